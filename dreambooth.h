@@ -1,0 +1,7761 @@
+/* dreambooth.h - DreamBooth in one header: teach a text-to-image diffusion model a subject from a few photos
+
+   Do this
+
+       #define DREAMBOOTH_IMPLEMENTATION
+       #include "dreambooth.h"
+
+   in one C or C++ file, before any other include, and only #include it elsewhere. Link with -lm, and
+   compile with -fopenmp to use more than one processor core.
+*/
+#ifndef DREAMBOOTH_H
+#define DREAMBOOTH_H
+
+#if defined(DREAMBOOTH_IMPLEMENTATION) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* strict C99 hides POSIX and Linux names */
+#endif
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- results ---- */
+#define DB_RESULTS(X)                                                                              \
+    X(DB_OK, "ok")                                                                                 \
+    X(DB_ERROR_ARGUMENT, "an argument is out of range")                                            \
+    X(DB_ERROR_MEMORY, "out of memory")                                                            \
+    X(DB_ERROR_FILE, "a file could not be opened, read or written")                                \
+    X(DB_ERROR_FORMAT, "a file is not what its format asks for")                                   \
+    X(DB_ERROR_SHAPE, "shapes do not fit together")                                                \
+    X(DB_ERROR_MISSING, "something needed is missing")                                             \
+    X(DB_ERROR_UNSUPPORTED, "not supported")                                                       \
+    X(DB_ERROR_NUMERIC, "a value became infinite or not a number")                                 \
+    X(DB_ERROR_CANCELLED, "cancelled by the caller")
+
+typedef enum db_result {
+#define DB__ENUM(name, text) name,
+    DB_RESULTS(DB__ENUM)
+#undef DB__ENUM
+} db_result;
+
+/* ---- data types: X(name, bytes). bf16 and f32 are computed in; the others occur in files -------- */
+#define DB_DTYPES(X)                                                                               \
+    X(F64, 8) X(F32, 4) X(F16, 2) X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U8, 1)       \
+    X(BOOL, 1)
+
+typedef enum db_dtype {
+#define DB__ENUM(name, bytes) DB_##name,
+    DB_DTYPES(DB__ENUM)
+#undef DB__ENUM
+    DB_DTYPE_COUNT
+} db_dtype;
+
+const char *db_dtype_name(db_dtype dtype); /* "F32", ... or "?" */
+size_t db_dtype_size(db_dtype dtype);      /* bytes of one element, or 0 */
+
+/* ---- the context -------------------------------------------------------------------------------
+
+   One context owns the settings, the error state and the memory accounting of everything that is
+   made with it. Use one per thread of yours; contexts share nothing. */
+
+typedef enum db_log_level { DB_LOG_INFO, DB_LOG_WARNING } db_log_level;
+typedef struct db_backend db_backend;
+typedef struct db_ctx db_ctx;
+
+typedef struct db_config {
+    void *(*allocate)(void *user, size_t bytes);    /* default: malloc, free                       */
+    void (*release)(void *user, void *memory);
+    void (*log)(void *user, db_log_level level, const char *line); /* default: none                */
+    void *user;                  /* handed to the three                                            */
+    int threads;                 /* 0: as many as OpenMP would take                                */
+    db_dtype compute;            /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
+    const char *isa;             /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"; NULL:
+                                    $DB_ISA, else the best one                                     */
+    const db_backend *backend;   /* NULL: the CPU                                                  */
+} db_config;
+
+db_config db_config_default(void);
+
+/* Makes a context; `config` may be NULL. On failure *out is NULL: out of memory, an allocator
+   without its partner, an instruction set that is not there. Free with db_destroy, last of all. */
+db_result db_create(db_ctx **out, const db_config *config);
+void db_destroy(db_ctx *ctx);
+
+/* The first failure since the context was made or cleared, and the sentence that explains it.
+   While there is one, operations on the context do nothing and return it. */
+db_result db_status(const db_ctx *ctx);
+const char *db_last_error(const db_ctx *ctx);
+void db_clear_error(db_ctx *ctx);
+const char *db_result_name(db_result r);
+
+const char *db_isa(const db_ctx *ctx);   /* the instruction set in use                             */
+const char *db_isa_name(size_t index);   /* those that this machine has, best first; then NULL     */
+size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held at once           */
+
+/* ---- random numbers ------------------------------------------------------------------------------
+
+   Number `index` of a stream is a function of (seed, purpose, step, index) alone: nothing to save,
+   nothing that depends on the order of the calls. */
+
+typedef struct db_rng {
+    uint64_t seed;
+    uint32_t purpose, step;
+} db_rng;
+
+uint32_t db_random_bits(const db_rng *rng, uint64_t index);
+float db_random_uniform(const db_rng *rng, uint64_t index);                   /* [0, 1)            */
+uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n);      /* 0 ... n-1         */
+void db_random_normal(const db_rng *rng, size_t n, float *out);               /* numbers 0 ... n-1 */
+
+/* ---- parameters ----------------------------------------------------------------------------------
+
+   A model's parameters: one table of state-dict names, shapes and memory that loading, saving, the
+   optimiser, EMA and gradient checks all walk. The table is filled by recording the model's forward
+   pass once: each layer declares what it needs. Weights are f32. */
+
+typedef struct db_param {
+    char *name;       /* state-dict name                                                          */
+    int n_dims;
+    size_t dim[4];    /* PyTorch's shape. Memory has [OC,IC,k,k] as [k][OC][k][IC]                 */
+    size_t count;
+    float *data, *grad; /* inside the table's two buffers; grad is NULL while not training         */
+    int frozen;       /* no gradient, no update                                                   */
+} db_param;
+
+typedef struct db_param_table {
+    db_ctx *ctx;
+    db_param *item;
+    size_t n, capacity;
+    size_t count;     /* floats in each buffer, padding between parameters included               */
+    float *data, *grad;
+} db_param_table;
+
+db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
+
+/* A parameter, or its gradient, in PyTorch's order; out and in hold item->count floats. */
+void db_param_get(const db_param *item, const float *from, float *out);
+void db_param_set(const db_param *item, float *to, const float *in);
+
+/* ---- tensors and the tape: see [DB-02] -------------------------------------------------------------
+
+   A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
+   plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error. */
+
+typedef struct db_tape db_tape;
+
+typedef struct db_tensor {
+    int id;
+    int n_dims;
+    size_t dim[4];
+} db_tensor;
+
+typedef struct db_memory_plan {
+    size_t arena_bytes;   /* activations, gradients of activations, inputs                        */
+    size_t scratch_bytes; /* the kernels' own                                                     */
+    size_t n_operations;
+    double flops;         /* multiplications and additions of one run                             */
+} db_memory_plan;
+
+db_result db_tape_create(db_ctx *ctx, db_tape **out);
+void db_tape_destroy(db_tape *t);
+
+/* An input whose contents db_upload sets; stays until the tape is destroyed. */
+db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim);
+void db_keep(db_tape *t, db_tensor x);          /* x can be downloaded after a run                 */
+void db_require_grad(db_tape *t, db_tensor x);  /* of an input; parameters have it by themselves   */
+
+/* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
+   of parameters add up from run to run, until db_zero_grad; those of inputs are read with db_grad. */
+db_result db_backward(db_tape *t, db_tensor loss);
+db_tensor db_grad(const db_tape *t, db_tensor x);
+
+/* What is recorded between the two is computed again in the backward pass rather than kept. */
+void db_checkpoint_begin(db_tape *t);
+void db_checkpoint_end(db_tape *t);
+
+/* Fixes the memory plan (nothing can be recorded afterwards); *plan (or NULL) tells it. */
+db_result db_plan(db_tape *t, db_memory_plan *plan);
+db_result db_upload(db_tape *t, db_tensor x, const void *data);    /* x's own data type            */
+db_result db_run(db_tape *t, uint64_t seed, uint32_t step);        /* seed, step: of its noise     */
+db_result db_download(db_tape *t, db_tensor x, float *out);        /* as floats                    */
+
+size_t db_count(db_tensor x);
+db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim);
+
+/* ---- operations, with gradients unless it says otherwise: see [DB-03c] ----------------------------- */
+
+typedef enum db_activation {
+    DB_ACT_NONE, DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH, DB_ACT_QUICK_GELU, DB_ACT_RELU
+} db_activation;
+
+/* x [B,H,W,IC], w [OC,IC,k,k], bias [OC] or none, residual like y or none -> y [B,OH,OW,OC] */
+db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual,
+                    size_t stride, size_t pad_begin, size_t pad_end);
+/* x [...,IC], w [OC,IC] -> [...,OC] */
+db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual);
+/* x [B,...,C]; w, bias [C]; scale_shift [B,2C] or none -> act(norm(x) (1 + scale) + shift) */
+db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift,
+                        size_t groups, float eps, db_activation act);
+db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps);
+db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps);
+db_tensor db_activate(db_tape *t, db_tensor x, db_activation act);
+db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b);
+db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_tensor z);
+db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
+db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
+db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
+db_tensor db_avg_pool2(db_tape *t, db_tensor x);
+db_tensor db_upsample2(db_tape *t, db_tensor x); /* nearest */
+/* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none */
+db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
+                       db_tensor mask, size_t heads, float scale, int causal);
+db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
+db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows);     /* x [...,C] + rows [R,C], repeated */
+db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
+/* Without gradients; f32 */
+db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
+db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W); /* corners aligned */
+db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose);       /* drawn anew in each run */
+db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z); /* p[b] x + q[b] z */
+/* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel weights
+   [B,H,W] or none; *each (or NULL) becomes the unweighted loss of every sample. */
+db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel, db_tensor *each);
+db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets); /* targets i32, -1: skip */
+
+/* ---- the seam to hardware ---------------------------------------------------------------------------
+
+   Every operation, forward and backward, as a backend has to supply it:
+   X(id, name, how many of its first arguments are outputs, CPU driver, backward). The CPU drivers
+   document the arguments; `a` absent optional arguments have present = 0. */
+
+#define DB__OPS(X)                                                                                  \
+    X(CONV2D, "conv2d", 1, db__cpu_conv2d, db__conv2d_backward)                                      \
+    X(CONV2D_DX, "conv2d_dx", 1, db__cpu_conv2d_dx, NULL)                                           \
+    X(CONV2D_DW, "conv2d_dw", 2, db__cpu_conv2d_dw, NULL)                                           \
+    X(GROUP_NORM, "group_norm", 2, db__cpu_group_norm, db__group_norm_backward)                      \
+    X(GROUP_NORM_DX, "group_norm_dx", 4, db__cpu_group_norm_dx, NULL)                               \
+    X(LAYER_NORM, "layer_norm", 2, db__cpu_layer_norm, db__layer_norm_backward)                      \
+    X(LAYER_NORM_DX, "layer_norm_dx", 3, db__cpu_layer_norm_dx, NULL)                               \
+    X(ACT, "act", 1, db__cpu_act, db__act_backward)                                                 \
+    X(ACT_DX, "act_dx", 1, db__cpu_act_dx, NULL)                                                    \
+    X(MUL, "mul", 1, db__cpu_mul, db__mul_backward)                                                 \
+    X(AXPBY, "axpby", 1, db__cpu_axpby, db__axpby_backward)                                         \
+    X(FILL, "fill", 1, db__cpu_fill, NULL)                                                          \
+    X(MIX, "mix", 1, db__cpu_mix, NULL)                                                             \
+    X(NORMAL, "normal", 1, db__cpu_normal, NULL)                                                    \
+    X(COPY, "copy", 1, db__cpu_copy, db__copy_backward)                                             \
+    X(POOL2, "pool2", 1, db__cpu_pool2, db__resample_backward)                                      \
+    X(UP2, "up2", 1, db__cpu_up2, db__resample_backward)                                            \
+    X(RESIZE, "resize", 1, db__cpu_resize, NULL)                                                    \
+    X(ATTENTION, "attention", 2, db__cpu_attention, db__attention_backward)                         \
+    X(ATTENTION_DX, "attention_dx", 4, db__cpu_attention_dx, NULL)                                  \
+    X(EMBEDDING, "embedding", 1, db__cpu_embedding, db__embedding_backward)                         \
+    X(EMBEDDING_DW, "embedding_dw", 1, db__cpu_embedding_dw, NULL)                                  \
+    X(ADD_ROWS, "add_rows", 1, db__cpu_add_rows, db__add_rows_backward)                             \
+    X(ADD_ROWS_DW, "add_rows_dw", 1, db__cpu_add_rows_dw, NULL)                                     \
+    X(MEAN, "mean", 1, db__cpu_mean, db__mean_backward)                                             \
+    X(MEAN_DX, "mean_dx", 1, db__cpu_mean_dx, NULL)                                                 \
+    X(SINUSOID, "sinusoid", 1, db__cpu_sinusoid, NULL)                                              \
+    X(POSITION_BIAS, "position_bias", 1, db__cpu_position_bias, db__position_bias_backward)         \
+    X(POSITION_BIAS_DW, "position_bias_dw", 1, db__cpu_position_bias_dw, NULL)                      \
+    X(MSE, "mse", 2, db__cpu_mse, db__mse_backward)                                                 \
+    X(MSE_DX, "mse_dx", 1, db__cpu_mse_dx, NULL)                                                    \
+    X(CROSS_ENTROPY, "cross_entropy", 2, db__cpu_cross_entropy, db__cross_entropy_backward)         \
+    X(CROSS_ENTROPY_DX, "cross_entropy_dx", 1, db__cpu_cross_entropy_dx, NULL)
+
+typedef enum db_op {
+#define DB__ENUM(id, name, outputs, run, back) DB_OP_##id,
+    DB__OPS(DB__ENUM)
+#undef DB__ENUM
+    DB_OP_COUNT
+} db_op;
+
+enum { DB_MAX_ARGS = 12 };
+
+typedef struct db_arg {
+    void *data; /* on the backend's device */
+    size_t dim[4];
+    int n_dims;
+    db_dtype dtype;
+    int present;
+} db_arg;
+
+/* One operation, ready to run. A backend takes `scratch_used` bytes of scratch while measuring and
+   finds that much memory at `scratch` when running. */
+typedef struct db_call {
+    db_arg a[DB_MAX_ARGS];
+    size_t s[6];
+    int i[4];
+    float f[2];
+    uint64_t seed;
+    uint32_t step;
+    int measuring;
+    void *scratch;
+    size_t scratch_used;
+} db_call;
+
+struct db_backend {
+    const char *name;
+    void *(*alloc)(db_ctx *ctx, size_t bytes);
+    void (*release)(db_ctx *ctx, void *memory);
+    db_result (*copy_in)(db_ctx *ctx, void *device, const void *host, size_t bytes);
+    db_result (*copy_out)(db_ctx *ctx, void *host, const void *device, size_t bytes);
+    void (*run[DB_OP_COUNT])(db_ctx *ctx, db_call *call);
+};
+
+const db_backend *db_backend_cpu(void);
+
+/* ---- the optimiser: AdamW, as in PyTorch ------------------------------------------------------------- */
+
+typedef struct db_optimizer_config {
+    float beta1, beta2, eps, weight_decay;
+    float max_grad_norm; /* the gradients of a table are scaled down to this norm; 0: never */
+} db_optimizer_config;
+
+typedef struct db_optimizer {
+    db_optimizer_config config;
+    db_param_table *params; /* not owned */
+    float *m, *v;           /* first and second moments, like params->data */
+    uint64_t step;
+} db_optimizer;
+
+db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
+db_result db_optimizer_init(db_optimizer *o, db_param_table *params, const db_optimizer_config *config);
+void db_optimizer_free(db_optimizer *o);
+
+void db_zero_grad(db_param_table *params);
+
+/* One update with learning rate lr. Gradients are first multiplied by grad_scale (1 / number of
+   accumulated runs) and clipped; *norm (or NULL) is their norm before clipping. A norm that is not
+   finite changes nothing and gives DB_ERROR_NUMERIC. */
+db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
+
+/* average = decay * average + (1 - decay) * params: an exponential moving average of the weights. */
+void db_ema_update(const db_param_table *params, float *average, float decay);
+
+typedef enum db_lr_schedule {
+    DB_LR_CONSTANT, DB_LR_CONSTANT_WITH_WARMUP, DB_LR_LINEAR, DB_LR_COSINE, DB_LR_COSINE_WITH_RESTARTS, DB_LR_POLYNOMIAL
+} db_lr_schedule;
+
+/* The factor on the learning rate at update `step` (from 0) of `total`, as diffusers.optimization has it. */
+double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total, double cycles, double power);
+
+/* ---- [DB-05] JSON, safetensors ---------------------------------------------------------------
+
+   JSON files are read into a tree that never changes. Walk it with a loop,
+
+       for (item = node->first; item; item = item->next) ... item->key, item->string ...
+
+   or look single members up. The tree is strict RFC 8259 with one addition: NaN, Infinity and
+   -Infinity are numbers, because Python writes them and diffusers' scheduler files contain them. */
+
+typedef enum db_json_type {
+    DB_JSON_NULL, DB_JSON_BOOL, DB_JSON_NUMBER, DB_JSON_STRING, DB_JSON_ARRAY, DB_JSON_OBJECT
+} db_json_type;
+
+typedef struct db_json {
+    db_json_type type;
+    int is_integer;             /* number: `integer` is its exact value                           */
+    int64_t integer;            /* bool: 0 or 1                                                   */
+    double number;              /* number                                                         */
+    const char *string;         /* string: valid UTF-8 and a final NUL; \u0000 may stand inside   */
+    size_t length;              /* string: its bytes, without the final NUL                       */
+    const char *key;            /* member of an object: its name; otherwise NULL                  */
+    size_t key_length;
+    const struct db_json *first, *next; /* first child; next sibling; NULL at the end             */
+    size_t count;               /* array or object: children                                      */
+    const struct db__json_document *document; /* private: says where to report errors             */
+    size_t line;                /* where the value stands in the file, from 1                     */
+} db_json;
+
+/* Parses a file, or `bytes` of text (which need not stay) that errors call `name`. Returns the
+   root, to be freed with db_json_free, or NULL with the error set: file, line, column, reason. */
+const db_json *db_json_load(db_ctx *ctx, const char *path);
+const db_json *db_json_parse(db_ctx *ctx, const char *name, const char *text, size_t bytes);
+
+/* Frees the whole tree, strings and keys included. Takes the root; NULL is allowed. */
+void db_json_free(const db_json *root);
+
+/* The member called `key`, or NULL when there is none or `object` is NULL or not an object. Of
+   equal names the last one counts. Takes time in proportion to the number of members. */
+const db_json *db_json_get(const db_json *object, const char *key);
+
+/* Element `index` of an array or object, or NULL. Takes time in proportion to `index`. */
+const db_json *db_json_at(const db_json *array, size_t index);
+
+/* The member `key` of `object`, or `otherwise` when it is absent or null (or `object` is NULL). A
+   member of another type sets the context's error, naming file and line, and gives `otherwise`:
+   a misread configuration must not turn into a default. The string lives as long as the tree. */
+double db_json_number(const db_json *object, const char *key, double otherwise);
+int64_t db_json_int(const db_json *object, const char *key, int64_t otherwise);
+int db_json_bool(const db_json *object, const char *key, int otherwise);
+const char *db_json_string(const db_json *object, const char *key, const char *otherwise);
+
+enum { DB_FILE_MAX_RANK = 8 };
+
+/* One tensor of a file, in PyTorch's order (row-major, last dimension innermost). */
+typedef struct db_file_tensor {
+    const char *name;           /* the state-dict key                                             */
+    db_dtype dtype;
+    int rank;                   /* 0 for a scalar                                                 */
+    size_t dim[DB_FILE_MAX_RANK];
+    size_t count;               /* elements: the product of dim; 1 for a scalar                   */
+    size_t bytes;               /* count * element size                                           */
+    const void *data;           /* little-endian, NOT necessarily aligned: use memcpy             */
+} db_file_tensor;
+
+/* Tensors of one safetensors file or of several shards. Files are mapped, not read: pages come in
+   as they are used. An open file may be replaced (renamed over) but not shortened in place. */
+typedef struct db_safetensors db_safetensors;
+
+/* Opens and checks a whole file: header length, JSON, known element types, shapes against sizes,
+   no overlap, no hole, no name twice. Nothing of the tensors' data is touched. On failure *out is
+   NULL and the error names file and tensor. Close with db_safetensors_close. */
+db_result db_safetensors_open(db_ctx *ctx, const char *path, db_safetensors **out);
+
+/* The same for a file that is in memory already. `data` must stay until the close. */
+db_result db_safetensors_open_memory(db_ctx *ctx, const char *name, const void *data, size_t bytes,
+                                     db_safetensors **out);
+
+/* Opens a model's weights wherever they are: the first of
+       DIRECTORY/BASENAME.safetensors            DIRECTORY/BASENAME.safetensors.index.json
+       DIRECTORY/BASENAME.fp16.safetensors       DIRECTORY/BASENAME.safetensors.index.fp16.json
+   that exists; an index opens all shards it names. `basename` is "diffusion_pytorch_model" for
+   diffusers' parts, "model" for transformers'. */
+db_result db_weights_open(db_ctx *ctx, const char *directory, const char *basename,
+                          db_safetensors **out);
+
+void db_safetensors_close(db_safetensors *st); /* NULL is allowed */
+
+/* How many tensors; tensor `index` (in the file's order) or NULL; the tensor `name` or NULL (which
+   is no error: the caller knows what it needs). Pointers stay valid until the close. */
+size_t db_safetensors_count(const db_safetensors *st);
+const db_file_tensor *db_safetensors_at(const db_safetensors *st, size_t index);
+const db_file_tensor *db_safetensors_find(const db_safetensors *st, const char *name);
+
+/* The value of a key of `__metadata__` in the first file, or NULL. */
+const char *db_safetensors_metadata(const db_safetensors *st, const char *key);
+
+/* Converts all elements of any type to floats; `out` has room for tensor->count. F64 and integers
+   are rounded to the nearest float. */
+void db_file_tensor_to_f32(const db_file_tensor *tensor, float *out);
+
+/* Writing: declare every tensor, then write their data in the order of declaration.
+
+       db_safetensors_writer *w = db_safetensors_create(ctx, "model.safetensors");
+       db_safetensors_declare(w, "weight", DB_F16, 2, dim);
+       db_safetensors_write_f32(w, "weight", values);
+       if (db_safetensors_finish(w) != DB_OK) ...
+
+   The first failure sticks (also a NULL writer counts as failed, so that the sequence above needs
+   one check); the file appears under its name only when finish succeeds, complete and synced, and
+   a file that was there before stays untouched until then. */
+typedef struct db_safetensors_writer db_safetensors_writer;
+
+/* Starts a file. `__metadata__` gets {"format": "pt"}, which transformers asks for. Returns NULL
+   with the error set when the file cannot be created. */
+db_safetensors_writer *db_safetensors_create(db_ctx *ctx, const char *path);
+
+/* Adds a string to `__metadata__`. Only before the first write. */
+db_result db_safetensors_add_metadata(db_safetensors_writer *w, const char *key, const char *value);
+
+/* Announces a tensor: `rank` dimensions `dim`. Only before the first write. */
+db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_dtype dtype,
+                                 int rank, const size_t *dim);
+
+/* Writes the whole tensor `name`, which must be the next one declared: raw little-endian elements
+   of the declared type, or floats that are converted (F64, F32, F16 or BF16; to nearest even). */
+db_result db_safetensors_write(db_safetensors_writer *w, const char *name, const void *data);
+db_result db_safetensors_write_f32(db_safetensors_writer *w, const char *name, const float *data);
+
+/* Completes the file, puts it under its name and frees the writer. On any failure, now or before,
+   nothing is left behind and the code of that failure is returned. */
+db_result db_safetensors_finish(db_safetensors_writer *w);
+
+/* Gives a file up: removes what was written and frees the writer. NULL is allowed. */
+void db_safetensors_abandon(db_safetensors_writer *w);
+
+/* ---- [DB-06] Tokenizers ----------------------------------------------------------------------
+
+   Text to the numbers that a text encoder was trained on. Two kinds: SentencePiece unigram with
+   T5's conventions, and CLIP's byte-level pair encoding. Both take UTF-8; a byte that is not valid
+   becomes U+FFFD.
+   A tokenizer works in its context's memory: one thread at a time. */
+
+typedef struct db_tokenizer db_tokenizer;
+
+typedef enum db_tokenizer_kind { DB_TOKENIZER_T5, DB_TOKENIZER_CLIP } db_tokenizer_kind;
+
+typedef enum db_special {
+    DB_SPECIAL_PAD, DB_SPECIAL_BOS, DB_SPECIAL_EOS, DB_SPECIAL_UNK
+} db_special;
+
+/* Loads a tokenizer directory: `spiece.model` makes it T5's, `vocab.json` with `merges.txt` CLIP's.
+   A path that ends in ".model" is such a file itself. Free with db_tokenizer_free. */
+db_result db_tokenizer_load(db_ctx *ctx, const char *path, db_tokenizer **out);
+
+/* The same from memory, which need not stay; `name` stands in errors. */
+db_result db_tokenizer_load_spiece(db_ctx *ctx, const char *name, const void *data, size_t bytes,
+                                   db_tokenizer **out);
+
+void db_tokenizer_free(db_tokenizer *tok); /* NULL is allowed */
+
+/* The whole treatment of a prompt, as the pipelines ask for it (padding="max_length",
+   truncation=True): exactly max_length ids, first those of the text, with T5's </s> or between
+   CLIP's <|startoftext|> and <|endoftext|>, then padding. mask (or NULL) gets 1 for text and
+   markers, 0 for padding. A longer text loses its end, never the markers; *truncated (or NULL)
+   says so. */
+db_result db_tokenize(const db_tokenizer *tok, const char *text, size_t max_length, int32_t *ids,
+                      int32_t *mask, int *truncated);
+
+/* Only the text's own pieces, without markers: stores at most `capacity` ids and returns how many
+   there are. After an error (see db_status) that is 0. Shows how an identifier splits. */
+size_t db_tokenizer_split(const db_tokenizer *tok, const char *text, int32_t *ids, size_t capacity);
+
+/* Ids are 0 ... size-1. A T5 encoder's embedding has more rows (32128 for 32000 pieces): the 100
+   sentinels <extra_id_0> ... <extra_id_99> are 32099 down to 32000 and occur in no prompt. */
+size_t db_tokenizer_size(const db_tokenizer *tok);
+db_tokenizer_kind db_tokenizer_kind_of(const db_tokenizer *tok);
+
+/* The text of a piece as the vocabulary has it ("\xe2\x96\x81" "dog" with U+2581 for a space;
+   "dog</w>"), or NULL when there is no such id. */
+const char *db_tokenizer_piece(const db_tokenizer *tok, int32_t id);
+
+/* The id of a piece spelt that way, or -1. */
+int32_t db_tokenizer_find(const db_tokenizer *tok, const char *piece);
+
+/* How common a piece is, by the vocabulary: T5 has log probabilities; for CLIP minus the rank of
+   the merge that made it. Larger is more common. */
+float db_tokenizer_score(const db_tokenizer *tok, int32_t id);
+
+/* The id of a special token, or -1 when the tokenizer has none (T5: no beginning). */
+int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
+
+/* ---- [DB-07] text encoder -------------------------------------------------------------------------- */
+
+typedef struct db_text_config { /* T5 v1.1 encoder, transformers' names in config.json */
+    size_t vocab_size, d_model, d_kv, d_ff, num_layers, num_heads;
+    size_t relative_attention_num_buckets, relative_attention_max_distance;
+    float layer_norm_epsilon;
+    db_activation act; /* of the feed-forward network */
+    int gated;
+} db_text_config;
+
+typedef struct db_text_encoder {
+    db_ctx *ctx;
+    db_text_config config;
+    db_param_table params;
+} db_text_encoder;
+
+/* Reads config.json. */
+db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out);
+/* Declares and allocates the parameters, zero. Free with db_text_encoder_free. */
+db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out);
+/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. */
+db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out);
+void db_text_encoder_free(db_text_encoder *e);
+/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to -> last hidden state [B,T,d_model] */
+db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask);
+
+/* ---- [DB-08] the U-Net ------------------------------------------------------------------------------- */
+
+enum { DB_MAX_LEVELS = 8 };
+
+typedef enum db_block { DB_BLOCK_RESNET, DB_BLOCK_SIMPLE_CROSS_ATTN } db_block;
+
+typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in config.json */
+    size_t in_channels, out_channels, sample_size;
+    size_t n_levels;
+    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS];
+    size_t block_out_channels[DB_MAX_LEVELS], layers_per_block[DB_MAX_LEVELS];
+    size_t attention_head_dim[DB_MAX_LEVELS]; /* the width of a head */
+    int only_cross_attention[DB_MAX_LEVELS], mid_block_only_cross_attention;
+    size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
+    size_t time_embedding_dim, norm_num_groups;
+    float norm_eps, freq_shift, resnet_out_scale_factor, mid_block_scale_factor;
+    int flip_sin_to_cos, center_input_sample;
+    int resnet_skip_time_act, cross_attention_norm;
+    int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding   */
+    int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver      */
+    db_activation act, time_embedding_act;
+} db_unet_config;
+
+typedef struct db_unet {
+    db_ctx *ctx;
+    db_unet_config config;
+    db_param_table params;
+} db_unet;
+
+typedef struct db_unet_features {
+    db_tensor up[DB_MAX_LEVELS]; /* the output of each up block, for heads that look inside */
+} db_unet_features;
+
+db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out);
+db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out);
+db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out);
+void db_unet_free(db_unet *u);
+/* x [B,H,W,in_channels], timestep f32 [B], text [B,T,encoder_hid_dim], class_labels f32 [B] or none
+   -> [B,H,W,out_channels]. features may be NULL. */
+db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
+                          db_tensor class_labels, db_unet_features *features);
+
+/* Fills a table from an open file (every parameter must be there in its shape; what the file has
+   besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
+db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
+db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype);
+
+/* ---- [DB-09] noise schedule and samplers --------------------------------------------------------------- */
+
+typedef enum db_prediction { DB_PREDICT_EPSILON, DB_PREDICT_SAMPLE, DB_PREDICT_V } db_prediction;
+typedef enum db_spacing { DB_SPACING_LEADING, DB_SPACING_TRAILING, DB_SPACING_LINSPACE } db_spacing;
+typedef enum db_variance {
+    DB_VARIANCE_FIXED_SMALL, DB_VARIANCE_FIXED_LARGE, DB_VARIANCE_LEARNED_RANGE
+} db_variance;
+
+typedef struct db_schedule { /* names as in scheduler_config.json */
+    size_t num_train_timesteps;
+    double *alphas_cumprod; /* [num_train_timesteps], alpha_t^2 of the paper */
+    db_ctx *ctx;
+    db_prediction prediction_type;
+    db_spacing timestep_spacing;
+    db_variance variance_type;
+    int clip_sample, thresholding, steps_offset, set_alpha_to_one;
+    double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
+} db_schedule;
+
+db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
+/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest as diffusers' defaults. */
+db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start, double beta_end, size_t steps, db_schedule *out);
+void db_schedule_free(db_schedule *s);
+
+/* alpha_t and sigma_t of x_t = alpha_t x + sigma_t eps */
+void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, float *sigma);
+/* Fills steps timesteps, from noisy to clean. */
+db_result db_schedule_timesteps(const db_schedule *s, size_t steps, size_t *out);
+
+typedef enum db_sampler { DB_SAMPLER_DDPM, DB_SAMPLER_DDIM } db_sampler;
+
+/* One step of a sampler from x_t to the previous timestep (previous < 0: to the clean image), in
+   place. pred [B,P,CP] is the network's output after guidance, CP = C or 2C (learned variance); noise
+   [B,P,C] standard normal, unused by DDIM with eta 0 and in a last step. */
+db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, size_t t, long previous, size_t B, size_t P, size_t C, size_t CP,
+                          const float *pred, const float *noise, float *x);
+
+/* Classifier-free guidance in place: pred holds [2B,P,CP], unconditional first; its first half becomes
+   uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
+void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* DREAMBOOTH_H */
+
+/* ==== stop here if you only want the API ============================================================ */
+
+#ifdef DREAMBOOTH_IMPLEMENTATION
+#if !defined(DB__PASS_SCALAR) && !defined(DB__PASS_AVX2) && !defined(DB__PASS_AVX512) && !defined(DB__PASS_AVX512BF16) && \
+    !defined(DB__PASS_AMX) && !defined(DB__PASS_NEON)
+
+#include <errno.h>
+#include <float.h>
+#include <inttypes.h>
+#if (defined(__unix__) || defined(__APPLE__)) && !defined(DB_NO_POSIX)
+#define DB__POSIX
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if (defined(__x86_64__) || defined(__amd64__)) && defined(__GNUC__)
+#include <cpuid.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized" /* gcc 12 warns about its own intrinsics */
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ==== [DB-01] Platform, allocation, errors, log, random numbers, threads ========================
+
+   Everything below stands on these few functions. Two habits keep the rest short:
+
+   - Errors stick. The first failure is written into the context (code and sentence); later calls
+     that see it return at once, so that a forward pass is checked a single time, at its end.
+   - Sizes are products of untrusted numbers, so they go through db__mul and db__alloc, which refuse
+     to overflow.
+
+   Easy to get wrong
+   - A random number belongs to (seed, purpose, step, index), never to "the next one": a resumed run
+     and a run with another number of threads draw the same numbers.                             */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define DB__PRINTF(f, a) __attribute__((format(printf, f, a)))
+#define DB__UNUSED __attribute__((unused))
+#else
+#define DB__PRINTF(f, a)
+#define DB__UNUSED
+#endif
+
+#ifdef _OPENMP
+#define DB__OMP(text) _Pragma(#text)
+#else
+#define DB__OMP(text)
+#endif
+
+#define DB__MIN(a, b) ((a) < (b) ? (a) : (b))
+#define DB__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define DB__CEIL_DIV(a, b) (((a) + (b) - 1) / (b))
+#define DB__ROUND_UP(a, b) (DB__CEIL_DIV(a, b) * (b))
+
+struct db_ctx {
+    db_config config;
+    const struct db__isa *isa;   /* the kernels in use */
+    const db_backend *backend;
+    db_result result;        /* the first failure; DB_OK while there is none */
+    char message[1024];
+    size_t live_bytes, peak_bytes; /* of memory that this context has allocated */
+};
+
+/* ---- errors ---------------------------------------------------------------------------------- */
+
+const char *db_result_name(db_result r)
+{
+    switch (r) {
+#define DB__CASE(name, text) case name: return text;
+    DB_RESULTS(DB__CASE)
+#undef DB__CASE
+    }
+    return "unknown result";
+}
+
+/* Records a failure and returns its code; the first one wins. */
+DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const char *format, ...)
+{
+    if (ctx->result == DB_OK) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(ctx->message, sizeof ctx->message, format, args);
+        va_end(args);
+        ctx->result = code;
+    }
+    return code;
+}
+
+DB__PRINTF(3, 4) static void db__log(db_ctx *ctx, db_log_level level, const char *format, ...)
+{
+    char line[1024];
+    va_list args;
+    if (!ctx->config.log) return;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    ctx->config.log(ctx->config.user, level, line);
+}
+
+db_result db_status(const db_ctx *ctx) { return ctx->result; }
+const char *db_last_error(const db_ctx *ctx) { return ctx->result == DB_OK ? "" : ctx->message; }
+
+void db_clear_error(db_ctx *ctx)
+{
+    ctx->result = DB_OK;
+    ctx->message[0] = 0;
+}
+
+/* ---- allocation ------------------------------------------------------------------------------ */
+
+/* a * b, or 0 with *overflow set. */
+static size_t db__mul(size_t a, size_t b, int *overflow)
+{
+    if (a && b > (size_t)-1 / a) {
+        *overflow = 1;
+        return 0;
+    }
+    return a * b;
+}
+
+/* Every block carries its size in the 64 bytes before it, which also keeps it aligned for SIMD. */
+enum { DB__ALIGN = 64 };
+typedef struct db__block {
+    void *base;
+    size_t bytes;
+} db__block;
+
+/* count * size bytes, zeroed, 64-byte aligned; NULL with the error set when that is too much. */
+static void *db__alloc(db_ctx *ctx, size_t count, size_t size)
+{
+    int overflow = 0;
+    size_t bytes = db__mul(count, size, &overflow);
+    char *base = NULL, *user = NULL;
+    if (!overflow && bytes <= (size_t)-1 - 2 * DB__ALIGN)
+        base = (char *)ctx->config.allocate(ctx->config.user, bytes + 2 * DB__ALIGN);
+    if (!base) {
+        db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for, %zu in use", count,
+                 size, ctx->live_bytes);
+        return NULL;
+    }
+    user = (char *)(((uintptr_t)base + 2 * DB__ALIGN - 1) & ~(uintptr_t)(DB__ALIGN - 1));
+    ((db__block *)(void *)user)[-1].base = base;
+    ((db__block *)(void *)user)[-1].bytes = bytes;
+    ctx->live_bytes += bytes;
+    ctx->peak_bytes = DB__MAX(ctx->peak_bytes, ctx->live_bytes);
+    return memset(user, 0, bytes);
+}
+
+static void db__free(db_ctx *ctx, void *memory)
+{
+    if (!memory) return;
+    ctx->live_bytes -= ((db__block *)memory)[-1].bytes;
+    ctx->config.release(ctx->config.user, ((db__block *)memory)[-1].base);
+}
+
+/* Grows *array (of `size`-byte items) so that it holds at least `count` items. */
+static int db__reserve(db_ctx *ctx, void **array, size_t *capacity, size_t count, size_t size)
+{
+    size_t wanted = DB__MAX(count, *capacity * 2);
+    void *grown;
+    if (count <= *capacity) return 1;
+    wanted = DB__MAX(wanted, 16);
+    grown = db__alloc(ctx, wanted, size);
+    if (!grown) return 0;
+    if (*array) memcpy(grown, *array, *capacity * size);
+    db__free(ctx, *array);
+    *array = grown;
+    *capacity = wanted;
+    return 1;
+}
+
+static char *db__strdup(db_ctx *ctx, const char *text)
+{
+    size_t n = strlen(text) + 1;
+    char *copy = (char *)db__alloc(ctx, n, 1);
+    return copy ? (char *)memcpy(copy, text, n) : NULL;
+}
+
+/* ---- half-precision numbers ------------------------------------------------------------------
+   f16: 1 sign, 5 exponent, 10 fraction bits. bf16: the upper half of an f32.                     */
+
+static uint32_t db__float_bits(float f)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+static float db__bits_to_float(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static float db__f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    uint32_t exponent = h >> 10 & 0x1Fu, fraction = h & 0x3FFu;
+    if (exponent == 0) { /* zero or subnormal: fraction * 2^-24, which a float holds exactly */
+        float f = (float)fraction * 5.9604644775390625e-8f;
+        return sign ? -f : f;
+    }
+    /* The exponents' biases are 15 and 127; all ones means infinity or NaN in both. */
+    return db__bits_to_float(sign | (exponent == 31 ? 0xFFu : exponent + 112) << 23 | fraction << 13);
+}
+
+/* m / 2^shift, to nearest, ties to even; 0 < shift < 32, m < 2^31. */
+static uint32_t db__shift_to_even(uint32_t m, uint32_t shift)
+{
+    return (m + (((uint32_t)1 << (shift - 1)) - 1) + (m >> shift & 1)) >> shift;
+}
+
+static uint16_t db__f32_to_f16(float f)
+{
+    uint32_t bits = db__float_bits(f), sign = bits >> 16 & 0x8000u, size = bits & 0x7FFFFFFFu;
+    if (size > 0x7F800000u)                                     /* a NaN stays one, quiet  */
+        return (uint16_t)(sign | 0x7E00u | (size >> 13 & 0x3FFu));
+    if (size >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u); /* 65520 and up: infinity  */
+    if (size >= 0x38800000u)                                    /* 2^-14 and up: normal    */
+        return (uint16_t)(sign | db__shift_to_even(size - 0x38000000u, 13));
+    if (size < 0x33000000u) return (uint16_t)sign;              /* below 2^-25: zero       */
+    return (uint16_t)(sign | db__shift_to_even((size & 0x7FFFFFu) | 0x800000u, 126 - (size >> 23)));
+}
+
+static float db__bf16_to_f32(uint16_t h) { return db__bits_to_float((uint32_t)h << 16); }
+
+static uint16_t db__f32_to_bf16(float f)
+{
+    uint32_t bits = db__float_bits(f);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(bits >> 16 | 0x40u); /* quiet NaN */
+    return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+static const struct {
+    const char *name;
+    size_t bytes;
+} db__dtypes[] = {
+#define DB__ROW(name, bytes) {#name, bytes},
+    DB_DTYPES(DB__ROW)
+#undef DB__ROW
+};
+
+const char *db_dtype_name(db_dtype dtype)
+{
+    return (unsigned)dtype < DB_DTYPE_COUNT ? db__dtypes[dtype].name : "?";
+}
+
+size_t db_dtype_size(db_dtype dtype)
+{
+    return (unsigned)dtype < DB_DTYPE_COUNT ? db__dtypes[dtype].bytes : 0;
+}
+
+/* ---- random numbers --------------------------------------------------------------------------
+   Philox4x32-10 (Salmon et al., 2011): a keyed bijection of a 128-bit counter. Nothing is carried
+   from call to call; number i of (seed, purpose, step) is a pure function of those four.        */
+
+static void db__philox(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t block, uint32_t out[4])
+{
+    uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = step, c3 = purpose;
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    int round;
+    for (round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)p1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    out[0] = c0; out[1] = c1; out[2] = c2; out[3] = c3;
+}
+
+uint32_t db_random_bits(const db_rng *rng, uint64_t index)
+{
+    uint32_t r[4];
+    db__philox(rng->seed, rng->purpose, rng->step, index / 4, r);
+    return r[index % 4];
+}
+
+float db_random_uniform(const db_rng *rng, uint64_t index)
+{
+    return (float)(db_random_bits(rng, index) >> 8) * (1.0f / 16777216.0f);
+}
+
+uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n)
+{
+    return (uint32_t)(((uint64_t)db_random_bits(rng, index) * n) >> 32);
+}
+
+/* n standard normal numbers, elements [first, first+n) of the stream; first is a multiple of 4.
+   Box and Muller's method on pairs; double precision keeps the result independent of the libm. */
+static void db__fill_normal(const db_rng *rng, uint64_t first, size_t n, float *out)
+{
+    size_t i;
+    for (i = 0; i < n; i += 4) {
+        uint32_t r[4];
+        float z[4];
+        int j;
+        db__philox(rng->seed, rng->purpose, rng->step, (first + i) / 4, r);
+        for (j = 0; j < 4; j += 2) {
+            double radius = sqrt(-2.0 * log(((double)r[j] + 1.0) * (1.0 / 4294967296.0)));
+            double angle = (double)r[j + 1] * (6.283185307179586 / 4294967296.0);
+            z[j] = (float)(radius * cos(angle));
+            z[j + 1] = (float)(radius * sin(angle));
+        }
+        memcpy(out + i, z, DB__MIN(n - i, 4) * sizeof *z);
+    }
+}
+
+void db_random_normal(const db_rng *rng, size_t n, float *out) { db__fill_normal(rng, 0, n, out); }
+
+/* ---- context --------------------------------------------------------------------------------- */
+
+static void *db__default_allocate(void *user, size_t bytes)
+{
+    (void)user;
+    return malloc(bytes);
+}
+
+static void db__default_release(void *user, void *memory)
+{
+    (void)user;
+    free(memory);
+}
+
+db_config db_config_default(void)
+{
+    db_config c;
+    memset(&c, 0, sizeof c);
+    c.allocate = db__default_allocate;
+    c.release = db__default_release;
+    c.compute = DB_F32;
+    return c;
+}
+
+/* How many threads a parallel loop of this context runs on. */
+static int db__threads(const db_ctx *ctx)
+{
+#ifdef _OPENMP
+    return ctx->config.threads > 0 ? ctx->config.threads : omp_get_max_threads();
+#else
+    (void)ctx;
+    return 1;
+#endif
+}
+
+static db_result db__choose_isa(db_ctx *ctx); /* [DB-03b] */
+
+db_result db_create(db_ctx **out, const db_config *config)
+{
+    db_config c = config ? *config : db_config_default();
+    db_ctx *ctx;
+    *out = NULL;
+    if (!c.allocate || !c.release) return DB_ERROR_ARGUMENT;
+    ctx = (db_ctx *)c.allocate(c.user, sizeof *ctx);
+    if (!ctx) return DB_ERROR_MEMORY;
+    memset(ctx, 0, sizeof *ctx);
+    ctx->config = c;
+    ctx->backend = c.backend ? c.backend : db_backend_cpu();
+    if (db__choose_isa(ctx) != DB_OK) {
+        db_result r = ctx->result;
+        db_destroy(ctx);
+        return r;
+    }
+    *out = ctx;
+    return DB_OK;
+}
+
+void db_destroy(db_ctx *ctx)
+{
+    if (ctx) ctx->config.release(ctx->config.user, ctx);
+}
+
+size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
+
+/* ==== [DB-02] Tensors, the tape, the backend table ===============================================
+
+   A network is written once, as a forward function. Each operation it calls is not carried out but
+   recorded on a tape. Three things are then done with the recording:
+
+     db_backward  walks it from the end and records the operations of the gradient after it,
+     db_plan      finds when each value is first and last used and lays all of them out in one
+                  arena, so that the memory needed is known before anything runs,
+     db_run       carries the operations out, in order, through the backend table; as often as
+                  there are steps.
+
+   The tape of micrograd keeps closures and the tape of PyTorch is rebuilt at every step; this one is
+   recorded once per shape, so a training step costs no bookkeeping and a GPU can replay it.
+
+   Easy to get wrong
+   - A gradient may arrive from several uses. The first writes, the later ones add: that is known
+     while recording, so no buffer is cleared in between. Parameter gradients always add, which is
+     what gradient accumulation over several runs needs.
+   - With a residual y = x + f(x), the gradient of y *becomes* that of x without a copy, which is
+     safe only because everything that reads the gradient of y has been recorded before.        */
+
+typedef enum db__kind {
+    DB__ACTIVATION, /* lives in the arena from its first to its last use    */
+    DB__KEPT,       /* lives in the arena throughout: inputs and outputs    */
+    DB__PARAM,      /* a parameter: memory of a db_params                   */
+    DB__PARAM_GRAD  /* the gradient of one                                  */
+} db__kind;
+
+typedef struct db__value {
+    db__kind kind;
+    db_dtype dtype;
+    size_t bytes;
+    db_param_table *table; /* of a parameter: whose, and which one       */
+    size_t param;
+    int needs_grad;
+    int grad;        /* value that holds the gradient, -1: none yet      */
+    int placed;      /* its offset has been chosen                       */
+    int first, last; /* nodes that write it first and use it last        */
+    size_t offset;   /* in the arena                                     */
+} db__value;
+
+typedef struct db__node {
+    db_op op;
+    db_tensor arg[DB_MAX_ARGS];
+    size_t s[6];
+    int i[4];
+    float f[2];
+    int segment; /* gradient checkpointing: recompute this node within that segment, -1: keep */
+} db__node;
+
+struct db_tape {
+    db_ctx *ctx;
+    db_dtype compute; /* of activations */
+    db__node *node;
+    size_t n_nodes, cap_nodes;
+    db__value *value;
+    size_t n_values, cap_values;
+    int n_segments, segment; /* checkpointed segments so far; the open one or -1 */
+    size_t n_forward;        /* nodes that the caller recorded; the rest is db_backward's */
+    char *arena;             /* on the backend's device */
+    size_t arena_bytes, scratch_bytes;
+    int planned;
+};
+
+/* Tables with a row for each operation, at the end of [DB-03c]. */
+static int db__op_outputs(db_op op);
+static const char *db__op_name(db_op op);
+static void db__op_backward(db_tape *t, const db__node *node);
+static double db__op_flops(db_op op, const db_call *c);
+
+static const db_tensor db__none = {-1, 0, {0, 0, 0, 0}};
+
+size_t db_count(db_tensor x)
+{
+    size_t n = 1;
+    int d;
+    for (d = 0; d < x.n_dims; d++) n *= x.dim[d];
+    return n;
+}
+
+/* "[2, 8, 8, 16]" for messages, in one of four static-sized buffers owned by the caller. */
+static const char *db__shape(db_tensor x, char buffer[96])
+{
+    int n = 0, d;
+    n += snprintf(buffer, 96, "[");
+    for (d = 0; d < x.n_dims; d++) n += snprintf(buffer + n, 96 - (size_t)n, "%s%zu", d ? ", " : "", x.dim[d]);
+    snprintf(buffer + n, 96 - (size_t)n, "]");
+    return buffer;
+}
+
+static db_tensor db__shape_fail(db_tape *t, const char *what, db_tensor a, db_tensor b)
+{
+    char sa[96], sb[96];
+    db__fail(t->ctx, DB_ERROR_SHAPE, "%s: %s does not fit %s", what, db__shape(a, sa), db__shape(b, sb));
+    return db__none;
+}
+
+db_result db_tape_create(db_ctx *ctx, db_tape **out)
+{
+    db_tape *t = (db_tape *)db__alloc(ctx, 1, sizeof *t);
+    *out = t;
+    if (!t) return ctx->result;
+    t->ctx = ctx;
+    t->compute = ctx->config.compute;
+    t->segment = -1;
+    return DB_OK;
+}
+
+void db_tape_destroy(db_tape *t)
+{
+    if (!t) return;
+    if (t->arena) t->ctx->backend->release(t->ctx, t->arena);
+    db__free(t->ctx, t->node);
+    db__free(t->ctx, t->value);
+    db__free(t->ctx, t);
+}
+
+static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_dims, const size_t *dim)
+{
+    db_tensor x;
+    db__value *v;
+    int d, overflow = 0;
+    size_t bytes = db_dtype_size(dtype);
+    x = db__none;
+    if (t->ctx->result != DB_OK) return x;
+    for (d = 0; d < n_dims; d++) {
+        x.dim[d] = dim[d];
+        bytes = db__mul(bytes, dim[d], &overflow);
+    }
+    x.n_dims = n_dims;
+    if (overflow || bytes == 0) {
+        char s[96];
+        db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large", db__shape(x, s));
+        return db__none;
+    }
+    if (!db__reserve(t->ctx, (void **)&t->value, &t->cap_values, t->n_values + 1, sizeof *t->value))
+        return db__none;
+    v = &t->value[t->n_values];
+    memset(v, 0, sizeof *v);
+    v->kind = kind;
+    v->dtype = dtype;
+    v->bytes = bytes;
+    v->grad = v->first = -1;
+    x.id = (int)t->n_values++;
+    return x;
+}
+
+static db_tensor db__activation(db_tape *t, int n_dims, const size_t *dim)
+{
+    return db__new_value(t, DB__ACTIVATION, t->compute, n_dims, dim);
+}
+
+db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim)
+{
+    return db__new_value(t, DB__KEPT, dtype, n_dims, dim);
+}
+
+/* A tensor handle carries its shape, so a reshape is another handle on the same value. */
+db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim)
+{
+    db_tensor y = x;
+    int d;
+    y.n_dims = n_dims;
+    for (d = 0; d < 4; d++) y.dim[d] = d < n_dims ? dim[d] : 0;
+    if (x.id >= 0 && db_count(x) != db_count(y)) return db__shape_fail(t, "reshape", x, y);
+    return y;
+}
+
+static db_tensor db__shape2(db_tape *t, db_tensor x, size_t a, size_t b)
+{
+    size_t dim[2];
+    dim[0] = a, dim[1] = b;
+    return db_reshape(t, x, 2, dim);
+}
+
+static db_tensor db__shape3(db_tape *t, db_tensor x, size_t a, size_t b, size_t c)
+{
+    size_t dim[3];
+    dim[0] = a, dim[1] = b, dim[2] = c;
+    return db_reshape(t, x, 3, dim);
+}
+
+static db_tensor db__shape4(db_tape *t, db_tensor x, size_t a, size_t b, size_t c, size_t d)
+{
+    size_t dim[4];
+    dim[0] = a, dim[1] = b, dim[2] = c, dim[3] = d;
+    return db_reshape(t, x, 4, dim);
+}
+
+void db_keep(db_tape *t, db_tensor x)
+{
+    if (x.id >= 0 && t->value[x.id].kind == DB__ACTIVATION) t->value[x.id].kind = DB__KEPT;
+}
+
+void db_require_grad(db_tape *t, db_tensor x)
+{
+    if (x.id >= 0) t->value[x.id].needs_grad = 1;
+}
+
+/* Appends a node; NULL once the context has failed. Arguments come as a list that ends at n. */
+static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
+{
+    db__node *node;
+    int k;
+    if (t->ctx->result != DB_OK) return NULL;
+    if (t->planned) {
+        db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operation was recorded on a tape already planned");
+        return NULL;
+    }
+    if (!db__reserve(t->ctx, (void **)&t->node, &t->cap_nodes, t->n_nodes + 1, sizeof *t->node)) return NULL;
+    node = &t->node[t->n_nodes++];
+    memset(node, 0, sizeof *node);
+    node->op = op;
+    node->segment = t->segment;
+    for (k = 0; k < DB_MAX_ARGS; k++) node->arg[k] = k < n ? arg[k] : db__none;
+    return node;
+}
+
+static int db__needs_grad(const db_tape *t, db_tensor x) { return x.id >= 0 && t->value[x.id].needs_grad; }
+
+/* Marks y as needing a gradient if any of the n inputs does. */
+static void db__inherit_grad(db_tape *t, db_tensor y, int n, const db_tensor *input)
+{
+    int k;
+    for (k = 0; k < n; k++)
+        if (db__needs_grad(t, input[k])) t->value[y.id].needs_grad = 1;
+}
+
+/* ---- gradients -------------------------------------------------------------------------------- */
+
+/* The gradient of x as a place to write. *add says whether something is there to be added to. */
+static db_tensor db__grad_target(db_tape *t, db_tensor x, int *add)
+{
+    db_tensor g = x;
+    db__value *v;
+    if (x.id < 0 || t->ctx->result != DB_OK) return db__none;
+    v = &t->value[x.id];
+    *add = v->grad >= 0;
+    if (v->grad < 0) {
+        int is_param = v->kind == DB__PARAM;
+        db_param_table *table = v->table;
+        size_t param = v->param;
+        g = db__new_value(t, is_param ? DB__PARAM_GRAD : DB__ACTIVATION, v->dtype, x.n_dims, x.dim);
+        if (g.id < 0) return g;
+        t->value[x.id].grad = g.id;
+        t->value[g.id].table = table;
+        t->value[g.id].param = param;
+        return g;
+    }
+    g.id = v->grad;
+    return g;
+}
+
+db_tensor db_grad(const db_tape *t, db_tensor x)
+{
+    db_tensor g = x;
+    g.id = x.id < 0 ? -1 : t->value[x.id].grad;
+    return g;
+}
+
+/* Gives x the gradient g: hands the buffer over if x has none yet, adds otherwise. To be called last
+   in a node's backward, when nothing else will read g. */
+static void db__grad_pass(db_tape *t, db_tensor x, db_tensor g)
+{
+    db_tensor arg[3];
+    db__node *n;
+    if (!db__needs_grad(t, x) || g.id < 0) return;
+    if (t->value[x.id].grad < 0 && t->value[x.id].kind != DB__PARAM && t->value[x.id].dtype == t->value[g.id].dtype) {
+        t->value[x.id].grad = g.id;
+        return;
+    }
+    arg[1] = g, arg[2] = db__none;
+    {
+        int add;
+        arg[0] = db__grad_target(t, x, &add);
+        n = db__record(t, DB_OP_AXPBY, 3, arg);
+        if (n) n->f[0] = 1.0f, n->i[0] = add || t->value[x.id].kind == DB__PARAM;
+    }
+}
+
+/* Copies the nodes [from, to) with new outputs, so that the originals can be dropped after the
+   forward pass; returns the first copy. The copies inherit the gradients that have arrived. */
+static size_t db__recompute(db_tape *t, size_t from, size_t to)
+{
+    size_t first = t->n_nodes, n, k;
+    int *renamed = (int *)db__alloc(t->ctx, t->n_values, sizeof *renamed);
+    if (!renamed) return first;
+    for (n = 0; n < t->n_values; n++) renamed[n] = (int)n;
+    for (n = from; n < to; n++) {
+        db__node copy = t->node[n];
+        db__node *made;
+        int outputs = db__op_outputs(copy.op);
+        for (k = 0; k < DB_MAX_ARGS; k++) {
+            int id = copy.arg[k].id;
+            if (id < 0) continue;
+            if ((int)k < outputs && renamed[id] == id) { /* several nodes may write one value */
+                db__value old = t->value[id];
+                db_tensor fresh = db__new_value(t, DB__ACTIVATION, old.dtype, copy.arg[k].n_dims, copy.arg[k].dim);
+                if (fresh.id < 0) break;
+                t->value[fresh.id].bytes = old.bytes;
+                t->value[fresh.id].needs_grad = old.needs_grad;
+                t->value[fresh.id].grad = old.grad;
+                renamed[id] = fresh.id;
+            }
+            copy.arg[k].id = renamed[id];
+        }
+        made = db__record(t, copy.op, DB_MAX_ARGS, copy.arg);
+        if (!made) break;
+        memcpy(made->s, copy.s, sizeof copy.s);
+        memcpy(made->i, copy.i, sizeof copy.i);
+        memcpy(made->f, copy.f, sizeof copy.f);
+        made->segment = -1;
+    }
+    db__free(t->ctx, renamed);
+    return first;
+}
+
+void db_checkpoint_begin(db_tape *t) { t->segment = t->n_segments++; }
+void db_checkpoint_end(db_tape *t) { t->segment = -1; }
+
+db_result db_backward(db_tape *t, db_tensor loss)
+{
+    int add;
+    size_t n;
+    db_tensor seed = db__grad_target(t, loss, &add);
+    db__node *fill = db__record(t, DB_OP_FILL, 1, &seed);
+    if (!fill) return t->ctx->result;
+    fill->f[0] = 1.0f;
+    fill->segment = -1;
+    t->n_forward = t->n_nodes - 1;
+    for (n = t->n_forward; n-- > 0 && t->ctx->result == DB_OK;) {
+        int segment = t->node[n].segment;
+        if (segment < 0) {
+            db__node node = t->node[n]; /* by value: recording may move the array */
+            db__op_backward(t, &node);
+        } else {
+            size_t from = n, copy, k;
+            while (from > 0 && t->node[from - 1].segment == segment) from--;
+            copy = db__recompute(t, from, n + 1);
+            for (k = n + 1 - from; k-- > 0 && t->ctx->result == DB_OK;) {
+                db__node node = t->node[copy + k];
+                db__op_backward(t, &node);
+            }
+            n = from;
+        }
+    }
+    return t->ctx->result;
+}
+
+/* ---- the memory plan --------------------------------------------------------------------------- */
+
+typedef struct db__hole {
+    size_t offset, bytes;
+} db__hole;
+
+/* Best fit: the smallest hole that holds the bytes, else the end of the arena. */
+static size_t db__place(db__hole *hole, size_t *n_holes, size_t bytes, size_t *end)
+{
+    size_t k, best = (size_t)-1, at;
+    for (k = 0; k < *n_holes; k++)
+        if (hole[k].bytes >= bytes && (best == (size_t)-1 || hole[k].bytes < hole[best].bytes)) best = k;
+    if (best == (size_t)-1) {
+        at = *end;
+        *end += bytes;
+        return at;
+    }
+    at = hole[best].offset;
+    hole[best].offset += bytes;
+    hole[best].bytes -= bytes;
+    if (!hole[best].bytes) hole[best] = hole[--*n_holes];
+    return at;
+}
+
+/* Returns a block to the holes and joins it with its neighbours. */
+static void db__unplace(db__hole *hole, size_t *n_holes, size_t offset, size_t bytes)
+{
+    size_t k;
+    for (k = 0; k < *n_holes;) {
+        if (hole[k].offset + hole[k].bytes == offset || offset + bytes == hole[k].offset) {
+            offset = DB__MIN(offset, hole[k].offset);
+            bytes += hole[k].bytes;
+            hole[k] = hole[--*n_holes];
+            k = 0;
+        } else {
+            k++;
+        }
+    }
+    hole[*n_holes].offset = offset;
+    hole[(*n_holes)++].bytes = bytes;
+}
+
+/* The pointers, shapes and attributes of node n, as a backend takes them. */
+static db_call db__call(const db_tape *t, size_t n)
+{
+    const db__node *node = &t->node[n];
+    db_call c;
+    int k;
+    memset(&c, 0, sizeof c);
+    for (k = 0; k < DB_MAX_ARGS; k++) {
+        const db__value *v;
+        if (node->arg[k].id < 0) continue;
+        v = &t->value[node->arg[k].id];
+        c.a[k].dtype = v->dtype;
+        c.a[k].n_dims = node->arg[k].n_dims;
+        memcpy(c.a[k].dim, node->arg[k].dim, sizeof c.a[k].dim);
+        if (v->kind == DB__PARAM) c.a[k].data = v->table->item[v->param].data;
+        else if (v->kind == DB__PARAM_GRAD) c.a[k].data = v->table->item[v->param].grad;
+        else c.a[k].data = t->arena ? t->arena + v->offset : NULL;
+        c.a[k].present = 1;
+    }
+    memcpy(c.s, node->s, sizeof c.s);
+    memcpy(c.i, node->i, sizeof c.i);
+    memcpy(c.f, node->f, sizeof c.f);
+    return c;
+}
+
+/* Lays the values out; afterwards arena_bytes and scratch_bytes are known. */
+static db_result db__lay_out(db_tape *t)
+{
+    db_ctx *ctx = t->ctx;
+    size_t n, k, n_holes = 0, end = 0, at = 0;
+    db__hole *hole = (db__hole *)db__alloc(ctx, t->n_values + 1, sizeof *hole);
+    int *dying = (int *)db__alloc(ctx, t->n_values + 1, sizeof *dying);
+    int *head = (int *)db__alloc(ctx, t->n_nodes + 1, sizeof *head);
+    if (!hole || !dying || !head) goto done;
+    for (n = 0; n < t->n_nodes; n++) head[n] = -1;
+    for (n = 0; n < t->n_nodes; n++)
+        for (k = 0; k < DB_MAX_ARGS; k++) {
+            db__value *v;
+            if (t->node[n].arg[k].id < 0) continue;
+            v = &t->value[t->node[n].arg[k].id];
+            if (v->first < 0) v->first = (int)n;
+            v->last = (int)n;
+        }
+    for (k = 0; k < t->n_values; k++) { /* a linked list of the values that each node uses last */
+        db__value *v = &t->value[k];
+        v->bytes = DB__ROUND_UP(v->bytes, DB__ALIGN);
+        if (v->kind == DB__KEPT) v->offset = end, end += v->bytes;
+        if (v->kind != DB__ACTIVATION || v->first < 0) continue;
+        dying[k] = head[v->last];
+        head[v->last] = (int)k;
+    }
+    for (n = 0; n < t->n_nodes; n++) {
+        int d;
+        for (k = 0; k < DB_MAX_ARGS; k++) {
+            int id = t->node[n].arg[k].id;
+            if (id < 0 || t->value[id].kind != DB__ACTIVATION || t->value[id].first != (int)n) continue;
+            if (t->value[id].placed) continue; /* by an earlier argument of this node */
+            t->value[id].offset = db__place(hole, &n_holes, t->value[id].bytes, &end);
+            t->value[id].placed = 1;
+        }
+        for (d = head[n]; d >= 0; d = dying[d]) db__unplace(hole, &n_holes, t->value[d].offset, t->value[d].bytes);
+        {
+            db_call c = db__call(t, n);
+            c.measuring = 1;
+            if (ctx->backend->run[t->node[n].op]) ctx->backend->run[t->node[n].op](ctx, &c);
+            at = DB__MAX(at, c.scratch_used);
+        }
+    }
+    t->arena_bytes = end;
+    t->scratch_bytes = at;
+done:
+    db__free(ctx, hole);
+    db__free(ctx, dying);
+    db__free(ctx, head);
+    return ctx->result;
+}
+
+db_result db_plan(db_tape *t, db_memory_plan *plan)
+{
+    db_ctx *ctx = t->ctx;
+    size_t n;
+    if (ctx->result != DB_OK) return ctx->result;
+    if (!t->planned) {
+        if (db__lay_out(t) != DB_OK) return ctx->result;
+        t->planned = 1;
+    }
+    if (plan) {
+        memset(plan, 0, sizeof *plan);
+        plan->arena_bytes = t->arena_bytes;
+        plan->scratch_bytes = t->scratch_bytes;
+        plan->n_operations = t->n_nodes;
+        for (n = 0; n < t->n_nodes; n++) {
+            db_call c = db__call(t, n);
+            plan->flops += db__op_flops(t->node[n].op, &c);
+        }
+    }
+    return DB_OK;
+}
+
+static db_result db__ensure_arena(db_tape *t)
+{
+    if (t->arena || t->ctx->result != DB_OK) return t->ctx->result;
+    if (db_plan(t, NULL) != DB_OK) return t->ctx->result;
+    t->arena = (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + t->scratch_bytes + DB__ALIGN);
+    if (!t->arena)
+        return db__fail(t->ctx, DB_ERROR_MEMORY,
+                        "the network's activations need %.1f MB and its kernels %.1f MB; use a smaller batch or "
+                        "resolution, or gradient checkpointing",
+                        (double)t->arena_bytes / 1e6, (double)t->scratch_bytes / 1e6);
+    return DB_OK;
+}
+
+db_result db_upload(db_tape *t, db_tensor x, const void *data)
+{
+    if (x.id < 0 || db__ensure_arena(t) != DB_OK) return t->ctx->result;
+    return t->ctx->backend->copy_in(t->ctx, t->arena + t->value[x.id].offset, data,
+                                    db_count(x) * db_dtype_size(t->value[x.id].dtype));
+}
+
+db_result db_download(db_tape *t, db_tensor x, float *out)
+{
+    db_ctx *ctx = t->ctx;
+    size_t n = db_count(x);
+    if (x.id < 0 || db__ensure_arena(t) != DB_OK) return ctx->result;
+    if (t->value[x.id].dtype == DB_F32) return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
+    {   /* bf16 is widened in place, from the end */
+        size_t k;
+        uint16_t *half = (uint16_t *)(void *)out;
+        db_result r = ctx->backend->copy_out(ctx, half, t->arena + t->value[x.id].offset, n * 2);
+        for (k = n; k-- > 0;) {
+            uint32_t bits = (uint32_t)half[k] << 16;
+            memcpy(out + k, &bits, 4);
+        }
+        return r;
+    }
+}
+
+db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
+{
+    db_ctx *ctx = t->ctx;
+    size_t n;
+    if (db__ensure_arena(t) != DB_OK) return ctx->result;
+    for (n = 0; n < t->n_nodes && ctx->result == DB_OK; n++) {
+        db_call c = db__call(t, n);
+        if (!ctx->backend->run[t->node[n].op])
+            return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s", ctx->backend->name,
+                            db__op_name(t->node[n].op));
+        c.scratch = t->arena + t->arena_bytes;
+        c.seed = seed;
+        c.step = step;
+        ctx->backend->run[t->node[n].op](ctx, &c);
+    }
+    return ctx->result;
+}
+
+/* ==== [DB-03b] Which instruction sets there are ===================================================
+
+   The file includes itself once for each instruction set and data type that the compiler knows; at
+   run time db__choose_isa picks the best one that the processor has, or the one asked for by
+   db_config.isa or the environment variable DB_ISA.                                             */
+
+/* C (+)= A B of [DB-03a]: m x k by k x (16 panels), summed over `taps` shifted copies of A. */
+typedef struct db__gemm {
+    size_t m, k, taps, panels;
+    const void *a;   /* rows of k numbers                                       */
+    size_t lda;      /* from row to row                                         */
+    size_t a_tap;    /* from tap to tap                                         */
+    const void *b;   /* packed panels                                           */
+    size_t b_panel;  /* from panel to panel                                     */
+    size_t b_tap;    /* from tap to tap inside a panel                          */
+    float *c;        /* [m][ldc]                                                */
+    size_t ldc;
+    int add;
+} db__gemm;
+
+typedef struct db__adamw_step {
+    float lr, beta1, beta2, eps, weight_decay;
+    float correction1, correction2; /* 1 - beta^step              */
+    float grad_scale;               /* clipping and accumulation  */
+} db__adamw_step;
+
+typedef struct db__kernels {
+    size_t k_multiple; /* K of a matrix product is padded to this */
+    void (*gemm)(const db__gemm *g);
+    size_t size; /* of one number */
+    void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
+    void (*pack)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
+    void (*transpose)(void *out, size_t ld_out, const void *in, size_t ld_in, size_t rows, size_t columns, size_t rows_padded);
+    void (*epilogue)(void *y, const float *c, const float *bias, const void *residual, size_t n, int add);
+    void (*column_sums)(float *sum, const void *x, size_t n, size_t C);
+    void (*norm_sums)(float *sum, float *square, const void *x0, const void *x, size_t n, size_t C);
+    void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale, const float *shift, int act);
+    void (*norm_back_sums)(float *sum, float *dot, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act);
+    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *c0, const float *c1, int act, int add);
+    void (*layer_norm)(void *y, float stats[2], const void *x, const float *w, const float *b, size_t C, float eps, int rms);
+    void (*layer_norm_back)(void *dx, float *dw, float *dbias, const void *dy, const void *x, const float stats[2], const float *w, size_t C, int rms, int add);
+    void (*act)(void *y, const void *x, size_t n, int act);
+    void (*act_back)(void *dx, const void *dy, const void *x, size_t n, int act, int add);
+    void (*mul)(void *y, const void *a, const void *b, size_t n, int add);
+    void (*axpby)(void *y, const void *x, const void *z, float alpha, float beta, size_t n, int add);
+    void (*from_f32)(void *y, const float *x, size_t n, int add);
+    void (*to_f32)(float *y, const void *x, size_t n, int add);
+    void (*pool)(void *y, const void *a, const void *b, const void *c, const void *d, float scale, size_t n, int add);
+    float (*softmax)(void *p, float *s, const float *bias, const float *mask, size_t n, size_t n_padded, float scale);
+    void (*softmax_back)(void *p, void *ds, const float *s, const float *dp, const float *bias, const float *mask, float lse, float delta, size_t n, size_t n_padded, float scale);
+    float (*dot)(const void *a, const void *b, size_t n);
+    void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const db__adamw_step *a);
+} db__kernels;
+
+#define DB__PASTE3(a, b, c) a##_##b##_##c
+#define DB__PASTE(a, b, c) DB__PASTE3(a, b, c)
+#if defined(__clang__)
+#define DB__UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define DB__UNROLL _Pragma("GCC unroll 32")
+#else
+#define DB__UNROLL
+#endif
+
+#define DB__PASS_SCALAR
+#include "dreambooth.h"
+#define DB__PASS_BF16
+#include "dreambooth.h"
+#undef DB__PASS_BF16
+#undef DB__PASS_SCALAR
+
+#if (defined(__x86_64__) || defined(__amd64__)) && defined(__GNUC__) && !defined(DB_NO_SIMD)
+#define DB__X86 1
+#define DB__TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define DB__PASS_AVX2
+#include "dreambooth.h"
+#define DB__PASS_BF16
+#include "dreambooth.h"
+#undef DB__PASS_BF16
+#undef DB__PASS_AVX2
+
+#define DB__TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")))
+#define DB__PASS_AVX512
+#include "dreambooth.h"
+#define DB__PASS_BF16
+#include "dreambooth.h"
+#undef DB__PASS_BF16
+#undef DB__PASS_AVX512
+
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define DB__X86_BF16 1
+#define DB__TARGET_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")))
+#define DB__TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,amx-tile,amx-bf16")))
+#define DB__PASS_BF16
+#define DB__PASS_AVX512BF16
+#include "dreambooth.h"
+#undef DB__PASS_AVX512BF16
+#define DB__PASS_AMX
+#include "dreambooth.h"
+#undef DB__PASS_AMX
+#undef DB__PASS_BF16
+#endif
+#endif
+
+#if defined(__aarch64__) && defined(__ARM_NEON) && !defined(DB_NO_SIMD)
+#define DB__NEON 1
+#define DB__PASS_NEON
+#include "dreambooth.h"
+#define DB__PASS_BF16
+#include "dreambooth.h"
+#undef DB__PASS_BF16
+#undef DB__PASS_NEON
+#endif
+
+/* An instruction set: its kernels for f32 and for bf16, and whether this processor runs them. */
+typedef struct db__isa {
+    const char *name;
+    const db__kernels *f32, *bf16;
+    int (*available)(void);
+} db__isa;
+
+static int db__always(void) { return 1; }
+
+#ifdef DB__X86
+static int db__has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int db__has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#ifdef DB__X86_BF16
+static int db__cpuid7(unsigned sub, unsigned *a, unsigned *d)
+{
+    unsigned b, c;
+    return __get_cpuid_count(7, sub, a, &b, &c, d);
+}
+static int db__has_avx512bf16(void)
+{
+    unsigned a = 0, d = 0;
+    return db__has_avx512() && db__cpuid7(1, &a, &d) && (a >> 5 & 1);
+}
+/* Tiles are large, so Linux hands them only to processes that ask. */
+static int db__has_amx(void)
+{
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    unsigned a = 0, d = 0;
+    if (!db__has_avx512bf16() || !db__cpuid7(0, &a, &d) || !(d >> 24 & 1) || !(d >> 22 & 1)) return 0;
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#else
+    return 0;
+#endif
+}
+#endif
+
+static const db__isa db__isas[] = { /* best first */
+#ifdef DB__X86_BF16
+    {"amx", &db__k_table_avx512_f32, &db__k_table_amx_bf16, db__has_amx},
+    {"avx512bf16", &db__k_table_avx512_f32, &db__k_table_avx512bf16_bf16, db__has_avx512bf16},
+#endif
+#ifdef DB__X86
+    {"avx512", &db__k_table_avx512_f32, &db__k_table_avx512_bf16, db__has_avx512},
+    {"avx2", &db__k_table_avx2_f32, &db__k_table_avx2_bf16, db__has_avx2},
+#endif
+#ifdef DB__NEON
+    {"neon", &db__k_table_neon_f32, &db__k_table_neon_bf16, db__always},
+#endif
+    {"scalar", &db__k_table_scalar_f32, &db__k_table_scalar_bf16, db__always},
+};
+enum { DB__N_ISAS = sizeof db__isas / sizeof *db__isas };
+
+static db_result db__choose_isa(db_ctx *ctx)
+{
+    const char *wanted = ctx->config.isa ? ctx->config.isa : getenv("DB_ISA");
+    size_t k;
+    for (k = 0; k < DB__N_ISAS; k++) {
+        if (wanted && strcmp(wanted, db__isas[k].name)) continue;
+        if (db__isas[k].available()) {
+            ctx->isa = &db__isas[k];
+            return DB_OK;
+        }
+    }
+    return db__fail(ctx, DB_ERROR_UNSUPPORTED, "this processor or build has no instruction set '%s'", wanted);
+}
+
+const char *db_isa(const db_ctx *ctx) { return ctx->isa->name; }
+
+const char *db_isa_name(size_t k)
+{
+    size_t n = 0, i;
+    for (i = 0; i < DB__N_ISAS; i++)
+        if (db__isas[i].available() && n++ == k) return db__isas[i].name;
+    return NULL;
+}
+
+static const db__kernels *db__kernels_for(const db_ctx *ctx, db_dtype dtype)
+{
+    return dtype == DB_BF16 ? ctx->isa->bf16 : ctx->isa->f32;
+}
+
+/* ==== [DB-03c] Operations: how each is recorded, carried out, and differentiated ==================
+
+   For every operation, side by side: the function that networks call (db_...: checks shapes,
+   records), its backward (records the operations of the gradient), and the driver that the CPU
+   backend runs (db__cpu_...: cuts the work into pieces and calls the kernels of [DB-03a]).
+
+   Shapes: images [B,H,W,C], sequences [B,T,C], always with the channels innermost.
+
+   Easy to get wrong
+   - Work is cut by shape alone, never by the number of threads, and partial sums are added in the
+     order of the pieces: one thread or sixteen, the bits are the same.
+   - A driver first takes its scratch memory (db__scratch), then returns if it is only being
+     measured; so the memory plan and the run cannot disagree.                                  */
+
+static void *db__scratch(db_call *c, size_t bytes)
+{
+    char *at = (char *)c->scratch + c->scratch_used;
+    c->scratch_used += DB__ROUND_UP(bytes, DB__ALIGN);
+    return c->measuring ? NULL : at;
+}
+
+static char *db__at(const db_arg *a, size_t index) { return (char *)a->data + index * db_dtype_size(a->dtype); }
+
+static size_t db__arg_count(const db_arg *a)
+{
+    size_t n = a->present ? 1 : 0;
+    int d;
+    for (d = 0; d < a->n_dims; d++) n *= a->dim[d];
+    return n;
+}
+
+static const float *db__floats(const db_arg *a) { return (const float *)a->data; }
+
+static int db__thread_index(void)
+{
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+/* for (i = 0; i < n; i++) body, over the threads of the context. */
+#define DB__PARALLEL_FOR(ctx, kind)                                                                 \
+    int db__nt = db__threads(ctx);                                                                  \
+    (void)db__nt;                                                                                   \
+    DB__OMP(omp parallel for num_threads(db__nt) schedule(kind))
+
+/* ---- convolution and linear layers ---------------------------------------------------------------
+   y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx - pad, :]
+
+   A weight [OC,IC,k,k] is kept as [k][OC][k*IC]: for each row dy of the kernel a matrix whose rows
+   are as long as k neighbouring pixels. The input is copied, a block of output pixels at a time,
+   into a strip [rows + k - 1][columns][k*IC] whose row x holds the k pixels around x; then
+
+     convolution = sum over dy of (strip shifted by dy rows) x W[dy]^T,
+
+   k matrix products whose A is read at a constant stride, without im2col's k*k copies. A linear
+   layer is the case k = 1, and needs no strip. The gradient of the input is the same convolution of
+   dy with the mirrored, transposed weight; a stride becomes zeros between the pixels of dy.       */
+
+typedef struct db__conv {
+    size_t B, H, W, C;    /* of the image that is read                        */
+    size_t OH, OW, OC;    /* of the image that is written                     */
+    size_t k, stride;     /* strides > 1 need k rows of strip for each row    */
+    size_t dilate;        /* zeros between the pixels read: dilate - 1        */
+    long pad;             /* above and to the left                            */
+    size_t Cp;            /* C padded so that a kernel's K step fits          */
+    size_t K;             /* k * Cp padded to the kernels' multiple           */
+    size_t rows, columns; /* of the blocks in which the output is computed    */
+    size_t by_y, by_x;    /* number of blocks                                 */
+} db__conv;
+
+static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_arg *out, size_t k, size_t stride, size_t dilate,
+                            long pad, size_t pixels)
+{
+    db__conv v;
+    size_t step = kern->k_multiple > 1 ? 2 : 1;
+    v.B = in->dim[0], v.H = in->dim[1], v.W = in->dim[2], v.C = in->dim[3];
+    v.OH = out->dim[1], v.OW = out->dim[2], v.OC = out->dim[3];
+    v.k = k, v.stride = stride, v.dilate = dilate, v.pad = pad;
+    v.Cp = DB__ROUND_UP(v.C, step);
+    v.K = DB__ROUND_UP(k * v.Cp, kern->k_multiple);
+    v.columns = DB__MIN(v.OW, k == 1 ? pixels : 64);
+    v.rows = DB__MIN(v.OH, DB__MAX(1, pixels / v.columns));
+    v.by_y = DB__CEIL_DIV(v.OH, v.rows);
+    v.by_x = DB__CEIL_DIV(v.OW, v.columns);
+    return v;
+}
+
+/* Whether the rows of x can be read where they lie. */
+static int db__conv_direct(const db__conv *v) { return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C; }
+
+/* How many strip rows one block of `rows` output rows needs. */
+static size_t db__strip_rows(const db__conv *v, size_t rows) { return v->stride == 1 ? rows + v->k - 1 : rows * v->k; }
+
+/* Fills the strip for output rows [y0, y0+rows), columns [x0, x0+columns): [strip row][columns][K].
+   With a stride, output row r has its own k strip rows [r][dy]. */
+static void db__fill_strip(const db__conv *v, char *strip, const char *image, size_t size, size_t y0, size_t rows, size_t x0, size_t columns, size_t ld_columns)
+{
+    size_t n = db__strip_rows(v, rows), r, x, dx, pixel = v->C * size;
+    for (r = 0; r < n; r++) {
+        long iy = v->stride == 1 ? (long)(y0 + r) - v->pad : (long)((y0 + r / v->k) * v->stride + r % v->k) - v->pad;
+        int inside = iy >= 0 && iy % (long)v->dilate == 0 && iy / (long)v->dilate < (long)v->H;
+        char *o = strip + r * ld_columns * v->K * size;
+        const char *line = image + (inside ? (size_t)(iy / (long)v->dilate) : 0) * v->W * pixel;
+        if (!inside) {
+            memset(o, 0, ld_columns * v->K * size);
+            continue;
+        }
+        for (x = 0; x < columns; x++, o += v->K * size) {
+            long ix = (long)((x0 + x) * v->stride) - v->pad;
+            if (v->dilate == 1 && v->Cp == v->C && ix >= 0 && ix + (long)v->k <= (long)v->W) {
+                memcpy(o, line + (size_t)ix * pixel, v->k * pixel);
+            } else {
+                for (dx = 0; dx < v->k; dx++) {
+                    long at = ix + (long)dx;
+                    char *to = o + dx * v->Cp * size;
+                    if (at >= 0 && at % (long)v->dilate == 0 && at / (long)v->dilate < (long)v->W) {
+                        memcpy(to, line + (size_t)(at / (long)v->dilate) * pixel, pixel);
+                        memset(to + pixel, 0, (v->Cp - v->C) * size);
+                    } else {
+                        memset(to, 0, v->Cp * size);
+                    }
+                }
+            }
+            memset(o + v->k * v->Cp * size, 0, (v->K - v->k * v->Cp) * size);
+        }
+        memset(o, 0, (ld_columns - columns) * v->K * size);
+    }
+}
+
+/* Packs the weight [k][OC][k*IC]. Forward: B[dy][(dx,ic)][oc]. Mirrored, for the gradient of the
+   input: B[dy][(dx,oc)][ic] = W[k-1-dy][oc][(k-1-dx), ic]. */
+static void db__pack_conv(db_ctx *ctx, const db__kernels *kern, const db__conv *v, char *packed, const float *w, int mirrored)
+{
+    size_t OC = mirrored ? v->C : v->OC, IC = mirrored ? v->OC : v->C; /* of the layer */
+    size_t row = v->k * IC, panels = DB__CEIL_DIV(v->OC, 16), panel = v->k * v->K * 16;
+    long p;
+    DB__PARALLEL_FOR(ctx, static)
+    for (p = 0; p < (long)panels; p++) {
+        size_t n0 = (size_t)p * 16, n = DB__MIN(v->OC - n0, 16), dy, dx;
+        for (dy = 0; dy < v->k; dy++) {
+            char *out = packed + ((size_t)p * panel + dy * v->K * 16) * kern->size;
+            if (!mirrored && v->Cp == v->C) {
+                kern->pack_weight(out, 0, w + (dy * OC + n0) * row, row, n, 1, row, v->K);
+                continue;
+            }
+            memset(out, 0, v->K * 16 * kern->size);
+            for (dx = 0; dx < v->k; dx++) {
+                char *o = out + dx * v->Cp * 16 * kern->size;
+                if (mirrored)
+                    kern->pack_weight(o, 0, w + (v->k - 1 - dy) * OC * row + (v->k - 1 - dx) * IC + n0, v->C, n, row, 1, v->Cp);
+                else
+                    kern->pack_weight(o, 0, w + (dy * OC + n0) * row + dx * IC, v->C, n, 1, row, v->Cp);
+            }
+        }
+    }
+}
+
+enum { DB__PANELS = 8 }; /* columns computed at once: 128, so that C stays in the second cache */
+
+/* out (+)= convolution of in, plus bias and residual where given. */
+static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in, const db_arg *weight, const float *bias,
+                         const db_arg *residual, db__conv v, int mirrored, int add)
+{
+    const db__kernels *kern = db__kernels_for(ctx, out->dtype);
+    size_t size = kern->size, panels = DB__CEIL_DIV(v.OC, 16), pixels = v.rows * v.columns;
+    size_t blocks = v.B * v.by_y * v.by_x, groups = DB__CEIL_DIV(panels, DB__PANELS);
+    size_t split = blocks < 16 ? groups : 1; /* few pixels: share out the columns too */
+    int direct = db__conv_direct(&v);
+    size_t strip_bytes = direct ? 0 : DB__ROUND_UP(db__strip_rows(&v, v.rows) * v.columns * v.K * size, DB__ALIGN);
+    size_t c_bytes = pixels * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float), thread_bytes = strip_bytes + c_bytes;
+    char *packed = (char *)db__scratch(c, panels * 16 * v.k * v.K * size);
+    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    long task;
+    if (c->measuring) return;
+    db__pack_conv(ctx, kern, &v, packed, db__floats(weight), mirrored);
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (task = 0; task < (long)(blocks * split); task++) {
+            size_t block = (size_t)task / split, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
+            size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
+            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r, x;
+            char *strip = own + thread_bytes * (size_t)db__thread_index();
+            float *acc = (float *)(void *)(strip + strip_bytes);
+            db__gemm g;
+            memset(&g, 0, sizeof g);
+            g.k = v.K, g.taps = v.k, g.b_panel = v.k * v.K * 16, g.b_tap = v.K * 16, g.c = acc;
+            if (direct) {
+                g.a = db__at(in, (b * v.H * v.W + y0 * v.W + x0) * v.C);
+                g.lda = v.C;
+            } else {
+                db__fill_strip(&v, strip, db__at(in, b * v.H * v.W * v.C), size, y0, rows, x0, columns, columns);
+                g.a = strip;
+                g.a_tap = columns * v.K;
+                g.lda = v.stride == 1 ? v.K : v.K; /* within an output row */
+            }
+            for (group = first; group < last; group++) {
+                size_t n0 = group * DB__PANELS * 16, n = DB__MIN(v.OC - n0, (size_t)DB__PANELS * 16);
+                g.panels = DB__CEIL_DIV(n, 16);
+                g.ldc = g.panels * 16;
+                g.b = packed + group * DB__PANELS * g.b_panel * size;
+                if (v.stride == 1 && (!direct || v.columns == v.W || rows == 1)) {
+                    g.m = rows * columns;
+                    kern->gemm(&g);
+                } else { /* row by row: the rows are not evenly spaced */
+                    for (r = 0; r < rows; r++) {
+                        db__gemm line = g;
+                        line.m = columns;
+                        line.a = (const char *)g.a + (direct ? r * v.W * v.C : r * (v.stride == 1 ? 1 : v.k) * columns * v.K) * size;
+                        line.c = acc + r * columns * g.ldc;
+                        kern->gemm(&line);
+                    }
+                }
+                for (r = 0; r < rows; r++)
+                    for (x = 0; x < columns; x++) {
+                        size_t at = ((b * v.OH + y0 + r) * v.OW + x0 + x) * v.OC + n0;
+                        kern->epilogue(db__at(out, at), acc + (r * columns + x) * g.ldc, bias ? bias + n0 : NULL,
+                                       residual && residual->present ? db__at(residual, at) : NULL, n, add);
+                    }
+            }
+        }
+    }
+}
+
+/* a: y, x, w, bias, residual.  s: k, stride, pad */
+static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2], 128);
+    db__conv_run(ctx, c, &c->a[0], &c->a[1], &c->a[2], db__floats(&c->a[3]), &c->a[4], v, 0, 0);
+}
+
+/* a: dx, dy, w.  s: k, stride, pad.  i: add */
+static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1], (long)c->s[0] - 1 - (long)c->s[2], 128);
+    db__conv_run(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
+}
+
+/* a: dw, dbias, x, dy.  s: k, stride, pad.   dW[dy] += dY^T x (strip shifted by dy rows).
+   The pixels are cut into parts, a part into groups of blocks; a group's dY is transposed and its
+   strips packed, which makes the sum over pixels the K of the same matrix product. */
+static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dw = &c->a[0], *dbias = &c->a[1], *x = &c->a[2], *dy = &c->a[3];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    db__conv v = db__conv_of(kern, x, dy, c->s[0], c->s[1], 1, (long)c->s[2], 512);
+    size_t size = kern->size, n_panels, ldc, ld_columns, strip_rows, k_image, k_rows, per_group, blocks, n_groups, parts, oc_step, n_oc;
+    size_t strip_bytes, panel_bytes, dyt_bytes, thread_bytes, acc_floats;
+    char *own;
+    float *acc, *sums;
+    long task;
+    v.K = DB__ROUND_UP(v.k * v.Cp, 16); /* here the columns of B */
+    n_panels = v.K / 16, ldc = v.K;
+    ld_columns = DB__ROUND_UP(v.columns, kern->k_multiple > 1 ? 2 : 1); /* a shift by dy rows keeps pairs together */
+    strip_rows = db__strip_rows(&v, v.rows);
+    k_image = DB__ROUND_UP(v.rows * ld_columns, kern->k_multiple); /* K of one block                 */
+    k_rows = DB__ROUND_UP((v.k - 1) * ld_columns + k_image, 2);    /* rows of its packed strip        */
+    if (v.stride > 1) k_rows = v.k * k_image;
+    blocks = v.B * v.by_y * v.by_x;
+    per_group = DB__MAX(1, 512 / (v.rows * v.columns)); /* small images: several to one product */
+    n_groups = DB__CEIL_DIV(blocks, per_group);
+    acc_floats = v.k * v.OC * ldc;
+    parts = DB__MIN(n_groups, DB__MAX(1, DB__MIN(16, ((size_t)1 << 20) / acc_floats)));
+    oc_step = parts >= 8 ? v.OC : DB__MIN(v.OC, 64);
+    n_oc = DB__CEIL_DIV(v.OC, oc_step);
+    strip_bytes = DB__ROUND_UP(strip_rows * ld_columns * v.K * size, DB__ALIGN);
+    panel_bytes = DB__ROUND_UP(per_group * k_rows * v.K * size, DB__ALIGN);
+    dyt_bytes = DB__ROUND_UP(oc_step * per_group * k_image * size + k_image * oc_step * size, DB__ALIGN);
+    thread_bytes = strip_bytes + panel_bytes + dyt_bytes;
+    own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    acc = (float *)db__scratch(c, parts * acc_floats * sizeof(float));
+    sums = (float *)db__scratch(c, parts * v.OC * sizeof(float));
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (task = 0; task < (long)(parts * n_oc); task++) {
+            size_t part = (size_t)task / n_oc, oc0 = (size_t)task % n_oc * oc_step, oc = DB__MIN(oc_step, v.OC - oc0);
+            size_t from = n_groups * part / parts, to = n_groups * (part + 1) / parts, group, i, kdy;
+            char *strip = own + thread_bytes * (size_t)db__thread_index(), *panels = strip + strip_bytes, *dyt = panels + panel_bytes;
+            char *lines = dyt + oc_step * per_group * k_image * size; /* one block of dY with its ragged columns filled */
+            float *part_acc = acc + part * acc_floats, *part_sum = sums + part * v.OC + oc0;
+            memset(part_sum, 0, oc * sizeof(float));
+            for (group = from; group < to; group++) {
+                size_t n = DB__MIN(per_group, blocks - group * per_group);
+                size_t ld_dyt = per_group * k_image, panel = per_group * k_rows * 16;
+                if (v.k > 1) memset(panels, 0, panel_bytes);
+                for (i = 0; i < n; i++) {
+                    size_t block = group * per_group + i, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
+                    size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
+                    size_t r, xx, used = db__strip_rows(&v, rows);
+                    db__fill_strip(&v, strip, db__at(x, b * v.H * v.W * v.C), size, y0, rows, x0, columns, ld_columns);
+                    if (v.stride == 1) {
+                        kern->pack(panels + i * k_rows * 16 * size, panel, strip, used * ld_columns, v.K, v.K, 1, k_rows);
+                    } else { /* for each dy the strip rows that it meets, one after the other */
+                        for (kdy = 0; kdy < v.k; kdy++)
+                            for (r = 0; r < rows; r++)
+                                kern->pack(panels + (i * k_rows + kdy * k_image + r * ld_columns) * 16 * size, panel,
+                                           strip + (r * v.k + kdy) * ld_columns * v.K * size, ld_columns, v.K, v.K, 1, ld_columns);
+                    }
+                    memset(lines, 0, k_image * oc * size);
+                    for (r = 0; r < rows; r++)
+                        for (xx = 0; xx < columns; xx++)
+                            memcpy(lines + (r * ld_columns + xx) * oc * size,
+                                   db__at(dy, ((b * v.OH + y0 + r) * v.OW + x0 + xx) * v.OC + oc0), oc * size);
+                    kern->transpose(dyt + i * k_image * size, ld_dyt, lines, oc, k_image, oc, k_image);
+                    if (dbias->present) kern->column_sums(part_sum, lines, k_image, oc);
+                }
+                for (kdy = 0; kdy < v.k; kdy++) {
+                    db__gemm g;
+                    g.m = oc, g.k = k_image, g.taps = n, g.panels = n_panels;
+                    g.a = dyt, g.lda = ld_dyt, g.a_tap = k_image;
+                    g.b = panels + kdy * (v.stride == 1 ? ld_columns : k_image) * 16 * size, g.b_panel = panel, g.b_tap = k_rows * 16;
+                    g.c = part_acc + (kdy * v.OC + oc0) * ldc, g.ldc = ldc;
+                    g.add = group > from;
+                    kern->gemm(&g);
+                }
+            }
+        }
+    }
+    {   /* add the parts in order */
+        DB__PARALLEL_FOR(ctx, static)
+        for (task = 0; task < (long)(v.k * v.OC); task++) {
+            size_t dx, ic, p;
+            float *out = (float *)dw->data + (size_t)task * v.k * v.C;
+            for (p = 0; p < parts; p++)
+                for (dx = 0; dx < v.k; dx++) {
+                    const float *a = acc + p * acc_floats + (size_t)task * ldc + dx * v.Cp;
+                    for (ic = 0; ic < v.C; ic++) out[dx * v.C + ic] += a[ic];
+                }
+            if (dbias->present && (size_t)task < v.OC)
+                for (p = 0; p < parts; p++) ((float *)dbias->data)[task] += sums[p * v.OC + (size_t)task];
+        }
+    }
+}
+
+static void db__conv2d_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[1], w = n->arg[2], bias = n->arg[3], arg[4];
+    db__node *made;
+    int add = 0, unused;
+    if (dy.id < 0) return;
+    if (db__needs_grad(t, x)) {
+        arg[0] = db__grad_target(t, x, &add);
+        arg[0].n_dims = 4, memcpy(arg[0].dim, x.dim, sizeof x.dim);
+        arg[1] = dy, arg[2] = w;
+        made = db__record(t, DB_OP_CONV2D_DX, 3, arg);
+        if (made) memcpy(made->s, n->s, sizeof made->s), made->i[0] = add;
+    }
+    if (db__needs_grad(t, w)) {
+        arg[0] = db__grad_target(t, w, &unused);
+        arg[1] = db__needs_grad(t, bias) ? db__grad_target(t, bias, &unused) : db__none;
+        arg[2] = x, arg[3] = dy;
+        made = db__record(t, DB_OP_CONV2D_DW, 4, arg);
+        if (made) memcpy(made->s, n->s, sizeof made->s);
+    }
+    db__grad_pass(t, n->arg[4], dy);
+}
+
+db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual, size_t stride, size_t pad_begin, size_t pad_end)
+{
+    db_tensor arg[5], y;
+    db__node *n;
+    size_t dim[4], k = w.n_dims == 4 ? w.dim[2] : 1;
+    if (t->ctx->result != DB_OK) return db__none;
+    if (x.n_dims != 4 || (w.n_dims != 4 && w.n_dims != 2) || x.dim[3] != w.dim[1] || (w.n_dims == 4 && w.dim[3] != k) ||
+        x.dim[1] + pad_begin + pad_end < k || x.dim[2] + pad_begin + pad_end < k)
+        return db__shape_fail(t, "conv2d: input [B,H,W,IC] and weight [OC,IC,k,k]", x, w);
+    dim[0] = x.dim[0];
+    dim[1] = (x.dim[1] + pad_begin + pad_end - k) / stride + 1;
+    dim[2] = (x.dim[2] + pad_begin + pad_end - k) / stride + 1;
+    dim[3] = w.dim[0];
+    y = db__activation(t, 4, dim);
+    if (residual.id >= 0 && db_count(residual) != db_count(y)) return db__shape_fail(t, "conv2d: residual and output", residual, y);
+    arg[0] = y, arg[1] = x, arg[2] = w, arg[3] = bias, arg[4] = residual;
+    n = db__record(t, DB_OP_CONV2D, 5, arg);
+    if (!n) return db__none;
+    n->s[0] = k, n->s[1] = stride, n->s[2] = pad_begin;
+    db__inherit_grad(t, y, 4, arg + 1);
+    return y;
+}
+
+/* y[..., OC] = x[..., IC] W^T + bias + residual: a convolution with k = 1 over one row of pixels. */
+db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual)
+{
+    size_t C = x.n_dims ? x.dim[x.n_dims - 1] : 1, dim[4];
+    db_tensor y, flat;
+    if (t->ctx->result != DB_OK) return db__none;
+    flat = db__shape4(t, x, 1, 1, db_count(x) / C, C);
+    y = db_conv2d(t, flat, w, bias, residual, 1, 0, 0);
+    if (y.id < 0) return y;
+    memcpy(dim, x.dim, sizeof dim);
+    dim[x.n_dims - 1] = y.dim[3];
+    return db_reshape(t, y, x.n_dims, dim);
+}
+
+/* ---- group normalisation ---------------------------------------------------------------------------
+   y = act((xhat w + b) (1 + s) + h), xhat = (x - mean) rstd over the pixels and channels of a group;
+   (s, h) = scale_shift [B,2C] come from the time embedding (Imagen, appendix B) or are absent.
+
+   All of it is u = x scale + shift per sample and channel, so one pass over memory suffices:
+     scale = rstd w (1 + s),  shift = (b - mean rstd w) (1 + s) + h.                                 */
+
+enum { DB__NORM_PIXELS = 128 }; /* to a piece: short enough for sums in f32 */
+
+typedef struct db__norm {
+    size_t B, HW, C, G, cg, chunks;
+} db__norm;
+
+static db__norm db__norm_of(const db_arg *x, size_t groups)
+{
+    db__norm v;
+    v.B = x->dim[0];
+    v.C = x->dim[x->n_dims - 1];
+    v.HW = db__arg_count(x) / v.B / v.C;
+    v.G = groups;
+    v.cg = v.C / groups;
+    v.chunks = DB__CEIL_DIV(v.HW, DB__NORM_PIXELS);
+    return v;
+}
+
+/* The folded scale[C] and shift[C] of sample b. */
+static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const float *w, const float *bias, const float *ss, float *scale, float *shift)
+{
+    size_t ch;
+    for (ch = 0; ch < v->C; ch++) {
+        float mean = stats[(b * v->G + ch / v->cg) * 2], rstd = stats[(b * v->G + ch / v->cg) * 2 + 1];
+        float s = ss ? 1 + ss[b * 2 * v->C + ch] : 1, h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
+        scale[ch] = rstd * w[ch] * s;
+        shift[ch] = (bias[ch] - mean * rstd * w[ch]) * s + h;
+    }
+}
+
+/* scale_shift as floats, whatever the activations are. */
+static const float *db__norm_scale_shift(const db__kernels *kern, db_call *c, const db_arg *ss)
+{
+    float *copy;
+    if (!ss->present) return NULL;
+    copy = (float *)db__scratch(c, db__arg_count(ss) * sizeof(float));
+    if (copy) kern->to_f32(copy, ss->data, db__arg_count(ss), 0);
+    return copy;
+}
+
+/* a: y, stats [B,G,2], x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
+static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[2];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    db__norm v = db__norm_of(x, c->s[0]);
+    float *stats = (float *)c->a[1].data, *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
+    float *fold = (float *)db__scratch(c, v.B * v.C * 2 * sizeof(float));
+    const float *ss = db__norm_scale_shift(kern, c, &c->a[5]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(v.B * v.chunks); i++) {
+            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS;
+            kern->norm_sums(sum + (size_t)i * v.C * 2, sum + (size_t)i * v.C * 2 + v.C, db__at(x, b * v.HW * v.C),
+                            db__at(x, (b * v.HW + p) * v.C), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C);
+        }
+    }
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v.B; i++) {
+            size_t b = (size_t)i, g, ch, k;
+            for (g = 0; g < v.G; g++) {
+                double mean = 0, spread = 0, n = (double)v.HW;
+                for (k = 0; k < 2; k++) /* first the group's mean, then the variance around it */
+                    for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
+                        double s = 0, q = 0, m;
+                        float x0;
+                        size_t j;
+                        for (j = 0; j < v.chunks; j++) {
+                            s += (double)sum[(b * v.chunks + j) * v.C * 2 + ch];
+                            q += (double)sum[(b * v.chunks + j) * v.C * 2 + v.C + ch];
+                        }
+                        kern->to_f32(&x0, db__at(x, b * v.HW * v.C + ch), 1, 0);
+                        m = (double)x0 + s / n;
+                        if (k == 0) mean += m / (double)v.cg;
+                        else spread += q - s * s / n + n * (m - mean) * (m - mean);
+                    }
+                stats[(b * v.G + g) * 2] = (float)mean;
+                stats[(b * v.G + g) * 2 + 1] = (float)(1.0 / sqrt(spread / (n * (double)v.cg) + (double)c->f[0]));
+            }
+            db__norm_fold(&v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold + b * v.C * 2, fold + b * v.C * 2 + v.C);
+        }
+    }
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(v.B * v.chunks); i++) {
+            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
+            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, fold + b * v.C * 2,
+                             fold + b * v.C * 2 + v.C, c->i[0]);
+        }
+    }
+}
+
+/* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add */
+static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    db__norm v = db__norm_of(x, c->s[0]);
+    const float *stats = db__floats(&c->a[6]), *w = db__floats(&c->a[7]), *bias = db__floats(&c->a[8]);
+    float *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
+    float *fold = (float *)db__scratch(c, v.B * v.C * 5 * sizeof(float)); /* scale, shift, mean, c0, c1 */
+    float *total = (float *)db__scratch(c, v.B * v.C * 4 * sizeof(float)); /* S, D, ds, dh */
+    const float *ss = db__norm_scale_shift(kern, c, &c->a[9]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v.B; i++) {
+            size_t ch;
+            float *f = fold + (size_t)i * v.C * 5;
+            db__norm_fold(&v, (size_t)i, stats, w, bias, ss, f, f + v.C);
+            for (ch = 0; ch < v.C; ch++) f[2 * v.C + ch] = stats[((size_t)i * v.G + ch / v.cg) * 2];
+        }
+    }
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(v.B * v.chunks); i++) {
+            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
+            const float *f = fold + b * v.C * 5;
+            kern->norm_back_sums(sum + (size_t)i * v.C * 2, sum + (size_t)i * v.C * 2 + v.C, db__at(x, at), db__at(dy, at),
+                                 DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, f, f + v.C, f + 2 * v.C, c->i[0]);
+        }
+    }
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v.B; i++) {
+            size_t b = (size_t)i, g, ch, j;
+            float *f = fold + b * v.C * 5, *S = total + b * v.C * 4, *D = S + v.C;
+            for (g = 0; g < v.G; g++) {
+                double m1 = 0, m2 = 0, n = (double)v.HW * (double)v.cg;
+                double mean = (double)stats[(b * v.G + g) * 2], rstd = (double)stats[(b * v.G + g) * 2 + 1];
+                for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
+                    double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v.C + ch] : 1;
+                    for (j = 0; j < v.chunks; j++) {
+                        s += (double)sum[(b * v.chunks + j) * v.C * 2 + ch];
+                        d += (double)sum[(b * v.chunks + j) * v.C * 2 + v.C + ch];
+                    }
+                    d *= rstd; /* sum of g xhat */
+                    m1 += (double)w[ch] * scale * s / n;
+                    m2 += (double)w[ch] * scale * d / n;
+                    S[ch] = (float)(s * scale);
+                    D[ch] = (float)(d * scale);
+                    S[2 * v.C + ch] = (float)((double)w[ch] * d + (double)bias[ch] * s);
+                    S[3 * v.C + ch] = (float)s;
+                }
+                for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) { /* dx = scale g - rstd (m1 + xhat m2) */
+                    f[3 * v.C + ch] = (float)(-rstd * m1 + rstd * rstd * m2 * mean);
+                    f[4 * v.C + ch] = (float)(-rstd * rstd * m2);
+                }
+            }
+            if (dss->present) kern->from_f32(db__at(dss, b * 2 * v.C), S + 2 * v.C, 2 * v.C, 0);
+        }
+    }
+    if (c->a[1].present) { /* over the batch in order */
+        size_t b, ch;
+        float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
+        for (b = 0; b < v.B; b++)
+            for (ch = 0; ch < v.C; ch++) {
+                dbias[ch] += total[b * v.C * 4 + ch];
+                dw[ch] += total[b * v.C * 4 + v.C + ch];
+            }
+    }
+    if (dx->present) {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(v.B * v.chunks); i++) {
+            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
+            const float *f = fold + b * v.C * 5;
+            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, f,
+                                  f + v.C, f + 3 * v.C, f + 4 * v.C, c->i[0], c->i[1]);
+        }
+    }
+}
+
+/* Records a normalisation's gradient: of x, of its weight and bias, and (group norm) of scale_shift. */
+static void db__group_norm_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4], ss = n->arg[5], arg[10];
+    db__node *made;
+    int add = 0, unused = 0;
+    if (dy.id < 0) return;
+    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
+    arg[1] = db__needs_grad(t, w) ? db__grad_target(t, w, &unused) : db__none;
+    arg[2] = db__needs_grad(t, w) ? db__grad_target(t, bias, &unused) : db__none;
+    arg[3] = db__needs_grad(t, ss) ? db__grad_target(t, ss, &unused) : db__none;
+    arg[4] = dy, arg[5] = x, arg[6] = n->arg[1], arg[7] = w, arg[8] = bias, arg[9] = ss;
+    made = db__record(t, DB_OP_GROUP_NORM_DX, 10, arg);
+    if (made) made->s[0] = n->s[0], made->i[0] = n->i[0], made->i[1] = add;
+}
+
+db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift, size_t groups, float eps, db_activation act)
+{
+    db_tensor arg[6], y;
+    db__node *n;
+    size_t C, dim[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    C = x.dim[x.n_dims - 1];
+    if (x.n_dims < 2 || groups == 0 || C % groups || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
+    if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0]) return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
+    dim[0] = x.dim[0], dim[1] = groups, dim[2] = 2;
+    arg[0] = y = db__activation(t, x.n_dims, x.dim);
+    arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
+    arg[2] = x, arg[3] = w, arg[4] = bias, arg[5] = scale_shift;
+    n = db__record(t, DB_OP_GROUP_NORM, 6, arg);
+    if (!n) return db__none;
+    n->s[0] = groups, n->i[0] = (int)act, n->f[0] = eps;
+    db__inherit_grad(t, y, 4, arg + 2);
+    return y;
+}
+
+/* ---- layer normalisation; RMS normalisation is the same without mean and bias (T5) --------------- */
+
+/* a: y, stats [N,2], x, w, b.  i: rms.  f: eps */
+static void db__cpu_layer_norm(db_ctx *ctx, db_call *c)
+{
+    const db_arg *x = &c->a[2];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    size_t C = x->dim[x->n_dims - 1], N = db__arg_count(x) / C;
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)N; i++)
+            kern->layer_norm(db__at(&c->a[0], (size_t)i * C), (float *)c->a[1].data + (size_t)i * 2, db__at(x, (size_t)i * C),
+                             db__floats(&c->a[3]), db__floats(&c->a[4]), C, c->f[0], c->i[0]);
+    }
+}
+
+enum { DB__ROW_PARTS = 16 };
+
+/* a: dx, dw, db, dy, x, stats, w.  i: rms, add */
+static void db__cpu_layer_norm_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dx = &c->a[0], *dy = &c->a[3], *x = &c->a[4];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    size_t C = x->dim[x->n_dims - 1], N = db__arg_count(x) / C, parts = DB__MIN(N, (size_t)DB__ROW_PARTS), p, ch;
+    float *own = (float *)db__scratch(c, parts * C * 2 * sizeof(float));
+    float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)parts; i++) {
+            size_t r;
+            float *part = own + (size_t)i * C * 2;
+            memset(part, 0, C * 2 * sizeof(float));
+            for (r = N * (size_t)i / parts; r < N * ((size_t)i + 1) / parts; r++)
+                kern->layer_norm_back(dx->present ? db__at(dx, r * C) : NULL, dw ? part : NULL, dbias ? part + C : NULL, db__at(dy, r * C),
+                                      db__at(x, r * C), db__floats(&c->a[5]) + r * 2, db__floats(&c->a[6]), C, c->i[0], c->i[1]);
+        }
+    }
+    for (p = 0; p < parts; p++)
+        for (ch = 0; ch < C; ch++) {
+            if (dw) dw[ch] += own[p * C * 2 + ch];
+            if (dbias) dbias[ch] += own[p * C * 2 + C + ch];
+        }
+}
+
+static void db__layer_norm_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4], arg[7];
+    db__node *made;
+    int add = 0, unused = 0;
+    if (dy.id < 0) return;
+    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
+    arg[1] = db__needs_grad(t, w) ? db__grad_target(t, w, &unused) : db__none;
+    arg[2] = db__needs_grad(t, bias) ? db__grad_target(t, bias, &unused) : db__none;
+    arg[3] = dy, arg[4] = x, arg[5] = n->arg[1], arg[6] = w;
+    made = db__record(t, DB_OP_LAYER_NORM_DX, 7, arg);
+    if (made) made->i[0] = n->i[0], made->i[1] = add;
+}
+
+static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps, int rms)
+{
+    db_tensor arg[5], y;
+    db__node *n;
+    size_t dim[2];
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[1] = 2;
+    dim[0] = db_count(x) / x.dim[x.n_dims - 1];
+    if (db_count(w) != x.dim[x.n_dims - 1]) return db__shape_fail(t, "layer_norm: input [...,C] and weight [C]", x, w);
+    arg[0] = y = db__activation(t, x.n_dims, x.dim);
+    arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 2, dim);
+    arg[2] = x, arg[3] = w, arg[4] = bias;
+    n = db__record(t, DB_OP_LAYER_NORM, 5, arg);
+    if (!n) return db__none;
+    n->i[0] = rms, n->f[0] = eps;
+    db__inherit_grad(t, y, 3, arg + 2);
+    return y;
+}
+
+db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps) { return db__layer_norm(t, x, w, bias, eps, 0); }
+db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps) { return db__layer_norm(t, x, w, db__none, eps, 1); }
+
+/* ---- elementwise: activation, product, weighted sum ------------------------------------------------- */
+
+enum { DB__PIECE = 16384 }; /* elements to a piece */
+
+/* a: y, x.  i: act */
+static void db__cpu_act(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t n = db__arg_count(&c->a[0]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            kern->act(db__at(&c->a[0], at), db__at(&c->a[1], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
+        }
+    }
+}
+
+/* a: dx, dy, x.  i: act, add */
+static void db__cpu_act_dx(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t n = db__arg_count(&c->a[0]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            kern->act_back(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0], c->i[1]);
+        }
+    }
+}
+
+static void db__act_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[3];
+    db__node *made;
+    int add = 0;
+    arg[1] = db_grad(t, n->arg[0]), arg[2] = n->arg[1];
+    if (arg[1].id < 0 || !db__needs_grad(t, arg[2])) return;
+    arg[0] = db__grad_target(t, arg[2], &add);
+    made = db__record(t, DB_OP_ACT_DX, 3, arg);
+    if (made) made->i[0] = n->i[0], made->i[1] = add;
+}
+
+db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
+{
+    db_tensor arg[2];
+    db__node *n;
+    if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
+    arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x;
+    n = db__record(t, DB_OP_ACT, 2, arg);
+    if (!n) return db__none;
+    n->i[0] = (int)act;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
+}
+
+/* a: y, a, b.  i: add */
+static void db__cpu_mul(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t n = db__arg_count(&c->a[0]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            kern->mul(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
+        }
+    }
+}
+
+static void db__mul_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), arg[3];
+    int k;
+    if (dy.id < 0) return;
+    for (k = 1; k <= 2; k++) {
+        int add = 0;
+        db__node *made;
+        if (!db__needs_grad(t, n->arg[k])) continue;
+        arg[0] = db__grad_target(t, n->arg[k], &add), arg[1] = dy, arg[2] = n->arg[3 - k];
+        made = db__record(t, DB_OP_MUL, 3, arg);
+        if (made) made->i[0] = add;
+    }
+}
+
+db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b)
+{
+    db_tensor arg[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (db_count(a) != db_count(b)) return db__shape_fail(t, "multiply", a, b);
+    arg[0] = db__activation(t, a.n_dims, a.dim), arg[1] = a, arg[2] = b;
+    if (!db__record(t, DB_OP_MUL, 3, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 2, arg + 1);
+    return arg[0];
+}
+
+/* a: y, x, z.  f: alpha, beta.  i: add */
+static void db__cpu_axpby(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t n = db__arg_count(&c->a[0]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            kern->axpby(db__at(&c->a[0], at), db__at(&c->a[1], at), c->a[2].present ? db__at(&c->a[2], at) : NULL, c->f[0], c->f[1],
+                        DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
+        }
+    }
+}
+
+static void db__axpby_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), arg[2];
+    int k;
+    if (dy.id < 0) return;
+    for (k = 2; k >= 1; k--) {
+        int add = 0;
+        db__node *made;
+        if (!db__needs_grad(t, n->arg[k])) continue;
+        arg[0] = db__grad_target(t, n->arg[k], &add), arg[1] = dy;
+        made = db__record(t, DB_OP_AXPBY, 2, arg);
+        if (made) made->f[0] = n->f[k - 1], made->i[0] = add;
+    }
+}
+
+db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_tensor z)
+{
+    db_tensor arg[3];
+    db__node *n;
+    if (t->ctx->result != DB_OK) return db__none;
+    if (z.id >= 0 && db_count(x) != db_count(z)) return db__shape_fail(t, "weighted sum", x, z);
+    arg[0] = db__new_value(t, DB__ACTIVATION, t->value[x.id].dtype, x.n_dims, x.dim), arg[1] = x, arg[2] = z;
+    n = db__record(t, DB_OP_AXPBY, 3, arg);
+    if (!n) return db__none;
+    n->f[0] = alpha, n->f[1] = beta;
+    db__inherit_grad(t, arg[0], 2, arg + 1);
+    return arg[0];
+}
+
+/* a: y.  f: value */
+static void db__cpu_fill(db_ctx *ctx, db_call *c)
+{
+    size_t i, n = db__arg_count(&c->a[0]);
+    float value = c->f[0];
+    (void)ctx;
+    if (c->measuring) return;
+    for (i = 0; i < n; i++) db__kernels_for(ctx, c->a[0].dtype)->from_f32(db__at(&c->a[0], i), &value, 1, 0);
+}
+
+/* y[b,...] = p[b] x + q[b] z in f32: adding noise, and what a network is to predict.
+   a: y, x, z, p [B], q [B] */
+static void db__cpu_mix(db_ctx *ctx, db_call *c)
+{
+    size_t B = db__arg_count(&c->a[3]), n = db__arg_count(&c->a[0]) / B;
+    long b;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (b = 0; b < (long)B; b++) {
+            const float *x = db__floats(&c->a[1]) + (size_t)b * n, *z = db__floats(&c->a[2]) + (size_t)b * n;
+            float *y = (float *)c->a[0].data + (size_t)b * n, p = db__floats(&c->a[3])[b], q = db__floats(&c->a[4])[b];
+            ctx->isa->f32->axpby(y, x, z, p, q, n, 0);
+        }
+    }
+}
+
+db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z)
+{
+    db_tensor arg[5];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (db_count(x) != db_count(z) || db_count(p) != x.dim[0] || db_count(q) != x.dim[0]) return db__shape_fail(t, "mix", x, p);
+    arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
+    arg[1] = x, arg[2] = z, arg[3] = p, arg[4] = q;
+    return db__record(t, DB_OP_MIX, 5, arg) ? arg[0] : db__none;
+}
+
+/* Standard normal numbers. a: y.  i: purpose */
+static void db__cpu_normal(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__arg_count(&c->a[0]);
+    long i;
+    db_rng rng;
+    rng.seed = c->seed, rng.purpose = (uint32_t)c->i[0], rng.step = c->step;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            db__fill_normal(&rng, at, DB__MIN(n - at, (size_t)DB__PIECE), (float *)c->a[0].data + at);
+        }
+    }
+}
+
+db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose)
+{
+    db__node *n;
+    db_tensor y;
+    if (t->ctx->result != DB_OK) return db__none;
+    y = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
+    n = db__record(t, DB_OP_NORMAL, 1, &y);
+    if (!n) return db__none;
+    n->i[0] = (int)purpose;
+    return y;
+}
+
+/* ---- copies: concatenation, slices, change of data type -----------------------------------------------
+   dst[r * dst_stride + dst_offset + i] (+)= src[r * src_stride + src_offset + i], i < n, r < rows.
+   a: dst, src.  s: rows, n, dst_stride, dst_offset, src_stride, src_offset.  i: add                  */
+static void db__cpu_copy(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dst = &c->a[0], *src = &c->a[1];
+    const db__kernels *half = ctx->isa->bf16;
+    size_t n = c->s[1];
+    long r;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (r = 0; r < (long)c->s[0]; r++) {
+            char *d = db__at(dst, (size_t)r * c->s[2] + c->s[3]);
+            const char *s = db__at(src, (size_t)r * c->s[4] + c->s[5]);
+            if (dst->dtype == src->dtype && !c->i[0]) memcpy(d, s, n * db_dtype_size(dst->dtype));
+            else if (dst->dtype == src->dtype) db__kernels_for(ctx, dst->dtype)->axpby(d, s, NULL, 1, 0, n, 1);
+            else if (dst->dtype == DB_BF16) half->from_f32(d, (const float *)(const void *)s, n, c->i[0]);
+            else half->to_f32((float *)(void *)d, s, n, c->i[0]);
+        }
+    }
+}
+
+static void db__record_copy(db_tape *t, db_tensor dst, db_tensor src, size_t rows, size_t n, size_t dst_stride, size_t dst_offset, size_t src_stride, size_t src_offset, int add)
+{
+    db_tensor arg[2];
+    db__node *node;
+    arg[0] = dst, arg[1] = src;
+    node = db__record(t, DB_OP_COPY, 2, arg);
+    if (!node) return;
+    node->s[0] = rows, node->s[1] = n, node->s[2] = dst_stride, node->s[3] = dst_offset, node->s[4] = src_stride, node->s[5] = src_offset;
+    node->i[0] = add;
+    if (!add) db__inherit_grad(t, dst, 1, arg + 1);
+}
+
+/* The gradient of a copy copies back. A slice leaves the rest of its source without a gradient, so
+   the first piece to arrive clears the whole. */
+static void db__copy_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), dx;
+    int add = 0;
+    if (dy.id < 0 || !db__needs_grad(t, n->arg[1])) return;
+    dx = db__grad_target(t, n->arg[1], &add);
+    if (!add && n->s[1] < n->s[4]) {
+        db_tensor whole = n->arg[1];
+        whole.id = dx.id;
+        if (!db__record(t, DB_OP_FILL, 1, &whole)) return;
+        add = 1;
+    }
+    db__record_copy(t, dx, dy, n->s[0], n->s[1], n->s[4], n->s[5], n->s[2], n->s[3], add);
+}
+
+db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis)
+{
+    size_t outer = 1, na = 1, nb = 1, dim[4];
+    db_tensor y;
+    int d;
+    if (t->ctx->result != DB_OK) return db__none;
+    for (d = 0; d < a.n_dims; d++) {
+        if (a.n_dims != b.n_dims || (d != axis && a.dim[d] != b.dim[d])) return db__shape_fail(t, "concat", a, b);
+        if (d < axis) outer *= a.dim[d];
+        else na *= a.dim[d], nb *= b.dim[d];
+    }
+    memcpy(dim, a.dim, sizeof dim);
+    dim[axis] = a.dim[axis] + b.dim[axis];
+    y = db__activation(t, a.n_dims, dim);
+    if (y.id < 0) return y;
+    db__record_copy(t, y, a, outer, na, na + nb, 0, na, 0, 0);
+    db__record_copy(t, y, b, outer, nb, na + nb, na, nb, 0, 0);
+    return y;
+}
+
+db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count)
+{
+    db_tensor y;
+    size_t C, dim[4];
+    if (t->ctx->result != DB_OK) return db__none;
+    C = x.dim[x.n_dims - 1];
+    memcpy(dim, x.dim, sizeof dim);
+    dim[x.n_dims - 1] = count;
+    y = db__activation(t, x.n_dims, dim);
+    if (y.id < 0) return y;
+    if (first + count > C) return db__shape_fail(t, "slice", x, y);
+    db__record_copy(t, y, x, db_count(x) / C, count, count, 0, C, first, 0);
+    return y;
+}
+
+db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
+{
+    db_tensor y;
+    size_t rows, n;
+    if (t->ctx->result != DB_OK || t->value[x.id].dtype == dtype) return x;
+    y = db__new_value(t, DB__ACTIVATION, dtype, x.n_dims, x.dim);
+    if (y.id < 0) return y;
+    n = x.dim[x.n_dims - 1], rows = db_count(x) / n;
+    db__record_copy(t, y, x, rows, n, n, 0, n, 0, 0);
+    return y;
+}
+
+/* ---- resampling -------------------------------------------------------------------------------------- */
+
+/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C].  f: scale.  i: add */
+static void db__cpu_pool2(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[1];
+    const db__kernels *kern = db__kernels_for(ctx, y->dtype);
+    size_t H = y->dim[1], W = y->dim[2], C = y->dim[3], IW = x->dim[2], IH = x->dim[1];
+    long r;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (r = 0; r < (long)(y->dim[0] * H); r++) {
+            size_t b = (size_t)r / H, row = (size_t)r % H, j;
+            for (j = 0; j < W; j++) {
+                size_t at = ((b * IH + 2 * row) * IW + 2 * j) * C;
+                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), db__at(x, at + C), db__at(x, at + IW * C),
+                           db__at(x, at + IW * C + C), c->f[0], C, c->i[0]);
+            }
+        }
+    }
+}
+
+/* y (+)= scale x (the nearest pixel). a: y [B,2H,2W,C], x [B,H,W,C].  f: scale.  i: add */
+static void db__cpu_up2(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[1];
+    const db__kernels *kern = db__kernels_for(ctx, y->dtype);
+    size_t H = y->dim[1], W = y->dim[2], C = y->dim[3];
+    long r;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (r = 0; r < (long)(y->dim[0] * H); r++) {
+            size_t b = (size_t)r / H, row = (size_t)r % H, j;
+            for (j = 0; j < W; j++) {
+                const char *s = db__at(x, ((b * x->dim[1] + row / 2) * x->dim[2] + j / 2) * C);
+                if (c->f[0] == 1.0f && !c->i[0]) memcpy(db__at(y, ((size_t)r * W + j) * C), s, C * kern->size);
+                else kern->axpby(db__at(y, ((size_t)r * W + j) * C), s, NULL, c->f[0], 0, C, c->i[0]);
+            }
+        }
+    }
+}
+
+static db_tensor db__resample(db_tape *t, db_op op, db_tensor x, size_t H, size_t W, float scale)
+{
+    db_tensor arg[2];
+    db__node *n;
+    size_t dim[4];
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
+    arg[0] = db__activation(t, 4, dim), arg[1] = x;
+    n = db__record(t, op, 2, arg);
+    if (!n) return db__none;
+    n->f[0] = scale;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
+}
+
+db_tensor db_avg_pool2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f); }
+db_tensor db_upsample2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_UP2, x, x.dim[1] * 2, x.dim[2] * 2, 1.0f); }
+
+/* Each is the transpose of the other. Pooling an odd size drops the last row or column, whose
+   gradient is zero: the target is cleared first. */
+static void db__resample_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[2];
+    db__node *made;
+    int add = 0;
+    arg[1] = db_grad(t, n->arg[0]);
+    if (arg[1].id < 0 || !db__needs_grad(t, n->arg[1])) return;
+    arg[0] = db__grad_target(t, n->arg[1], &add);
+    made = db__record(t, n->op == DB_OP_POOL2 ? DB_OP_UP2 : DB_OP_POOL2, 2, arg);
+    if (made) made->f[0] = n->f[0], made->i[0] = add;
+}
+
+/* Bilinear resize with aligned corners, as torch's interpolate(align_corners=True). a: y, x */
+static void db__cpu_resize(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[1];
+    size_t H = y->dim[1], W = y->dim[2], C = y->dim[3], IH = x->dim[1], IW = x->dim[2];
+    long r;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (r = 0; r < (long)(y->dim[0] * H); r++) {
+            size_t b = (size_t)r / H, row = (size_t)r % H, j, ch;
+            float fy = H > 1 ? (float)row * (float)(IH - 1) / (float)(H - 1) : 0;
+            size_t y0 = (size_t)fy, y1 = DB__MIN(y0 + 1, IH - 1);
+            for (j = 0; j < W; j++) {
+                float fx = W > 1 ? (float)j * (float)(IW - 1) / (float)(W - 1) : 0, wy = fy - (float)y0, wx;
+                size_t x0 = (size_t)fx, x1 = DB__MIN(x0 + 1, IW - 1);
+                const float *in = db__floats(x) + b * IH * IW * C;
+                wx = fx - (float)x0;
+                for (ch = 0; ch < C; ch++) {
+                    float top = in[(y0 * IW + x0) * C + ch] * (1 - wx) + in[(y0 * IW + x1) * C + ch] * wx;
+                    float bottom = in[(y1 * IW + x0) * C + ch] * (1 - wx) + in[(y1 * IW + x1) * C + ch] * wx;
+                    ((float *)y->data)[((size_t)r * W + j) * C + ch] = top * (1 - wy) + bottom * wy;
+                }
+            }
+        }
+    }
+}
+
+db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W)
+{
+    db_tensor arg[2];
+    size_t dim[4];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (t->value[x.id].dtype != DB_F32) {
+        db__fail(t->ctx, DB_ERROR_ARGUMENT, "resize_bilinear takes f32 images");
+        return db__none;
+    }
+    dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
+    arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, 4, dim), arg[1] = x;
+    return db__record(t, DB_OP_RESIZE, 2, arg) ? arg[0] : db__none;
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------
+   o = softmax(scale q k^T + bias + mask) v per head; q [B,T,C], k and v [B,S,C], heads side by side in
+   C. A block of 64 queries at a time holds its scores in scratch memory; the T x S matrix is never
+   stored. The backward pass computes the probabilities again from the stored logarithms of the sums.  */
+
+enum { DB__QUERIES = 64 };
+
+typedef struct db__attn {
+    size_t B, T, S, C, HS, heads;
+    size_t Kp, Sp, Sc, Hc, mb, mp; /* padded: HS as K, S as K, S and HS as columns; queries to a block, as K */
+} db__attn;
+
+static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_arg *k, size_t heads)
+{
+    db__attn v;
+    v.B = q->dim[0], v.T = q->dim[1], v.C = q->dim[2], v.S = k->dim[1];
+    v.heads = heads, v.HS = v.C / heads;
+    v.Kp = DB__ROUND_UP(v.HS, kern->k_multiple);
+    v.Sp = DB__ROUND_UP(v.S, kern->k_multiple);
+    v.Sc = DB__ROUND_UP(v.S, 16);
+    v.Hc = DB__ROUND_UP(v.HS, 16);
+    v.mb = DB__MIN(v.T, (size_t)DB__QUERIES);
+    v.mp = DB__ROUND_UP(v.mb, kern->k_multiple);
+    return v;
+}
+
+/* Rows of one head padded to Kp, for use as A. */
+static void db__head_rows(const db__kernels *kern, const db__attn *v, char *out, const db_arg *x, size_t at, size_t rows)
+{
+    size_t r;
+    for (r = 0; r < rows; r++) {
+        memcpy(out + r * v->Kp * kern->size, db__at(x, at + r * v->C), v->HS * kern->size);
+        memset(out + (r * v->Kp + v->HS) * kern->size, 0, (v->Kp - v->HS) * kern->size);
+    }
+}
+
+static void db__product(const db__kernels *kern, float *c, size_t ldc, const void *a, size_t lda, const void *b, size_t m, size_t k, size_t panels, int add)
+{
+    db__gemm g;
+    memset(&g, 0, sizeof g);
+    g.m = m, g.k = k, g.taps = 1, g.panels = panels;
+    g.a = a, g.lda = lda, g.b = b, g.b_panel = k * 16;
+    g.c = c, g.ldc = ldc, g.add = add;
+    kern->gemm(&g);
+}
+
+/* a: o, lse [B,heads,T], q, k, v, bias [heads,T,S], mask [B,S].  s: heads.  i: causal.  f: scale */
+static void db__cpu_attention(db_ctx *ctx, db_call *c)
+{
+    const db_arg *o = &c->a[0], *q = &c->a[2], *k = &c->a[3], *val = &c->a[4], *bias = &c->a[5], *mask = &c->a[6];
+    const db__kernels *kern = db__kernels_for(ctx, o->dtype);
+    db__attn v = db__attn_of(kern, q, k, c->s[0]);
+    size_t key_bytes = DB__ROUND_UP(v.Sc * v.Kp * kern->size, DB__ALIGN), value_bytes = DB__ROUND_UP(v.Hc * v.Sp * kern->size, DB__ALIGN);
+    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * kern->size, DB__ALIGN), p_bytes = DB__ROUND_UP(v.mb * v.Sp * kern->size, DB__ALIGN);
+    size_t s_bytes = v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes;
+    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    long task;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (task = 0; task < (long)(v.B * v.heads); task++) {
+            size_t b = (size_t)task / v.heads, h = (size_t)task % v.heads, q0, r;
+            char *keys = own + thread_bytes * (size_t)db__thread_index(), *values = keys + key_bytes, *qs = values + value_bytes, *p = qs + q_bytes;
+            float *s = (float *)(void *)(p + p_bytes);
+            kern->pack(keys, v.Kp * 16, db__at(k, b * v.S * v.C + h * v.HS), v.HS, v.S, 1, v.C, v.Kp);
+            kern->pack(values, v.Sp * 16, db__at(val, b * v.S * v.C + h * v.HS), v.S, v.HS, v.C, 1, v.Sp);
+            for (q0 = 0; q0 < v.T; q0 += v.mb) {
+                size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
+                db__head_rows(kern, &v, qs, q, at, m);
+                db__product(kern, s, v.Sc, qs, v.Kp, keys, m, v.Kp, v.Sc / 16, 0);
+                for (r = 0; r < m; r++)
+                    ((float *)c->a[1].data)[(b * v.heads + h) * v.T + q0 + r] =
+                        kern->softmax(p + r * v.Sp * kern->size, s + r * v.Sc, bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
+                                      mask->present ? db__floats(mask) + b * v.S : NULL, c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S, v.Sp, c->f[0]);
+                db__product(kern, s, v.Hc, p, v.Sp, values, m, v.Sp, v.Hc / 16, 0);
+                for (r = 0; r < m; r++) kern->epilogue(db__at(o, at + r * v.C), s + r * v.Hc, NULL, NULL, v.HS, 0);
+            }
+        }
+    }
+}
+
+/* a: dq, dk, dv, dbias, do, o, lse, q, k, v, bias, mask.  s: heads.  i: causal, add q, add k, add v.  f: scale */
+static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3], *dout = &c->a[4], *o = &c->a[5];
+    const db_arg *q = &c->a[7], *k = &c->a[8], *val = &c->a[9], *bias = &c->a[10], *mask = &c->a[11];
+    const db__kernels *kern = db__kernels_for(ctx, o->dtype);
+    db__attn v = db__attn_of(kern, q, k, c->s[0]);
+    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN), row_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
+    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN), p_bytes = DB__ROUND_UP(v.mb * v.Sp * size, DB__ALIGN);
+    size_t t_bytes = DB__ROUND_UP(v.S * v.mp * size, DB__ALIGN), b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
+    size_t s_bytes = DB__ROUND_UP(v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), DB__ALIGN), d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
+    size_t thread_bytes = 2 * key_bytes + row_bytes + q_bytes + 2 * p_bytes + t_bytes + b_bytes + 2 * s_bytes + 2 * d_bytes;
+    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    size_t inner = dbias->present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
+    long task;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (task = 0; task < (long)(v.B * v.heads / inner); task++) {
+            size_t step;
+            for (step = 0; step < inner; step++) {
+                size_t h = (size_t)task % v.heads, b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, r, i;
+                char *keys = own + thread_bytes * (size_t)db__thread_index(), *values = keys + key_bytes, *key_rows = values + key_bytes;
+                char *rows = key_rows + row_bytes, *p = rows + q_bytes, *ds = p + p_bytes, *turned = ds + p_bytes, *cols = turned + t_bytes;
+                float *s = (float *)(void *)(cols + b_bytes), *dp = (float *)(void *)((char *)s + s_bytes);
+                float *dk_acc = (float *)(void *)((char *)dp + s_bytes), *dv_acc = (float *)(void *)((char *)dk_acc + d_bytes);
+                size_t kv = b * v.S * v.C + h * v.HS;
+                kern->pack(keys, v.Kp * 16, db__at(k, kv), v.HS, v.S, 1, v.C, v.Kp);
+                kern->pack(values, v.Kp * 16, db__at(val, kv), v.HS, v.S, 1, v.C, v.Kp);
+                kern->pack(key_rows, v.Sp * 16, db__at(k, kv), v.S, v.HS, v.C, 1, v.Sp);
+                for (q0 = 0; q0 < v.T; q0 += v.mb) {
+                    size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
+                    db__head_rows(kern, &v, rows, q, at, m);
+                    db__product(kern, s, v.Sc, rows, v.Kp, keys, m, v.Kp, v.Sc / 16, 0);      /* S = Q K^T   */
+                    db__head_rows(kern, &v, rows, dout, at, m);
+                    db__product(kern, dp, v.Sc, rows, v.Kp, values, m, v.Kp, v.Sc / 16, 0);   /* dP = dO V^T */
+                    for (r = 0; r < m; r++) {
+                        size_t n = c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S;
+                        float delta = kern->dot(db__at(dout, at + r * v.C), db__at(o, at + r * v.C), v.HS);
+                        kern->softmax_back(p + r * v.Sp * size, ds + r * v.Sp * size, s + r * v.Sc, dp + r * v.Sc,
+                                           bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL, mask->present ? db__floats(mask) + b * v.S : NULL,
+                                           db__floats(&c->a[6])[(b * v.heads + h) * v.T + q0 + r], delta, n, v.Sp, c->f[0]);
+                        if (dbias->present) kern->to_f32((float *)dbias->data + (h * v.T + q0 + r) * v.S, ds + r * v.Sp * size, n, 1);
+                    }
+                    kern->transpose(turned, v.mp, p, v.Sp, m, v.S, v.mp);
+                    kern->pack(cols, v.mp * 16, db__at(dout, at), m, v.HS, v.C, 1, v.mp);
+                    db__product(kern, dv_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16, q0 > 0); /* dV += P^T dO */
+                    kern->transpose(turned, v.mp, ds, v.Sp, m, v.S, v.mp);
+                    kern->pack(cols, v.mp * 16, db__at(q, at), m, v.HS, v.C, 1, v.mp);
+                    db__product(kern, dk_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16, q0 > 0); /* dK += dS^T Q */
+                    db__product(kern, s, v.Hc, ds, v.Sp, key_rows, m, v.Sp, v.Hc / 16, 0);             /* dQ = dS K    */
+                    for (i = 0; i < m * v.Hc; i++) s[i] *= c->f[0];
+                    if (dq->present)
+                        for (r = 0; r < m; r++) kern->epilogue(db__at(dq, at + r * v.C), s + r * v.Hc, NULL, NULL, v.HS, c->i[1]);
+                }
+                for (i = 0; i < v.S * v.Hc; i++) dk_acc[i] *= c->f[0];
+                for (r = 0; r < v.S; r++) {
+                    if (dk->present) kern->epilogue(db__at(dk, kv + r * v.C), dk_acc + r * v.Hc, NULL, NULL, v.HS, c->i[2]);
+                    if (dv->present) kern->epilogue(db__at(dv, kv + r * v.C), dv_acc + r * v.Hc, NULL, NULL, v.HS, c->i[3]);
+                }
+            }
+        }
+    }
+}
+
+static void db__attention_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dout = db_grad(t, n->arg[0]), arg[12];
+    db__node *made;
+    int k, add[3] = {0, 0, 0}, had_bias = 0;
+    if (dout.id < 0) return;
+    for (k = 0; k < 3; k++) arg[k] = db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db__none;
+    arg[3] = db__none;
+    if (db__needs_grad(t, n->arg[5])) {
+        arg[3] = db__grad_target(t, n->arg[5], &had_bias);
+        if (!had_bias && !db__record(t, DB_OP_FILL, 1, &arg[3])) return;
+    }
+    arg[4] = dout, arg[5] = n->arg[0], arg[6] = n->arg[1], arg[7] = n->arg[2], arg[8] = n->arg[3], arg[9] = n->arg[4];
+    arg[10] = n->arg[5], arg[11] = n->arg[6];
+    made = db__record(t, DB_OP_ATTENTION_DX, 12, arg);
+    if (!made) return;
+    made->s[0] = n->s[0], made->f[0] = n->f[0], made->i[0] = n->i[0];
+    for (k = 0; k < 3; k++) made->i[1 + k] = add[k];
+}
+
+db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias, db_tensor mask, size_t heads, float scale, int causal)
+{
+    db_tensor arg[7];
+    db__node *n;
+    size_t dim[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (q.n_dims != 3 || k.n_dims != 3 || q.dim[2] != k.dim[2] || q.dim[0] != k.dim[0] || heads == 0 || q.dim[2] % heads)
+        return db__shape_fail(t, "attention: q [B,T,C] and k [B,S,C]", q, k);
+    if (db_count(k) != db_count(v)) return db__shape_fail(t, "attention: k and v", k, v);
+    if (bias.id >= 0 && db_count(bias) != heads * q.dim[1] * k.dim[1]) return db__shape_fail(t, "attention: q and bias [heads,T,S]", q, bias);
+    if (mask.id >= 0 && db_count(mask) != k.dim[0] * k.dim[1]) return db__shape_fail(t, "attention: k and mask [B,S]", k, mask);
+    dim[0] = q.dim[0], dim[1] = heads, dim[2] = q.dim[1];
+    arg[0] = db__activation(t, 3, q.dim);
+    arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
+    arg[2] = q, arg[3] = k, arg[4] = v, arg[5] = bias, arg[6] = mask;
+    n = db__record(t, DB_OP_ATTENTION, 7, arg);
+    if (!n) return db__none;
+    n->s[0] = heads, n->i[0] = causal, n->f[0] = scale;
+    db__inherit_grad(t, arg[0], 4, arg + 2);
+    return arg[0];
+}
+
+/* ---- embeddings -------------------------------------------------------------------------------------------- */
+
+/* a: y [N,C], ids [N], table [V,C] */
+static void db__cpu_embedding(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t C = c->a[2].dim[1], N = db__arg_count(&c->a[1]);
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)N; i++) {
+            size_t id = (size_t)((const int32_t *)c->a[1].data)[i];
+            id = DB__MIN(id, c->a[2].dim[0] - 1);
+            kern->from_f32(db__at(&c->a[0], (size_t)i * C), db__floats(&c->a[2]) + id * C, C, 0);
+        }
+    }
+}
+
+/* a: dtable, ids, dy.  Ids repeat, so the rows are added one after the other. */
+static void db__cpu_embedding_dw(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[2].dtype);
+    size_t C = c->a[0].dim[1], N = db__arg_count(&c->a[1]), i;
+    if (c->measuring) return;
+    for (i = 0; i < N; i++) {
+        size_t id = (size_t)((const int32_t *)c->a[1].data)[i];
+        id = DB__MIN(id, c->a[0].dim[0] - 1);
+        kern->to_f32((float *)c->a[0].data + id * C, db__at(&c->a[2], i * C), C, 1);
+    }
+}
+
+static void db__embedding_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[3];
+    int add;
+    arg[2] = db_grad(t, n->arg[0]);
+    if (arg[2].id < 0 || !db__needs_grad(t, n->arg[2])) return;
+    arg[0] = db__grad_target(t, n->arg[2], &add), arg[1] = n->arg[1];
+    db__record(t, DB_OP_EMBEDDING_DW, 3, arg);
+}
+
+db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table)
+{
+    db_tensor arg[3];
+    size_t dim[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (ids.n_dims != 2 || table.n_dims != 2) return db__shape_fail(t, "embedding: ids [B,T] and table [V,C]", ids, table);
+    dim[0] = ids.dim[0], dim[1] = ids.dim[1], dim[2] = table.dim[1];
+    arg[0] = db__activation(t, 3, dim), arg[1] = ids, arg[2] = table;
+    if (!db__record(t, DB_OP_EMBEDDING, 3, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 1, arg + 2);
+    return arg[0];
+}
+
+/* y[n,:] = x[n,:] + p[n % R,:]: learned positions. a: y [N,C], x, p [R,C] */
+static void db__cpu_add_rows(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t C = c->a[2].dim[c->a[2].n_dims - 1], R = db__arg_count(&c->a[2]) / C, N = db__arg_count(&c->a[0]) / C;
+    long i;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)N; i++)
+            kern->epilogue(db__at(&c->a[0], (size_t)i * C), db__floats(&c->a[2]) + (size_t)i % R * C, NULL, db__at(&c->a[1], (size_t)i * C), C, 0);
+    }
+}
+
+/* a: dp, dy */
+static void db__cpu_add_rows_dw(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[1].dtype);
+    size_t C = c->a[0].dim[c->a[0].n_dims - 1], R = db__arg_count(&c->a[0]) / C, N = db__arg_count(&c->a[1]) / C, i;
+    if (c->measuring) return;
+    for (i = 0; i < N; i++) kern->to_f32((float *)c->a[0].data + i % R * C, db__at(&c->a[1], i * C), C, 1);
+}
+
+static void db__add_rows_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[2];
+    int add;
+    arg[1] = db_grad(t, n->arg[0]);
+    if (arg[1].id < 0) return;
+    if (db__needs_grad(t, n->arg[2])) {
+        arg[0] = db__grad_target(t, n->arg[2], &add);
+        db__record(t, DB_OP_ADD_ROWS_DW, 2, arg);
+    }
+    db__grad_pass(t, n->arg[1], arg[1]);
+}
+
+db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
+{
+    db_tensor arg[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows)) return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
+    arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
+    if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 2, arg + 1);
+    return arg[0];
+}
+
+/* y[b,:] = mean over t of x[b,t,:]. a: y [B,C], x [B,T,C] */
+static void db__cpu_mean(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[1].dim[0], T = c->a[1].dim[1], C = c->a[1].dim[2], ch, b;
+    float *sum = (float *)db__scratch(c, C * sizeof(float));
+    if (c->measuring) return;
+    for (b = 0; b < B; b++) {
+        memset(sum, 0, C * sizeof(float));
+        kern->column_sums(sum, db__at(&c->a[1], b * T * C), T, C);
+        for (ch = 0; ch < C; ch++) sum[ch] /= (float)T;
+        kern->from_f32(db__at(&c->a[0], b * C), sum, C, 0);
+    }
+}
+
+/* a: dx [B,T,C], dy [B,C].  i: add */
+static void db__cpu_mean_dx(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t T = c->a[0].dim[1], C = c->a[0].dim[2], N = c->a[0].dim[0] * T, i;
+    if (c->measuring) return;
+    for (i = 0; i < N; i++) kern->axpby(db__at(&c->a[0], i * C), db__at(&c->a[1], i / T * C), NULL, 1.0f / (float)T, 0, C, c->i[0]);
+}
+
+static void db__mean_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[2];
+    db__node *made;
+    int add = 0;
+    arg[1] = db_grad(t, n->arg[0]);
+    if (arg[1].id < 0 || !db__needs_grad(t, n->arg[1])) return;
+    arg[0] = db__grad_target(t, n->arg[1], &add);
+    made = db__record(t, DB_OP_MEAN_DX, 2, arg);
+    if (made) made->i[0] = add;
+}
+
+db_tensor db_mean_tokens(db_tape *t, db_tensor x)
+{
+    db_tensor arg[2];
+    size_t dim[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[0] = x.dim[0], dim[1] = 1, dim[2] = x.dim[2];
+    arg[0] = db__activation(t, 3, dim), arg[1] = x;
+    if (!db__record(t, DB_OP_MEAN, 2, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
+}
+
+/* Sinusoids of a number per sample (DDPM's positional encoding): frequencies 10000^(-i / (half - shift)).
+   a: y [B,D], t [B] f32.  i: cosine first.  f: shift */
+static void db__cpu_sinusoid(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[0].dim[0], D = c->a[0].dim[1], half = D / 2, b, i;
+    if (c->measuring) return;
+    for (b = 0; b < B; b++)
+        for (i = 0; i < D; i++) {
+            double angle = exp(-log(10000.0) * (double)(i % half) / ((double)half - (double)c->f[0])) * (double)db__floats(&c->a[1])[b];
+            float x = i >= 2 * half ? 0.0f : (float)((i < half) == !c->i[0] ? sin(angle) : cos(angle));
+            kern->from_f32(db__at(&c->a[0], b * D + i), &x, 1, 0);
+        }
+}
+
+db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift)
+{
+    db_tensor arg[2];
+    db__node *n;
+    size_t dim[2];
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[0] = db_count(x), dim[1] = D;
+    arg[0] = db__activation(t, 2, dim), arg[1] = x;
+    n = db__record(t, DB_OP_SINUSOID, 2, arg);
+    if (!n) return db__none;
+    n->i[0] = cosine_first, n->f[0] = shift;
+    return arg[0];
+}
+
+/* T5's bucket of a distance key - query, both directions: near distances have buckets of their own,
+   far ones share buckets on a logarithmic scale up to max_distance. */
+static size_t db__t5_bucket(long distance, size_t buckets, size_t max_distance)
+{
+    size_t half = buckets / 2, exact = half / 2, n = (size_t)(distance < 0 ? -distance : distance), far;
+    size_t base = distance > 0 ? half : 0;
+    if (n < exact) return base + n;
+    far = exact + (size_t)(log((double)n / (double)exact) / log((double)max_distance / (double)exact) * (double)(half - exact));
+    return base + DB__MIN(far, half - 1);
+}
+
+/* bias[h,i,j] = table[bucket(j - i), h]. a: bias f32 [heads,T,S], table [buckets,heads].  s: max distance */
+static void db__cpu_position_bias(db_ctx *ctx, db_call *c)
+{
+    size_t T = c->a[0].dim[1], S = c->a[0].dim[2], heads = c->a[0].dim[0], i, j, h;
+    (void)ctx;
+    if (c->measuring) return;
+    for (i = 0; i < T; i++)
+        for (j = 0; j < S; j++)
+            for (h = 0; h < heads; h++)
+                ((float *)c->a[0].data)[(h * T + i) * S + j] =
+                    db__floats(&c->a[1])[db__t5_bucket((long)j - (long)i, c->a[1].dim[0], c->s[0]) * heads + h];
+}
+
+/* a: dtable, dbias.  s: max distance */
+static void db__cpu_position_bias_dw(db_ctx *ctx, db_call *c)
+{
+    size_t T = c->a[1].dim[1], S = c->a[1].dim[2], heads = c->a[1].dim[0], i, j, h;
+    (void)ctx;
+    if (c->measuring) return;
+    for (i = 0; i < T; i++)
+        for (j = 0; j < S; j++)
+            for (h = 0; h < heads; h++)
+                ((float *)c->a[0].data)[db__t5_bucket((long)j - (long)i, c->a[0].dim[0], c->s[0]) * heads + h] +=
+                    db__floats(&c->a[1])[(h * T + i) * S + j];
+}
+
+static void db__position_bias_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[2];
+    db__node *made;
+    int add;
+    arg[1] = db_grad(t, n->arg[0]);
+    if (arg[1].id < 0 || !db__needs_grad(t, n->arg[1])) return;
+    arg[0] = db__grad_target(t, n->arg[1], &add);
+    made = db__record(t, DB_OP_POSITION_BIAS_DW, 2, arg);
+    if (made) made->s[0] = n->s[0];
+}
+
+static db_tensor db__position_bias(db_tape *t, db_tensor table, size_t T, size_t max_distance)
+{
+    db_tensor arg[2];
+    db__node *n;
+    size_t dim[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[0] = table.dim[1], dim[1] = T, dim[2] = T;
+    arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim), arg[1] = table;
+    n = db__record(t, DB_OP_POSITION_BIAS, 2, arg);
+    if (!n) return db__none;
+    n->s[0] = max_distance;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
+}
+
+/* ---- losses ------------------------------------------------------------------------------------------------ */
+
+static float db__read(const db__kernels *kern, const db_arg *a, size_t index)
+{
+    float x;
+    if (a->dtype == DB_F32) return db__floats(a)[index];
+    kern->to_f32(&x, db__at(a, index), 1, 0);
+    return x;
+}
+
+/* Mean over the batch of weight[b] * mean over the sample of pixel[b,h,w] (pred - target)^2; the pred may
+   have more channels than the target (a learned variance), which do not count.
+   a: loss [1], each [B], pred [B,...,CP], target f32 [B,...,CT], weight [B], pixel [B,H,W] */
+static void db__cpu_mse(db_ctx *ctx, db_call *c)
+{
+    const db_arg *pred = &c->a[2], *target = &c->a[3];
+    const db__kernels *kern = db__kernels_for(ctx, pred->dtype);
+    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1], P = db__arg_count(pred) / B / CP;
+    float *each = (float *)c->a[1].data;
+    double total = 0;
+    long b;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (b = 0; b < (long)B; b++) {
+            double sum = 0;
+            size_t p, ch;
+            for (p = 0; p < P; p++) {
+                double here = 0, w = c->a[5].present ? (double)db__floats(&c->a[5])[(size_t)b * P + p] : 1;
+                for (ch = 0; ch < CT; ch++) {
+                    double d = (double)db__read(kern, pred, ((size_t)b * P + p) * CP + ch) - (double)db__floats(target)[((size_t)b * P + p) * CT + ch];
+                    here += d * d;
+                }
+                sum += here * w;
+            }
+            each[b] = (float)(sum / (double)(P * CT));
+        }
+    }
+    for (b = 0; b < (long)B; b++) total += (double)each[b] * (c->a[4].present ? (double)db__floats(&c->a[4])[b] : 1) / (double)B;
+    *(float *)c->a[0].data = (float)total;
+}
+
+/* a: dpred, pred, target, weight, pixel, dloss [1] */
+static void db__cpu_mse_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *pred = &c->a[1], *target = &c->a[2];
+    const db__kernels *kern = db__kernels_for(ctx, pred->dtype);
+    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1], P = db__arg_count(pred) / B / CP;
+    long b;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (b = 0; b < (long)B; b++) {
+            float scale = 2.0f * db__floats(&c->a[5])[0] / (float)(B * P * CT);
+            size_t p, ch;
+            if (c->a[3].present) scale *= db__floats(&c->a[3])[b];
+            for (p = 0; p < P; p++) {
+                float w = c->a[4].present ? scale * db__floats(&c->a[4])[(size_t)b * P + p] : scale;
+                for (ch = 0; ch < CP; ch++) {
+                    size_t at = ((size_t)b * P + p) * CP + ch;
+                    float g = ch < CT ? w * (db__read(kern, pred, at) - db__floats(target)[((size_t)b * P + p) * CT + ch]) : 0;
+                    kern->from_f32(db__at(&c->a[0], at), &g, 1, c->i[0]);
+                }
+            }
+        }
+    }
+}
+
+static void db__mse_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[6];
+    db__node *made;
+    int add = 0;
+    arg[5] = db_grad(t, n->arg[0]);
+    if (arg[5].id < 0 || !db__needs_grad(t, n->arg[2])) return;
+    arg[0] = db__grad_target(t, n->arg[2], &add);
+    arg[1] = n->arg[2], arg[2] = n->arg[3], arg[3] = n->arg[4], arg[4] = n->arg[5];
+    made = db__record(t, DB_OP_MSE_DX, 6, arg);
+    if (made) made->i[0] = add;
+}
+
+db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel, db_tensor *each)
+{
+    db_tensor arg[6];
+    size_t one = 1, B;
+    if (t->ctx->result != DB_OK) return db__none;
+    B = pred.dim[0];
+    if (pred.n_dims != target.n_dims || db_count(pred) / pred.dim[pred.n_dims - 1] != db_count(target) / target.dim[target.n_dims - 1] ||
+        pred.dim[pred.n_dims - 1] < target.dim[target.n_dims - 1])
+        return db__shape_fail(t, "mean squared error: prediction and target", pred, target);
+    if (pixel.id >= 0 && db_count(pixel) * pred.dim[pred.n_dims - 1] != db_count(pred)) return db__shape_fail(t, "mean squared error: prediction and pixel weights", pred, pixel);
+    arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
+    arg[1] = db__new_value(t, DB__KEPT, DB_F32, 1, &B);
+    arg[2] = pred, arg[3] = target, arg[4] = weight, arg[5] = pixel;
+    if (!db__record(t, DB_OP_MSE, 6, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 1, arg + 2);
+    if (each) *each = arg[1];
+    return arg[0];
+}
+
+/* Mean over the rows with target >= 0 of -log softmax(logits)[target].
+   a: loss [1], lse [N], logits [N,V], targets i32 [N] */
+static void db__cpu_cross_entropy(db_ctx *ctx, db_call *c)
+{
+    const db_arg *logits = &c->a[2];
+    const db__kernels *kern = db__kernels_for(ctx, logits->dtype);
+    size_t N = db__arg_count(&c->a[3]), V = db__arg_count(logits) / N, counted = 0;
+    const int32_t *target = (const int32_t *)c->a[3].data;
+    double total = 0;
+    long n;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (n = 0; n < (long)N; n++) {
+            float max = -3e38f;
+            double sum = 0;
+            size_t j;
+            if (target[n] < 0) continue;
+            for (j = 0; j < V; j++) max = DB__MAX(max, db__read(kern, logits, (size_t)n * V + j));
+            for (j = 0; j < V; j++) sum += exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)max);
+            ((float *)c->a[1].data)[n] = max + (float)log(sum);
+        }
+    }
+    for (n = 0; n < (long)N; n++)
+        if (target[n] >= 0) {
+            total += (double)((float *)c->a[1].data)[n] - (double)db__read(kern, logits, (size_t)n * V + (size_t)target[n]);
+            counted++;
+        }
+    *(float *)c->a[0].data = counted ? (float)(total / (double)counted) : 0;
+}
+
+/* a: dlogits, logits, lse, targets, dloss */
+static void db__cpu_cross_entropy_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *logits = &c->a[1];
+    const db__kernels *kern = db__kernels_for(ctx, logits->dtype);
+    size_t N = db__arg_count(&c->a[3]), V = db__arg_count(logits) / N, counted = 0, k;
+    const int32_t *target = (const int32_t *)c->a[3].data;
+    long n;
+    if (c->measuring) return;
+    for (k = 0; k < N; k++) counted += target[k] >= 0;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (n = 0; n < (long)N; n++) {
+            size_t j;
+            for (j = 0; j < V; j++) {
+                float g = 0;
+                if (target[n] >= 0)
+                    g = ((float)exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)db__floats(&c->a[2])[n]) - ((long)j == target[n])) *
+                        db__floats(&c->a[4])[0] / (float)counted;
+                kern->from_f32(db__at(&c->a[0], (size_t)n * V + j), &g, 1, 0);
+            }
+        }
+    }
+}
+
+static void db__cross_entropy_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[5];
+    int add = 0;
+    arg[4] = db_grad(t, n->arg[0]);
+    if (arg[4].id < 0 || !db__needs_grad(t, n->arg[2])) return;
+    arg[0] = db__grad_target(t, n->arg[2], &add);
+    arg[1] = n->arg[2], arg[2] = n->arg[1], arg[3] = n->arg[3];
+    if (add) db__fail(t->ctx, DB_ERROR_UNSUPPORTED, "cross entropy must be the only use of its logits");
+    db__record(t, DB_OP_CROSS_ENTROPY_DX, 5, arg);
+}
+
+db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
+{
+    db_tensor arg[4];
+    size_t one = 1, N = db_count(targets);
+    if (t->ctx->result != DB_OK) return db__none;
+    arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
+    arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 1, &N);
+    arg[2] = logits, arg[3] = targets;
+    if (!db__record(t, DB_OP_CROSS_ENTROPY, 4, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 1, arg + 2);
+    return arg[0];
+}
+
+/* ---- the tables that join operations, gradients and the CPU -------------------------------------------------- */
+
+typedef struct db__op_row {
+    const char *name;
+    int outputs;
+    void (*backward)(db_tape *, const db__node *);
+} db__op_row;
+
+static const db__op_row db__op_rows[DB_OP_COUNT] = {
+#define DB__ROW(id, name, outputs, run, back) {name, outputs, back},
+    DB__OPS(DB__ROW)
+#undef DB__ROW
+};
+
+static int db__op_outputs(db_op op) { return db__op_rows[op].outputs; }
+static const char *db__op_name(db_op op) { return db__op_rows[op].name; }
+static void db__op_backward(db_tape *t, const db__node *node)
+{
+    if (db__op_rows[node->op].backward) db__op_rows[node->op].backward(t, node);
+}
+
+/* Multiplications and additions of the operations that dominate; the others count as nothing. */
+static double db__op_flops(db_op op, const db_call *c)
+{
+    double n = 1;
+    int d;
+    switch (op) {
+    case DB_OP_CONV2D: case DB_OP_CONV2D_DX: case DB_OP_CONV2D_DW: {
+        const db_arg *w = op == DB_OP_CONV2D_DW ? &c->a[0] : &c->a[2];
+        const db_arg *y = op == DB_OP_CONV2D ? &c->a[0] : op == DB_OP_CONV2D_DX ? &c->a[1] : &c->a[3];
+        for (d = 0; d < w->n_dims; d++) n *= (double)w->dim[d];
+        return 2 * n * (double)y->dim[0] * (double)y->dim[1] * (double)y->dim[2];
+    }
+    case DB_OP_ATTENTION: case DB_OP_ATTENTION_DX: {
+        const db_arg *q = op == DB_OP_ATTENTION ? &c->a[2] : &c->a[7], *k = op == DB_OP_ATTENTION ? &c->a[3] : &c->a[8];
+        n = (double)q->dim[0] * (double)q->dim[1] * (double)k->dim[1] * (double)q->dim[2];
+        return (op == DB_OP_ATTENTION ? 4 : 10) * n;
+    }
+    default: return 0;
+    }
+}
+
+static void *db__cpu_alloc(db_ctx *ctx, size_t bytes) { return db__alloc(ctx, bytes, 1); }
+static void db__cpu_release(db_ctx *ctx, void *memory) { db__free(ctx, memory); }
+static db_result db__cpu_copy_memory(db_ctx *ctx, void *to, const void *from, size_t bytes)
+{
+    (void)ctx;
+    memcpy(to, from, bytes);
+    return DB_OK;
+}
+
+const db_backend *db_backend_cpu(void)
+{
+    static const db_backend cpu = {
+        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory,
+        {
+#define DB__ROW(id, name, outputs, run, back) run,
+            DB__OPS(DB__ROW)
+#undef DB__ROW
+        }};
+    return &cpu;
+}
+
+/* ==== [DB-04] Parameters and the optimiser =========================================================
+
+   Easy to get wrong
+   - AdamW's weight decay multiplies the weight; it does not go through the moments.
+   - PyTorch clips by norm / (norm + 1e-6), over all parameters together.
+   - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard.                    */
+
+db_param *db_params_find(const db_param_table *p, const char *name)
+{
+    size_t k;
+    for (k = 0; k < p->n; k++)
+        if (!strcmp(p->item[k].name, name)) return &p->item[k];
+    return NULL;
+}
+
+/* Adds a parameter to the table; memory comes with db__params_allocate. */
+static db_param *db__params_declare(db_param_table *p, const char *name, int n_dims, const size_t *dim)
+{
+    db_param *item;
+    int d;
+    if (!db__reserve(p->ctx, (void **)&p->item, &p->capacity, p->n + 1, sizeof *p->item)) return NULL;
+    item = &p->item[p->n];
+    memset(item, 0, sizeof *item);
+    item->name = db__strdup(p->ctx, name);
+    if (!item->name) return NULL;
+    item->n_dims = n_dims;
+    item->count = 1;
+    for (d = 0; d < n_dims; d++) item->dim[d] = dim[d], item->count *= dim[d];
+    p->n++;
+    return item;
+}
+
+/* Gives every declared parameter its place in one buffer, 64-byte aligned. */
+static db_result db__params_allocate(db_param_table *p)
+{
+    size_t k;
+    float *at;
+    p->count = 0;
+    for (k = 0; k < p->n; k++) p->count += DB__ROUND_UP(p->item[k].count, 16);
+    p->data = at = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    if (!at) return p->ctx->result;
+    for (k = 0; k < p->n; k++) {
+        p->item[k].data = at;
+        at += DB__ROUND_UP(p->item[k].count, 16);
+    }
+    return DB_OK;
+}
+
+static void db__params_free(db_param_table *p)
+{
+    size_t k;
+    for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
+    db__free(p->ctx, p->item);
+    db__free(p->ctx, p->data);
+    db__free(p->ctx, p->grad);
+}
+
+db_result db_params_require_grad(db_param_table *p)
+{
+    size_t k;
+    if (p->grad) return DB_OK;
+    p->grad = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    if (!p->grad) return p->ctx->result;
+    for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
+    return DB_OK;
+}
+
+/* [OC][IC][k][k] in files, [k][OC][k][IC] in memory. */
+static size_t db__param_index(const db_param *item, size_t file_index)
+{
+    size_t k, IC, kx, ky, ic, oc;
+    if (item->n_dims != 4) return file_index;
+    k = item->dim[2], IC = item->dim[1];
+    kx = file_index % k, ky = file_index / k % k, ic = file_index / (k * k) % IC, oc = file_index / (k * k * IC);
+    return ((ky * item->dim[0] + oc) * k + kx) * IC + ic;
+}
+
+void db_param_get(const db_param *item, const float *from, float *out)
+{
+    size_t k;
+    for (k = 0; k < item->count; k++) out[k] = from[db__param_index(item, k)];
+}
+
+void db_param_set(const db_param *item, float *to, const float *in)
+{
+    size_t k;
+    for (k = 0; k < item->count; k++) to[db__param_index(item, k)] = in[k];
+}
+
+db_optimizer_config db_optimizer_config_default(void)
+{
+    db_optimizer_config c;
+    c.beta1 = 0.9f, c.beta2 = 0.999f, c.eps = 1e-8f, c.weight_decay = 1e-2f, c.max_grad_norm = 1.0f;
+    return c;
+}
+
+db_result db_optimizer_init(db_optimizer *o, db_param_table *params, const db_optimizer_config *config)
+{
+    memset(o, 0, sizeof *o);
+    o->config = config ? *config : db_optimizer_config_default();
+    o->params = params;
+    o->m = (float *)db__alloc(params->ctx, params->count, sizeof(float));
+    o->v = (float *)db__alloc(params->ctx, params->count, sizeof(float));
+    return db_params_require_grad(params);
+}
+
+void db_optimizer_free(db_optimizer *o)
+{
+    if (!o->params) return;
+    db__free(o->params->ctx, o->m);
+    db__free(o->params->ctx, o->v);
+    memset(o, 0, sizeof *o);
+}
+
+void db_zero_grad(db_param_table *p)
+{
+    if (p->grad) memset(p->grad, 0, p->count * sizeof(float));
+}
+
+/* The norm of all gradients: squares in pieces, pieces in order. */
+static double db__grad_norm(db_param_table *p)
+{
+    double total = 0;
+    size_t k;
+    for (k = 0; k < p->n; k++) {
+        const float *g = p->item[k].grad;
+        size_t i, n = p->item[k].count;
+        if (p->item[k].frozen) continue;
+        for (i = 0; i < n; i += DB__PIECE) {
+            size_t m = DB__MIN(n - i, (size_t)DB__PIECE);
+            total += (double)p->ctx->isa->f32->dot(g + i, g + i, m);
+        }
+    }
+    return sqrt(total);
+}
+
+db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm)
+{
+    db_param_table *p = o->params;
+    db_ctx *ctx = p->ctx;
+    db__adamw_step a;
+    double grad_norm;
+    long k;
+    if (ctx->result != DB_OK) return ctx->result;
+    grad_norm = db__grad_norm(p) * (double)grad_scale;
+    if (norm) *norm = (float)grad_norm;
+    if (!(grad_norm < 1e30))
+        return db__fail(ctx, DB_ERROR_NUMERIC, "the gradient's norm is %g at update %llu: lower the learning rate", grad_norm,
+                        (unsigned long long)o->step + 1);
+    o->step++;
+    a.lr = lr, a.beta1 = o->config.beta1, a.beta2 = o->config.beta2, a.eps = o->config.eps, a.weight_decay = o->config.weight_decay;
+    a.correction1 = (float)(1 - pow((double)a.beta1, (double)o->step));
+    a.correction2 = (float)(1 - pow((double)a.beta2, (double)o->step));
+    a.grad_scale = grad_scale;
+    if (o->config.max_grad_norm > 0) a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (k = 0; k < (long)p->n; k++) {
+            const db_param *item = &p->item[k];
+            size_t at = (size_t)(item->data - p->data);
+            if (!item->frozen) ctx->isa->f32->adamw(item->data, o->m + at, o->v + at, item->grad, item->count, &a);
+        }
+    }
+    return DB_OK;
+}
+
+void db_ema_update(const db_param_table *p, float *average, float decay)
+{
+    long k;
+    DB__PARALLEL_FOR(p->ctx, static)
+    for (k = 0; k < (long)DB__CEIL_DIV(p->count, DB__PIECE); k++) {
+        size_t at = (size_t)k * DB__PIECE;
+        p->ctx->isa->f32->axpby(average + at, average + at, p->data + at, decay, 1 - decay, DB__MIN(p->count - at, (size_t)DB__PIECE), 0);
+    }
+}
+
+double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total, double cycles, double power)
+{
+    const double pi = 3.14159265358979323846;
+    double progress, left;
+    if (schedule == DB_LR_CONSTANT) return 1;
+    if (step < warmup) return (double)step / (double)DB__MAX(1, warmup);
+    if (schedule == DB_LR_CONSTANT_WITH_WARMUP) return 1;
+    progress = (double)(step - warmup) / (double)DB__MAX(1, total - DB__MIN(total, warmup));
+    left = DB__MAX(0.0, 1 - progress);
+    switch (schedule) {
+    case DB_LR_LINEAR: return left;
+    case DB_LR_COSINE: return DB__MAX(0.0, 0.5 * (1 + cos(pi * progress)));
+    case DB_LR_COSINE_WITH_RESTARTS:
+        return progress >= 1 ? 0 : DB__MAX(0.0, 0.5 * (1 + cos(pi * fmod(cycles * progress, 1))));
+    default: /* polynomial, down to 1e-7 of a rate of 1: diffusers' lr_end */
+        return step > total ? 1e-7 : (1 - 1e-7) * pow(left, power) + 1e-7;
+    }
+}
+
+/* ==== [DB-05] Files: JSON, safetensors ==========================================================
+
+   What a checkpoint directory is made of. JSON (RFC 8259) holds configurations and vocabularies;
+   safetensors (the format's README at github.com/huggingface/safetensors) holds the weights:
+
+       8 bytes    N, length of the header, little-endian
+       N bytes    JSON: {"name": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
+       the rest   the tensors' bytes, which the offsets (from here on) cover without gap or overlap
+
+   Every number in a file is somebody else's claim. It is compared with the size of the file before
+   anything is allocated or dereferenced, and products go through db__mul.
+
+   Easy to get wrong
+   - diffusers writes `"lambda_min_clipped": -Infinity` into scheduler files, which is not JSON.
+   - strtod reads "0,5" in a German locale; JSON has the point everywhere.
+   - Tensors' bytes are not aligned: a 3-byte BOOL tensor may stand before an F32 one.
+   - f32 -> f16 rounds to nearest even, also into the subnormal numbers; 65520 is the first float
+     that becomes infinite.
+   - A file that is written in place is lost when the machine stops half-way. It is written beside
+     its final place, synced, and renamed; then the directory is synced, for the name's sake.     */
+
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__)
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "dreambooth.h reads and writes little-endian files and needs a little-endian machine"
+#endif
+#endif
+
+/* ---- text under construction ----------------------------------------------------------------- */
+
+/* Grows as it is appended to. A failed allocation sticks in the context and later appends do
+   nothing, so that one check at the end is enough. data is NUL-terminated once anything is in. */
+typedef struct db__text {
+    db_ctx *ctx;
+    char *data;
+    size_t length, capacity;
+} db__text;
+
+static void db__text_append(db__text *t, const char *bytes, size_t n)
+{
+    void *data = t->data;
+    if (t->ctx->result != DB_OK) return;
+    if (!db__reserve(t->ctx, &data, &t->capacity, t->length + n + 1, 1)) return;
+    t->data = (char *)data;
+    if (n) memcpy(t->data + t->length, bytes, n);
+    t->length += n;
+    t->data[t->length] = 0;
+}
+
+DB__PRINTF(2, 3) static void db__text_print(db__text *t, const char *format, ...)
+{
+    char small[256];
+    va_list args, again;
+    int n;
+    va_start(args, format);
+    va_copy(again, args);
+    n = vsnprintf(small, sizeof small, format, args);
+    if (n >= 0 && (size_t)n < sizeof small) {
+        db__text_append(t, small, (size_t)n);
+    } else if (n >= 0) {
+        char *large = (char *)db__alloc(t->ctx, (size_t)n + 1, 1);
+        if (large) {
+            vsnprintf(large, (size_t)n + 1, format, again);
+            db__text_append(t, large, (size_t)n);
+        }
+        db__free(t->ctx, large);
+    }
+    va_end(again);
+    va_end(args);
+}
+
+static void db__text_free(db__text *t)
+{
+    db__free(t->ctx, t->data);
+    t->data = NULL;
+    t->length = t->capacity = 0;
+}
+
+/* A JSON string in its quotes. What is not UTF-8 stays as it is: the caller's strings are text. */
+static void db__text_json_string(db__text *t, const char *s)
+{
+    db__text_append(t, "\"", 1);
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        if (c == '"' || c == '\\') db__text_print(t, "\\%c", c);
+        else if (c < 0x20 || c == 0x7F) db__text_print(t, "\\u%04x", c);
+        else db__text_append(t, s, 1);
+    }
+    db__text_append(t, "\"", 1);
+}
+
+/* Copies `text` with its decimal point `from` replaced by `to`; returns 0 if out is too small. */
+static int db__swap_point(char *out, size_t size, const char *text, const char *from,
+                          const char *to)
+{
+    const char *point = strstr(text, from);
+    size_t before = point ? (size_t)(point - text) : strlen(text);
+    int n = snprintf(out, size, "%.*s%s%s", (int)before, text, point ? to : "",
+                     point ? point + strlen(from) : "");
+    return n >= 0 && (size_t)n < size;
+}
+
+/* The decimal point of the running program's locale: what stands between the digits of 0.5. */
+static void db__locale_point(char out[16])
+{
+    char half[16];
+    size_t n;
+    snprintf(half, sizeof half, "%.1f", 0.5);
+    n = strlen(half);
+    snprintf(out, 16, "%.*s", n > 2 ? (int)n - 2 : 1, half + 1);
+}
+
+/* A JSON number: the shortest decimal that reads back as the same double. Infinities and NaN are
+   spelt as Python spells them. */
+DB__UNUSED static void db__text_json_number(db__text *t, double value)
+{
+    char digits[64], plain[64], point[16];
+    int precision;
+    if (value != value) { db__text_print(t, "NaN"); return; }
+    if (value - value != 0) { db__text_print(t, value > 0 ? "Infinity" : "-Infinity"); return; }
+    for (precision = 1; precision <= 17; precision++) {
+        snprintf(digits, sizeof digits, "%.*g", precision, value);
+        if (strtod(digits, NULL) == value) break;
+    }
+    db__locale_point(point);
+    db__swap_point(plain, sizeof plain, digits, point, ".");
+    db__text_print(t, "%s", plain);
+}
+
+/* printf into memory of its own; free with db__free. NULL when there is none. */
+DB__PRINTF(2, 3) static char *db__format(db_ctx *ctx, const char *format, ...)
+{
+    char *text;
+    va_list args, again;
+    int n;
+    va_start(args, format);
+    va_copy(again, args);
+    n = vsnprintf(NULL, 0, format, args);
+    text = n < 0 ? NULL : (char *)db__alloc(ctx, (size_t)n + 1, 1);
+    if (text) vsnprintf(text, (size_t)n + 1, format, again);
+    va_end(again);
+    va_end(args);
+    return text;
+}
+
+/* ---- UTF-8 ----------------------------------------------------------------------------------- */
+
+/* The code point at s, n >= 1 bytes long; returns its length, or 0 when no valid one starts here
+   (overlong form, surrogate, above U+10FFFF, cut short). */
+static size_t db__utf8_decode(const char *text, size_t n, uint32_t *code)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = s[0] < 0x80 ? 1 : s[0] < 0xC0 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : 4, i;
+    uint32_t c;
+    if (s[0] > 0xF7 || length == 0 || length > n) return 0;
+    c = length == 1 ? s[0] : s[0] & (0xFFu >> (length + 1));
+    for (i = 1; i < length; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3Fu);
+    }
+    if (c < smallest[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
+    *code = c;
+    return length;
+}
+
+/* Writes a code point's bytes; returns how many. */
+static size_t db__utf8_encode(uint32_t c, char out[4])
+{
+    size_t length = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4, i;
+    static const uint32_t lead[5] = {0, 0, 0xC0, 0xE0, 0xF0};
+    for (i = length; i > 1; i--, c >>= 6) out[i - 1] = (char)(0x80 | (c & 0x3F));
+    out[0] = (char)(lead[length == 1 ? 0 : length] | c);
+    return length;
+}
+
+/* ---- reading files --------------------------------------------------------------------------- */
+
+/* A file's bytes: mapped, read into our memory, or (owner == NULL) lent by the caller. */
+typedef struct db__mapping {
+    const unsigned char *data;
+    size_t bytes;
+    void *owner;   /* what to unmap or free */
+    int is_mapped;
+} db__mapping;
+
+static void db__unmap_file(db_ctx *ctx, db__mapping *m)
+{
+#ifdef DB__POSIX
+    if (m->is_mapped) munmap(m->owner, m->bytes);
+#endif
+    if (!m->is_mapped) db__free(ctx, m->owner);
+    memset(m, 0, sizeof *m);
+}
+
+/* Reads what is left of a file of unknown length: pipes, and systems without mmap. */
+static db_result db__read_all(db_ctx *ctx, const char *path, FILE *file, db__mapping *out)
+{
+    size_t capacity = 0, got;
+    do {
+        if (!db__reserve(ctx, &out->owner, &capacity, out->bytes + 65536, 1)) break;
+        got = fread((char *)out->owner + out->bytes, 1, capacity - out->bytes, file);
+        out->bytes += got;
+    } while (got > 0);
+    if (ctx->result == DB_OK && ferror(file))
+        db__fail(ctx, DB_ERROR_FILE, "%s: cannot be read: %s", path, strerror(errno));
+    out->data = (const unsigned char *)out->owner;
+    if (ctx->result != DB_OK) db__unmap_file(ctx, out);
+    return ctx->result;
+}
+
+/* Makes a file's bytes readable at out->data, which is not NULL even when there are 0 bytes. */
+static db_result db__map_file(db_ctx *ctx, const char *path, db__mapping *out)
+{
+    FILE *file;
+    memset(out, 0, sizeof *out);
+    if (ctx->result != DB_OK) return ctx->result;
+    file = fopen(path, "rb");
+    if (!file)
+        return db__fail(ctx, DB_ERROR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
+#ifdef DB__POSIX
+    {
+        struct stat info;
+        int known = fstat(fileno(file), &info) == 0;
+        if (known && S_ISDIR(info.st_mode)) {
+            fclose(file);
+            return db__fail(ctx, DB_ERROR_FILE, "%s: is a directory, not a file", path);
+        }
+        if (known && S_ISREG(info.st_mode) && info.st_size > 0
+            && (uintmax_t)info.st_size <= (uintmax_t)((size_t)-1 / 2)) {
+            void *p = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+            if (p != MAP_FAILED) {
+                out->data = (const unsigned char *)p;
+                out->bytes = (size_t)info.st_size;
+                out->owner = p;
+                out->is_mapped = 1;
+                fclose(file);
+                return DB_OK;
+            }
+        }
+    }
+#endif
+    db__read_all(ctx, path, file, out);
+    fclose(file);
+    return ctx->result;
+}
+
+static int db__file_exists(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file) fclose(file);
+    return file != NULL;
+}
+
+/* ---- writing files --------------------------------------------------------------------------- */
+
+/* A file in the making; it gets its name in db__writer_commit. All zero: nothing to write to. */
+typedef struct db__writer {
+    db_ctx *ctx;
+    FILE *file;
+    char *path, *temporary;
+} db__writer;
+
+/* Gives the file up: nothing stays on the disk, nothing in memory. */
+static void db__writer_abandon(db__writer *w)
+{
+    if (w->file) fclose(w->file);
+    if (w->file) remove(w->temporary);
+    if (w->ctx) db__free(w->ctx, w->path);
+    if (w->ctx) db__free(w->ctx, w->temporary);
+    memset(w, 0, sizeof *w);
+}
+
+/* Reports the failure that errno describes and abandons the file. */
+static db_result db__writer_fail(db__writer *w, const char *what)
+{
+    db_ctx *ctx = w->ctx;
+    db_result r = db__fail(ctx, DB_ERROR_FILE, "%s: cannot be %s: %s (nothing was changed)",
+                           w->path, what, errno ? strerror(errno) : "unknown reason");
+    db__writer_abandon(w);
+    return r;
+}
+
+/* Starts a file that will be called `path`. The temporary name is in the same directory, because a
+   rename cannot cross file systems; process and writer make it unique. */
+static db_result db__writer_open(db__writer *w, db_ctx *ctx, const char *path)
+{
+    unsigned long process = 0;
+    memset(w, 0, sizeof *w);
+    if (ctx->result != DB_OK) return ctx->result;
+#ifdef DB__POSIX
+    process = (unsigned long)getpid();
+#endif
+    w->ctx = ctx;
+    w->path = db__strdup(ctx, path);
+    w->temporary = db__format(ctx, "%s.%lx-%lx.partial", path, process,
+                              (unsigned long)((uintptr_t)(void *)w >> 4 & 0xFFFFFFFu));
+    if (!w->path || !w->temporary) {
+        db__writer_abandon(w);
+        return ctx->result;
+    }
+    errno = 0;
+    w->file = fopen(w->temporary, "wb");
+    return w->file ? DB_OK : db__writer_fail(w, "created");
+}
+
+/* Appends; after a failure the writer is abandoned and further writes report DB_ERROR_FILE. */
+static db_result db__writer_write(db__writer *w, const void *data, size_t bytes)
+{
+    if (!w->file) return DB_ERROR_FILE;
+    errno = 0;
+    if (bytes && fwrite(data, 1, bytes, w->file) != bytes) return db__writer_fail(w, "written");
+    return DB_OK;
+}
+
+/* Makes the rename itself durable. Some file systems refuse; then the data is safe all the same. */
+static void db__sync_directory_of(char *path)
+{
+#ifdef DB__POSIX
+    char *slash = strrchr(path, '/'), kept = slash ? slash[1] : 0;
+    int directory;
+    if (slash) slash[1] = 0;
+    directory = open(slash ? path : ".", O_RDONLY);
+    if (slash) slash[1] = kept;
+    if (directory < 0) return;
+    if (fsync(directory) != 0) errno = 0;
+    close(directory);
+#else
+    (void)path;
+#endif
+}
+
+/* Flush, sync, close, rename: now the file is complete under its name. Ends the writer. */
+static db_result db__writer_commit(db__writer *w)
+{
+    int closed;
+    if (!w->file) return DB_ERROR_FILE;
+    errno = 0;
+    if (fflush(w->file) != 0) return db__writer_fail(w, "written");
+#ifdef DB__POSIX
+    if (fsync(fileno(w->file)) != 0 && errno != EINVAL && errno != ENOTSUP)
+        return db__writer_fail(w, "brought to the disk");
+#endif
+    closed = fclose(w->file) == 0;
+    w->file = NULL;
+#ifdef _WIN32
+    if (closed) remove(w->path); /* rename does not replace there */
+#endif
+    if (!closed || rename(w->temporary, w->path) != 0) {
+        int reason = errno;
+        remove(w->temporary);
+        errno = reason;
+        return db__writer_fail(w, closed ? "renamed into place" : "written");
+    }
+    db__sync_directory_of(w->path);
+    db__writer_abandon(w);
+    return DB_OK;
+}
+
+/* A whole small file at once. */
+DB__UNUSED static db_result db__write_file(db_ctx *ctx, const char *path, const void *data,
+                                           size_t bytes)
+{
+    db__writer w;
+    if (db__writer_open(&w, ctx, path) != DB_OK) return ctx->result;
+    if (db__writer_write(&w, data, bytes) != DB_OK) return ctx->result;
+    return db__writer_commit(&w);
+}
+
+/* ---- JSON: parser ----------------------------------------------------------------------------
+   Recursive descent. Nodes and strings go into chunks that double in size, freed together.       */
+
+enum { DB__JSON_MAX_DEPTH = 100, DB__JSON_MAX_NUMBER = 255 };
+
+typedef struct db__json_chunk {
+    struct db__json_chunk *next;
+    size_t used, capacity; /* bytes, this header included */
+} db__json_chunk;
+
+typedef struct db__json_document {
+    db_json root; /* first, so that the root's address is the document's */
+    db_ctx *ctx;
+    char *name;   /* the file, for messages */
+    db__json_chunk *chunks;
+} db__json_document;
+
+typedef struct db__json_parser {
+    db__json_document *document;
+    const char *text, *at, *end;
+    const char *line_start;
+    size_t line;
+    int depth;
+} db__json_parser;
+
+/* "FILE:LINE:COLUMN: not valid JSON: REASON"; columns count characters from 1. Returns 0. */
+static int db__json_error(const db__json_parser *p, const char *at, const char *reason)
+{
+    const char *c;
+    size_t column = 1;
+    for (c = p->line_start; c < at; c++) column += ((unsigned char)*c & 0xC0) != 0x80;
+    db__fail(p->document->ctx, DB_ERROR_FORMAT, "%s:%zu:%zu: not valid JSON: %s", p->document->name,
+             p->line, column, reason);
+    return 0;
+}
+
+/* Zeroed memory that lives as long as the document. */
+static void *db__json_take(db__json_document *d, size_t bytes)
+{
+    db__json_chunk *chunk = d->chunks;
+    char *memory;
+    bytes = DB__ROUND_UP(bytes, 8);
+    if (!chunk || chunk->capacity - chunk->used < bytes) {
+        size_t capacity = chunk ? DB__MIN(chunk->capacity * 2, (size_t)1 << 20) : 4096;
+        capacity = DB__MAX(capacity, bytes + sizeof *chunk);
+        chunk = (db__json_chunk *)db__alloc(d->ctx, capacity, 1);
+        if (!chunk) return NULL;
+        chunk->next = d->chunks;
+        chunk->used = sizeof *chunk;
+        chunk->capacity = capacity;
+        d->chunks = chunk;
+    }
+    memory = (char *)chunk + chunk->used;
+    chunk->used += bytes;
+    return memory;
+}
+
+static void db__json_skip_space(db__json_parser *p)
+{
+    for (; p->at < p->end; p->at++) {
+        if (*p->at == '\n') {
+            p->line++;
+            p->line_start = p->at + 1;
+        } else if (*p->at != ' ' && *p->at != '\t' && *p->at != '\r') {
+            return;
+        }
+    }
+}
+
+/* Four hexadecimal digits at p->at, or -1. */
+static int db__json_hex4(db__json_parser *p)
+{
+    int value = 0, i;
+    if (p->end - p->at < 4) return -1;
+    for (i = 0; i < 4; i++) {
+        char c = *p->at++;
+        int digit = c >= '0' && c <= '9' ? c - '0'
+                  : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                  : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        if (digit < 0) return -1;
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/* What follows a backslash (at least the closing quote does); appends its UTF-8 at *out. */
+static int db__json_escape(db__json_parser *p, char **out)
+{
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *start = p->at - 1, *found;
+    int high, low;
+    if (*p->at != 'u') {
+        found = *p->at ? strchr(from, *p->at) : NULL;
+        if (!found) return db__json_error(p, start, "unknown escape after a backslash");
+        *(*out)++ = to[found - from];
+        p->at++;
+        return 1;
+    }
+    p->at++;
+    high = db__json_hex4(p);
+    if (high < 0) return db__json_error(p, start, "\\u needs four hexadecimal digits");
+    if (high >= 0xD800 && high < 0xDC00) { /* the first half of a character above U+FFFF */
+        low = -1;
+        if (p->end - p->at >= 6 && p->at[0] == '\\' && p->at[1] == 'u') {
+            p->at += 2;
+            low = db__json_hex4(p);
+        }
+        if (low < 0xDC00 || low > 0xDFFF)
+            return db__json_error(p, start, "a high surrogate without its low surrogate");
+        high = 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+    } else if (high >= 0xDC00 && high < 0xE000) {
+        return db__json_error(p, start, "a low surrogate without its high surrogate");
+    }
+    *out += db__utf8_encode((uint32_t)high, *out);
+    return 1;
+}
+
+/* A string; p->at is at its opening quote. Escapes only ever shorten it, so the distance to the
+   closing quote is room enough. */
+static int db__json_string_token(db__json_parser *p, const char **string, size_t *length)
+{
+    const char *start = p->at, *close;
+    char *out;
+    for (close = start + 1; close < p->end && *close != '"'; close++)
+        if (*close == '\\' && close + 1 < p->end) close++;
+    if (close == p->end) return db__json_error(p, start, "a string without closing quote");
+    out = (char *)db__json_take(p->document, (size_t)(close - start));
+    if (!out) return 0;
+    *string = out;
+    for (p->at++; *p->at != '"';) {
+        unsigned char c = (unsigned char)*p->at;
+        uint32_t code;
+        size_t n;
+        if (c == '\\') {
+            p->at++;
+            if (!db__json_escape(p, &out)) return 0;
+            continue;
+        }
+        if (c < 0x20) return db__json_error(p, p->at, "a control character inside a string");
+        n = db__utf8_decode(p->at, (size_t)(close - p->at), &code);
+        if (!n) return db__json_error(p, p->at, "bytes that are not UTF-8");
+        memcpy(out, p->at, n);
+        out += n;
+        p->at += n;
+    }
+    p->at++;
+    *length = (size_t)(out - *string);
+    return 1;
+}
+
+/* Moves over decimal digits, collecting the first 19 significant ones. */
+static const char *db__json_digits(const char *c, const char *end, uint64_t *mantissa, int *dropped)
+{
+    for (; c < end && *c >= '0' && *c <= '9'; c++) {
+        if (*mantissa < 1000000000000000000u) *mantissa = *mantissa * 10 + (uint64_t)(*c - '0');
+        else *dropped = 1;
+    }
+    return c;
+}
+
+/* The general case: the C library, told about its own decimal point. */
+static double db__json_strtod(const char *text, size_t n)
+{
+    char copy[DB__JSON_MAX_NUMBER + 1], local[DB__JSON_MAX_NUMBER + 16], point[16];
+    memcpy(copy, text, n);
+    copy[n] = 0;
+    db__locale_point(point);
+    if (!db__swap_point(local, sizeof local, copy, ".", point)) return 0;
+    return strtod(local, NULL);
+}
+
+/* A number: -? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)? */
+static int db__json_number_token(db__json_parser *p, db_json *node)
+{
+    static const double power[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                   1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                   1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    const char *start = p->at, *c = start, *part;
+    int negative = *c == '-', dropped = 0, exponent = 0, scale = 0, is_plain = 1;
+    uint64_t mantissa = 0;
+    c += negative;
+    part = c;
+    c = db__json_digits(c, p->end, &mantissa, &dropped);
+    if (c == part) return db__json_error(p, start, "a value was expected here");
+    if (*part == '0' && c - part > 1) return db__json_error(p, part, "a number with leading zeros");
+    if (c < p->end && *c == '.') {
+        part = ++c;
+        c = db__json_digits(c, p->end, &mantissa, &dropped);
+        if (c == part) return db__json_error(p, c, "digits must follow the decimal point");
+        scale = (int)DB__MIN(c - part, 1000);
+        is_plain = 0;
+    }
+    if (c < p->end && (*c == 'e' || *c == 'E')) {
+        int sign = 1;
+        c++;
+        if (c < p->end && (*c == '+' || *c == '-')) sign = *c++ == '-' ? -1 : 1;
+        for (part = c; c < p->end && *c >= '0' && *c <= '9'; c++)
+            exponent = DB__MIN(exponent * 10 + (*c - '0'), 100000);
+        if (c == part) return db__json_error(p, c, "digits must follow the exponent's e");
+        exponent *= sign;
+        is_plain = 0;
+    }
+    if (c - start > DB__JSON_MAX_NUMBER)
+        return db__json_error(p, start, "a number with too many digits");
+
+    /* Up to 2^53 and 10^22 everything is exact, so one operation rounds correctly. */
+    scale = exponent - scale;
+    if (!dropped && mantissa <= (uint64_t)1 << 53 && scale >= -22 && scale <= 22) {
+        node->number = (double)mantissa;
+        node->number = scale < 0 ? node->number / power[-scale] : node->number * power[scale];
+        if (negative) node->number = -node->number;
+    } else {
+        node->number = db__json_strtod(start, (size_t)(c - start));
+    }
+    if (node->number - node->number != 0)
+        return db__json_error(p, start, "a number too large for a double");
+    node->type = DB_JSON_NUMBER;
+    if (is_plain && !dropped && mantissa <= (uint64_t)INT64_MAX + (uint64_t)negative) {
+        node->is_integer = 1;
+        node->integer = (int64_t)(negative ? 0 - mantissa : mantissa);
+    } else if (fabs(node->number) <= 9007199254740992.0 && floor(node->number) == node->number) {
+        node->is_integer = 1;
+        node->integer = (int64_t)node->number;
+    }
+    p->at = c;
+    return 1;
+}
+
+/* If `word` stands here, moves over it. */
+static int db__json_accept(db__json_parser *p, const char *word)
+{
+    size_t n = strlen(word);
+    if ((size_t)(p->end - p->at) < n || memcmp(p->at, word, n) != 0) return 0;
+    p->at += n;
+    return 1;
+}
+
+static int db__json_value(db__json_parser *p, db_json *node);
+
+/* The children of an array or object; p->at is behind the opening bracket. */
+static int db__json_children(db__json_parser *p, db_json *node)
+{
+    int is_object = node->type == DB_JSON_OBJECT;
+    const char *close = is_object ? "}" : "]";
+    const db_json **tail = &node->first;
+    if (++p->depth > DB__JSON_MAX_DEPTH) return db__json_error(p, p->at - 1, "nested too deeply");
+    db__json_skip_space(p);
+    if (!db__json_accept(p, close)) {
+        do {
+            db_json *child = (db_json *)db__json_take(p->document, sizeof *child);
+            if (!child) return 0;
+            db__json_skip_space(p);
+            if (is_object) {
+                if (p->at == p->end || *p->at != '"')
+                    return db__json_error(p, p->at, "a member's name in quotes was expected here");
+                if (!db__json_string_token(p, &child->key, &child->key_length)) return 0;
+                db__json_skip_space(p);
+                if (!db__json_accept(p, ":"))
+                    return db__json_error(p, p->at, "':' was expected here");
+            }
+            if (!db__json_value(p, child)) return 0;
+            *tail = child;
+            tail = &child->next;
+            node->count++;
+            db__json_skip_space(p);
+        } while (db__json_accept(p, ","));
+        if (!db__json_accept(p, close))
+            return db__json_error(p, p->at, is_object ? "',' or '}' was expected here"
+                                                      : "',' or ']' was expected here");
+    }
+    p->depth--;
+    return 1;
+}
+
+static int db__json_value(db__json_parser *p, db_json *node)
+{
+    db__json_skip_space(p);
+    node->document = p->document;
+    node->line = p->line;
+    if (p->at == p->end)
+        return db__json_error(p, p->at, "the text ends where a value was expected");
+    switch (*p->at) {
+    case '{': node->type = DB_JSON_OBJECT; p->at++; return db__json_children(p, node);
+    case '[': node->type = DB_JSON_ARRAY; p->at++; return db__json_children(p, node);
+    case '"':
+        node->type = DB_JSON_STRING;
+        return db__json_string_token(p, &node->string, &node->length);
+    default: break;
+    }
+    if (db__json_accept(p, "null")) { node->type = DB_JSON_NULL; return 1; }
+    node->type = DB_JSON_BOOL;
+    if (db__json_accept(p, "true")) { node->integer = 1; return 1; }
+    if (db__json_accept(p, "false")) return 1;
+    node->type = DB_JSON_NUMBER;
+    if (db__json_accept(p, "NaN")) { node->number = (double)NAN; return 1; }
+    if (db__json_accept(p, "Infinity")) { node->number = (double)INFINITY; return 1; }
+    if (db__json_accept(p, "-Infinity")) { node->number = -(double)INFINITY; return 1; }
+    return db__json_number_token(p, node);
+}
+
+const db_json *db_json_parse(db_ctx *ctx, const char *name, const char *text, size_t bytes)
+{
+    db__json_parser p;
+    db__json_document *d;
+    int ok;
+    if (ctx->result != DB_OK) return NULL;
+    d = (db__json_document *)db__alloc(ctx, 1, sizeof *d);
+    if (!d) return NULL;
+    d->ctx = ctx;
+    d->name = db__strdup(ctx, name);
+    memset(&p, 0, sizeof p);
+    p.document = d;
+    p.text = p.at = p.line_start = text ? text : "";
+    p.end = p.text + bytes;
+    p.line = 1;
+    ok = d->name && db__json_value(&p, &d->root);
+    if (ok) {
+        db__json_skip_space(&p);
+        if (p.at != p.end) ok = db__json_error(&p, p.at, "something follows the value");
+    }
+    if (ok) return &d->root;
+    db_json_free(&d->root);
+    return NULL;
+}
+
+const db_json *db_json_load(db_ctx *ctx, const char *path)
+{
+    db__mapping m;
+    const db_json *root;
+    if (db__map_file(ctx, path, &m) != DB_OK) return NULL;
+    root = db_json_parse(ctx, path, (const char *)m.data, m.bytes);
+    db__unmap_file(ctx, &m);
+    return root;
+}
+
+void db_json_free(const db_json *root)
+{
+    db__json_document *d = (db__json_document *)(uintptr_t)(const void *)root;
+    db_ctx *ctx;
+    if (!root) return;
+    ctx = d->ctx;
+    while (d->chunks) {
+        db__json_chunk *next = d->chunks->next;
+        db__free(ctx, d->chunks);
+        d->chunks = next;
+    }
+    db__free(ctx, d->name);
+    db__free(ctx, d);
+}
+
+/* ---- JSON: access ---------------------------------------------------------------------------- */
+
+const db_json *db_json_get(const db_json *object, const char *key)
+{
+    const db_json *item, *found = NULL;
+    size_t n = strlen(key);
+    if (!object || object->type != DB_JSON_OBJECT) return NULL;
+    for (item = object->first; item; item = item->next)
+        if (item->key_length == n && memcmp(item->key, key, n) == 0) found = item;
+    return found;
+}
+
+const db_json *db_json_at(const db_json *array, size_t index)
+{
+    const db_json *item;
+    if (!array || index >= array->count) return NULL;
+    for (item = array->first; index > 0; index--) item = item->next;
+    return item;
+}
+
+/* The member, or NULL for "use the default"; another type than `type` is an error. */
+static const db_json *db__json_member(const db_json *object, const char *key, db_json_type type,
+                                      const char *type_name)
+{
+    static const char *const names[] = {"null", "a boolean", "a number", "a string", "an array",
+                                        "an object"};
+    const db_json *item = db_json_get(object, key);
+    if (!item || item->type == DB_JSON_NULL) return NULL;
+    if (item->type == type) return item;
+    db__fail(item->document->ctx, DB_ERROR_FORMAT, "%s:%zu: \"%s\" must be %s, but it is %s",
+             item->document->name, item->line, key, type_name, names[item->type]);
+    return NULL;
+}
+
+double db_json_number(const db_json *object, const char *key, double otherwise)
+{
+    const db_json *item = db__json_member(object, key, DB_JSON_NUMBER, "a number");
+    return item ? item->number : otherwise;
+}
+
+int64_t db_json_int(const db_json *object, const char *key, int64_t otherwise)
+{
+    const db_json *item = db__json_member(object, key, DB_JSON_NUMBER, "an integer");
+    if (item && !item->is_integer) {
+        db__fail(item->document->ctx, DB_ERROR_FORMAT, "%s:%zu: \"%s\" must be an integer, not %g",
+                 item->document->name, item->line, key, item->number);
+        return otherwise;
+    }
+    return item ? item->integer : otherwise;
+}
+
+int db_json_bool(const db_json *object, const char *key, int otherwise)
+{
+    const db_json *item = db__json_member(object, key, DB_JSON_BOOL, "true or false");
+    return item ? (int)item->integer : otherwise;
+}
+
+const char *db_json_string(const db_json *object, const char *key, const char *otherwise)
+{
+    const db_json *item = db__json_member(object, key, DB_JSON_STRING, "a string");
+    return item ? item->string : otherwise;
+}
+
+/* ---- safetensors: reading -------------------------------------------------------------------- */
+
+typedef struct db__shard {
+    char *name;            /* the file, for messages   */
+    db__mapping map;
+    const db_json *header; /* owns the tensors' names  */
+} db__shard;
+
+struct db_safetensors {
+    db_ctx *ctx;
+    db__shard *shard;
+    size_t shard_count, shard_capacity;
+    db_file_tensor *tensor;              /* in the files' order      */
+    size_t count, capacity;
+    const db_file_tensor **by_name;      /* the same, sorted by name */
+};
+
+/* The format's own limit. The header's true length is bounded by the file besides. */
+static const uint64_t db__safetensors_max_header = 100000000;
+
+/* The number of elements, rank and dimensions of a "shape" array; 0 when it is not one. */
+static int db__read_shape(const db_json *shape, db_file_tensor *t)
+{
+    const db_json *item;
+    int overflow = 0;
+    if (!shape || shape->type != DB_JSON_ARRAY || shape->count > DB_FILE_MAX_RANK) return 0;
+    t->count = 1;
+    for (item = shape->first; item; item = item->next) {
+        if (!item->is_integer || item->integer < 0) return 0;
+        if ((uint64_t)item->integer > (size_t)-1) return 0;
+        t->dim[t->rank++] = (size_t)item->integer;
+        t->count = db__mul(t->count, (size_t)item->integer, &overflow);
+    }
+    t->bytes = db__mul(t->count, db_dtype_size(t->dtype), &overflow);
+    return !overflow;
+}
+
+/* "FILE: tensor NAME: ..." */
+DB__PRINTF(5, 6) static db_result db__fail_tensor(db_ctx *ctx, db_result code, const char *file,
+                                                  const char *tensor, const char *format, ...)
+{
+    char reason[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(reason, sizeof reason, format, args);
+    va_end(args);
+    return db__fail(ctx, code, "%s: tensor %s: %s", file, tensor, reason);
+}
+
+/* Checks one entry of the header against the size of the data that follows it. */
+static db_result db__read_entry(db_ctx *ctx, const db__shard *shard, const db_json *entry,
+                                size_t header_bytes, db_file_tensor *t)
+{
+    const char *file = shard->name, *name = entry->key;
+    const char *dtype = db_json_string(entry, "dtype", "");
+    const db_json *offsets = db_json_get(entry, "data_offsets");
+    const db_json *begin = db_json_at(offsets, 0), *end = db_json_at(offsets, 1);
+    size_t room = shard->map.bytes - header_bytes;
+    uint64_t span;
+    int d = 0;
+    memset(t, 0, sizeof *t);
+    t->name = name;
+    if (strlen(name) != entry->key_length)
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "its name contains a NUL");
+    if (entry->type != DB_JSON_OBJECT)
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "its entry is not an object");
+
+    while (d < DB_DTYPE_COUNT && strcmp(db__dtypes[d].name, dtype) != 0) d++;
+    if (d == DB_DTYPE_COUNT)
+        return db__fail_tensor(ctx, DB_ERROR_UNSUPPORTED, file, name, "element type \"%s\" is not"
+                               " supported (convert it to F32, F16 or BF16)", dtype);
+    t->dtype = (db_dtype)d;
+    if (!db__read_shape(db_json_get(entry, "shape"), t))
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "\"shape\" is not an array of at"
+                               " most %d sizes with a product that fits", DB_FILE_MAX_RANK);
+
+    if (!offsets || offsets->count != 2 || !begin->is_integer || !end->is_integer
+        || begin->integer < 0 || end->integer < begin->integer)
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name,
+                               "\"data_offsets\" is not [begin, end]");
+    if ((uint64_t)end->integer > room)
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "its data ends at byte %" PRId64
+                               ", but there are %zu bytes of data (is the download complete?)",
+                               end->integer, room);
+    span = (uint64_t)(end->integer - begin->integer);
+    if (span != t->bytes)
+        return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "%zu elements of type %s are %zu"
+                               " bytes, but its offsets span %" PRIu64, t->count, dtype, t->bytes,
+                               span);
+    t->data = shard->map.data + header_bytes + begin->integer;
+    return DB_OK;
+}
+
+static int db__by_place(const void *a, const void *b)
+{
+    const db_file_tensor *x = *(const db_file_tensor *const *)a;
+    const db_file_tensor *y = *(const db_file_tensor *const *)b;
+    uintptr_t p = (uintptr_t)x->data, q = (uintptr_t)y->data;
+    if (p != q) return p < q ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes); /* empty ones before what follows them */
+}
+
+static int db__by_name(const void *a, const void *b)
+{
+    const db_file_tensor *x = *(const db_file_tensor *const *)a;
+    const db_file_tensor *y = *(const db_file_tensor *const *)b;
+    return strcmp(x->name, y->name);
+}
+
+/* `count` tensors as an array of pointers, sorted; free with db__free. */
+static const db_file_tensor **db__sorted(db_ctx *ctx, const db_file_tensor *tensor, size_t count,
+                                         int (*compare)(const void *, const void *))
+{
+    const db_file_tensor **sorted =
+        (const db_file_tensor **)db__alloc(ctx, DB__MAX(count, 1), sizeof *sorted);
+    size_t i;
+    if (!sorted) return NULL;
+    for (i = 0; i < count; i++) sorted[i] = tensor + i;
+    qsort((void *)sorted, count, sizeof *sorted, compare);
+    return sorted;
+}
+
+/* The tensors' bytes must follow each other exactly, from the first byte to the last. */
+static db_result db__check_coverage(db_ctx *ctx, const db__shard *shard, size_t header_bytes,
+                                    const db_file_tensor *tensor, size_t count)
+{
+    const db_file_tensor **sorted = db__sorted(ctx, tensor, count, db__by_place);
+    const unsigned char *expected = shard->map.data + header_bytes;
+    const unsigned char *end = shard->map.data + shard->map.bytes;
+    size_t i;
+    for (i = 0; sorted && i < count; i++) {
+        const unsigned char *begin = (const unsigned char *)sorted[i]->data;
+        if (begin != expected) {
+            db__fail_tensor(ctx, DB_ERROR_FORMAT, shard->name, sorted[i]->name, "%s",
+                            begin < expected ? "overlaps another one" : "begins behind a gap");
+            break;
+        }
+        expected = begin + sorted[i]->bytes;
+    }
+    if (ctx->result == DB_OK && expected != end)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu bytes at its end belong to no tensor", shard->name,
+                 (size_t)(end - expected));
+    db__free(ctx, (void *)sorted);
+    return ctx->result;
+}
+
+/* Reads the header of the last shard and appends its tensors. */
+static db_result db__read_header(db_safetensors *st)
+{
+    db_ctx *ctx = st->ctx;
+    db__shard *shard = &st->shard[st->shard_count - 1];
+    const db_json *entry;
+    size_t header_bytes, first = st->count;
+    void *tensors = st->tensor;
+    uint64_t length = 0;
+    int i;
+    if (shard->map.bytes < 8)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu bytes are too few for a safetensors file",
+                        shard->name, shard->map.bytes);
+    for (i = 7; i >= 0; i--) length = length << 8 | shard->map.data[i];
+    if (length > db__safetensors_max_header || length > shard->map.bytes - 8)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: not a safetensors file, or cut short: its header"
+                        " claims %" PRIu64 " bytes, the file has %zu", shard->name, length,
+                        shard->map.bytes);
+    header_bytes = 8 + (size_t)length;
+    if (length == 0 || shard->map.data[8] != '{')
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: not a safetensors file: its header does not"
+                        " start with {", shard->name);
+    shard->header = db_json_parse(ctx, shard->name, (const char *)shard->map.data + 8,
+                                  (size_t)length);
+    if (!shard->header) return ctx->result;
+    if (!db__reserve(ctx, &tensors, &st->capacity, st->count + shard->header->count,
+                     sizeof *st->tensor))
+        return ctx->result;
+    st->tensor = (db_file_tensor *)tensors;
+    for (entry = shard->header->first; entry; entry = entry->next) {
+        if (strcmp(entry->key, "__metadata__") == 0) continue;
+        if (db__read_entry(ctx, shard, entry, header_bytes, &st->tensor[st->count]) != DB_OK)
+            return ctx->result;
+        st->count++;
+    }
+    return db__check_coverage(ctx, shard, header_bytes, st->tensor + first, st->count - first);
+}
+
+/* Appends a shard that has just been mapped (and owns the mapping from here on). */
+static db_result db__add_shard(db_safetensors *st, const char *name, db__mapping *map)
+{
+    void *shards = st->shard;
+    db__shard *shard;
+    if (!db__reserve(st->ctx, &shards, &st->shard_capacity, st->shard_count + 1, sizeof *shard)) {
+        db__unmap_file(st->ctx, map);
+        return st->ctx->result;
+    }
+    st->shard = (db__shard *)shards;
+    shard = &st->shard[st->shard_count++];
+    shard->map = *map;
+    shard->name = db__strdup(st->ctx, name);
+    return shard->name ? db__read_header(st) : st->ctx->result;
+}
+
+static db_safetensors *db__new_safetensors(db_ctx *ctx)
+{
+    db_safetensors *st;
+    if (ctx->result != DB_OK) return NULL;
+    st = (db_safetensors *)db__alloc(ctx, 1, sizeof *st);
+    if (st) st->ctx = ctx;
+    return st;
+}
+
+/* Sorts by name, refuses a name that comes twice, and hands over; on an error closes instead. */
+static db_result db__finish_open(db_safetensors *st, db_safetensors **out)
+{
+    db_ctx *ctx = st->ctx;
+    size_t i;
+    if (ctx->result == DB_OK) st->by_name = db__sorted(ctx, st->tensor, st->count, db__by_name);
+    for (i = 1; ctx->result == DB_OK && i < st->count; i++)
+        if (strcmp(st->by_name[i - 1]->name, st->by_name[i]->name) == 0)
+            db__fail_tensor(ctx, DB_ERROR_FORMAT, st->shard[0].name, st->by_name[i]->name,
+                            "is there twice");
+    if (ctx->result == DB_OK) *out = st;
+    else db_safetensors_close(st);
+    return ctx->result;
+}
+
+db_result db_safetensors_open_memory(db_ctx *ctx, const char *name, const void *data, size_t bytes,
+                                     db_safetensors **out)
+{
+    db_safetensors *st = db__new_safetensors(ctx);
+    db__mapping map;
+    *out = NULL;
+    if (!st) return ctx->result;
+    memset(&map, 0, sizeof map);
+    map.data = (const unsigned char *)data;
+    map.bytes = bytes;
+    db__add_shard(st, name, &map);
+    return db__finish_open(st, out);
+}
+
+db_result db_safetensors_open(db_ctx *ctx, const char *path, db_safetensors **out)
+{
+    db_safetensors *st = db__new_safetensors(ctx);
+    db__mapping map;
+    *out = NULL;
+    if (!st) return ctx->result;
+    if (db__map_file(ctx, path, &map) == DB_OK) db__add_shard(st, path, &map);
+    return db__finish_open(st, out);
+}
+
+/* Opens each file that an index names, in the order of first mention. */
+static db_result db__open_index(db_safetensors *st, const char *directory, const char *index_path)
+{
+    db_ctx *ctx = st->ctx;
+    const db_json *index = db_json_load(ctx, index_path), *map, *item;
+    map = db_json_get(index, "weight_map");
+    if (index && (!map || map->type != DB_JSON_OBJECT || map->count == 0))
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: has no \"weight_map\" object", index_path);
+    for (item = map ? map->first : NULL; item && ctx->result == DB_OK; item = item->next) {
+        db__mapping file;
+        char *path;
+        size_t i = 0;
+        if (item->type != DB_JSON_STRING || strlen(item->string) != item->length
+            || strpbrk(item->string, "/\\:")) {
+            db__fail(ctx, DB_ERROR_FORMAT, "%s:%zu: %s: the shard is not a file name", index_path,
+                     item->line, item->key);
+            break;
+        }
+        path = db__format(ctx, "%s/%s", directory, item->string);
+        while (path && i < st->shard_count && strcmp(st->shard[i].name, path) != 0) i++;
+        if (path && i == st->shard_count && db__map_file(ctx, path, &file) == DB_OK)
+            db__add_shard(st, path, &file);
+        db__free(ctx, path);
+    }
+    db_json_free(index);
+    return ctx->result;
+}
+
+/* Everything the index lists must have been in the shards. */
+static db_result db__check_index(db_ctx *ctx, const char *index_path, db_safetensors *st)
+{
+    const db_json *index = db_json_load(ctx, index_path), *item;
+    if (!index) return ctx->result;
+    for (item = db_json_get(index, "weight_map")->first; item; item = item->next)
+        if (!db_safetensors_find(st, item->key)) {
+            db__fail(ctx, DB_ERROR_MISSING, "%s:%zu: lists tensor %s, which no shard has",
+                     index_path, item->line, item->key);
+            break;
+        }
+    db_json_free(index);
+    return ctx->result;
+}
+
+db_result db_weights_open(db_ctx *ctx, const char *directory, const char *basename,
+                          db_safetensors **out)
+{
+    static const char *const endings[] = {".safetensors", ".safetensors.index.json",
+                                          ".fp16.safetensors", ".safetensors.index.fp16.json"};
+    db_result result = DB_ERROR_MISSING;
+    int i, found = 0;
+    *out = NULL;
+    if (ctx->result != DB_OK) return ctx->result;
+    for (i = 0; i < 4 && !found; i++) {
+        char *path = db__format(ctx, "%s/%s%s", directory, basename, endings[i]);
+        if (!path) return ctx->result;
+        found = db__file_exists(path);
+        if (found && i % 2 == 0) {
+            result = db_safetensors_open(ctx, path, out);
+        } else if (found) {
+            db_safetensors *st = db__new_safetensors(ctx);
+            if (st) {
+                db__open_index(st, directory, path);
+                result = db__finish_open(st, out);
+            }
+            if (*out && db__check_index(ctx, path, *out) != DB_OK) {
+                db_safetensors_close(*out);
+                *out = NULL;
+            }
+            result = ctx->result;
+        }
+        db__free(ctx, path);
+    }
+    if (found) return result;
+    return db__fail(ctx, DB_ERROR_MISSING, "%s: no weights: neither %s.safetensors nor its .fp16 or"
+                    " .index.json form is there (.bin and .ckpt files are not read)", directory,
+                    basename);
+}
+
+void db_safetensors_close(db_safetensors *st)
+{
+    size_t i;
+    if (!st) return;
+    for (i = 0; i < st->shard_count; i++) {
+        db_json_free(st->shard[i].header);
+        db__unmap_file(st->ctx, &st->shard[i].map);
+        db__free(st->ctx, st->shard[i].name);
+    }
+    db__free(st->ctx, (void *)st->by_name);
+    db__free(st->ctx, st->tensor);
+    db__free(st->ctx, st->shard);
+    db__free(st->ctx, st);
+}
+
+size_t db_safetensors_count(const db_safetensors *st) { return st->count; }
+
+const db_file_tensor *db_safetensors_at(const db_safetensors *st, size_t index)
+{
+    return index < st->count ? &st->tensor[index] : NULL;
+}
+
+const db_file_tensor *db_safetensors_find(const db_safetensors *st, const char *name)
+{
+    size_t low = 0, high = st->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(name, st->by_name[middle]->name);
+        if (order == 0) return st->by_name[middle];
+        if (order < 0) high = middle;
+        else low = middle + 1;
+    }
+    return NULL;
+}
+
+const char *db_safetensors_metadata(const db_safetensors *st, const char *key)
+{
+    const db_json *item = db_json_get(db_json_get(st->shard[0].header, "__metadata__"), key);
+    return item && item->type == DB_JSON_STRING ? item->string : NULL;
+}
+
+void db_file_tensor_to_f32(const db_file_tensor *tensor, float *out)
+{
+    const unsigned char *in = (const unsigned char *)tensor->data;
+    size_t n = tensor->count, i;
+    /* One loop per type: load an element of C type `type` into v, convert it. */
+#define DB__CONVERT(type, expression)                                                              \
+    for (i = 0; i < n; i++) {                                                                      \
+        type v;                                                                                    \
+        memcpy(&v, in + i * sizeof v, sizeof v);                                                   \
+        out[i] = expression;                                                                       \
+    }                                                                                              \
+    break
+    switch (tensor->dtype) {
+    case DB_F32:
+        if (n) memcpy(out, in, n * sizeof *out);
+        break;
+    case DB_F64: DB__CONVERT(double, (float)v);
+    case DB_F16: DB__CONVERT(uint16_t, db__f16_to_f32(v));
+    case DB_BF16: DB__CONVERT(uint16_t, db__bf16_to_f32(v));
+    case DB_I64: DB__CONVERT(int64_t, (float)v);
+    case DB_I32: DB__CONVERT(int32_t, (float)v);
+    case DB_I16: DB__CONVERT(int16_t, (float)v);
+    case DB_I8: DB__CONVERT(int8_t, (float)v);
+    case DB_U8: DB__CONVERT(uint8_t, (float)v);
+    case DB_BOOL: DB__CONVERT(uint8_t, v ? 1.0f : 0.0f);
+    case DB_DTYPE_COUNT: break;
+    }
+#undef DB__CONVERT
+}
+
+/* ---- safetensors: writing -------------------------------------------------------------------- */
+
+struct db_safetensors_writer {
+    db_ctx *ctx;
+    db__writer file;
+    db_result result;       /* the first failure            */
+    db_file_tensor *tensor; /* declared; names are our own  */
+    size_t count, capacity;
+    size_t written;         /* tensors whose data is out    */
+    int begun;              /* the header is out            */
+    db__text metadata;      /* members of __metadata__      */
+};
+
+db_safetensors_writer *db_safetensors_create(db_ctx *ctx, const char *path)
+{
+    db_safetensors_writer *w;
+    if (ctx->result != DB_OK) return NULL;
+    w = (db_safetensors_writer *)db__alloc(ctx, 1, sizeof *w);
+    if (!w) return NULL;
+    w->ctx = w->metadata.ctx = ctx;
+    db__text_print(&w->metadata, "\"format\":\"pt\"");
+    if (db__writer_open(&w->file, ctx, path) == DB_OK && ctx->result == DB_OK) return w;
+    db_safetensors_abandon(w);
+    return NULL;
+}
+
+/* Notes the context's error as the writer's own. */
+static db_result db__writer_note(db_safetensors_writer *w)
+{
+    if (w->result == DB_OK) w->result = w->ctx->result;
+    return w->result;
+}
+
+/* Fails unless the header can still be changed. */
+static db_result db__writer_declaring(db_safetensors_writer *w, const char *what)
+{
+    if (w->begun && w->result == DB_OK)
+        db__fail(w->ctx, DB_ERROR_ARGUMENT, "%s: %s was declared after the first tensor was"
+                 " written", w->file.path, what);
+    return db__writer_note(w);
+}
+
+db_result db_safetensors_add_metadata(db_safetensors_writer *w, const char *key, const char *value)
+{
+    if (!w) return DB_ERROR_ARGUMENT;
+    if (db__writer_declaring(w, key) != DB_OK) return w->result;
+    db__text_append(&w->metadata, ",", 1);
+    db__text_json_string(&w->metadata, key);
+    db__text_append(&w->metadata, ":", 1);
+    db__text_json_string(&w->metadata, value);
+    return db__writer_note(w);
+}
+
+db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_dtype dtype,
+                                 int rank, const size_t *dim)
+{
+    db_file_tensor *t;
+    void *tensors;
+    int overflow = 0, i;
+    if (!w) return DB_ERROR_ARGUMENT;
+    if (db__writer_declaring(w, name) != DB_OK) return w->result;
+    if (rank < 0 || rank > DB_FILE_MAX_RANK || !db_dtype_size(dtype)) {
+        db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name,
+                        "rank %d or element type %d is out of range", rank, (int)dtype);
+        return db__writer_note(w);
+    }
+    tensors = w->tensor;
+    if (!db__reserve(w->ctx, &tensors, &w->capacity, w->count + 1, sizeof *t))
+        return db__writer_note(w);
+    w->tensor = (db_file_tensor *)tensors;
+    t = &w->tensor[w->count];
+    t->name = db__strdup(w->ctx, name);
+    if (!t->name) return db__writer_note(w);
+    w->count++;
+    t->dtype = dtype;
+    t->rank = rank;
+    t->count = 1;
+    for (i = 0; i < rank; i++) t->count = db__mul(t->count, t->dim[i] = dim[i], &overflow);
+    t->bytes = db__mul(t->count, db_dtype_size(dtype), &overflow);
+    if (overflow)
+        db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name, "its shape overflows");
+    return db__writer_note(w);
+}
+
+/* Writes the header, once, when all declarations are in. */
+static db_result db__writer_begin(db_safetensors_writer *w)
+{
+    static const char eight_spaces[] = "        ";
+    const db_file_tensor **sorted;
+    db__text text;
+    unsigned char prefix[8];
+    size_t i, offset = 0;
+    int d;
+    if (w->begun || w->result != DB_OK) return w->result;
+    w->begun = 1;
+    sorted = db__sorted(w->ctx, w->tensor, w->count, db__by_name);
+    for (i = 1; sorted && i < w->count; i++)
+        if (strcmp(sorted[i - 1]->name, sorted[i]->name) == 0)
+            db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, sorted[i]->name,
+                            "was declared twice");
+    db__free(w->ctx, (void *)sorted);
+    memset(&text, 0, sizeof text);
+    text.ctx = w->ctx;
+    db__text_print(&text, "{\"__metadata__\":{");
+    db__text_append(&text, w->metadata.data, w->metadata.length);
+    db__text_print(&text, "}");
+    for (i = 0; i < w->count; i++) {
+        const db_file_tensor *t = &w->tensor[i];
+        db__text_print(&text, ",");
+        db__text_json_string(&text, t->name);
+        db__text_print(&text, ":{\"dtype\":\"%s\",\"shape\":[", db_dtype_name(t->dtype));
+        for (d = 0; d < t->rank; d++) db__text_print(&text, d ? ",%zu" : "%zu", t->dim[d]);
+        db__text_print(&text, "],\"data_offsets\":[%zu,%zu]}", offset, offset + t->bytes);
+        offset += t->bytes;
+    }
+    db__text_print(&text, "}");
+    /* Spaces bring the data to a multiple of 8. */
+    db__text_append(&text, eight_spaces, (8 - text.length % 8) % 8);
+    for (i = 0; i < 8; i++) prefix[i] = (unsigned char)((uint64_t)text.length >> 8 * i);
+    if (db__writer_note(w) == DB_OK) {
+        db__writer_write(&w->file, prefix, 8);
+        db__writer_write(&w->file, text.data, text.length);
+    }
+    db__text_free(&text);
+    return db__writer_note(w);
+}
+
+/* The tensor that `name` must be: the next one. NULL with the error noted otherwise. */
+static const db_file_tensor *db__writer_next(db_safetensors_writer *w, const char *name)
+{
+    const db_file_tensor *t;
+    if (db__writer_begin(w) != DB_OK) return NULL;
+    t = w->written < w->count ? &w->tensor[w->written] : NULL;
+    if (t && strcmp(t->name, name) == 0) {
+        w->written++;
+        return t;
+    }
+    db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name,
+                    "was written where %s was declared", t ? t->name : "nothing more");
+    db__writer_note(w);
+    return NULL;
+}
+
+db_result db_safetensors_write(db_safetensors_writer *w, const char *name, const void *data)
+{
+    const db_file_tensor *t;
+    if (!w) return DB_ERROR_ARGUMENT;
+    t = db__writer_next(w, name);
+    if (t) db__writer_write(&w->file, data, t->bytes);
+    return db__writer_note(w);
+}
+
+db_result db_safetensors_write_f32(db_safetensors_writer *w, const char *name, const float *data)
+{
+    enum { PIECE = 2048 };
+    const db_file_tensor *t;
+    size_t i, j, n;
+    double f64[PIECE];
+    uint16_t f16[PIECE];
+    if (!w) return DB_ERROR_ARGUMENT;
+    t = db__writer_next(w, name);
+    if (!t) return w->result;
+    if (t->dtype != DB_F64 && t->dtype != DB_F32 && t->dtype != DB_F16
+        && t->dtype != DB_BF16)
+        db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name,
+                        "floats cannot be written as %s", db_dtype_name(t->dtype));
+    for (i = 0; i < t->count && db__writer_note(w) == DB_OK; i += n) {
+        n = DB__MIN(t->count - i, (size_t)PIECE);
+        if (t->dtype == DB_F32) {
+            db__writer_write(&w->file, data + i, n * sizeof *data);
+        } else if (t->dtype == DB_F64) {
+            for (j = 0; j < n; j++) f64[j] = data[i + j];
+            db__writer_write(&w->file, f64, n * sizeof *f64);
+        } else {
+            for (j = 0; j < n; j++)
+                f16[j] = t->dtype == DB_F16 ? db__f32_to_f16(data[i + j])
+                                                 : db__f32_to_bf16(data[i + j]);
+            db__writer_write(&w->file, f16, n * sizeof *f16);
+        }
+    }
+    return db__writer_note(w);
+}
+
+void db_safetensors_abandon(db_safetensors_writer *w)
+{
+    size_t i;
+    if (!w) return;
+    db__writer_abandon(&w->file);
+    for (i = 0; i < w->count; i++) db__free(w->ctx, (void *)(uintptr_t)w->tensor[i].name);
+    db__free(w->ctx, w->tensor);
+    db__text_free(&w->metadata);
+    db__free(w->ctx, w);
+}
+
+db_result db_safetensors_finish(db_safetensors_writer *w)
+{
+    db_result result;
+    if (!w) return DB_ERROR_ARGUMENT;
+    if (db__writer_note(w) == DB_OK && db__writer_begin(w) == DB_OK && w->written < w->count) {
+        db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, w->tensor[w->written].name,
+                        "was declared but never written");
+        db__writer_note(w);
+    }
+    if (w->result == DB_OK) w->result = db__writer_commit(&w->file);
+    result = w->result;
+    db_safetensors_abandon(w);
+    return result;
+}
+
+/* ==== [DB-06] Tokenizers ========================================================================
+
+   SentencePiece unigram (Kudo, 2018; Kudo and Richardson, 2018) as T5 and DeepFloyd IF use it. The
+   text is normalised, a space becomes U+2581 and one is put in front; then, of all ways to cut the
+   text into pieces of the vocabulary, the one whose log probabilities add up to most is taken
+   (Viterbi). Facts are from the sentencepiece library's model format and behaviour.
+
+   Easy to get wrong
+   - Ties. Sums are floats, and only a larger one replaces the best so far; pieces are tried in the
+     order of their start. (So does version 0.2.3; in early 2025 the library still compared in
+     double precision, which can choose the other of "0|00" and "00|0".)
+   - A character that no piece covers costs the worst piece's score - 10, and a run of such
+     characters becomes one <unk>.
+   - Normalisation takes the longest rule that starts at a byte, and a rule may give nothing or
+     several spaces. Only U+0020 is a space; runs and both ends are trimmed after the rules.
+   - User-defined symbols are found in the raw text, before any rule, and score 0.1 * (bytes - 1):
+     they always win, the longer ones first.
+   - Truncation keeps </s>: a prompt of 77 ids has 76 of its own.                               */
+
+enum { /* types of pieces in the file */
+    DB__PIECE_NORMAL = 1, DB__PIECE_UNKNOWN = 2, DB__PIECE_CONTROL = 3, DB__PIECE_USER = 4,
+    DB__PIECE_UNUSED = 5, DB__PIECE_BYTE = 6
+};
+
+typedef struct db__piece {
+    const char *text; /* NUL-terminated, in db_tokenizer.texts */
+    uint32_t length;
+    int type;
+    float score;
+} db__piece;
+
+struct db_tokenizer {
+    db_ctx *ctx;
+    db_tokenizer_kind kind;
+    db__piece *piece;        /* [size], by id                                          */
+    size_t size;
+    char *texts;
+    const db__piece **sorted; /* [sorted_count]: what text can contain, by bytes       */
+    size_t sorted_count;
+    int32_t special[4];      /* by db_special; -1 for none                             */
+    int32_t byte_id[256];    /* T5: byte fallback, or -1                               */
+
+    /* SentencePiece's normaliser */
+    int add_dummy_prefix, remove_extra_spaces, escape_spaces, space_is_suffix;
+    int byte_fallback, has_user_symbols;
+    float min_score;            /* of the normal pieces                                */
+    unsigned char *charsmap;    /* double array, then replacement strings              */
+    size_t charsmap_units, charsmap_bytes;
+};
+
+static const char db__space_symbol[] = "\xe2\x96\x81"; /* U+2581 */
+
+/* ---- pieces in order -------------------------------------------------------------------------
+   The pieces that begin with the bytes read so far are neighbours in the sorted order. Each further
+   byte narrows that range; a piece that ends here comes first in it.                             */
+
+typedef struct db__range {
+    size_t first, end, depth; /* sorted[first .. end) agree in their first `depth` bytes */
+} db__range;
+
+static int db__by_piece_text(const void *a, const void *b)
+{
+    const db__piece *x = *(const db__piece *const *)a, *y = *(const db__piece *const *)b;
+    int order = memcmp(x->text, y->text, DB__MIN(x->length, y->length));
+    return order ? order : (x->length > y->length) - (x->length < y->length);
+}
+
+/* The first position in the range whose next byte is not below `byte` (0 ... 256). */
+static size_t db__range_bound(const db_tokenizer *tok, const db__range *r, int byte)
+{
+    size_t low = r->first, high = r->end;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const db__piece *p = tok->sorted[middle];
+        int there = p->length > r->depth ? (unsigned char)p->text[r->depth] : -1;
+        if (there < byte) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Adds a byte. Returns 0 when nothing begins that way. */
+static int db__range_narrow(const db_tokenizer *tok, db__range *r, char byte)
+{
+    size_t first = db__range_bound(tok, r, (unsigned char)byte);
+    r->end = db__range_bound(tok, r, (unsigned char)byte + 1);
+    r->first = first;
+    r->depth++;
+    return r->first < r->end;
+}
+
+/* The piece that is exactly the bytes read, or NULL. */
+static const db__piece *db__range_piece(const db_tokenizer *tok, const db__range *r)
+{
+    const db__piece *p = r->first < r->end ? tok->sorted[r->first] : NULL;
+    return p && p->length == r->depth ? p : NULL;
+}
+
+static db__range db__range_all(const db_tokenizer *tok)
+{
+    db__range r;
+    r.first = r.depth = 0;
+    r.end = tok->sorted_count;
+    return r;
+}
+
+/* ---- spiece.model ----------------------------------------------------------------------------
+   A protobuf message: fields of (number << 3 | wire type), then a varint (0), 8 bytes (1), a length
+   and bytes (2), or 4 bytes (5). ModelProto: 1 pieces {1 text, 2 score, 3 type}, 2 trainer {3 model
+   type, 24 space as suffix, 35 byte fallback}, 3 normaliser {2 charsmap, 3 dummy prefix, 4 remove
+   extra spaces, 5 escape spaces}.                                                                */
+
+typedef struct db__field {
+    uint32_t number;
+    int wire;
+    uint64_t value;            /* wire types 0, 1, 5 */
+    const unsigned char *data; /* wire type 2        */
+    size_t length;
+} db__field;
+
+typedef struct db__message {
+    const unsigned char *at, *end;
+    int bad; /* not a valid message */
+} db__message;
+
+static uint64_t db__wire_varint(db__message *m)
+{
+    uint64_t value = 0;
+    int shift;
+    for (shift = 0; shift < 64 && m->at < m->end; shift += 7) {
+        unsigned char c = *m->at++;
+        value |= (uint64_t)(c & 0x7F) << shift;
+        if (c < 0x80) return value;
+    }
+    m->bad = 1;
+    return 0;
+}
+
+/* The next field; 0 at the end or when the message is bad. */
+static int db__wire_next(db__message *m, db__field *f)
+{
+    uint64_t tag, length = 0;
+    size_t i;
+    if (m->bad || m->at == m->end) return 0;
+    memset(f, 0, sizeof *f);
+    tag = db__wire_varint(m);
+    f->number = (uint32_t)(tag >> 3);
+    f->wire = (int)(tag & 7);
+    if (tag >> 32 || f->number == 0) m->bad = 1;
+    if (m->bad) return 0;
+    switch (f->wire) {
+    case 0: f->value = db__wire_varint(m); return !m->bad;
+    case 1: length = 8; break;
+    case 2: length = db__wire_varint(m); break;
+    case 5: length = 4; break;
+    default: m->bad = 1; break;
+    }
+    if (length > (uint64_t)(m->end - m->at)) m->bad = 1;
+    if (m->bad) return 0;
+    f->data = m->at;
+    f->length = (size_t)length;
+    m->at += length;
+    for (i = f->length; f->wire != 2 && i > 0; i--) f->value = f->value << 8 | f->data[i - 1];
+    return 1;
+}
+
+static db__message db__wire_message(const void *data, size_t bytes)
+{
+    db__message m;
+    m.at = (const unsigned char *)data;
+    m.end = m.at + bytes;
+    m.bad = 0;
+    return m;
+}
+
+/* One piece; its text goes to *texts. Returns 0 when it is not a valid message. */
+static int db__read_piece(const db__field *field, db__piece *p, char **texts)
+{
+    db__message m = db__wire_message(field->data, field->length);
+    db__field f;
+    p->text = *texts;
+    p->type = DB__PIECE_NORMAL;
+    while (db__wire_next(&m, &f)) {
+        if (f.number == 1 && f.wire == 2) {
+            memcpy(*texts, f.data, f.length);
+            (*texts)[f.length] = 0;
+            p->length = (uint32_t)f.length;
+        } else if (f.number == 2 && f.wire == 5) {
+            p->score = db__bits_to_float((uint32_t)f.value);
+        } else if (f.number == 3 && f.wire == 0) {
+            p->type = f.value <= DB__PIECE_BYTE ? (int)f.value : 0;
+        }
+    }
+    *texts += p->length + 1;
+    return !m.bad;
+}
+
+/* The normaliser's table: 4 bytes n, n bytes of double array, then strings that end in NUL. */
+static db_result db__read_charsmap(db_tokenizer *tok, const char *name, const db__field *f)
+{
+    size_t i;
+    uint32_t trie_bytes = 0;
+    if (f->length == 0) return DB_OK;
+    for (i = 4; f->length > 4 && i > 0; i--) trie_bytes = trie_bytes << 8 | f->data[i - 1];
+    if (trie_bytes < 4 || trie_bytes % 4 || trie_bytes >= f->length - 4 || f->data[f->length - 1])
+        return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: the normaliser's table is damaged", name);
+    db__free(tok->ctx, tok->charsmap);
+    tok->charsmap_units = trie_bytes / 4;
+    tok->charsmap_bytes = f->length - 4;
+    tok->charsmap = (unsigned char *)db__alloc(tok->ctx, tok->charsmap_bytes, 1);
+    if (tok->charsmap) memcpy(tok->charsmap, f->data + 4, tok->charsmap_bytes);
+    return tok->ctx->result;
+}
+
+/* Trainer (2) and normaliser (3) settings; everything unknown is skipped. */
+static db_result db__read_settings(db_tokenizer *tok, const char *name, const db__field *field)
+{
+    db__message m = db__wire_message(field->data, field->length);
+    db__field f;
+    while (db__wire_next(&m, &f)) {
+        int trainer = field->number == 2, yes = f.value != 0;
+        if (f.wire == 2 && !trainer && f.number == 2) {
+            if (db__read_charsmap(tok, name, &f) != DB_OK) return tok->ctx->result;
+        } else if (f.wire != 0) {
+            continue;
+        } else if (trainer && f.number == 3 && f.value != 1) {
+            return db__fail(tok->ctx, DB_ERROR_UNSUPPORTED, "%s: only unigram models are supported,"
+                            " this one is of type %" PRIu64 " (2 is BPE)", name, f.value);
+        } else if (trainer) {
+            if (f.number == 24) tok->space_is_suffix = yes;
+            if (f.number == 35) tok->byte_fallback = yes;
+        } else {
+            if (f.number == 3) tok->add_dummy_prefix = yes;
+            if (f.number == 4) tok->remove_extra_spaces = yes;
+            if (f.number == 5) tok->escape_spaces = yes;
+        }
+    }
+    if (!m.bad) return DB_OK;
+    return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: its settings are damaged", name);
+}
+
+/* Reads all fields; pieces get their memory in a first pass that only counts them. */
+static db_result db__read_spiece(db_tokenizer *tok, const char *name, const void *data,
+                                 size_t bytes)
+{
+    db__message m = db__wire_message(data, bytes);
+    db__field f;
+    char *texts;
+    while (db__wire_next(&m, &f)) tok->size += f.number == 1 && f.wire == 2;
+    if (m.bad || tok->size == 0 || tok->size > INT32_MAX || bytes > UINT32_MAX)
+        return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: not a SentencePiece model (%s)", name,
+                        m.bad ? "not a protobuf message, or cut short" : "it has no pieces");
+    /* A piece's text and NUL are shorter than the field that holds them. */
+    tok->piece = (db__piece *)db__alloc(tok->ctx, tok->size, sizeof *tok->piece);
+    tok->texts = (char *)db__alloc(tok->ctx, bytes, 1);
+    if (!tok->piece || !tok->texts) return tok->ctx->result;
+    m = db__wire_message(data, bytes);
+    texts = tok->texts;
+    tok->size = 0;
+    while (db__wire_next(&m, &f)) {
+        if (f.wire != 2) continue;
+        if (f.number == 1 && !db__read_piece(&f, &tok->piece[tok->size++], &texts))
+            return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: piece %zu is damaged", name,
+                            tok->size - 1);
+        if ((f.number == 2 || f.number == 3) && db__read_settings(tok, name, &f) != DB_OK)
+            return tok->ctx->result;
+    }
+    return DB_OK;
+}
+
+/* Sorts the pieces that text can contain (`reserved` = 0), or the others; refuses equal ones. */
+static db_result db__sort_pieces(db_tokenizer *tok, const char *name, int reserved)
+{
+    size_t i, n = 0;
+    for (i = 0; i < tok->size; i++) {
+        int type = tok->piece[i].type;
+        int in_text = type == DB__PIECE_NORMAL || type == DB__PIECE_USER
+                   || type == DB__PIECE_UNUSED;
+        if (in_text != reserved) tok->sorted[n++] = &tok->piece[i];
+    }
+    tok->sorted_count = n;
+    qsort((void *)tok->sorted, n, sizeof *tok->sorted, db__by_piece_text);
+    for (i = 1; i < n; i++)
+        if (db__by_piece_text(&tok->sorted[i - 1], &tok->sorted[i]) == 0)
+            return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: piece \"%s\" is there twice", name,
+                            tok->sorted[i]->text);
+    return DB_OK;
+}
+
+/* Everything the library checks when it loads a model, and numbers that are numbers. */
+static db_result db__check_spiece(db_tokenizer *tok, const char *name)
+{
+    db_ctx *ctx = tok->ctx;
+    size_t i;
+    int bytes_found = 0;
+    tok->min_score = FLT_MAX;
+    for (i = 0; i < tok->size; i++) {
+        const db__piece *p = &tok->piece[i];
+        unsigned value = 0;
+        if (p->length == 0 || p->type == 0 || !(p->score - p->score == 0))
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: piece %zu (\"%s\") is empty or has an"
+                            " invalid type or score", name, i, p->text);
+        if (p->type == DB__PIECE_NORMAL) tok->min_score = DB__MIN(tok->min_score, p->score);
+        if (p->type == DB__PIECE_USER) tok->has_user_symbols = 1;
+        if (p->type == DB__PIECE_UNKNOWN && tok->special[DB_SPECIAL_UNK] >= 0)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: has two unknown pieces", name);
+        if (p->type == DB__PIECE_UNKNOWN) tok->special[DB_SPECIAL_UNK] = (int32_t)i;
+        if (p->type == DB__PIECE_CONTROL && strcmp(p->text, "<pad>") == 0)
+            tok->special[DB_SPECIAL_PAD] = (int32_t)i;
+        if (p->type == DB__PIECE_CONTROL && strcmp(p->text, "</s>") == 0)
+            tok->special[DB_SPECIAL_EOS] = (int32_t)i;
+        if (p->type == DB__PIECE_BYTE) { /* "<0x41>" */
+            char expected[8];
+            if (p->length == 6 && sscanf(p->text, "<0x%2X>", &value) == 1) value &= 0xFF;
+            snprintf(expected, sizeof expected, "<0x%02X>", value);
+            if (!tok->byte_fallback || strcmp(expected, p->text) != 0)
+                return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" is no byte piece, or byte"
+                                " fallback is off", name, p->text);
+            bytes_found += tok->byte_id[value] < 0;
+            tok->byte_id[value] = (int32_t)i;
+        }
+    }
+    if (tok->special[DB_SPECIAL_UNK] < 0 || tok->special[DB_SPECIAL_EOS] < 0)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: has no %s piece", name,
+                        tok->special[DB_SPECIAL_UNK] < 0 ? "unknown" : "</s> control");
+    if (tok->special[DB_SPECIAL_PAD] < 0) tok->special[DB_SPECIAL_PAD] = 0;
+    if (tok->byte_fallback && bytes_found != 256)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: byte fallback needs 256 byte pieces, not %d",
+                        name, bytes_found);
+    return DB_OK;
+}
+
+static db_tokenizer *db__new_tokenizer(db_ctx *ctx, db_tokenizer_kind kind)
+{
+    db_tokenizer *tok;
+    int i;
+    if (ctx->result != DB_OK) return NULL;
+    tok = (db_tokenizer *)db__alloc(ctx, 1, sizeof *tok);
+    if (!tok) return NULL;
+    tok->ctx = ctx;
+    tok->kind = kind;
+    for (i = 0; i < 4; i++) tok->special[i] = -1;
+    for (i = 0; i < 256; i++) tok->byte_id[i] = -1;
+    return tok;
+}
+
+void db_tokenizer_free(db_tokenizer *tok)
+{
+    if (!tok) return;
+    db__free(tok->ctx, tok->piece);
+    db__free(tok->ctx, tok->texts);
+    db__free(tok->ctx, (void *)tok->sorted);
+    db__free(tok->ctx, tok->charsmap);
+    db__free(tok->ctx, tok);
+}
+
+/* Hands a tokenizer over when all went well, and frees it otherwise. */
+static db_result db__finish_tokenizer(db_tokenizer *tok, db_tokenizer **out)
+{
+    db_result result = tok->ctx->result;
+    if (result == DB_OK) *out = tok;
+    else db_tokenizer_free(tok);
+    return result;
+}
+
+db_result db_tokenizer_load_spiece(db_ctx *ctx, const char *name, const void *data, size_t bytes,
+                                   db_tokenizer **out)
+{
+    db_tokenizer *tok = db__new_tokenizer(ctx, DB_TOKENIZER_T5);
+    *out = NULL;
+    if (!tok) return ctx->result;
+    tok->add_dummy_prefix = tok->remove_extra_spaces = tok->escape_spaces = 1;
+    if (db__read_spiece(tok, name, data, bytes) == DB_OK
+        && db__check_spiece(tok, name) == DB_OK) {
+        tok->sorted = (const db__piece **)db__alloc(ctx, tok->size, sizeof *tok->sorted);
+        if (tok->sorted && db__sort_pieces(tok, name, 1) == DB_OK) db__sort_pieces(tok, name, 0);
+    }
+    return db__finish_tokenizer(tok, out);
+}
+
+/* ---- SentencePiece: normalisation ------------------------------------------------------------ */
+
+/* Unit `i` of the double array (Aoe, 1989, in darts-clone's layout). The file may claim anything:
+   an index beyond the array reads as a unit that ends every search. */
+static uint32_t db__charsmap_unit(const db_tokenizer *tok, size_t i)
+{
+    const unsigned char *u;
+    if (i >= tok->charsmap_units) return 0x80000000u;
+    u = tok->charsmap + i * 4;
+    return (uint32_t)u[0] | (uint32_t)u[1] << 8 | (uint32_t)u[2] << 16 | (uint32_t)u[3] << 24;
+}
+
+/* What leads from a unit to its children, by xor: bits 10 and up, times 256 if bit 9 is set. */
+static size_t db__unit_offset(uint32_t unit)
+{
+    return (size_t)(unit >> 10) << (unit >> 6 & 8);
+}
+
+/* The longest rule that starts the text: returns the bytes it replaces (0: none) and by what. */
+static size_t db__charsmap_match(const db_tokenizer *tok, const char *text, size_t n,
+                                 const char **replacement, size_t *length)
+{
+    size_t at, i, matched = 0, from = 0;
+    if (!tok->charsmap) return 0;
+    at = db__unit_offset(db__charsmap_unit(tok, 0));
+    for (i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)text[i];
+        uint32_t unit = db__charsmap_unit(tok, at ^ c);
+        if ((unit & 0x800000FFu) != c) break;  /* bit 31 marks a value: no child of that byte */
+        at = at ^ c ^ db__unit_offset(unit);
+        if (unit >> 8 & 1) {                   /* a key ends here; its value is the next unit */
+            from = db__charsmap_unit(tok, at) & 0x7FFFFFFFu;
+            matched = i + 1;
+        }
+    }
+    if (matched) { /* the value is a place among the strings; the last byte of all is a NUL */
+        size_t strings = tok->charsmap_units * 4;
+        if (from >= tok->charsmap_bytes - strings) return 0;
+        *replacement = (const char *)tok->charsmap + strings + from;
+        *length = strlen(*replacement);
+    }
+    return matched;
+}
+
+/* Normalises what starts the text: a user-defined symbol stays, else a rule applies, else one
+   character stays, U+FFFD for a byte that is none. Returns the bytes read (> 0). */
+static size_t db__normalise_prefix(const db_tokenizer *tok, const char *text, size_t n,
+                                   const char **out, size_t *length)
+{
+    size_t read = 0, i;
+    uint32_t code;
+    db__range r = db__range_all(tok);
+    *out = text;
+    for (i = 0; tok->has_user_symbols && i < n && db__range_narrow(tok, &r, text[i]); i++) {
+        const db__piece *p = db__range_piece(tok, &r);
+        if (p && p->type == DB__PIECE_USER) read = i + 1;
+    }
+    *length = read;
+    if (read) return read;
+    read = db__charsmap_match(tok, text, n, out, length);
+    if (read) return read;
+    read = *length = db__utf8_decode(text, n, &code);
+    if (read) return read;
+    *out = "\xef\xbf\xbd";
+    *length = 3;
+    return 1;
+}
+
+/* Appends normalised text, spaces as the piece files spell them. */
+static void db__append_spaced(const db_tokenizer *tok, db__text *t, const char *s, size_t n)
+{
+    for (; n > 0; s++, n--) {
+        if (*s == ' ' && tok->escape_spaces) db__text_append(t, db__space_symbol, 3);
+        else db__text_append(t, s, 1);
+    }
+}
+
+static void db__normalise(const db_tokenizer *tok, const char *text, db__text *t)
+{
+    const char *space = tok->escape_spaces ? db__space_symbol : " ", *part;
+    size_t n = strlen(text), space_bytes = strlen(space), length, read;
+    int after_space = tok->remove_extra_spaces;
+
+    while (tok->remove_extra_spaces && n > 0) { /* spaces in front */
+        read = db__normalise_prefix(tok, text, n, &part, &length);
+        if (length != 1 || *part != ' ') break;
+        text += read;
+        n -= read;
+    }
+    if (n == 0) return;
+    if (tok->add_dummy_prefix && !tok->space_is_suffix) db__text_append(t, space, space_bytes);
+    for (; n > 0; text += read, n -= read) {
+        read = db__normalise_prefix(tok, text, n, &part, &length);
+        for (; after_space && length > 0 && *part == ' '; part++) length--;
+        db__append_spaced(tok, t, part, length);
+        if (length > 0) after_space = tok->remove_extra_spaces && part[length - 1] == ' ';
+    }
+    while (tok->remove_extra_spaces && t->length >= space_bytes /* spaces at the end */
+           && memcmp(t->data + t->length - space_bytes, space, space_bytes) == 0)
+        t->length -= space_bytes;
+    if (tok->add_dummy_prefix && tok->space_is_suffix) db__text_append(t, space, space_bytes);
+}
+
+/* ---- SentencePiece: the best segmentation ---------------------------------------------------- */
+
+/* Ids in the making. */
+typedef struct db__ids {
+    db_ctx *ctx;
+    int32_t *id;
+    size_t count, capacity;
+} db__ids;
+
+static void db__ids_push(db__ids *ids, int32_t id)
+{
+    void *grown = ids->id;
+    if (!db__reserve(ids->ctx, &grown, &ids->capacity, ids->count + 1, sizeof *ids->id)) return;
+    ids->id = (int32_t *)grown;
+    ids->id[ids->count++] = id;
+}
+
+/* The best way to have cut the text up to here: its score, and its last piece. */
+typedef struct db__cut {
+    float score;
+    uint32_t start; /* of the last piece; DB__NO_CUT when nothing has reached this byte */
+    int32_t id;
+} db__cut;
+#define DB__NO_CUT 0xFFFFFFFFu
+
+/* Bytes of the character that starts with this one. */
+static size_t db__character_bytes(char c)
+{
+    unsigned char u = (unsigned char)c;
+    return u < 0xC0 ? 1 : u < 0xE0 ? 2 : u < 0xF0 ? 3 : 4;
+}
+
+/* Takes a way to reach this byte if it is the first or better than the best. */
+static void db__offer_cut(db__cut *c, size_t start, float score, int32_t id)
+{
+    if (c->start != DB__NO_CUT && !(score > c->score)) return;
+    c->score = score;
+    c->start = (uint32_t)start;
+    c->id = id;
+}
+
+/* Fills cut[1 .. n]: from each character's start, tries every piece that begins there. */
+static void db__viterbi(const db_tokenizer *tok, const char *text, size_t n, db__cut *cut)
+{
+    const float unknown = tok->min_score - 10.0f;
+    size_t start, end, step;
+    for (start = 0; start < n; start += step) {
+        float here = cut[start].score;
+        int covered = 0; /* does a piece cover just this character? */
+        db__range r = db__range_all(tok);
+        step = DB__MIN(db__character_bytes(text[start]), n - start);
+        for (end = start + 1; end <= n && db__range_narrow(tok, &r, text[end - 1]); end++) {
+            const db__piece *p = db__range_piece(tok, &r);
+            float score;
+            if (!p || p->type == DB__PIECE_UNUSED) continue;
+            score = p->type == DB__PIECE_USER ? (float)(0.1 * (double)(end - start - 1)) : p->score;
+            db__offer_cut(&cut[end], start, score + here, (int32_t)(p - tok->piece));
+            covered |= end - start == step;
+        }
+        if (!covered)
+            db__offer_cut(&cut[start + step], start, unknown + here, tok->special[DB_SPECIAL_UNK]);
+    }
+}
+
+/* Appends the ids along the best cuts, which are linked from the end of the text to its start. */
+static void db__collect(const db_tokenizer *tok, const char *text, size_t n, db__cut *cut,
+                        db__ids *ids)
+{
+    int32_t unknown = tok->special[DB_SPECIAL_UNK], previous = -1;
+    size_t start, end, next = 0, i;
+    for (end = n; end > 0; end = start) { /* turn the links round: now to the next piece's end */
+        start = cut[end].start;
+        cut[end].start = (uint32_t)next;
+        next = end;
+    }
+    for (start = 0, end = next; end > 0; start = end, end = next) {
+        int32_t id = cut[end].id;
+        next = cut[end].start;
+        if (id == unknown && tok->byte_fallback)
+            for (i = start; i < end; i++) db__ids_push(ids, tok->byte_id[(unsigned char)text[i]]);
+        else if (id != unknown || previous != unknown)
+            db__ids_push(ids, id);
+        previous = id;
+    }
+}
+
+static void db__spiece_encode(const db_tokenizer *tok, const char *text, db__ids *ids)
+{
+    db__text t;
+    db__cut *cut = NULL;
+    size_t i;
+    memset(&t, 0, sizeof t);
+    t.ctx = tok->ctx;
+    db__normalise(tok, text, &t);
+    if (t.length >= DB__NO_CUT)
+        db__fail(tok->ctx, DB_ERROR_ARGUMENT, "a text of %zu bytes is too long", t.length);
+    if (tok->ctx->result == DB_OK && t.length > 0)
+        cut = (db__cut *)db__alloc(tok->ctx, t.length + 1, sizeof *cut);
+    if (cut) {
+        for (i = 1; i <= t.length; i++) cut[i].start = DB__NO_CUT;
+        db__viterbi(tok, t.data, t.length, cut);
+        db__collect(tok, t.data, t.length, cut, ids);
+    }
+    db__free(tok->ctx, cut);
+    db__text_free(&t);
+}
+
+/* ---- both kinds ------------------------------------------------------------------------------ */
+
+/* The ids of a text without markers; free ids.id with db__free. */
+static db__ids db__encode(const db_tokenizer *tok, const char *text)
+{
+    db__ids ids;
+    memset(&ids, 0, sizeof ids);
+    ids.ctx = tok->ctx;
+    if (tok->ctx->result != DB_OK) return ids;
+    db__spiece_encode(tok, text, &ids);
+    if (tok->ctx->result != DB_OK) ids.count = 0;
+    return ids;
+}
+
+size_t db_tokenizer_split(const db_tokenizer *tok, const char *text, int32_t *ids, size_t capacity)
+{
+    db__ids all = db__encode(tok, text);
+    if (DB__MIN(all.count, capacity) > 0)
+        memcpy(ids, all.id, DB__MIN(all.count, capacity) * sizeof *ids);
+    db__free(tok->ctx, all.id);
+    return all.count;
+}
+
+db_result db_tokenize(const db_tokenizer *tok, const char *text, size_t max_length, int32_t *ids,
+                      int32_t *mask, int *truncated)
+{
+    int32_t bos = tok->special[DB_SPECIAL_BOS];
+    size_t markers = bos >= 0 ? 2 : 1, count, used = 0, i;
+    db__ids all = db__encode(tok, text);
+    if (truncated) *truncated = 0;
+    if (max_length < markers)
+        db__fail(tok->ctx, DB_ERROR_ARGUMENT, "db_tokenize: a maximal length of %zu has no room for"
+                 " the %zu end markers", max_length, markers);
+    if (tok->ctx->result == DB_OK) {
+        count = DB__MIN(all.count, max_length - markers);
+        if (truncated) *truncated = all.count > count;
+        if (bos >= 0) ids[used++] = bos;
+        for (i = 0; i < count; i++) ids[used++] = all.id[i];
+        ids[used++] = tok->special[DB_SPECIAL_EOS];
+        for (i = 0; mask && i < max_length; i++) mask[i] = i < used;
+        while (used < max_length) ids[used++] = tok->special[DB_SPECIAL_PAD];
+    }
+    db__free(tok->ctx, all.id);
+    return tok->ctx->result;
+}
+
+db_result db_tokenizer_load(db_ctx *ctx, const char *path, db_tokenizer **out)
+{
+    size_t n = strlen(path);
+    int is_file = n > 6 && strcmp(path + n - 6, ".model") == 0;
+    char *model;
+    db__mapping map;
+    *out = NULL;
+    if (ctx->result != DB_OK) return ctx->result;
+    model = is_file ? db__strdup(ctx, path) : db__format(ctx, "%s/spiece.model", path);
+    if (model && db__map_file(ctx, model, &map) == DB_OK) {
+        db_tokenizer_load_spiece(ctx, model, map.data, map.bytes, out);
+        db__unmap_file(ctx, &map);
+    }
+    db__free(ctx, model);
+    return ctx->result;
+}
+
+size_t db_tokenizer_size(const db_tokenizer *tok) { return tok->size; }
+db_tokenizer_kind db_tokenizer_kind_of(const db_tokenizer *tok) { return tok->kind; }
+
+const char *db_tokenizer_piece(const db_tokenizer *tok, int32_t id)
+{
+    return id >= 0 && (size_t)id < tok->size ? tok->piece[id].text : NULL;
+}
+
+float db_tokenizer_score(const db_tokenizer *tok, int32_t id)
+{
+    return id >= 0 && (size_t)id < tok->size ? tok->piece[id].score : -INFINITY;
+}
+
+int32_t db_tokenizer_find(const db_tokenizer *tok, const char *piece)
+{
+    db__range r = db__range_all(tok);
+    const db__piece *p;
+    size_t i = 0;
+    while (piece[i] && db__range_narrow(tok, &r, piece[i])) i++;
+    p = piece[i] ? NULL : db__range_piece(tok, &r);
+    if (p) return (int32_t)(p - tok->piece);
+    for (i = 0; i < tok->size; i++) /* the few that text cannot contain */
+        if (tok->piece[i].type != DB__PIECE_NORMAL && strcmp(tok->piece[i].text, piece) == 0)
+            return (int32_t)i;
+    return -1;
+}
+
+int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which)
+{
+    return (unsigned)which < 4 ? tok->special[which] : -1;
+}
+
+/* ==== [DB-07] Text encoders ==========================================================================
+
+   Networks are functions that record themselves. A layer asks for its weights by name, relative to
+   the scope it is in; while a model is being created that very call declares them, so the forward
+   pass is the only description of the architecture. Shapes stand on every line.                 */
+
+typedef struct db_net {
+    db_tape *tape;
+    db_param_table *params;
+    int declaring;
+    char scope[256]; /* "down_blocks.0.resnets.1." */
+} db_net;
+
+/* Extends the scope; returns the length to go back to with db__leave. */
+DB__PRINTF(2, 3) static size_t db__enter(db_net *n, const char *format, ...)
+{
+    size_t length = strlen(n->scope), left = sizeof n->scope - length;
+    int written;
+    va_list args;
+    va_start(args, format);
+    written = vsnprintf(n->scope + length, left, format, args);
+    va_end(args);
+    if (written < 0 || (size_t)written + 2 > left) {
+        db__fail(n->tape->ctx, DB_ERROR_ARGUMENT, "a parameter's name is too long: %s", n->scope);
+        n->scope[length] = 0;
+        return length;
+    }
+    strcat(n->scope, ".");
+    return length;
+}
+
+static void db__leave(db_net *n, size_t length) { n->scope[length] = 0; }
+
+/* The weight `name` of the present scope, in PyTorch's shape; unused dimensions are 0. */
+static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, size_t d2, size_t d3)
+{
+    db_tape *t = n->tape;
+    char full[320];
+    size_t dim[4], k;
+    int n_dims = d3 ? 4 : d1 ? 2 : 1;
+    db_param *item;
+    db_tensor w;
+    if (t->ctx->result != DB_OK) return db__none;
+    dim[0] = d0, dim[1] = d1, dim[2] = d2, dim[3] = d3;
+    snprintf(full, sizeof full, "%s%s", n->scope, name);
+    item = db_params_find(n->params, full);
+    if (!item && n->declaring) item = db__params_declare(n->params, full, n_dims, dim);
+    if (!item) {
+        db__fail(t->ctx, DB_ERROR_MISSING, "the model has no parameter %s", full);
+        return db__none;
+    }
+    for (k = 0; k < t->n_values; k++) /* a weight used twice is one value */
+        if (t->value[k].kind == DB__PARAM && t->value[k].table == n->params && n->params->item + t->value[k].param == item) {
+            w = db__none;
+            w.id = (int)k, w.n_dims = n_dims;
+            memcpy(w.dim, dim, sizeof dim);
+            return w;
+        }
+    w = db__new_value(t, DB__PARAM, DB_F32, n_dims, dim);
+    if (w.id < 0) return w;
+    t->value[w.id].table = n->params;
+    t->value[w.id].param = (size_t)(item - n->params->item);
+    t->value[w.id].needs_grad = n->params->grad != NULL && !item->frozen;
+    return w;
+}
+
+/* ---- layers by their state-dict names --------------------------------------------------------------- */
+
+static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias, db_tensor residual)
+{
+    size_t here = db__enter(n, "%s", name);
+    db_tensor w = db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
+    db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db__none;
+    db__leave(n, here);
+    return db_linear(n->tape, x, w, b, residual);
+}
+
+static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+{
+    size_t here = db__enter(n, "%s", name);
+    db_tensor w = db__weight(n, "weight", OC, x.dim[3], k, k); /* [OC,IC,k,k] */
+    db_tensor b = db__weight(n, "bias", OC, 0, 0, 0);
+    db__leave(n, here);
+    return db_conv2d(n->tape, x, w, b, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
+}
+
+static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x, db_tensor scale_shift, size_t groups, float eps, db_activation act)
+{
+    size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
+    db_tensor w = db__weight(n, "weight", C, 0, 0, 0), b = db__weight(n, "bias", C, 0, 0, 0);
+    db__leave(n, here);
+    return db_group_norm(n->tape, x, w, b, scale_shift, groups, eps, act);
+}
+
+static db_tensor db__layer_norm_layer(db_net *n, const char *name, db_tensor x, float eps)
+{
+    size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
+    db_tensor w = db__weight(n, "weight", C, 0, 0, 0), b = db__weight(n, "bias", C, 0, 0, 0);
+    db__leave(n, here);
+    return db_layer_norm(n->tape, x, w, b, eps);
+}
+
+static db_tensor db__rms_norm_layer(db_net *n, const char *name, db_tensor x, float eps)
+{
+    size_t here = db__enter(n, "%s", name);
+    db_tensor w = db__weight(n, "weight", x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0, 0);
+    db__leave(n, here);
+    return db_rms_norm(n->tape, x, w, eps);
+}
+
+/* ---- reading and writing a table of parameters -------------------------------------------------------- */
+
+static const char *db__dims(int rank, const size_t *dim, char buffer[96])
+{
+    db_tensor x = db__none;
+    x.n_dims = DB__MIN(rank, 4);
+    memcpy(x.dim, dim, (size_t)x.n_dims * sizeof *dim);
+    return db__shape(x, buffer);
+}
+
+db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+{
+    db_ctx *ctx = p->ctx;
+    size_t k, largest = 1, unexpected = 0;
+    float *row;
+    for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
+    row = (float *)db__alloc(ctx, largest, sizeof(float));
+    if (!row) return ctx->result;
+    for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
+        db_param *item = &p->item[k];
+        const db_file_tensor *f = db_safetensors_find(st, item->name);
+        char wanted[96], found[96];
+        if (!f) {
+            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing", what, item->name, db__dims(item->n_dims, item->dim, wanted));
+        } else if (f->rank != item->n_dims || memcmp(f->dim, item->dim, (size_t)f->rank * sizeof(size_t))) {
+            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, item->name,
+                     db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
+        } else {
+            db_file_tensor_to_f32(f, row);
+            db_param_set(item, item->data, row);
+        }
+    }
+    for (k = 0; k < db_safetensors_count(st); k++)
+        if (!db_params_find(p, db_safetensors_at(st, k)->name)) unexpected++;
+    if (unexpected) db__log(ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, unexpected);
+    db__free(ctx, row);
+    return ctx->result;
+}
+
+db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype)
+{
+    db_ctx *ctx = p->ctx;
+    db_safetensors_writer *w = db_safetensors_create(ctx, path);
+    size_t k, largest = 1;
+    float *row;
+    for (k = 0; k < p->n; k++) {
+        db_safetensors_declare(w, p->item[k].name, dtype, p->item[k].n_dims, p->item[k].dim);
+        largest = DB__MAX(largest, p->item[k].count);
+    }
+    row = (float *)db__alloc(ctx, largest, sizeof(float));
+    for (k = 0; k < p->n && row; k++) {
+        db_param_get(&p->item[k], values + (p->item[k].data - p->data), row);
+        db_safetensors_write_f32(w, p->item[k].name, row);
+    }
+    db__free(ctx, row);
+    if (row) return db_safetensors_finish(w);
+    db_safetensors_abandon(w);
+    return ctx->result;
+}
+
+/* "DIRECTORY/NAME" in a buffer of DB__PATH bytes. */
+enum { DB__PATH = 4096 };
+static int db__join(db_ctx *ctx, char *out, const char *directory, const char *name)
+{
+    if (snprintf(out, DB__PATH, "%s/%s", directory, name) < DB__PATH) return 1;
+    db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s/%s is too long", directory, name);
+    return 0;
+}
+
+/* A size from config.json; it must be there and positive. */
+static size_t db__config_size(db_ctx *ctx, const db_json *j, const char *key, const char *path)
+{
+    int64_t v = db_json_int(j, key, 0);
+    if (v < 1 || v > 1 << 30) db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must be a positive number", path, key);
+    return (size_t)DB__MAX(v, 1);
+}
+
+/* diffusers' and transformers' names of activation functions. */
+static db_activation db__activation_named(db_ctx *ctx, const char *name, const char *path)
+{
+    if (!name) return DB_ACT_NONE;
+    if (!strcmp(name, "silu") || !strcmp(name, "swish")) return DB_ACT_SILU;
+    if (!strcmp(name, "gelu")) return DB_ACT_GELU;
+    if (!strcmp(name, "gelu_new")) return DB_ACT_GELU_TANH;
+    if (!strcmp(name, "quick_gelu")) return DB_ACT_QUICK_GELU;
+    if (!strcmp(name, "relu")) return DB_ACT_RELU;
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the activation function \"%s\" is not known", path, name);
+    return DB_ACT_NONE;
+}
+
+/* ---- T5 ---------------------------------------------------------------------------------------------------
+   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
+
+   Easy to get wrong
+   - No 1/sqrt(d) in the attention, no biases, RMS instead of layer normalisation.
+   - "gated-gelu" is the tanh approximation.
+   - One table of relative positions, in block 0, serves all blocks.                                       */
+
+db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *c)
+{
+    const db_json *j = db_json_load(ctx, path);
+    const char *ff;
+    memset(c, 0, sizeof *c);
+    if (!j) return ctx->result;
+    c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
+    c->d_model = db__config_size(ctx, j, "d_model", path);
+    c->d_kv = db__config_size(ctx, j, "d_kv", path);
+    c->d_ff = db__config_size(ctx, j, "d_ff", path);
+    c->num_layers = db__config_size(ctx, j, "num_layers", path);
+    c->num_heads = db__config_size(ctx, j, "num_heads", path);
+    c->relative_attention_num_buckets = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
+    c->relative_attention_max_distance = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
+    c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
+    ff = db_json_string(j, "feed_forward_proj", "relu");
+    c->gated = !strncmp(ff, "gated-", 6);
+    c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
+    db_json_free(j);
+    return ctx->result;
+}
+
+/* Pre-norm attention and its residual. x [B,T,D] */
+static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor x, db_tensor bias, db_tensor mask)
+{
+    size_t here = db__enter(n, "layer.0"), inner = c->num_heads * c->d_kv, there;
+    db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), q, k, v, o; /* [B,T,D] */
+    there = db__enter(n, "SelfAttention");
+    q = db__linear_layer(n, "q", h, inner, 0, db__none); /* [B,T,heads*d_kv] */
+    k = db__linear_layer(n, "k", h, inner, 0, db__none);
+    v = db__linear_layer(n, "v", h, inner, 0, db__none);
+    o = db_attention(n->tape, q, k, v, bias, mask, c->num_heads, 1.0f, 0);
+    o = db__linear_layer(n, "o", o, c->d_model, 0, x); /* [B,T,D] */
+    db__leave(n, there);
+    db__leave(n, here);
+    return o;
+}
+
+/* Pre-norm feed-forward network and its residual. */
+static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tensor x)
+{
+    size_t here = db__enter(n, "layer.1"), there;
+    db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), y; /* [B,T,D] */
+    there = db__enter(n, "DenseReluDense");
+    if (c->gated) {
+        db_tensor gate = db_activate(n->tape, db__linear_layer(n, "wi_0", h, c->d_ff, 0, db__none), c->act); /* [B,T,F] */
+        y = db_multiply(n->tape, gate, db__linear_layer(n, "wi_1", h, c->d_ff, 0, db__none));
+    } else {
+        y = db_activate(n->tape, db__linear_layer(n, "wi", h, c->d_ff, 0, db__none), c->act);
+    }
+    y = db__linear_layer(n, "wo", y, c->d_model, 0, x); /* [B,T,D] */
+    db__leave(n, there);
+    db__leave(n, here);
+    return y;
+}
+
+static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+{
+    db_tensor x = db_embedding(n->tape, ids, db__weight(n, "shared.weight", c->vocab_size, c->d_model, 0, 0)), bias; /* [B,T,D] */
+    size_t l;
+    bias = db__weight(n, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", c->relative_attention_num_buckets, c->num_heads, 0, 0);
+    bias = db__position_bias(n->tape, bias, ids.dim[1], c->relative_attention_max_distance); /* [heads,T,T] */
+    for (l = 0; l < c->num_layers; l++) {
+        size_t here = db__enter(n, "encoder.block.%zu", l);
+        x = db__t5_attention(n, c, x, bias, mask);
+        x = db__t5_feed_forward(n, c, x);
+        db__leave(n, here);
+    }
+    return db__rms_norm_layer(n, "encoder.final_layer_norm", x, c->layer_norm_epsilon);
+}
+
+db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &e->params;
+    return db__t5_record(&n, &e->config, ids, mask);
+}
+
+db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
+{
+    db_text_encoder *e = (db_text_encoder *)db__alloc(ctx, 1, sizeof *e);
+    db_tape *t = NULL;
+    size_t dim[2];
+    *out = NULL;
+    if (!e || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
+    e->ctx = e->params.ctx = ctx;
+    e->config = *config;
+    {
+        db_net n;
+        memset(&n, 0, sizeof n);
+        n.tape = t, n.params = &e->params, n.declaring = 1;
+        dim[0] = 1, dim[1] = 2;
+        db__t5_record(&n, config, db_input(t, DB_I32, 2, dim), db__none);
+    }
+    db_tape_destroy(t);
+    if (ctx->result == DB_OK) db__params_allocate(&e->params);
+    if (ctx->result != DB_OK) db_text_encoder_free(e);
+    else *out = e;
+    return ctx->result;
+}
+
+db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out)
+{
+    char path[DB__PATH];
+    db_text_config c;
+    db_safetensors *st = NULL;
+    *out = NULL;
+    if (!db__join(ctx, path, directory, "config.json") || db_text_config_load(ctx, path, &c) != DB_OK) return ctx->result;
+    if (db_weights_open(ctx, directory, "model", &st) != DB_OK) return ctx->result;
+    if (db_text_encoder_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
+    db_safetensors_close(st);
+    if (ctx->result != DB_OK) db_text_encoder_free(*out), *out = NULL;
+    return ctx->result;
+}
+
+void db_text_encoder_free(db_text_encoder *e)
+{
+    if (!e) return;
+    db__params_free(&e->params);
+    db__free(e->ctx, e);
+}
+
+/* ==== [DB-08] The U-Net ==================================================================================
+
+   Imagen's and DeepFloyd IF's network (Saharia et al., 2022, appendix B; diffusers' UNet2DConditionModel
+   with ResnetDownsampleBlock2D and SimpleCrossAttnDownBlock2D), built from config.json:
+
+     x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way down)
+       -> norm, activation -> conv_out
+
+   The time embedding scales and shifts the second normalisation of every ResNet; the pooled text is added
+   to it. The text itself is read by attention, as further keys and values beside the pixels' own.
+
+   Easy to get wrong
+   - `attention_head_dim` is the width of a head here (in Stable Diffusion's files it is their number). A
+     list of them is not reversed on the way up, though every other list is: so diffusers has it.
+   - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all tokens.
+   - Down- and upsampling happen inside a ResNet, between the activation and the first convolution, on the
+     residual path as well.
+   - Keys and values are [text, pixels], in that order; there is no mask over the text.
+   - The pooled text is of the encoder's own states, before encoder_hid_proj.                             */
+
+/* One ResNet: norm, act, (resample,) conv, norm with the time embedding's scale and shift, act, conv.
+   x [B,H,W,C], emb [B,E] already activated; resample -1 halves, +1 doubles H and W. */
+static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", name);
+    db_tensor h = db__group_norm_layer(n, "norm1", x, db__none, c->norm_num_groups, c->norm_eps, c->act), ss; /* [B,H,W,C] */
+    if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
+    if (resample > 0) x = db_upsample2(t, x), h = db_upsample2(t, h);
+    h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
+    ss = db__linear_layer(n, "time_emb_proj", emb, 2 * OC, 1, db__none);                                      /* [B,2OC] */
+    h = db__group_norm_layer(n, "norm2", h, ss, c->norm_num_groups, c->norm_eps, c->act);
+    if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db__none);
+    if (scale_factor == 1.0f) {
+        h = db__conv_layer(n, "conv2", h, OC, 3, x);                                                          /* x + conv2(h) */
+    } else {
+        h = db__conv_layer(n, "conv2", h, OC, 3, db__none);
+        h = db_weighted_sum(t, 1.0f / scale_factor, x, 1.0f / scale_factor, h);
+    }
+    db__leave(n, here);
+    return h;
+}
+
+/* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
+static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t head_dim, int only_cross)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", name), C = x.dim[3], B = x.dim[0], HW = x.dim[1] * x.dim[2], heads = DB__MAX(1, C / head_dim), inner = heads * head_dim;
+    db_tensor pixels = db__shape3(t, x, B, HW, C), h, q, k, v, y;
+    if (c->cross_attention_norm) text = db__group_norm_layer(n, "norm_cross", text, db__none, 32, 1e-5f, DB_ACT_NONE); /* [B,T,X] */
+    h = db__group_norm_layer(n, "group_norm", pixels, db__none, c->norm_num_groups, 1e-5f, DB_ACT_NONE);                /* [B,HW,C] */
+    q = db__linear_layer(n, "to_q", h, inner, 1, db__none);
+    k = db__linear_layer(n, "add_k_proj", text, inner, 1, db__none);                                                   /* [B,T,C] */
+    v = db__linear_layer(n, "add_v_proj", text, inner, 1, db__none);
+    if (!only_cross) {
+        k = db_concat(t, k, db__linear_layer(n, "to_k", h, inner, 1, db__none), 1);                                    /* [B,T+HW,C] */
+        v = db_concat(t, v, db__linear_layer(n, "to_v", h, inner, 1, db__none), 1);
+    }
+    y = db_attention(t, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)head_dim), 0);                          /* [B,HW,C] */
+    y = db__linear_layer(n, "to_out.0", y, C, 1, pixels);
+    db__leave(n, here);
+    return db__shape4(t, y, B, x.dim[1], x.dim[2], C);
+}
+
+/* linear, act, linear: [B,D] -> [B,E] */
+static db_tensor db__embedding_mlp(db_net *n, const char *name, db_tensor x, size_t E, db_activation act)
+{
+    size_t here = db__enter(n, "%s", name);
+    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, E, 1, db__none), act);
+    x = db__linear_layer(n, "linear_2", x, E, 1, db__none);
+    db__leave(n, here);
+    return x;
+}
+
+/* The text in one vector: attention of the mean token over all tokens. [B,T,D] -> [B,E] */
+static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t heads)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "add_embedding"), there, D = text.dim[2];
+    db_tensor h = db__layer_norm_layer(n, "norm1", text, 1e-5f), mean, q, k, v, y; /* [B,T,D] */
+    there = db__enter(n, "pool");
+    mean = db_add_rows(t, db_mean_tokens(t, h), db__weight(n, "positional_embedding", 1, D, 0, 0)); /* [B,1,D] */
+    h = db_concat(t, mean, h, 1);                                                                   /* [B,1+T,D] */
+    q = db__linear_layer(n, "q_proj", mean, D, 1, db__none);
+    k = db__linear_layer(n, "k_proj", h, D, 1, db__none);
+    v = db__linear_layer(n, "v_proj", h, D, 1, db__none);
+    y = db_attention(t, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(D / heads)), 0);   /* [B,1,D] */
+    db__leave(n, there);
+    y = db__linear_layer(n, "proj", db__shape2(t, y, text.dim[0], D), E, 1, db__none);              /* [B,E] */
+    y = db__layer_norm_layer(n, "norm2", y, 1e-5f);
+    db__leave(n, here);
+    return y;
+}
+
+static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
+{
+    db_tape *t = n->tape;
+    size_t ch0 = c->block_out_channels[0], last = c->n_levels - 1, level, l, here, n_skips = 0;
+    db_tensor skip[DB_MAX_LEVELS * 16], emb, h;
+    if (t->ctx->result != DB_OK) return db__none;
+    x = db_cast(t, x, t->compute);
+    text = db_cast(t, text, t->compute);
+
+    /* time, noise level and pooled text: one vector a sample */
+    emb = db__embedding_mlp(n, "time_embedding", db_sinusoid(t, timestep, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act); /* [B,E] */
+    if (c->class_embed_timestep)
+        emb = db_weighted_sum(t, 1, emb, 1, db__embedding_mlp(n, "class_embedding", db_sinusoid(t, class_labels, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act));
+    if (c->addition_embed_text) emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
+    emb = db_activate(t, emb, c->time_embedding_act);
+    if (!c->resnet_skip_time_act) emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
+    if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db__none); /* [B,T,X] */
+
+    /* down */
+    h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db__none); /* [B,H,W,ch0] */
+    for (level = 0; level < c->n_levels; level++) {
+        size_t OC = c->block_out_channels[level];
+        here = db__enter(n, "down_blocks.%zu", level);
+        for (l = 0; l < c->layers_per_block[level]; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
+            snprintf(name, sizeof name, "attentions.%zu", l);
+            if (c->down_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
+                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[level]);
+            skip[n_skips++] = h;
+        }
+        if (level < last) h = skip[n_skips++] = db__resnet(n, c, "downsamplers.0", h, emb, OC, c->resnet_out_scale_factor, -1); /* [B,H/2,W/2,OC] */
+        db__leave(n, here);
+    }
+
+    /* middle */
+    here = db__enter(n, "mid_block");
+    h = db__resnet(n, c, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
+    h = db__resnet(n, c, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    db__leave(n, here);
+
+    /* up: one layer more than on the way down, each with one skip */
+    for (level = 0; level < c->n_levels; level++) {
+        size_t from = last - level, OC = c->block_out_channels[from];
+        here = db__enter(n, "up_blocks.%zu", level);
+        for (l = 0; l <= c->layers_per_block[from]; l++) {
+            char name[32];
+            h = db_concat(t, h, skip[--n_skips], 3);
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
+            snprintf(name, sizeof name, "attentions.%zu", l);
+            if (c->up_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
+                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[from]);
+        }
+        if (level < last) h = db__resnet(n, c, "upsamplers.0", h, emb, OC, c->resnet_out_scale_factor, 1); /* [B,2H,2W,OC] */
+        if (features) features->up[level] = h;
+        db__leave(n, here);
+    }
+    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, c->norm_num_groups, c->norm_eps, c->act);
+    return db__conv_layer(n, "conv_out", h, c->out_channels, 3, db__none); /* [B,H,W,out_channels] */
+}
+
+db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &u->params;
+    return db__unet_record(&n, &u->config, x, timestep, text, class_labels, features);
+}
+
+/* ---- config.json ----------------------------------------------------------------------------------------- */
+
+/* One number, or one for each level. */
+static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const char *path, size_t n, size_t otherwise, size_t *out)
+{
+    const db_json *item = db_json_get(j, key);
+    size_t k;
+    for (k = 0; k < n; k++) {
+        const db_json *v = item && item->type == DB_JSON_ARRAY ? db_json_at(item, k) : item;
+        if (v && v->type != DB_JSON_NULL) {
+            if (!(v->type == DB_JSON_BOOL || (v->type == DB_JSON_NUMBER && v->is_integer)) || v->integer < 0 || v->integer > 1 << 20)
+                db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must hold whole numbers", path, key);
+            else out[k] = (size_t)v->integer;
+        } else if (item && item->type == DB_JSON_ARRAY) {
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" has %zu entries for %zu levels", path, key, item->count, n);
+        } else {
+            out[k] = otherwise;
+        }
+    }
+}
+
+static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, const char *plain, const char *cross, size_t n, db_block *out)
+{
+    const db_json *list = db_json_get(j, key);
+    size_t k;
+    if (!list || list->type != DB_JSON_ARRAY || list->count != n) {
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list one block for each of %zu levels", path, key, n);
+        return;
+    }
+    for (k = 0; k < n; k++) {
+        const char *name = db_json_at(list, k)->type == DB_JSON_STRING ? db_json_at(list, k)->string : "?";
+        if (!strcmp(name, plain)) out[k] = DB_BLOCK_RESNET;
+        else if (!strcmp(name, cross)) out[k] = DB_BLOCK_SIMPLE_CROSS_ATTN;
+        else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, name);
+    }
+}
+
+static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char *path, db_unet_config *c)
+{
+    const db_json *channels = db_json_get(j, "block_out_channels");
+    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
+    int only_bool = db_json_get(j, "only_cross_attention") && db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
+    const char *text;
+    memset(c, 0, sizeof *c);
+    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
+    c->n_levels = channels->count;
+    db__per_level(ctx, j, "block_out_channels", path, c->n_levels, 0, c->block_out_channels);
+    db__per_level(ctx, j, "layers_per_block", path, c->n_levels, 2, c->layers_per_block);
+    db__per_level(ctx, j, "attention_head_dim", path, c->n_levels, 8, c->attention_head_dim);
+    db__per_level(ctx, j, "cross_attention_dim", path, c->n_levels, 1280, cross);
+    db__per_level(ctx, j, "only_cross_attention", path, c->n_levels, 0, only);
+    db__block_types(ctx, j, "down_block_types", path, "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", c->n_levels, c->down_block_types);
+    db__block_types(ctx, j, "up_block_types", path, "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D", c->n_levels, c->up_block_types);
+    c->in_channels = db__config_size(ctx, j, "in_channels", path);
+    c->out_channels = db__config_size(ctx, j, "out_channels", path);
+    c->sample_size = (size_t)DB__MAX(1, db_json_int(j, "sample_size", 64));
+    c->cross_attention_dim = cross[0];
+    c->encoder_hid_dim = (size_t)db_json_int(j, "encoder_hid_dim", 0);
+    c->addition_embed_type_num_heads = (size_t)db_json_int(j, "addition_embed_type_num_heads", 64);
+    c->time_embedding_dim = (size_t)db_json_int(j, "time_embedding_dim", (int64_t)(4 * c->block_out_channels[0]));
+    c->norm_num_groups = (size_t)db_json_int(j, "norm_num_groups", 32);
+    c->norm_eps = (float)db_json_number(j, "norm_eps", 1e-5);
+    c->freq_shift = (float)db_json_number(j, "freq_shift", 0);
+    c->resnet_out_scale_factor = (float)db_json_number(j, "resnet_out_scale_factor", 1);
+    c->mid_block_scale_factor = (float)db_json_number(j, "mid_block_scale_factor", 1);
+    c->flip_sin_to_cos = db_json_bool(j, "flip_sin_to_cos", 1);
+    c->center_input_sample = db_json_bool(j, "center_input_sample", 0);
+    c->resnet_skip_time_act = db_json_bool(j, "resnet_skip_time_act", 0);
+    c->mid_block_only_cross_attention = db_json_bool(j, "mid_block_only_cross_attention", only_bool ? (int)only[0] : 0);
+    c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);
+    c->time_embedding_act = db__activation_named(ctx, db_json_string(j, "time_embedding_act_fn", NULL), path);
+    text = db_json_string(j, "cross_attention_norm", NULL);
+    c->cross_attention_norm = text != NULL;
+    if (text && strcmp(text, "group_norm")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"cross_attention_norm\" \"%s\" is not supported", path, text);
+    text = db_json_string(j, "addition_embed_type", NULL);
+    c->addition_embed_text = text != NULL;
+    if (text && strcmp(text, "text")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"addition_embed_type\" \"%s\" is not supported", path, text);
+    text = db_json_string(j, "class_embed_type", NULL);
+    c->class_embed_timestep = text != NULL;
+    if (text && strcmp(text, "timestep")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported", path, text);
+    text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
+    if (strcmp(text, "UNetMidBlock2DSimpleCrossAttn")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
+    text = db_json_string(j, "resnet_time_scale_shift", "default");
+    if (strcmp(text, "scale_shift")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+    for (k = 0; k < c->n_levels; k++) {
+        c->only_cross_attention[k] = (int)only[k];
+        if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 || !c->attention_head_dim[k] || !c->norm_num_groups ||
+            c->block_out_channels[k] % c->norm_num_groups || cross[k] != cross[0])
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
+    }
+    return ctx->result;
+}
+
+db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *c)
+{
+    const db_json *j = db_json_load(ctx, path);
+    if (!j) return ctx->result;
+    db__unet_config_parse(ctx, j, path, c);
+    db_json_free(j);
+    return ctx->result;
+}
+
+db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
+{
+    db_unet *u = (db_unet *)db__alloc(ctx, 1, sizeof *u);
+    db_tape *t = NULL;
+    *out = NULL;
+    if (!u || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
+    u->ctx = u->params.ctx = ctx;
+    u->config = *config;
+    {
+        db_net n;
+        size_t image[4], text[3], one = 1;
+        memset(&n, 0, sizeof n);
+        n.tape = t, n.params = &u->params, n.declaring = 1;
+        image[0] = 1, image[1] = image[2] = (size_t)1 << (config->n_levels - 1), image[3] = config->in_channels;
+        text[0] = 1, text[1] = 2, text[2] = config->encoder_hid_dim ? config->encoder_hid_dim : config->cross_attention_dim;
+        db__unet_record(&n, config, db_input(t, DB_F32, 4, image), db_input(t, DB_F32, 1, &one), db_input(t, DB_F32, 3, text), db_input(t, DB_F32, 1, &one), NULL);
+    }
+    db_tape_destroy(t);
+    if (ctx->result == DB_OK) db__params_allocate(&u->params);
+    if (ctx->result != DB_OK) db_unet_free(u);
+    else *out = u;
+    return ctx->result;
+}
+
+db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
+{
+    char path[DB__PATH];
+    db_unet_config c;
+    db_safetensors *st = NULL;
+    *out = NULL;
+    if (!db__join(ctx, path, directory, "config.json") || db_unet_config_load(ctx, path, &c) != DB_OK) return ctx->result;
+    if (db_weights_open(ctx, directory, "diffusion_pytorch_model", &st) != DB_OK) return ctx->result;
+    if (db_unet_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
+    db_safetensors_close(st);
+    if (ctx->result != DB_OK) db_unet_free(*out), *out = NULL;
+    return ctx->result;
+}
+
+void db_unet_free(db_unet *u)
+{
+    if (!u) return;
+    db__params_free(&u->params);
+    db__free(u->ctx, u);
+}
+
+/* ==== [DB-09] Noise schedule and samplers =================================================================
+
+   x_t = alpha_t x + sigma_t eps with alpha_t^2 = alphas_cumprod[t], sigma_t^2 = 1 - alphas_cumprod[t].
+   The network predicts eps, x, or v = alpha_t eps - sigma_t x (Salimans and Ho, 2022).
+
+   DDPM (Ho et al., 2020) is the ancestral sampler, DDIM (Song et al., 2021) the deterministic one at
+   eta = 0. Dynamic thresholding is Imagen's (section 2.3).
+
+   Easy to get wrong
+   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it.
+   - A learned variance is interpolated between log beta~ and log beta; with guidance it comes from the
+     branch with the text, and only the mean is guided.
+   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile does.  */
+
+static db_result db__schedule_betas(db_schedule *s, const char *kind, double start, double end)
+{
+    size_t t, n = s->num_train_timesteps;
+    double product = 1;
+    const double half_pi = 1.57079632679489661923;
+    s->alphas_cumprod = (double *)db__alloc(s->ctx, n, sizeof(double));
+    if (!s->alphas_cumprod) return s->ctx->result;
+    for (t = 0; t < n; t++) {
+        double u = n > 1 ? (double)t / (double)(n - 1) : 0, beta;
+        if (!strcmp(kind, "linear")) {
+            beta = start + (end - start) * u;
+        } else if (!strcmp(kind, "scaled_linear")) {
+            beta = sqrt(start) + (sqrt(end) - sqrt(start)) * u;
+            beta *= beta;
+        } else if (!strcmp(kind, "squaredcos_cap_v2")) {
+            double a = cos(((double)t / (double)n + 0.008) / 1.008 * half_pi), b = cos(((double)(t + 1) / (double)n + 0.008) / 1.008 * half_pi);
+            beta = DB__MIN(1 - b * b / (a * a), 0.999);
+        } else {
+            return db__fail(s->ctx, DB_ERROR_UNSUPPORTED, "the beta_schedule \"%s\" is not supported", kind);
+        }
+        product *= 1 - beta;
+        s->alphas_cumprod[t] = product;
+    }
+    return DB_OK;
+}
+
+db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start, double beta_end, size_t steps, db_schedule *s)
+{
+    memset(s, 0, sizeof *s);
+    s->ctx = ctx;
+    s->num_train_timesteps = steps;
+    s->clip_sample = 1;
+    s->clip_sample_range = 1;
+    s->dynamic_thresholding_ratio = 0.995;
+    s->sample_max_value = 1;
+    s->set_alpha_to_one = 1;
+    return db__schedule_betas(s, beta_schedule, beta_start, beta_end);
+}
+
+db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+{
+    const db_json *j = db_json_load(ctx, path);
+    const char *name;
+    int64_t steps;
+    memset(s, 0, sizeof *s);
+    if (!j) return ctx->result;
+    steps = db_json_int(j, "num_train_timesteps", 1000);
+    if (steps < 1 || steps > 1000000) db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_train_timesteps\" is out of range", path);
+    else db_schedule_init(ctx, db_json_string(j, "beta_schedule", "linear"), db_json_number(j, "beta_start", 1e-4), db_json_number(j, "beta_end", 0.02), (size_t)steps, s);
+    name = db_json_string(j, "prediction_type", "epsilon");
+    if (!strcmp(name, "epsilon")) s->prediction_type = DB_PREDICT_EPSILON;
+    else if (!strcmp(name, "sample")) s->prediction_type = DB_PREDICT_SAMPLE;
+    else if (!strcmp(name, "v_prediction")) s->prediction_type = DB_PREDICT_V;
+    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the prediction_type \"%s\" is not supported", path, name);
+    name = db_json_string(j, "timestep_spacing", "leading");
+    if (!strcmp(name, "leading")) s->timestep_spacing = DB_SPACING_LEADING;
+    else if (!strcmp(name, "trailing")) s->timestep_spacing = DB_SPACING_TRAILING;
+    else if (!strcmp(name, "linspace")) s->timestep_spacing = DB_SPACING_LINSPACE;
+    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the timestep_spacing \"%s\" is not supported", path, name);
+    name = db_json_string(j, "variance_type", "fixed_small");
+    if (!strcmp(name, "fixed_small") || !strcmp(name, "fixed_small_log")) s->variance_type = DB_VARIANCE_FIXED_SMALL;
+    else if (!strcmp(name, "fixed_large")) s->variance_type = DB_VARIANCE_FIXED_LARGE;
+    else if (!strcmp(name, "learned_range")) s->variance_type = DB_VARIANCE_LEARNED_RANGE;
+    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the variance_type \"%s\" is not supported", path, name);
+    s->clip_sample = db_json_bool(j, "clip_sample", 1);
+    s->clip_sample_range = db_json_number(j, "clip_sample_range", 1);
+    s->thresholding = db_json_bool(j, "thresholding", 0);
+    s->dynamic_thresholding_ratio = db_json_number(j, "dynamic_thresholding_ratio", 0.995);
+    s->sample_max_value = db_json_number(j, "sample_max_value", 1);
+    s->steps_offset = (int)db_json_int(j, "steps_offset", 0);
+    s->set_alpha_to_one = db_json_bool(j, "set_alpha_to_one", 1);
+    db_json_free(j);
+    if (ctx->result != DB_OK) db_schedule_free(s);
+    return ctx->result;
+}
+
+void db_schedule_free(db_schedule *s)
+{
+    if (s->ctx) db__free(s->ctx, s->alphas_cumprod);
+    s->alphas_cumprod = NULL;
+}
+
+void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, float *sigma)
+{
+    *alpha = (float)sqrt(s->alphas_cumprod[t]);
+    *sigma = (float)sqrt(1 - s->alphas_cumprod[t]);
+}
+
+db_result db_schedule_timesteps(const db_schedule *s, size_t steps, size_t *out)
+{
+    size_t n = s->num_train_timesteps, k;
+    if (steps < 1 || steps > n) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu", steps, n);
+    for (k = 0; k < steps; k++) {
+        double at = 0;
+        if (s->timestep_spacing == DB_SPACING_LEADING) at = (double)((steps - 1 - k) * (n / steps)) + s->steps_offset;
+        if (s->timestep_spacing == DB_SPACING_TRAILING) at = rint((double)n - (double)k * (double)n / (double)steps) - 1;
+        if (s->timestep_spacing == DB_SPACING_LINSPACE) at = steps > 1 ? rint((double)(n - 1) * (double)(steps - 1 - k) / (double)(steps - 1)) : 0;
+        out[k] = (size_t)DB__MIN(DB__MAX(at, 0.0), (double)(n - 1));
+    }
+    return DB_OK;
+}
+
+static int db__compare_floats(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* Imagen's dynamic thresholding of one sample: s = quantile(|x|) within [1, max], x = clamp(x, -s, s) / s. */
+static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
+{
+    double at = s->dynamic_thresholding_ratio * (double)(n - 1), limit;
+    size_t low = (size_t)at, high = DB__MIN(low + 1, n - 1), k;
+    for (k = 0; k < n; k++) work[k] = fabsf(x[k]);
+    qsort(work, n, sizeof *work, db__compare_floats);
+    limit = (double)work[low] + ((double)work[high] - (double)work[low]) * (at - (double)low);
+    limit = DB__MIN(DB__MAX(limit, 1.0), DB__MAX(1.0, s->sample_max_value));
+    for (k = 0; k < n; k++) x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
+}
+
+db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, size_t t, long previous, size_t B, size_t P, size_t C, size_t CP,
+                          const float *pred, const float *noise, float *x)
+{
+    double a_t = s->alphas_cumprod[t];
+    double a_p = previous >= 0 ? s->alphas_cumprod[previous] : sampler == DB_SAMPLER_DDPM || s->set_alpha_to_one ? 1.0 : s->alphas_cumprod[0];
+    double alpha = sqrt(a_t), sigma = sqrt(1 - a_t), ratio = a_t / a_p, beta = 1 - ratio;
+    double small = DB__MAX((1 - a_p) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
+    size_t n = P * C, b, p, ch;
+    float *x0 = (float *)db__alloc(s->ctx, 2 * n, sizeof(float));
+    if (!x0) return s->ctx->result;
+    for (b = 0; b < B; b++) {
+        float *xb = x + b * n;
+        const float *out = pred + b * P * CP;
+        for (p = 0; p < P; p++)
+            for (ch = 0; ch < C; ch++) {
+                double y = (double)out[p * CP + ch], x_t = (double)xb[p * C + ch];
+                x0[p * C + ch] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha
+                                         : s->prediction_type == DB_PREDICT_V    ? alpha * x_t - sigma * y
+                                                                                 : y);
+            }
+        if (s->thresholding) db__threshold(s, x0, n, x0 + n);
+        else if (s->clip_sample)
+            for (p = 0; p < n; p++) x0[p] = (float)DB__MIN(DB__MAX((double)x0[p], -s->clip_sample_range), s->clip_sample_range);
+        for (p = 0; p < P; p++)
+            for (ch = 0; ch < C; ch++) {
+                double x_t = (double)xb[p * C + ch], clean = (double)x0[p * C + ch], z = noise ? (double)noise[b * n + p * C + ch] : 0, next;
+                if (sampler == DB_SAMPLER_DDPM) { /* the posterior q(x_prev | x_t, x0), DDPM eq. 7 */
+                    double mean = sqrt(a_p) * beta / (1 - a_t) * clean + sqrt(ratio) * (1 - a_p) / (1 - a_t) * x_t, variance = small;
+                    if (s->variance_type == DB_VARIANCE_FIXED_LARGE) variance = beta;
+                    if (s->variance_type == DB_VARIANCE_LEARNED_RANGE && CP >= 2 * C) {
+                        double f = ((double)out[p * CP + C + ch] + 1) / 2;
+                        variance = exp(f * log(beta) + (1 - f) * log(small));
+                    }
+                    next = mean + (previous >= 0 ? sqrt(variance) * z : 0);
+                } else { /* DDIM eq. 12, with the eps that belongs to the clipped x0 */
+                    double sd = (double)eta * sqrt(small), eps = (x_t - alpha * clean) / sigma;
+                    if (previous < 0) sd = 0;
+                    next = sqrt(a_p) * clean + sqrt(DB__MAX(0.0, 1 - a_p - sd * sd)) * eps + sd * z;
+                }
+                xb[p * C + ch] = (float)next;
+            }
+    }
+    db__free(s->ctx, x0);
+    return DB_OK;
+}
+
+void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
+{
+    size_t k, n = B * P * CP;
+    for (k = 0; k < n; k++) {
+        float uncond = pred[k], cond = pred[n + k];
+        pred[k] = k % CP < C ? uncond + scale * (cond - uncond) : cond;
+    }
+    (void)B;
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#else /* the file includes itself: one instruction set, one data type */
+
+/* ==== [DB-03a] CPU kernels, one body for every instruction set ====================================
+
+   This part of the file is compiled several times: the file includes itself once per instruction
+   set and data type (see [DB-03b]), each time with another meaning of the two dozen DB__v macros
+   below. A kernel works on pointers and sizes, on one thread; the drivers in [DB-03c] cut the work
+   into pieces.
+
+     DB__V, DB__VN      a vector of floats and its number of lanes
+     DB__T              what tensors hold in memory: float, or uint16_t for bf16
+     DB__LD, DB__ST     a vector of DB__T as floats
+
+   Easy to get wrong
+   - Multiply-adds are explicit: what a compiler fuses on its own differs between compilers.
+   - gcc and clang warn about, or refuse, vectors passed by value between functions of different
+     targets; helpers here take pointers and are always inlined.                               */
+
+#if defined(DB__PASS_AVX512) || defined(DB__PASS_AVX512BF16) || defined(DB__PASS_AMX)
+#define DB__V __m512
+#define DB__VN 16
+#define DB__MR 12 /* rows and panels of a register tile: 12 x 2 accumulators, 2 of B, 1 of A */
+#define DB__NP 2
+#define DB__vload(p) _mm512_loadu_ps(p)
+#define DB__vstore(p, v) _mm512_storeu_ps(p, v)
+#define DB__vset1(x) _mm512_set1_ps(x)
+#define DB__vadd(a, b) _mm512_add_ps(a, b)
+#define DB__vsub(a, b) _mm512_sub_ps(a, b)
+#define DB__vmul(a, b) _mm512_mul_ps(a, b)
+#define DB__vdiv(a, b) _mm512_div_ps(a, b)
+#define DB__vfma(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define DB__vmax(a, b) _mm512_max_ps(a, b)
+#define DB__vmin(a, b) _mm512_min_ps(a, b)
+#define DB__vsqrt(a) _mm512_sqrt_ps(a)
+#define DB__vround(a) _mm512_roundscale_ps(a, 8)
+#define DB__vabs(a) _mm512_abs_ps(a)
+#define DB__vselect_lt(a, b, x, y) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x)
+#define DB__vexp2i(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
+#define DB__vload_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define DB__vlow_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
+#define DB__vhigh_bf16(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), _mm512_set1_epi32((int)0xffff0000u)))
+#if defined(DB__PASS_AVX512)
+#define DB__SET avx512
+#define DB__TARGET DB__TARGET_AVX512
+/* Round to nearest even by adding half of the last kept bit, plus that bit itself. */
+#define DB__vstore_bf16(p, v) do { \
+        __m512i db__b = _mm512_castps_si512(v); \
+        db__b = _mm512_add_epi32(db__b, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(_mm512_srli_epi32(db__b, 16), _mm512_set1_epi32(1)))); \
+        _mm256_storeu_si256((__m256i *)(void *)(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(db__b, 16))); \
+    } while (0)
+#else
+#define DB__TARGET DB__TARGET_AVX512BF16
+#define DB__vstore_bf16(p, v) do { \
+        __m256bh db__b = _mm512_cvtneps_pbh(v); \
+        memcpy(p, &db__b, 32); \
+    } while (0)
+#define DB__vdot2(acc, pair, b) (acc) = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32((int)(pair)), (__m512bh)_mm512_loadu_si512((const void *)(b)))
+#if defined(DB__PASS_AMX)
+#define DB__SET amx
+#define DB__AMX_TARGET DB__TARGET_AMX
+#else
+#define DB__SET avx512bf16
+#endif
+#endif
+
+#elif defined(DB__PASS_AVX2)
+#define DB__SET avx2
+#define DB__TARGET DB__TARGET_AVX2
+#define DB__V __m256
+#define DB__VN 8
+#define DB__MR 6
+#define DB__NP 1
+#define DB__vload(p) _mm256_loadu_ps(p)
+#define DB__vstore(p, v) _mm256_storeu_ps(p, v)
+#define DB__vset1(x) _mm256_set1_ps(x)
+#define DB__vadd(a, b) _mm256_add_ps(a, b)
+#define DB__vsub(a, b) _mm256_sub_ps(a, b)
+#define DB__vmul(a, b) _mm256_mul_ps(a, b)
+#define DB__vdiv(a, b) _mm256_div_ps(a, b)
+#define DB__vfma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define DB__vmax(a, b) _mm256_max_ps(a, b)
+#define DB__vmin(a, b) _mm256_min_ps(a, b)
+#define DB__vsqrt(a) _mm256_sqrt_ps(a)
+#define DB__vround(a) _mm256_round_ps(a, 8)
+#define DB__vabs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
+#define DB__vselect_lt(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ))
+#define DB__vexp2i(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
+#define DB__vload_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define DB__vlow_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), 16))
+#define DB__vhigh_bf16(p) _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32((int)0xffff0000u)))
+#define DB__vstore_bf16(p, v) do { \
+        __m256i db__b = _mm256_castps_si256(v); \
+        db__b = _mm256_add_epi32(db__b, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(_mm256_srli_epi32(db__b, 16), _mm256_set1_epi32(1)))); \
+        db__b = _mm256_srli_epi32(db__b, 16); \
+        _mm_storeu_si128((__m128i *)(void *)(p), _mm_packus_epi32(_mm256_castsi256_si128(db__b), _mm256_extracti128_si256(db__b, 1))); \
+    } while (0)
+
+#elif defined(DB__PASS_NEON)
+#define DB__SET neon
+#define DB__TARGET
+#define DB__V float32x4_t
+#define DB__VN 4
+#define DB__MR 6
+#define DB__NP 1
+#define DB__vload(p) vld1q_f32(p)
+#define DB__vstore(p, v) vst1q_f32(p, v)
+#define DB__vset1(x) vdupq_n_f32(x)
+#define DB__vadd(a, b) vaddq_f32(a, b)
+#define DB__vsub(a, b) vsubq_f32(a, b)
+#define DB__vmul(a, b) vmulq_f32(a, b)
+#define DB__vdiv(a, b) vdivq_f32(a, b)
+#define DB__vfma(a, b, c) vfmaq_f32(c, a, b)
+#define DB__vmax(a, b) vmaxq_f32(a, b)
+#define DB__vmin(a, b) vminq_f32(a, b)
+#define DB__vsqrt(a) vsqrtq_f32(a)
+#define DB__vround(a) vrndnq_f32(a)
+#define DB__vabs(a) vabsq_f32(a)
+#define DB__vselect_lt(a, b, x, y) vbslq_f32(vcltq_f32(a, b), x, y)
+#define DB__vexp2i(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define DB__vload_bf16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
+#define DB__vlow_bf16(p) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16))
+#define DB__vhigh_bf16(p) vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)))
+#define DB__vstore_bf16(p, v) do { \
+        uint32x4_t db__b = vreinterpretq_u32_f32(v); \
+        db__b = vaddq_u32(db__b, vaddq_u32(vdupq_n_u32(0x7fff), vandq_u32(vshrq_n_u32(db__b, 16), vdupq_n_u32(1)))); \
+        vst1_u16(p, vshrn_n_u32(db__b, 16)); \
+    } while (0)
+
+#else
+#define DB__SET scalar
+#define DB__TARGET
+#define DB__V float
+#define DB__VN 1
+#define DB__MR 2
+#define DB__NP 1
+#define DB__vload(p) (*(p))
+#define DB__vstore(p, v) (*(p) = (v))
+#define DB__vset1(x) (x)
+#define DB__vadd(a, b) ((a) + (b))
+#define DB__vsub(a, b) ((a) - (b))
+#define DB__vmul(a, b) ((a) * (b))
+#define DB__vdiv(a, b) ((a) / (b))
+#define DB__vfma(a, b, c) ((a) * (b) + (c))
+#define DB__vmax(a, b) DB__MAX(a, b)
+#define DB__vmin(a, b) DB__MIN(a, b)
+#define DB__vsqrt(a) sqrtf(a)
+#define DB__vround(a) rintf(a)
+#define DB__vabs(a) fabsf(a)
+#define DB__vselect_lt(a, b, x, y) ((a) < (b) ? (x) : (y))
+#define DB__vexp2i(n) db__bits_to_float((uint32_t)((int)(n) + 127) << 23)
+#define DB__vload_bf16(p) db__bits_to_float((uint32_t)(*(p)) << 16)
+#define DB__vlow_bf16(p) db__bits_to_float((uint32_t)((p)[0]) << 16)
+#define DB__vhigh_bf16(p) db__bits_to_float((uint32_t)((p)[1]) << 16)
+#define DB__vstore_bf16(p, v) (*(p) = db__f32_to_bf16(v))
+#endif
+
+#ifndef DB__vdot2 /* no instruction for it: two multiply-adds on the widened halves of a pair */
+#define DB__vdot2(acc, pair, b) do { \
+        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), DB__vlow_bf16(b), acc); \
+        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) & 0xffff0000u)), DB__vhigh_bf16(b), acc); \
+    } while (0)
+#endif
+
+#ifdef DB__PASS_BF16
+#define DB__T uint16_t
+#define DB__TYPE bf16
+#define DB__LD(p) DB__vload_bf16(p)
+#define DB__ST(p, v) DB__vstore_bf16(p, v)
+#define DB__TO_T(x) db__f32_to_bf16(x)
+#define DB__FROM_T(x) db__bits_to_float((uint32_t)(x) << 16)
+#define DB__K2 2 /* K advances by pairs */
+#else
+#define DB__T float
+#define DB__TYPE f32
+#define DB__LD(p) DB__vload(p)
+#define DB__ST(p, v) DB__vstore(p, v)
+#define DB__TO_T(x) (x)
+#define DB__FROM_T(x) (x)
+#define DB__K2 1
+#endif
+
+#define DB__FN(name) DB__PASTE(db__k_##name, DB__SET, DB__TYPE)
+#define DB__KERNEL static DB__TARGET
+#define DB__INLINE static inline __attribute__((always_inline)) DB__TARGET
+#define DB__PV (16 / DB__VN) /* vectors a panel of 16 columns */
+
+/* n < DB__VN elements at the end of a row, and the same with n clamped: the ragged edge of any loop. */
+DB__INLINE void DB__FN(load_n)(DB__V *v, const DB__T *p, size_t n)
+{
+    if (n >= DB__VN) {
+        *v = DB__LD(p);
+    } else {
+        DB__T edge[DB__VN];
+        memset(edge, 0, sizeof edge);
+        memcpy(edge, p, n * sizeof *p);
+        *v = DB__LD(edge);
+    }
+}
+
+DB__INLINE void DB__FN(store_n)(DB__T *p, const DB__V *v, size_t n)
+{
+    if (n >= DB__VN) {
+        DB__ST(p, *v);
+    } else {
+        DB__T edge[DB__VN];
+        DB__ST(edge, *v);
+        memcpy(p, edge, n * sizeof *p);
+    }
+}
+
+DB__INLINE void DB__FN(loadf_n)(DB__V *v, const float *p, size_t n)
+{
+    if (n >= DB__VN) {
+        *v = DB__vload(p);
+    } else {
+        float edge[DB__VN];
+        memset(edge, 0, sizeof edge);
+        memcpy(edge, p, n * sizeof *p);
+        *v = DB__vload(edge);
+    }
+}
+
+DB__INLINE void DB__FN(storef_n)(float *p, const DB__V *v, size_t n)
+{
+    if (n >= DB__VN) {
+        DB__vstore(p, *v);
+    } else {
+        float edge[DB__VN];
+        DB__vstore(edge, *v);
+        memcpy(p, edge, n * sizeof *p);
+    }
+}
+
+/* The sum of the lanes, always in the same order. */
+DB__INLINE float DB__FN(sum)(const DB__V *v)
+{
+    float lane[DB__VN], sum = 0;
+    int k;
+    DB__vstore(lane, *v);
+    for (k = 0; k < DB__VN; k++) sum += lane[k];
+    return sum;
+}
+
+/* ---- elementary functions ---------------------------------------------------------------------- */
+
+/* e^x: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 1e-7). */
+DB__INLINE void DB__FN(exp)(DB__V *x)
+{
+    DB__V v = DB__vmin(DB__vmax(*x, DB__vset1(-87.0f)), DB__vset1(88.0f));
+    DB__V n = DB__vround(DB__vmul(v, DB__vset1(1.44269504f)));
+    DB__V r = DB__vfma(n, DB__vset1(-0.693359375f), v), p;
+    r = DB__vfma(n, DB__vset1(2.12194440e-4f), r);
+    p = DB__vset1(1.0f / 720);
+    p = DB__vfma(p, r, DB__vset1(1.0f / 120));
+    p = DB__vfma(p, r, DB__vset1(1.0f / 24));
+    p = DB__vfma(p, r, DB__vset1(1.0f / 6));
+    p = DB__vfma(p, r, DB__vset1(0.5f));
+    p = DB__vfma(p, r, DB__vset1(1.0f));
+    p = DB__vfma(p, r, DB__vset1(1.0f));
+    *x = DB__vmul(p, DB__vexp2i(n));
+}
+
+DB__INLINE void DB__FN(sigmoid)(DB__V *x)
+{
+    *x = DB__vsub(DB__vset1(0.0f), *x);
+    DB__FN(exp)(x);
+    *x = DB__vdiv(DB__vset1(1.0f), DB__vadd(DB__vset1(1.0f), *x));
+}
+
+/* The normal distribution function and density. Abramowitz and Stegun, 7.1.26: error 1.5e-7. */
+DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf)
+{
+    DB__V a = DB__vmul(DB__vabs(*x), DB__vset1(0.70710678f)), e = DB__vmul(DB__vmul(*x, *x), DB__vset1(-0.5f)), t, p;
+    DB__FN(exp)(&e);
+    t = DB__vdiv(DB__vset1(1.0f), DB__vfma(a, DB__vset1(0.3275911f), DB__vset1(1.0f)));
+    p = DB__vset1(1.061405429f);
+    p = DB__vfma(p, t, DB__vset1(-1.453152027f));
+    p = DB__vfma(p, t, DB__vset1(1.421413741f));
+    p = DB__vfma(p, t, DB__vset1(-0.284496736f));
+    p = DB__vfma(p, t, DB__vset1(0.254829592f));
+    p = DB__vmul(DB__vmul(DB__vmul(p, t), e), DB__vset1(0.5f)); /* the tail beyond |x| */
+    *cdf = DB__vselect_lt(*x, DB__vset1(0.0f), p, DB__vsub(DB__vset1(1.0f), p));
+    *pdf = DB__vmul(e, DB__vset1(0.39894228f));
+}
+
+/* tanh-approximated gelu is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3). */
+#define DB__GELU_A 1.5957691216f
+#define DB__GELU_B (1.5957691216f * 0.044715f)
+
+/* x -> act(x). The switch is on a constant, so each use compiles to a single case. */
+DB__INLINE void DB__FN(activate)(DB__V *x, const int act)
+{
+    DB__V s = *x, pdf;
+    switch (act) {
+    case DB_ACT_SILU: DB__FN(sigmoid)(&s); *x = DB__vmul(*x, s); break;
+    case DB_ACT_GELU: DB__FN(normal_cdf)(x, &s, &pdf); *x = DB__vmul(*x, s); break;
+    case DB_ACT_GELU_TANH:
+        s = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__FN(sigmoid)(&s);
+        *x = DB__vmul(*x, s);
+        break;
+    case DB_ACT_QUICK_GELU: s = DB__vmul(s, DB__vset1(1.702f)); DB__FN(sigmoid)(&s); *x = DB__vmul(*x, s); break;
+    case DB_ACT_RELU: *x = DB__vmax(*x, DB__vset1(0.0f)); break;
+    default: break;
+    }
+}
+
+/* x -> act'(x) */
+DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act)
+{
+    DB__V s = *x, u = *x, one = DB__vset1(1.0f);
+    switch (act) {
+    case DB_ACT_SILU: /* s (1 + x (1 - s)) */
+        DB__FN(sigmoid)(&s);
+        *x = DB__vmul(s, DB__vfma(*x, DB__vsub(one, s), one));
+        break;
+    case DB_ACT_GELU: DB__FN(normal_cdf)(x, &s, &u); *x = DB__vfma(*x, u, s); break;
+    case DB_ACT_GELU_TANH:
+        s = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        u = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(3 * DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__FN(sigmoid)(&s);
+        *x = DB__vmul(s, DB__vfma(u, DB__vsub(one, s), one));
+        break;
+    case DB_ACT_QUICK_GELU:
+        s = DB__vmul(s, DB__vset1(1.702f));
+        u = s;
+        DB__FN(sigmoid)(&s);
+        *x = DB__vmul(s, DB__vfma(u, DB__vsub(one, s), one));
+        break;
+    case DB_ACT_RELU: *x = DB__vselect_lt(DB__vset1(0.0f), *x, one, DB__vset1(0.0f)); break;
+    default: *x = one; break;
+    }
+}
+
+/* Calls body(act) with act a constant. */
+#define DB__SWITCH_ACT(act, body)                                                                   \
+    switch (act) {                                                                                 \
+    case DB_ACT_SILU: body(DB_ACT_SILU); break;                                                     \
+    case DB_ACT_GELU: body(DB_ACT_GELU); break;                                                     \
+    case DB_ACT_GELU_TANH: body(DB_ACT_GELU_TANH); break;                                           \
+    case DB_ACT_QUICK_GELU: body(DB_ACT_QUICK_GELU); break;                                         \
+    case DB_ACT_RELU: body(DB_ACT_RELU); break;                                                     \
+    default: body(DB_ACT_NONE); break;                                                              \
+    }
+
+/* ---- matrix product ------------------------------------------------------------------------------
+   C[m][16 panels] (+)= sum over taps of A_tap[m][k] B_tap[k][16 panels].
+
+   A is read where it lies (rows lda apart). B is packed into panels of 16 columns, k major; for bf16
+   two neighbouring k sit side by side, as the dot product instructions want them. One register tile
+   holds DB__MR rows of C by DB__NP panels; each step of k broadcasts DB__MR numbers of A against
+   DB__NP panels of B, all from the first cache.                                                    */
+
+#ifndef DB__AMX_TARGET
+DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR, const int NP)
+{
+    DB__V acc[DB__MR * DB__NP * DB__PV];
+    size_t tap, k;
+    int r, v;
+    DB__UNROLL for (r = 0; r < MR * NP * DB__PV; r++) acc[r] = DB__vset1(0.0f);
+    for (tap = 0; tap < g->taps; tap++) {
+        const DB__T *a = (const DB__T *)g->a + row * g->lda + tap * g->a_tap;
+        const DB__T *b = (const DB__T *)g->b + panel * g->b_panel + tap * g->b_tap;
+        for (k = 0; k < g->k; k += DB__K2, a += DB__K2, b += 16 * DB__K2) {
+#ifdef DB__PASS_BF16
+            DB__UNROLL for (r = 0; r < MR; r++) {
+                uint32_t pair;
+                memcpy(&pair, a + (size_t)r * g->lda, 4);
+                DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
+                    DB__vdot2(acc[r * NP * DB__PV + v], pair, b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * 2 * DB__VN);
+            }
+#else
+            DB__V column[DB__NP * DB__PV];
+            DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
+                column[v] = DB__vload(b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * DB__VN);
+            DB__UNROLL for (r = 0; r < MR; r++) {
+                DB__V x = DB__vset1(a[(size_t)r * g->lda]);
+                DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
+                    acc[r * NP * DB__PV + v] = DB__vfma(x, column[v], acc[r * NP * DB__PV + v]);
+            }
+#endif
+        }
+    }
+    DB__UNROLL for (r = 0; r < MR; r++)
+        DB__UNROLL for (v = 0; v < NP * DB__PV; v++) {
+            float *c = g->c + (row + (size_t)r) * g->ldc + panel * 16 + (size_t)v * DB__VN;
+            if (g->add) acc[r * NP * DB__PV + v] = DB__vadd(DB__vload(c), acc[r * NP * DB__PV + v]);
+            DB__vstore(c, acc[r * NP * DB__PV + v]);
+        }
+}
+
+DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wide)
+{
+    size_t row = 0;
+#define DB__TILE(MR) (wide ? DB__FN(gemm_tile)(g, row, panel, MR, DB__NP) : DB__FN(gemm_tile)(g, row, panel, MR, 1))
+    for (; row + DB__MR <= g->m; row += DB__MR) DB__TILE(DB__MR);
+#if DB__MR > 4
+    for (; row + 4 <= g->m; row += 4) DB__TILE(4);
+#endif
+    for (; row < g->m; row++) DB__TILE(1);
+#undef DB__TILE
+}
+
+DB__KERNEL void DB__FN(gemm)(const db__gemm *g)
+{
+    size_t panel = 0;
+    for (; panel + DB__NP <= g->panels; panel += DB__NP) DB__FN(gemm_rows)(g, panel, 1);
+    for (; panel < g->panels; panel++) DB__FN(gemm_rows)(g, panel, 0);
+}
+
+#else
+/* The same on the tile unit: 2 x 2 tiles of C, each 16 x 16, advance by 32 of k with four loads and
+   four tile products. k is a multiple of 32 here. A last row block of fewer than 16 rows gets tiles
+   of its height, so that nothing outside A is read. */
+static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } t;
+    int k;
+    memset(&t, 0, sizeof t);
+    t.palette = 1;
+    for (k = 0; k < 8; k++) t.row_bytes[k] = 64, t.rows[k] = 16;
+    t.rows[0] = t.rows[1] = t.rows[4] = (uint8_t)m0; /* C of the upper rows, A of the upper rows */
+    t.rows[2] = t.rows[3] = t.rows[5] = (uint8_t)m1;
+    __asm__ volatile("ldtilecfg %0" ::"m"(t));
+}
+
+#define DB__STRIDE(n) ((int)((n) * sizeof(DB__T)))
+static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_block)(const db__gemm *g, size_t row, size_t panel, const int two_rows, const int two_panels)
+{
+    float *c = g->c + row * g->ldc + panel * 16;
+    size_t tap, k, ldc = g->ldc * 4;
+    if (g->add) {
+        _tile_loadd(0, c, ldc);
+        if (two_panels) _tile_loadd(1, c + 16, ldc);
+        if (two_rows) _tile_loadd(2, c + 16 * g->ldc, ldc);
+        if (two_rows && two_panels) _tile_loadd(3, c + 16 * g->ldc + 16, ldc);
+    } else {
+        _tile_zero(0);
+        if (two_panels) _tile_zero(1);
+        if (two_rows) _tile_zero(2);
+        if (two_rows && two_panels) _tile_zero(3);
+    }
+    for (tap = 0; tap < g->taps; tap++) {
+        const uint16_t *a = (const uint16_t *)g->a + row * g->lda + tap * g->a_tap;
+        const uint16_t *b = (const uint16_t *)g->b + panel * g->b_panel + tap * g->b_tap;
+        for (k = 0; k < g->k; k += 32, a += 32, b += 32 * 16) {
+            _tile_loadd(4, a, g->lda * 2);
+            _tile_loadd(6, b, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            if (two_panels) {
+                _tile_loadd(7, b + g->b_panel, 64);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            if (two_rows) {
+                _tile_loadd(5, a + 16 * g->lda, g->lda * 2);
+                _tile_dpbf16ps(2, 5, 6);
+                if (two_panels) _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+    }
+    _tile_stored(0, c, ldc);
+    if (two_panels) _tile_stored(1, c + 16, ldc);
+    if (two_rows) _tile_stored(2, c + 16 * g->ldc, ldc);
+    if (two_rows && two_panels) _tile_stored(3, c + 16 * g->ldc + 16, ldc);
+}
+
+static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
+{
+    size_t row, panel;
+    DB__FN(tile_rows)(16, 16);
+    for (row = 0; row < g->m; row += 32) {
+        size_t left = g->m - row;
+        int two = left > 16;
+        if (left < 32) DB__FN(tile_rows)(two ? 16 : (int)left, two ? (int)left - 16 : 16);
+        for (panel = 0; panel + 2 <= g->panels; panel += 2) {
+            if (two) DB__FN(tile_block)(g, row, panel, 1, 1);
+            else DB__FN(tile_block)(g, row, panel, 0, 1);
+        }
+        if (panel < g->panels) {
+            if (two) DB__FN(tile_block)(g, row, panel, 1, 0);
+            else DB__FN(tile_block)(g, row, panel, 0, 0);
+        }
+    }
+    _tile_release();
+}
+#endif
+
+/* Packs B[k][n] = source[k * by_k + n * by_n] into panels; k is filled up to k_padded with zeros and
+   n to a multiple of 16. One version reads weights (always floats), the other activations. */
+#define DB__PACK(NAME, S, CONVERT)                                                                  \
+    DB__KERNEL void DB__FN(NAME)(void *out_, size_t out_panel, const void *source_, size_t k, size_t n, \
+                                 size_t by_k, size_t by_n, size_t k_padded)                         \
+    {                                                                                              \
+        const S *source = (const S *)source_;                                                      \
+        DB__T *out = (DB__T *)out_;                                                                \
+        size_t p, i, j;                                                                            \
+        for (p = 0; p * 16 < n; p++) {                                                              \
+            size_t width = DB__MIN(n - p * 16, 16);                                                 \
+            DB__T *o = out + p * out_panel;                                                         \
+            const S *s = source + p * 16 * by_n;                                                    \
+            if (width < 16 || k < k_padded) memset(o, 0, k_padded * 16 * sizeof *o);                \
+            if (by_n == 1)                                                                          \
+                for (i = 0; i < k; i++)                                                             \
+                    for (j = 0; j < width; j++)                                                     \
+                        o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = CONVERT(s[i * by_k + j]); \
+            else                                                                                   \
+                for (i = 0; i < k; i += 16)                                                         \
+                    for (j = 0; j < width; j++) {                                                   \
+                        size_t q, end = DB__MIN(k, i + 16);                                         \
+                        for (q = i; q < end; q++)                                                   \
+                            o[q / DB__K2 * DB__K2 * 16 + j * DB__K2 + q % DB__K2] = CONVERT(s[q * by_k + j * by_n]); \
+                    }                                                                              \
+        }                                                                                          \
+    }
+DB__PACK(pack_weight, float, DB__TO_T)
+#define DB__SAME(x) (x)
+DB__PACK(pack, DB__T, DB__SAME)
+#undef DB__SAME
+#undef DB__PACK
+
+/* out[j][i] = in[i][j] for rows x columns; rows of out are ld_out apart and filled with zeros up to
+   rows_padded. */
+DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, size_t ld_in, size_t rows, size_t columns, size_t rows_padded)
+{
+    const DB__T *in = (const DB__T *)in_;
+    DB__T *out = (DB__T *)out_;
+    size_t i, j, q;
+    for (i = 0; i < rows; i += 16)
+        for (j = 0; j < columns; j++)
+            for (q = i; q < DB__MIN(rows, i + 16); q++) out[j * ld_out + q] = in[q * ld_in + j];
+    if (rows < rows_padded)
+        for (j = 0; j < columns; j++) memset(out + j * ld_out + rows, 0, (rows_padded - rows) * sizeof *out);
+}
+
+/* y[n] (+)= c + bias + residual */
+DB__KERNEL void DB__FN(epilogue)(void *y_, const float *c, const float *bias, const void *residual_, size_t n, int add)
+{
+    const DB__T *residual = (const DB__T *)residual_;
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(loadf_n)(&v, c + i, n - i);
+        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
+        if (residual) DB__FN(load_n)(&w, residual + i, n - i), v = DB__vadd(v, w);
+        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+/* sum[C] += the column sums of x[n][C] */
+DB__KERNEL void DB__FN(column_sums)(float *sum, const void *x_, size_t n, size_t C)
+{
+    const DB__T *x = (const DB__T *)x_;
+    size_t i, p;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__V s, v;
+        DB__FN(loadf_n)(&s, sum + i, C - i);
+        for (p = 0; p < n; p++) DB__FN(load_n)(&v, x + p * C + i, C - i), s = DB__vadd(s, v);
+        DB__FN(storef_n)(sum + i, &s, C - i);
+    }
+}
+
+/* ---- group normalisation -------------------------------------------------------------------------
+   Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value,
+   which keeps the variance exact where the mean is far from zero.                                  */
+DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, const void *x_, size_t n, size_t C)
+{
+    const DB__T *x0 = (const DB__T *)x0_, *x = (const DB__T *)x_;
+    size_t i, p;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__V s = DB__vset1(0.0f), q = s, base, d;
+        DB__FN(load_n)(&base, x0 + i, C - i);
+        for (p = 0; p < n; p++) {
+            DB__FN(load_n)(&d, x + p * C + i, C - i);
+            d = DB__vsub(d, base);
+            s = DB__vadd(s, d);
+            q = DB__vfma(d, d, q);
+        }
+        DB__FN(storef_n)(sum + i, &s, C - i);
+        DB__FN(storef_n)(square + i, &q, C - i);
+    }
+}
+
+/* y = act(x scale + shift), scale and shift per channel */
+DB__INLINE void DB__FN(norm_apply_act)(DB__T *y, const DB__T *x, size_t n, size_t C, const float *scale, const float *shift, const int act)
+{
+    size_t i, p;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__V a, b, v;
+        DB__FN(loadf_n)(&a, scale + i, C - i);
+        DB__FN(loadf_n)(&b, shift + i, C - i);
+        for (p = 0; p < n; p++) {
+            DB__FN(load_n)(&v, x + p * C + i, C - i);
+            v = DB__vfma(v, a, b);
+            DB__FN(activate)(&v, act);
+            DB__FN(store_n)(y + p * C + i, &v, C - i);
+        }
+    }
+}
+
+DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale, const float *shift, int act)
+{
+    const DB__T *x = (const DB__T *)x_;
+    DB__T *y = (DB__T *)y_;
+#define DB__BODY(A) DB__FN(norm_apply_act)(y, x, n, C, scale, shift, A)
+    DB__SWITCH_ACT(act, DB__BODY)
+#undef DB__BODY
+}
+
+/* With u = x scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x - mean). */
+DB__INLINE void DB__FN(norm_back_sums_act)(float *sum, float *dot, const DB__T *x, const DB__T *dy, size_t n, size_t C,
+                                           const float *scale, const float *shift, const float *mean, const int act)
+{
+    size_t i, p;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__V s = DB__vset1(0.0f), d = s, a, b, m, v, g, u;
+        DB__FN(loadf_n)(&a, scale + i, C - i);
+        DB__FN(loadf_n)(&b, shift + i, C - i);
+        DB__FN(loadf_n)(&m, mean + i, C - i);
+        for (p = 0; p < n; p++) {
+            DB__FN(load_n)(&v, x + p * C + i, C - i);
+            DB__FN(load_n)(&g, dy + p * C + i, C - i);
+            u = DB__vfma(v, a, b);
+            DB__FN(activate_slope)(&u, act);
+            g = DB__vmul(g, u);
+            s = DB__vadd(s, g);
+            d = DB__vfma(g, DB__vsub(v, m), d);
+        }
+        DB__FN(storef_n)(sum + i, &s, C - i);
+        DB__FN(storef_n)(dot + i, &d, C - i);
+    }
+}
+
+DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, const void *dy_, size_t n, size_t C,
+                                       const float *scale, const float *shift, const float *mean, int act)
+{
+    const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
+#define DB__BODY(A) DB__FN(norm_back_sums_act)(sum, dot, x, dy, n, C, scale, shift, mean, A)
+    DB__SWITCH_ACT(act, DB__BODY)
+#undef DB__BODY
+}
+
+/* dx (+)= scale g + c0 + c1 x, the constants per channel */
+DB__INLINE void DB__FN(norm_back_apply_act)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n, size_t C, const float *scale,
+                                            const float *shift, const float *c0, const float *c1, const int act, int add)
+{
+    size_t i, p;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__V a, b, k0, k1, v, g, u;
+        DB__FN(loadf_n)(&a, scale + i, C - i);
+        DB__FN(loadf_n)(&b, shift + i, C - i);
+        DB__FN(loadf_n)(&k0, c0 + i, C - i);
+        DB__FN(loadf_n)(&k1, c1 + i, C - i);
+        for (p = 0; p < n; p++) {
+            DB__FN(load_n)(&v, x + p * C + i, C - i);
+            DB__FN(load_n)(&g, dy + p * C + i, C - i);
+            u = DB__vfma(v, a, b);
+            DB__FN(activate_slope)(&u, act);
+            g = DB__vfma(DB__vmul(g, u), a, DB__vfma(k1, v, k0));
+            if (add) DB__FN(load_n)(&u, dx + p * C + i, C - i), g = DB__vadd(g, u);
+            DB__FN(store_n)(dx + p * C + i, &g, C - i);
+        }
+    }
+}
+
+DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n, size_t C, const float *scale,
+                                        const float *shift, const float *c0, const float *c1, int act, int add)
+{
+    const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
+    DB__T *dx = (DB__T *)dx_;
+#define DB__BODY(A) DB__FN(norm_back_apply_act)(dx, x, dy, n, C, scale, shift, c0, c1, A, add)
+    DB__SWITCH_ACT(act, DB__BODY)
+#undef DB__BODY
+}
+
+/* ---- layer normalisation (and RMS: no mean) ------------------------------------------------------ */
+
+/* One row: y = (x - mean) rstd w + b; stats gets mean and rstd. */
+DB__KERNEL void DB__FN(layer_norm)(void *y_, float stats[2], const void *x_, const float *w, const float *b, size_t C, float eps, int rms)
+{
+    const DB__T *x = (const DB__T *)x_;
+    DB__T *y = (DB__T *)y_;
+    DB__V s = DB__vset1(0.0f), v, a, m;
+    float mean = 0, rstd;
+    size_t i;
+    if (!rms) {
+        for (i = 0; i < C; i += DB__VN) DB__FN(load_n)(&v, x + i, C - i), s = DB__vadd(s, v);
+        mean = DB__FN(sum)(&s) / (float)C;
+    }
+    s = DB__vset1(0.0f);
+    for (i = 0; i < C; i += DB__VN) {
+        float lane[DB__VN];
+        size_t k;
+        DB__FN(load_n)(&v, x + i, C - i);
+        v = DB__vsub(v, DB__vset1(mean));
+        v = DB__vmul(v, v);
+        if (C - i < DB__VN) { /* lanes past the end hold mean^2 by now */
+            DB__vstore(lane, v);
+            for (k = C - i; k < DB__VN; k++) lane[k] = 0;
+            v = DB__vload(lane);
+        }
+        s = DB__vadd(s, v);
+    }
+    rstd = 1.0f / sqrtf(DB__FN(sum)(&s) / (float)C + eps);
+    for (i = 0; i < C; i += DB__VN) {
+        DB__FN(load_n)(&v, x + i, C - i);
+        DB__FN(loadf_n)(&a, w + i, C - i);
+        v = DB__vmul(DB__vmul(DB__vsub(v, DB__vset1(mean)), DB__vset1(rstd)), a);
+        if (b) DB__FN(loadf_n)(&m, b + i, C - i), v = DB__vadd(v, m);
+        DB__FN(store_n)(y + i, &v, C - i);
+    }
+    stats[0] = mean;
+    stats[1] = rstd;
+}
+
+/* One row: dx (+)= rstd (g - mean(g) - xhat mean(g xhat)), g = dy w; dw += dy xhat, db += dy. */
+DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, const void *dy_, const void *x_, const float stats[2],
+                                        const float *w, size_t C, int rms, int add)
+{
+    const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
+    DB__T *dx = (DB__T *)dx_;
+    DB__V sum = DB__vset1(0.0f), dot = sum, g, h, a, v;
+    DB__V mean = DB__vset1(stats[0]), rstd = DB__vset1(stats[1]);
+    size_t i;
+    for (i = 0; i < C; i += DB__VN) {
+        DB__FN(load_n)(&g, dy + i, C - i);
+        DB__FN(load_n)(&h, x + i, C - i);
+        DB__FN(loadf_n)(&a, w + i, C - i);
+        h = DB__vmul(DB__vsub(h, mean), rstd);
+        if (dw) DB__FN(loadf_n)(&v, dw + i, C - i), v = DB__vfma(g, h, v), DB__FN(storef_n)(dw + i, &v, C - i);
+        if (dbias) DB__FN(loadf_n)(&v, dbias + i, C - i), v = DB__vadd(v, g), DB__FN(storef_n)(dbias + i, &v, C - i);
+        g = DB__vmul(g, a); /* zero past the end, and so is all that follows */
+        sum = DB__vadd(sum, g);
+        dot = DB__vfma(g, h, dot);
+    }
+    if (!dx) return;
+    sum = DB__vset1(rms ? 0.0f : DB__FN(sum)(&sum) / (float)C);
+    dot = DB__vset1(DB__FN(sum)(&dot) / (float)C);
+    for (i = 0; i < C; i += DB__VN) {
+        DB__FN(load_n)(&g, dy + i, C - i);
+        DB__FN(load_n)(&h, x + i, C - i);
+        DB__FN(loadf_n)(&a, w + i, C - i);
+        h = DB__vmul(DB__vsub(h, mean), rstd);
+        g = DB__vsub(DB__vsub(DB__vmul(g, a), sum), DB__vmul(h, dot));
+        g = DB__vmul(g, rstd);
+        if (add) DB__FN(load_n)(&v, dx + i, C - i), g = DB__vadd(g, v);
+        DB__FN(store_n)(dx + i, &g, C - i);
+    }
+}
+
+/* ---- elementwise ---------------------------------------------------------------------------------- */
+
+DB__INLINE void DB__FN(act_loop)(DB__T *y, const DB__T *x, size_t n, const int act)
+{
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v;
+        DB__FN(load_n)(&v, x + i, n - i);
+        DB__FN(activate)(&v, act);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+DB__KERNEL void DB__FN(act)(void *y_, const void *x_, size_t n, int act)
+{
+    const DB__T *x = (const DB__T *)x_;
+    DB__T *y = (DB__T *)y_;
+#define DB__BODY(A) DB__FN(act_loop)(y, x, n, A)
+    DB__SWITCH_ACT(act, DB__BODY)
+#undef DB__BODY
+}
+
+/* dx (+)= dy act'(x) */
+DB__INLINE void DB__FN(act_back_loop)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t n, const int act, int add)
+{
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, g;
+        DB__FN(load_n)(&v, x + i, n - i);
+        DB__FN(load_n)(&g, dy + i, n - i);
+        DB__FN(activate_slope)(&v, act);
+        v = DB__vmul(v, g);
+        if (add) DB__FN(load_n)(&g, dx + i, n - i), v = DB__vadd(v, g);
+        DB__FN(store_n)(dx + i, &v, n - i);
+    }
+}
+
+DB__KERNEL void DB__FN(act_back)(void *dx_, const void *dy_, const void *x_, size_t n, int act, int add)
+{
+    const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
+    DB__T *dx = (DB__T *)dx_;
+#define DB__BODY(A) DB__FN(act_back_loop)(dx, dy, x, n, A, add)
+    DB__SWITCH_ACT(act, DB__BODY)
+#undef DB__BODY
+}
+
+/* y (+)= a b */
+DB__KERNEL void DB__FN(mul)(void *y_, const void *a_, const void *b_, size_t n, int add)
+{
+    const DB__T *a = (const DB__T *)a_, *b = (const DB__T *)b_;
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(load_n)(&v, a + i, n - i);
+        DB__FN(load_n)(&w, b + i, n - i);
+        v = DB__vmul(v, w);
+        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+/* y (+)= alpha x + beta z; z may be NULL */
+DB__KERNEL void DB__FN(axpby)(void *y_, const void *x_, const void *z_, float alpha, float beta, size_t n, int add)
+{
+    const DB__T *x = (const DB__T *)x_, *z = (const DB__T *)z_;
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(load_n)(&v, x + i, n - i);
+        v = DB__vmul(v, DB__vset1(alpha));
+        if (z) DB__FN(load_n)(&w, z + i, n - i), v = DB__vfma(w, DB__vset1(beta), v);
+        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+/* y (+)= x, between data types */
+DB__KERNEL void DB__FN(from_f32)(void *y_, const float *x, size_t n, int add)
+{
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(loadf_n)(&v, x + i, n - i);
+        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+DB__KERNEL void DB__FN(to_f32)(float *y, const void *x_, size_t n, int add)
+{
+    const DB__T *x = (const DB__T *)x_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(load_n)(&v, x + i, n - i);
+        if (add) DB__FN(loadf_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(storef_n)(y + i, &v, n - i);
+    }
+}
+
+/* y (+)= scale (a + b + c + d): 2 x 2 pooling of one pixel */
+DB__KERNEL void DB__FN(pool)(void *y_, const void *a_, const void *b_, const void *c_, const void *d_, float scale, size_t n, int add)
+{
+    const DB__T *a = (const DB__T *)a_, *b = (const DB__T *)b_, *c = (const DB__T *)c_, *d = (const DB__T *)d_;
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(load_n)(&v, a + i, n - i);
+        DB__FN(load_n)(&w, b + i, n - i), v = DB__vadd(v, w);
+        DB__FN(load_n)(&w, c + i, n - i), v = DB__vadd(v, w);
+        DB__FN(load_n)(&w, d + i, n - i), v = DB__vadd(v, w);
+        v = DB__vmul(v, DB__vset1(scale));
+        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
+        DB__FN(store_n)(y + i, &v, n - i);
+    }
+}
+
+/* ---- softmax --------------------------------------------------------------------------------------- */
+
+/* One row of scores s[n], plus bias and mask where given: p = softmax(scale s + bias + mask), padded
+   with zeros to n_padded; returns the logarithm of the sum of exponentials. */
+DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const float *mask, size_t n, size_t n_padded, float scale)
+{
+    DB__T *p = (DB__T *)p_;
+    DB__V v, w, top = DB__vset1(-3.0e38f), sum = DB__vset1(0.0f);
+    float lane[DB__VN], max = -3.0e38f, total;
+    size_t i;
+    int k;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__FN(loadf_n)(&v, s + i, n - i);
+        v = DB__vmul(v, DB__vset1(scale));
+        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
+        if (mask) DB__FN(loadf_n)(&w, mask + i, n - i), v = DB__vadd(v, w);
+        DB__FN(storef_n)(s + i, &v, n - i);
+        if (n - i >= DB__VN) top = DB__vmax(top, v);
+        else for (k = 0; (size_t)k < n - i; k++) max = DB__MAX(max, s[i + (size_t)k]);
+    }
+    DB__vstore(lane, top);
+    for (k = 0; k < DB__VN; k++) max = DB__MAX(max, lane[k]);
+    for (i = 0; i < n; i += DB__VN) {
+        DB__FN(loadf_n)(&v, s + i, n - i);
+        v = DB__vsub(v, DB__vset1(max));
+        DB__FN(exp)(&v);
+        DB__FN(storef_n)(s + i, &v, n - i);
+        DB__vstore(lane, v);
+        for (k = (int)DB__MIN(n - i, DB__VN); k < DB__VN; k++) lane[k] = 0;
+        sum = DB__vadd(sum, DB__vload(lane));
+    }
+    total = DB__FN(sum)(&sum);
+    for (i = 0; i < n; i += DB__VN) {
+        DB__FN(loadf_n)(&v, s + i, n - i);
+        v = DB__vmul(v, DB__vset1(1.0f / total));
+        DB__FN(store_n)(p + i, &v, n - i);
+    }
+    for (i = n; i < n_padded; i++) p[i] = 0;
+    return max + (float)log((double)total);
+}
+
+/* The same row in the backward pass: p from the scores and the stored logarithm, and
+   ds = p (dp - delta); both padded with zeros. ds leaves `scale` to its users. */
+DB__KERNEL void DB__FN(softmax_back)(void *p_, void *ds_, const float *s, const float *dp, const float *bias, const float *mask,
+                                     float lse, float delta, size_t n, size_t n_padded, float scale)
+{
+    DB__T *p = (DB__T *)p_, *ds = (DB__T *)ds_;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V v, w;
+        DB__FN(loadf_n)(&v, s + i, n - i);
+        v = DB__vmul(v, DB__vset1(scale));
+        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
+        if (mask) DB__FN(loadf_n)(&w, mask + i, n - i), v = DB__vadd(v, w);
+        v = DB__vsub(v, DB__vset1(lse));
+        DB__FN(exp)(&v);
+        DB__FN(loadf_n)(&w, dp + i, n - i);
+        w = DB__vmul(v, DB__vsub(w, DB__vset1(delta)));
+        DB__FN(store_n)(p + i, &v, n - i);
+        DB__FN(store_n)(ds + i, &w, n - i);
+    }
+    for (i = n; i < n_padded; i++) p[i] = ds[i] = 0;
+}
+
+DB__KERNEL float DB__FN(dot)(const void *a_, const void *b_, size_t n)
+{
+    const DB__T *a = (const DB__T *)a_, *b = (const DB__T *)b_;
+    DB__V s = DB__vset1(0.0f), v, w;
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__FN(load_n)(&v, a + i, n - i);
+        DB__FN(load_n)(&w, b + i, n - i);
+        s = DB__vfma(v, w, s);
+    }
+    return DB__FN(sum)(&s);
+}
+
+/* ---- the optimiser (f32 only) ------------------------------------------------------------------------ */
+
+#ifndef DB__PASS_BF16
+/* AdamW (Loshchilov and Hutter, 2019): one pass over the weights and both moments. */
+DB__KERNEL void DB__FN(adamw)(float *w, float *m, float *v, const float *g, size_t n, const db__adamw_step *a)
+{
+    DB__V b1 = DB__vset1(a->beta1), b2 = DB__vset1(a->beta2), c1 = DB__vset1(1 - a->beta1), c2 = DB__vset1(1 - a->beta2);
+    DB__V keep = DB__vset1(1 - a->lr * a->weight_decay), rate = DB__vset1(a->lr / a->correction1);
+    DB__V root = DB__vset1(1.0f / a->correction2), eps = DB__vset1(a->eps), clip = DB__vset1(a->grad_scale);
+    size_t i;
+    for (i = 0; i < n; i += DB__VN) {
+        DB__V gv, mv, vv, wv;
+        DB__FN(loadf_n)(&gv, g + i, n - i);
+        DB__FN(loadf_n)(&mv, m + i, n - i);
+        DB__FN(loadf_n)(&vv, v + i, n - i);
+        DB__FN(loadf_n)(&wv, w + i, n - i);
+        gv = DB__vmul(gv, clip);
+        mv = DB__vfma(b1, mv, DB__vmul(c1, gv));
+        vv = DB__vfma(b2, vv, DB__vmul(c2, DB__vmul(gv, gv)));
+        gv = DB__vdiv(DB__vmul(rate, mv), DB__vadd(DB__vsqrt(DB__vmul(vv, root)), eps));
+        wv = DB__vsub(DB__vmul(wv, keep), gv);
+        DB__FN(storef_n)(m + i, &mv, n - i);
+        DB__FN(storef_n)(v + i, &vv, n - i);
+        DB__FN(storef_n)(w + i, &wv, n - i);
+    }
+}
+#endif
+
+static const db__kernels DB__FN(table) = {
+#ifdef DB__AMX_TARGET
+    32, DB__FN(gemm_tiles),
+#else
+    DB__K2, DB__FN(gemm),
+#endif
+    sizeof(DB__T), DB__FN(pack_weight), DB__FN(pack), DB__FN(transpose), DB__FN(epilogue), DB__FN(column_sums),
+    DB__FN(norm_sums), DB__FN(norm_apply), DB__FN(norm_back_sums), DB__FN(norm_back_apply), DB__FN(layer_norm),
+    DB__FN(layer_norm_back), DB__FN(act), DB__FN(act_back), DB__FN(mul), DB__FN(axpby), DB__FN(from_f32), DB__FN(to_f32),
+    DB__FN(pool), DB__FN(softmax), DB__FN(softmax_back), DB__FN(dot),
+#ifdef DB__PASS_BF16
+    NULL
+#else
+    DB__FN(adamw)
+#endif
+};
+
+#undef DB__V
+#undef DB__VN
+#undef DB__MR
+#undef DB__NP
+#undef DB__vload
+#undef DB__vstore
+#undef DB__vset1
+#undef DB__vadd
+#undef DB__vsub
+#undef DB__vmul
+#undef DB__vdiv
+#undef DB__vfma
+#undef DB__vmax
+#undef DB__vmin
+#undef DB__vsqrt
+#undef DB__vround
+#undef DB__vabs
+#undef DB__vselect_lt
+#undef DB__vexp2i
+#undef DB__vload_bf16
+#undef DB__vlow_bf16
+#undef DB__vhigh_bf16
+#undef DB__SET
+#undef DB__TARGET
+#undef DB__vstore_bf16
+#undef DB__vdot2
+#undef DB__AMX_TARGET
+#undef DB__T
+#undef DB__TYPE
+#undef DB__LD
+#undef DB__ST
+#undef DB__TO_T
+#undef DB__FROM_T
+#undef DB__K2
+#undef DB__FN
+#undef DB__KERNEL
+#undef DB__INLINE
+#undef DB__PV
+#undef DB__GELU_A
+#undef DB__GELU_B
+#undef DB__SWITCH_ACT
+#undef DB__STRIDE
+
+#endif
+#endif /* DREAMBOOTH_IMPLEMENTATION */
