@@ -647,6 +647,30 @@ db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, s
    uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
 void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred);
 
+/* ---- [DB-11] sampling ------------------------------------------------------------------------------------ */
+
+typedef struct db_sample_config {
+    db_sampler sampler;
+    size_t num_inference_steps;
+    float guidance_scale; /* 1: none, and half the work                                           */
+    float eta;            /* DDIM's                                                               */
+    uint64_t seed;        /* sample b draws its noise from (seed + b)                             */
+    const float *low_res; /* super-resolution: [B,H,W,C] the conditioning image, upscaled to H, W
+                             and noised already; NULL otherwise                                   */
+    float noise_level;    /* the class label that says how much it was noised                     */
+} db_sample_config;
+
+db_sample_config db_sample_config_default(void); /* DDPM, 100 steps, guidance 7, seed 0: IF's stage I */
+
+/* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of the
+   prompts; out [B,H,W,C] in [-1,1]. Each image depends on its own seed and prompt alone. */
+db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D,
+                    size_t B, size_t H, size_t W, size_t C, float *out);
+
+/* Encodes n prompts: [n,T,d_model] into out, as IF's pipeline does (padded to T, the padding masked inside the
+   encoder and handed on). `truncated` (or NULL) counts the prompts that were cut. */
+db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
+
 #ifdef __cplusplus
 }
 #endif
@@ -6710,6 +6734,119 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
         pred[k] = k % CP < C ? uncond + scale * (cond - uncond) : cond;
     }
     (void)B;
+}
+
+/* ==== [DB-11] Sampling and pipelines ========================================================================= */
+
+/* What a random stream is for; part of every key. */
+enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE };
+
+db_sample_config db_sample_config_default(void)
+{
+    db_sample_config c;
+    memset(&c, 0, sizeof c);
+    c.num_inference_steps = 100;
+    c.guidance_scale = 7;
+    return c;
+}
+
+/* The same noise for image b whatever the batch it is drawn in. */
+static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, size_t B, size_t n, float *out)
+{
+    size_t b;
+    for (b = 0; b < B; b++) {
+        db_rng rng;
+        rng.seed = seed + b, rng.purpose = purpose, rng.step = step;
+        db_random_normal(&rng, n, out + b * n);
+    }
+}
+
+db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D, size_t B, size_t H, size_t W,
+                    size_t C, float *out)
+{
+    db_ctx *ctx = u->ctx;
+    int guided = config->guidance_scale != 1;
+    size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C, CP = u->config.out_channels, n = P * C, k, b, p;
+    size_t dim[4], *steps = (size_t *)db__alloc(ctx, config->num_inference_steps, sizeof *steps);
+    float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)), *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
+    float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)), *time = (float *)db__alloc(ctx, N, sizeof(float));
+    db_tape *t = NULL;
+    db_tensor x, ts, words, labels = db__none, y;
+    if (!steps || !noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
+    if (db_schedule_timesteps(s, config->num_inference_steps, steps) != DB_OK) goto done;
+    dim[0] = N, dim[1] = H, dim[2] = W, dim[3] = CI;
+    x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
+    if (u->config.class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
+    dim[1] = T, dim[2] = D;
+    words = db_input(t, DB_F32, 3, dim);
+    y = db_unet_forward(t, u, x, ts, words, labels, NULL);
+    db_keep(t, y);
+    db_upload(t, words, guided ? text : text + B * T * D);
+    if (labels.id >= 0) {
+        for (k = 0; k < N; k++) time[k] = config->noise_level;
+        db_upload(t, labels, time);
+    }
+    db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
+    for (k = 0; k < config->num_inference_steps && ctx->result == DB_OK; k++) {
+        long previous = k + 1 < config->num_inference_steps ? (long)steps[k + 1] : -1;
+        for (b = 0; b < N; b++) {
+            time[b] = (float)steps[k];
+            for (p = 0; p < P; p++) {
+                memcpy(in + (b * P + p) * CI, out + (b % B * P + p) * C, C * sizeof(float));
+                if (config->low_res) memcpy(in + (b * P + p) * CI + C, config->low_res + (b % B * P + p) * C, C * sizeof(float));
+            }
+        }
+        db_upload(t, x, in);
+        db_upload(t, ts, time);
+        db_run(t, config->seed, (uint32_t)k);
+        db_download(t, y, pred);
+        if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
+        if (config->sampler == DB_SAMPLER_DDPM || config->eta > 0) db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
+        if (ctx->result == DB_OK) db_sampler_step(s, config->sampler, config->eta, steps[k], previous, B, P, C, CP, pred, noise, out);
+    }
+    for (k = 0; k < B * n; k++) {
+        if (out[k] != out[k]) db__fail(ctx, DB_ERROR_NUMERIC, "a sampled picture is not a number: the weights or the precision are at fault");
+        out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
+    }
+done:
+    db_tape_destroy(t);
+    db__free(ctx, steps);
+    db__free(ctx, noise);
+    db__free(ctx, in);
+    db__free(ctx, pred);
+    db__free(ctx, time);
+    return ctx->result;
+}
+
+db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated)
+{
+    db_ctx *ctx = e->ctx;
+    size_t dim[2], k, i, cut = 0;
+    int32_t *ids = (int32_t *)db__alloc(ctx, T, 2 * sizeof *ids);
+    float *mask = (float *)db__alloc(ctx, T, sizeof *mask);
+    db_tape *t = NULL;
+    db_tensor in, valid, y;
+    if (!ids || !mask || db_tape_create(ctx, &t) != DB_OK) goto done;
+    dim[0] = 1, dim[1] = T;
+    in = db_input(t, DB_I32, 2, dim), valid = db_input(t, DB_F32, 2, dim);
+    y = db_text_forward(t, e, in, valid);
+    db_keep(t, y);
+    for (k = 0; k < n && ctx->result == DB_OK; k++) {
+        int was_cut = 0;
+        if (db_tokenize(tok, prompts[k], T, ids, ids + T, &was_cut) != DB_OK) break;
+        cut += (size_t)was_cut;
+        for (i = 0; i < T; i++) mask[i] = ids[T + i] ? 0.0f : -1e9f;
+        db_upload(t, in, ids);
+        db_upload(t, valid, mask);
+        db_run(t, 0, 0);
+        db_download(t, y, out + k * T * e->config.d_model);
+    }
+    if (truncated) *truncated = cut;
+done:
+    db_tape_destroy(t);
+    db__free(ctx, ids);
+    db__free(ctx, mask);
+    return ctx->result;
 }
 
 #ifdef __cplusplus

@@ -7,7 +7,7 @@
    Checksums would stop nearly every input at the door, so the first byte chooses what it becomes:
      0x89     a PNG file, whose chunks get correct checksums first
      even     header fields, palette and unfiltered rows, wrapped into a sound PNG file
-     odd      pixels, which must survive writing and reading                                       */
+     odd      pixels, which must survive writing and reading                                     */
 
 #define IMAGES_IMPLEMENTATION
 #include "../tools/images.h"
@@ -51,7 +51,7 @@ static void put_chunk(img__writer *w, const char *type, const uint8_t *data, siz
     img__end_chunk(w, start);
 }
 
-/* data: width, height, depth, colour type, interlacing, palette size, transparency size; then each. */
+/* data: width, height, depth, colour type, interlacing, sizes of palette and transparency; each. */
 static void load_wrapped(const uint8_t *data, size_t size)
 {
     img__job job = img__begin("wrap", NULL, 0);

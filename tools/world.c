@@ -116,10 +116,15 @@ static int nth_animal(int n)
     for (int i = 0;; i = (i + 1) % WORLD_CLASSES)
         if (world_is_animal(i) && n-- == 0) return i;
 }
-static int nth_thing(int n)
+static int nth_with_head(int n)
 {
     for (int i = 0;; i = (i + 1) % WORLD_CLASSES)
-        if (!world_is_animal(i) && n-- == 0) return i;
+        if (world_has_head(i) && n-- == 0) return i;
+}
+static int nth_with_label(int n)
+{
+    for (int i = 0;; i = (i + 1) % WORLD_CLASSES)
+        if (world_has_label(i) && n-- == 0) return i;
 }
 
 /* The scene in a row and column of a sheet of this kind. Returns 0 for an unknown kind. */
@@ -163,11 +168,12 @@ static int sheet_scene(const char *kind, uint64_t seed, int row, int column, wor
     } else if (!strcmp(kind, "styles")) {
         s->style = (int8_t)(row % WORLD_STYLES);
     } else if (!strcmp(kind, "hybrids")) {
-        s->head = (int8_t)(row % 8 < 7 ? nth_animal(row % 8) : WORLD_ROBOT);
+        s->head = (int8_t)nth_with_head(row % 7);
         s->object = (int8_t)(column % WORLD_CLASSES);
     } else if (!strcmp(kind, "glyphs")) {
-        s->object = (int8_t)nth_thing(column % 9);
-        s->glyph = (int8_t)((9 * row + column) % WORLD_GLYPHS);
+        s->object = (int8_t)nth_with_label(column % 7);
+        s->glyph = (int8_t)((8 * row + column) % WORLD_GLYPHS);
+        view = WORLD_SIDE;
         s->pattern = WORLD_PLAIN;
     } else {
         return 0;

@@ -104,7 +104,9 @@ const char *world_pose_name(int i);
 const char *world_expression_name(int i);
 const char *world_style_name(int i);
 
-int world_is_animal(int object); /* has a head, poses and expressions */
+int world_is_animal(int object); /* has poses and expressions                          */
+int world_has_head(int object);  /* can give its head to a hybrid                      */
+int world_has_label(int object); /* can have a letter or digit painted on it           */
 
 /* Reserved words without meaning: the first world_n_rare_shown of them are scattered through
    2 % of the captions with Zipf frequencies, the rest never appear. */
@@ -466,6 +468,25 @@ int world_is_animal(int object)
         || object == WORLD_OWL;
 }
 
+int world_has_head(int object)
+{
+    return object == WORLD_ROBOT || (world_is_animal(object) && object != WORLD_TURTLE);
+}
+
+int world_has_label(int object)
+{
+    return object == WORLD_CAR || object == WORLD_MUG || object == WORLD_TEAPOT
+        || object == WORLD_BOOT || object == WORLD_BACKPACK || object == WORLD_VASE
+        || object == WORLD_CANDLE;
+}
+
+/* The view in which a label is seen best. */
+static int world__label_view(int object, int drawn)
+{
+    int front_is_free = object == WORLD_CAR || object == WORLD_MUG || object == WORLD_BACKPACK;
+    return front_is_free && drawn != WORLD_SIDE ? WORLD_FRONT : WORLD_SIDE;
+}
+
 const char *const world_rare[world_n_rare] = {
     /* 80 that appear, from frequent to rare */
     "zxk", "qv", "vk7", "xjq", "bzq", "kq3", "wvx", "jx", "tzv", "q9f",
@@ -520,7 +541,7 @@ uint64_t world_seed(world_split split, uint64_t index)
 static const int8_t world__hidden_hybrids[][2] = {
     {WORLD_DOG, WORLD_DUCK}, {WORLD_CAT, WORLD_TURTLE}, {WORLD_RABBIT, WORLD_CAR},
     {WORLD_DUCK, WORLD_BEAR}, {WORLD_BEAR, WORLD_TEAPOT}, {WORLD_OWL, WORLD_CAT},
-    {WORLD_DOG, WORLD_MUG}, {WORLD_TURTLE, WORLD_BOOT}};
+    {WORLD_DOG, WORLD_MUG}, {WORLD_ROBOT, WORLD_BOOT}};
 
 static int world__hybrid_is_hidden(int head, int body)
 {
@@ -550,11 +571,12 @@ void world_set_view(world_scene *scene, int view, uint64_t seed)
     world__rng rng = world__rng_make(seed, WORLD__FOR_VIEW);
     float side = world__chance(&rng, 0.5f) ? 1.0f : -1.0f;
     float jitter = world__range(&rng, 0.05f, 0.50f);
+    if (scene->object == WORLD_MUG) side = 1.0f; /* where its handle is seen */
     scene->view = (int8_t)view;
     scene->yaw = side * (yaw[view] + (view == WORLD_BACK ? -jitter : jitter));
     if (view == WORLD_SIDE) scene->yaw = side * world__range(&rng, 1.25f, 1.75f);
     if (view == WORLD_ABOVE) scene->yaw = side * world__range(&rng, 0.0f, 1.4f);
-    scene->pitch = world__range(&rng, 0.10f, 0.24f);
+    scene->pitch = world__range(&rng, 0.07f, 0.21f);
     if (view == WORLD_ABOVE) scene->pitch = world__range(&rng, 0.95f, 1.2f);
     scene->distance = world__range(&rng, 2.8f, 3.3f);
     scene->fill = world__range(&rng, 0.62f, 0.80f);
@@ -586,7 +608,7 @@ void world_sample(uint64_t seed, world_scene *s)
     s->subject = -1;
     if (world__chance(&rng, 0.03f)) {
         for (int i = 0; i < WORLD_CLASSES; i++)
-            if (!(world_is_animal(i) || i == WORLD_ROBOT)) frequency[i] = 0.0f;
+            if (!world_has_head(i)) frequency[i] = 0.0f;
         do s->head = (int8_t)world__choose(&rng, frequency, WORLD_CLASSES);
         while (s->head == s->object || world__hybrid_is_hidden(s->head, s->object));
     }
@@ -618,10 +640,10 @@ void world_sample(uint64_t seed, world_scene *s)
     for (int i = 0; i < 4; i++) s->backdrop[i] = world__uniform(&rng);
     s->head_yaw = world__range(&rng, -0.3f, 0.3f);
     int seen_from = world__choose(&rng, view, WORLD_VIEWS);
-    if (!world_is_animal(s->object) && s->head < 0 && world__chance(&rng, 0.09f)) {
+    if (world_has_label(s->object) && s->head < 0 && world__chance(&rng, 0.11f)) {
         s->glyph = (int8_t)world__below(&rng, WORLD_GLYPHS);
         s->pattern = WORLD_PLAIN;
-        if (seen_from == WORLD_ABOVE) seen_from = WORLD_FRONT; /* where it can be read */
+        seen_from = world__label_view(s->object, seen_from);
     }
     world_set_view(s, seen_from, seed);
 }
@@ -816,7 +838,7 @@ static void world__write_caption(const world_scene *s, world__rng *rng, world__w
 {
     const char *rare = world__draw_rare(rng);
     world__mentions m = world__draw_mentions(s, rng);
-    if (world__chance(rng, 0.14f)) {
+    if (world__chance(rng, 0.16f)) {
         int style = m.style;
         memset(&m, 0, sizeof m);
         m.style = style;
@@ -1004,7 +1026,7 @@ static const char *const world__sentences[] = {
     "he gives the T to the P", "they V the A R the S", "it is Q in the S D",
     "the S is full of L", "the sky is C and the S is Q", "the sun shines R the S",
     "the rain falls R the S", "the wind is Q D", "@ T is @ thing and @ A is an animal",
-    "C and C are colours", "the color of the T is C", "the P wears @ C T",
+    "C and C are colours", "the colour of the T is C", "the P wears @ C T",
     "the A has C eyes and @ Q tail", "the A sleeps R the T", "the T stands G",
     "the P V @ K G", "@ K and @ K are G", "the K belongs to the P", "every K has its own T",
     "we like the C K", "the Q K is not @ Q K", "the K is R the T", "the K G is C",
@@ -1057,7 +1079,7 @@ void world_text(uint64_t seed, char *buf, size_t size)
 
 /* A model is a list of parts. Each has its own orthonormal frame (rows of `axis`, from `origin`),
    in which its shape is
-     ELLIPSOID  centred, radii size[0..2]
+     ELLIPSOID  centred, radii size[0..2]; size[3..5] are their inverses
      BOX        centred, half sides size[0..2], edges rounded by size[3]
      LIMB       around y from 0 to size[0], radius from size[1] to size[2], with round ends
      CONE       the same with flat ends, edges rounded by size[3]
@@ -1159,6 +1181,7 @@ static world__part *world__ellipsoid_tilted(world__model *m, int material, float
     p->size[0] = radii.x * m->frame.scale;
     p->size[1] = radii.y * m->frame.scale;
     p->size[2] = radii.z * m->frame.scale;
+    for (int i = 0; i < 3; i++) p->size[3 + i] = 1.0f / p->size[i];
     p->radius = world__max(p->size[0], world__max(p->size[1], p->size[2]));
     return p;
 }
@@ -1270,12 +1293,12 @@ static float world__part_distance(const world__part *p, w3 q)
     q = w3_sub(q, p->origin);
     w3 v = w3_make(w3_dot(q, p->axis[0]), w3_dot(q, p->axis[1]), w3_dot(q, p->axis[2]));
     const float *size = p->size;
-    v.z /= p->flat;
     float d;
+    if (p->flat < 1.0f) v.z /= p->flat;
     switch (p->shape) {
     case WORLD__ELLIPSOID: {
-        w3 a = w3_make(v.x / size[0], v.y / size[1], v.z / size[2]);
-        w3 b = w3_make(a.x / size[0], a.y / size[1], a.z / size[2]);
+        w3 a = w3_make(v.x * size[3], v.y * size[4], v.z * size[5]);
+        w3 b = w3_make(a.x * size[3], a.y * size[4], a.z * size[5]);
         float k = w3_length(a);
         d = k * (k - 1.0f) / (w3_length(b) + 1e-9f);
         break;
@@ -1316,6 +1339,7 @@ static float world__part_distance(const world__part *p, w3 q)
             float hollow = world__max((side + size[6]) * straighten, size[6] - v.y);
             d = world__max(d, -hollow);
         }
+        d *= 0.75f; /* the profile may bend back towards the ray */
         break;
     }
     }
@@ -1446,7 +1470,7 @@ static void world__dog_head(world__model *m, const world_scene *s)
                 0.40f);
     world__ellipsoid(m, WORLD__DARK, 0, w3_make(snout + 0.3f, -0.12f, 0),
                      w3_make(0.17f, 0.17f, 0.23f));
-    world__mouth(m, s, snout + 0.1f, -0.68f, 0.36f);
+    world__mouth(m, s, snout + 0.1f, -0.70f, 0.42f);
     world__eyes(m, s, 0.86f, 0.25f, 0.40f, 0.16f);
     for (int i = -1; i <= 1; i += 2) { /* hanging ears */
         float side = (float)i;
@@ -1469,7 +1493,7 @@ static void world__cat_head(world__model *m, const world_scene *s)
     for (int i = -1; i <= 1; i += 2)
         world__ball(m, WORLD__SECOND, 0.08f, w3_make(0.78f, -0.32f, 0.2f * (float)i), 0.28f);
     world__ellipsoid(m, WORLD__PINK, 0, w3_make(1.03f, -0.12f, 0), w3_make(0.10f, 0.09f, 0.13f));
-    world__mouth(m, s, 0.95f, -0.62f, 0.30f);
+    world__mouth(m, s, 0.95f, -0.62f, 0.36f);
     world__eyes(m, s, 0.80f, 0.16f, 0.42f, 0.17f);
     for (int i = -1; i <= 1; i += 2) { /* pointed ears with a light inside */
         float side = (float)i, tip = 1.40f + 0.25f * g[5];
@@ -1528,7 +1552,7 @@ static void world__bear_head(world__model *m, const world_scene *s)
     world__ellipsoid(m, WORLD__SECOND, 0.05f, w3_make(0.85f, -0.28f, 0),
                      w3_make(0.40f, 0.36f, 0.46f));
     world__ellipsoid(m, WORLD__DARK, 0, w3_make(1.2f, -0.12f, 0), w3_make(0.13f, 0.13f, 0.2f));
-    world__mouth(m, s, 1.02f, -0.60f, 0.34f);
+    world__mouth(m, s, 1.02f, -0.62f, 0.40f);
     world__eyes(m, s, 0.80f, 0.24f, 0.42f, 0.14f);
     for (int i = -1; i <= 1; i += 2) { /* round ears */
         float side = (float)i, r = 0.34f + 0.12f * g[5];
@@ -1544,7 +1568,7 @@ static void world__turtle_head(world__model *m, const world_scene *s)
 {
     world__ellipsoid(m, WORLD__SECOND, 0.3f, w3_make(0, 0, 0), w3_make(1.15f, 0.92f, 0.95f));
     world__eyes(m, s, 0.72f, 0.42f, 0.52f, 0.19f);
-    world__mouth(m, s, 1.05f, -0.32f, 0.36f);
+    world__mouth(m, s, 1.05f, -0.32f, 0.44f);
     world__head_anchors(m, 0.80f, 0.85f, 0.85f, 0.42f, 0.95f);
 }
 
@@ -1907,8 +1931,9 @@ static void world__mug_body(world__model *m, const world_scene *s)
     float flare = 0.95f + 0.17f * g[3], ring = 0.18f + 0.05f * g[4];
     float radius[5] = {r * waist * 0.97f, r * waist, r * (0.3f + 0.7f * waist), r, r * flare};
     world__at_region(m, WORLD_AT_TAIL);
-    world__torus(m, WORLD__THIRD, 0, w3_make(-r - 0.45f * ring, 0.5f * tall, 0), w3_make(0, 0, 1),
-                 ring, 0.055f + 0.015f * g[5]);
+    w3 out = w3_make(-0.5f, 0, 0.866f); /* the handle: back and left, to be seen from the front */
+    w3 handle = w3_add(w3_scale(out, r + 0.45f * ring), w3_make(0, 0.5f * tall, 0));
+    world__torus(m, WORLD__THIRD, 0, handle, w3_make(out.z, 0, -out.x), ring, 0.055f + 0.015f * g[5]);
     world__at_region(m, WORLD_AT_BODY);
     world__lathe(m, WORLD__MAIN, 0.03f, w3_make(0, 0, 0), tall, radius, 0.05f);
     world__cone(m, WORLD__COFFEE, 0, w3_make(0, 0.5f * tall, 0), w3_make(0, 0.82f * tall, 0),
@@ -2193,9 +2218,11 @@ static void world__add_accessory(world__model *m, const world_scene *s)
         }
         break;
     case WORLD_BOW:
-        for (int i = -1; i <= 1; i += 2)
-            world__cone(m, WORLD__ACCESSORY, 0, w3_make(0.1f * r, 0.35f * r, 0),
-                        w3_make(0.1f * r, 0.5f * r, 1.05f * r * (float)i), 0.10f * r, 0.58f * r, 0.04f);
+        for (int i = -1; i <= 1; i += 2) { /* turned a little, to be seen from the side too */
+            w3 end = w3_make((0.1f - 0.55f * (float)i) * r, 0.5f * r, 0.92f * r * (float)i);
+            world__cone(m, WORLD__ACCESSORY, 0, w3_make(0.1f * r, 0.35f * r, 0), end, 0.10f * r,
+                        0.58f * r, 0.04f);
+        }
         world__ball(m, WORLD__ACCESSORY, 0, w3_make(0.14f * r, 0.37f * r, 0), 0.27f * r);
         break;
     case WORLD_SCARF:
@@ -2269,7 +2296,7 @@ static const world__light world__lights[WORLD_PLACES] = {
     /* forest  */ {{.98f, .96f, .78f}, {.56f, .64f, .54f}, {.34f, .34f, .17f}, {.54f, .56f, .54f}, .01f},
     /* cobbles */ {{.98f, .95f, .90f}, {.66f, .68f, .74f}, {.57f, .56f, .56f}, {.56f, .57f, .62f}, .00f},
     /* moon    */ {{1.0f, .99f, .96f}, {.42f, .43f, .48f}, {.64f, .64f, .66f}, {.36f, .36f, .40f}, .01f},
-    /* water   */ {{.72f, .94f, .98f}, {.44f, .66f, .76f}, {.36f, .64f, .68f}, {.68f, .74f, .78f}, .01f},
+    /* water   */ {{.92f, .98f, .98f}, {.58f, .74f, .82f}, {.36f, .64f, .68f}, {.68f, .74f, .78f}, .01f},
     /* kitchen */ {{1.0f, .97f, .91f}, {.72f, .72f, .72f}, {.84f, .86f, .83f}, {.66f, .66f, .68f}, .00f},
     /* carpet  */ {{1.0f, .92f, .80f}, {.62f, .56f, .58f}, {.76f, .09f, .12f}, {.56f, .50f, .52f}, .00f},
     /* pool    */ {{1.0f, .98f, .93f}, {.68f, .76f, .82f}, {.36f, .78f, .88f}, {.72f, .80f, .86f}, .13f},
@@ -2304,7 +2331,7 @@ static w3 world__bokeh(float u, float e, const float *b, int smear)
     w3 sum = w3_make(0, 0, 0);
     for (int i = 0; i < WORLD__BOKEH; i++) {
         float at_u = -0.40f + 0.10f * (float)i + 0.05f * (b[0] - 0.5f);
-        float at_e = 0.03f + 0.11f * world__fract(0.618f * (float)i + b[1] * 0.3f);
+        float at_e = 0.02f + 0.10f * world__fract(0.618f * (float)i + b[1] * 0.3f);
         float radius = 0.022f + 0.012f * world__fract(0.37f * (float)i);
         float du = (u - at_u) / radius, de = smear ? 0.0f : (e - at_e) / radius;
         float light = world__smoothstep(1.15f, 0.85f, sqrtf(du * du + de * de));
@@ -2335,27 +2362,27 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
         return world__brighter(c, 0.05f * slow + 0.06f * world__grain(x, z, 0.025f, f));
     case WORLD_GRASS:
         c = w3_mix(c, w3_make(.52f, .74f, .30f), world__smoothstep(0.0f, 8.0f, z));
-        return world__brighter(c, 0.12f * slow + 0.5f * world__grain(x, 0.35f * z, 0.016f, fx));
+        return world__brighter(c, 0.12f * slow + 0.30f * world__grain(x, 0.35f * z, 0.016f, f));
     case WORLD_DESERT: {
         float dune = world__ripple(z + 0.25f * x + 0.1f * sinf(2.0f * x), 0.16f, 2.0f * fz);
         return world__brighter(c, 0.10f * slow + 0.07f * dune);
     }
     case WORLD_NIGHT: {
-        float far_away = world__smoothstep(-1.0f, 6.0f, z);
+        float far_away = world__smoothstep(0.0f, 7.0f, z);
         w3 shine = world__bokeh(x / (z + 3.2f), 0, b, 1);
         c = world__brighter(c, 0.2f * slow + 0.25f * world__grain(x, z, 0.02f, f));
-        return w3_madd(c, shine, 0.10f + 0.30f * far_away);
+        return w3_madd(c, shine, 0.02f + 0.34f * far_away);
     }
     case WORLD_TABLE: {
         float plank = world__fract((x + b[0]) / 0.55f) - 0.5f;
         float tint = world__lattice(world__floor((x + b[0]) / 0.55f), 0, 3) - 0.5f;
         float figure = world__ripple(x + 0.03f * sinf(2.5f * z + 9.0f * tint), 0.045f, fx);
         c = world__brighter(c, 0.14f * tint + 0.08f * slow + 0.06f * figure);
-        return w3_mix(w3_scale(c, 0.62f), c, world__smoothstep(0.0f, 0.03f + fx, 0.5f - fabsf(plank)));
+        return w3_mix(w3_scale(c, 0.62f), c, world__smoothstep(0.0f, 0.03f + 0.3f * fx, 0.5f - fabsf(plank)));
     }
     case WORLD_FOREST:
         c = w3_mix(c, w3_make(.30f, .42f, .16f), world__smoothstep(0.35f, 0.65f, slow + 0.5f));
-        return world__brighter(c, 0.5f * world__grain(x, z, 0.022f, f));
+        return world__brighter(c, 0.30f * world__grain(x, z, 0.022f, f));
     case WORLD_COBBLES: {
         float row = (z + b[1]) / 0.24f, shift = world__floor(row) & 1 ? 0.5f : 0.0f;
         float column = (x + b[0]) / 0.30f + shift;
@@ -2388,13 +2415,13 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
     }
     case WORLD_KITCHEN: {
         float u = x / 0.6f + 0.5f, v = z / 0.6f + 0.5f * b[1];
-        float sx = (0.25f - fabsf(world__fract(0.5f * u) - 0.5f)) * 1.2f / (fx + 1e-3f);
-        float sz = (0.25f - fabsf(world__fract(0.5f * v) - 0.5f)) * 1.2f / (fz + 1e-3f);
+        float sx = (0.25f - fabsf(world__fract(0.5f * u) - 0.5f)) * 1.2f / (0.3f * fx + 1e-3f);
+        float sz = (0.25f - fabsf(world__fract(0.5f * v) - 0.5f)) * 1.2f / (0.3f * fz + 1e-3f);
         float check = 0.5f - 0.5f * world__clamp(sx, -1, 1) * world__clamp(sz, -1, 1);
         return w3_mix(w3_make(.95f, .95f, .92f), w3_make(.62f, .79f, .78f), check);
     }
     case WORLD_CARPET: {
-        float half = 1.0f + 0.2f * b[0], soft = 0.01f + fx;
+        float half = 1.0f + 0.2f * b[0], soft = 0.01f + 0.3f * fx;
         w3 floor_color = w3_make(.26f, .19f, .22f);
         float border = world__inside(fabsf(x) - half + 0.06f, 0.05f, soft);
         c = world__brighter(c, 0.08f * slow + 0.25f * world__grain(x, z, 0.014f, f));
@@ -2408,8 +2435,8 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
         w3 deck = w3_make(.90f, .85f, .76f);
         c = w3_mix(c, w3_make(.22f, .66f, .82f), world__smoothstep(-1.0f, edge, z));
         c = world__brighter(c, 0.12f * net);
-        c = w3_mix(c, w3_make(.97f, .97f, .96f), world__smoothstep(edge, edge + 0.04f + fz, z));
-        return w3_mix(c, deck, world__smoothstep(edge + 0.5f, edge + 0.54f + fz, z));
+        c = w3_mix(c, w3_make(.97f, .97f, .96f), world__smoothstep(edge, edge + 0.04f, z));
+        return w3_mix(c, deck, world__smoothstep(edge + 0.5f, edge + 0.54f, z));
     }
     default: { /* WORLD_FABRIC */
         float fold = sinf(2.2f * x + 1.4f * z + 6.28f * b[0] + 0.8f * sinf(1.7f * z + 4.0f * b[1]));
@@ -2445,8 +2472,8 @@ static w3 world__wall(int place, float x, float y, const float *b, float f)
         float panel = world__smoothstep(0.06f, 0.09f, seam) * world__inside(y - 0.42f, 0.30f, 0.02f);
         w3 c = world__brighter(tiles, -0.08f * grout);
         doors = world__brighter(doors, 0.10f * panel - 0.3f * world__smoothstep(0.02f, 0.0f, seam));
-        c = w3_mix(doors, c, world__smoothstep(0.85f - f, 0.85f + f, y));
-        return w3_mix(c, w3_make(.48f, .33f, .24f), world__inside(y - 0.86f, 0.05f, f));
+        c = w3_mix(doors, c, world__smoothstep(0.84f, 0.86f, y));
+        return w3_mix(c, w3_make(.48f, .33f, .24f), world__inside(y - 0.86f, 0.05f, 0.01f));
     }
     case WORLD_CARPET: {
         float fold = sinf(7.0f * x + 6.28f * b[0] + 0.6f * sinf(2.0f * x));
@@ -2462,9 +2489,9 @@ static w3 world__wall(int place, float x, float y, const float *b, float f)
 }
 
 /* Sky and what stands before it, at azimuth u to the right and elevation e (tangents). */
-static w3 world__sky(int place, float u, float e, const float *b, float f)
+static w3 world__sky(int place, float u, float e, const float *b)
 {
-    float soft = 0.008f + f;
+    const float soft = 0.006f;
     switch (place) {
     case WORLD_BEACH: {
         float cloud = world__noise(4.0f * u + 9.0f * b[2], 14.0f * e + 5.0f * b[3], 3);
@@ -2514,14 +2541,14 @@ static w3 world__sky(int place, float u, float e, const float *b, float f)
         int house = world__floor(v);
         float roof = 0.20f + 0.03f * (float)(house & 1), wx = world__fract(3.0f * v) - 0.5f;
         float wy = world__fract(e / 0.085f) - 0.5f;
-        float window = world__inside(wx, 0.22f, 0.04f + 15.0f * f) * world__inside(wy, 0.28f, 0.04f + 12.0f * f);
+        float window = world__inside(wx, 0.22f, 0.10f) * world__inside(wy, 0.28f, 0.10f);
         w3 c = w3_mix(world__rgb(fronts[house & 3]), w3_make(.38f, .42f, .50f), 0.75f * window);
         return w3_mix(c, w3_make(.76f, .88f, .97f), world__smoothstep(roof - soft, roof + soft, e));
     }
     case WORLD_MOON: {
-        float at_u = b[2] < 0.5f ? -0.19f : 0.19f, du = u - at_u, de = e - 0.115f;
-        float r = sqrtf(du * du + de * de) / 0.055f;
-        float swirl = world__noise(40.0f * du + 20.0f * b[3], 60.0f * de, 5);
+        float at_u = b[2] < 0.5f ? -0.19f : 0.19f, du = u - at_u, de = e - 0.065f;
+        float r = sqrtf(du * du + de * de) / 0.042f;
+        float swirl = world__noise(35.0f * du + 20.0f * b[3], 70.0f * de, 5);
         float star = world__lattice(world__floor(90.0f * u), world__floor(90.0f * e), 17);
         float sx = world__fract(90.0f * u) - 0.5f, se = world__fract(90.0f * e) - 0.5f;
         float glint = star > 0.93f ? world__smoothstep(0.3f, 0.1f, sqrtf(sx * sx + se * se)) : 0.0f;
@@ -2545,6 +2572,8 @@ static w3 world__sky(int place, float u, float e, const float *b, float f)
 
 /* ---- [W-9] Rendering ---------------------------------------------------------------------- */
 
+enum { WORLD__CELLS = 32 }; /* on a side of a picture of pixel art */
+
 typedef struct world__camera {
     w3 eye, right, up, forward;
     w3 away;               /* forward, made horizontal                              */
@@ -2559,7 +2588,6 @@ typedef struct world__sample {
     w3 rgb;        /* sRGB in [0,1]                                       */
     float mask;    /* 1 on the object                                     */
     w3 normal;     /* camera space: right, up, towards the viewer         */
-    int id;        /* part, or -1; differing ids mean an edge             */
 } world__sample;
 
 /* Aims the camera so that the object fills the scene's fraction of the picture. */
@@ -2586,10 +2614,11 @@ static world__camera world__aim(const world_scene *s, const world__model *m, int
         right = world__max(right, x + dx);
     }
     float tall = high - low, wide = right - left;
-    c.side = world__max(tall / s->fill, wide / 0.92f);
+    float room = s->style == WORLD_POSTER || s->style == WORLD_WATERCOLOUR ? 0.86f : 1.0f; /* frame */
+    c.side = world__max(tall / s->fill, wide / 0.92f) / room;
     c.left = 0.5f * (left + right) - 0.5f * c.side - 0.5f * s->shift[0] * (c.side - wide) * 0.6f;
     c.top = 0.5f * (low + high) + 0.5f * c.side - 0.5f * s->shift[1] * (c.side - tall) * 0.6f;
-    c.footprint = c.side / (float)size;
+    c.footprint = c.side / (float)(s->style == WORLD_PIXEL_ART ? WORLD__CELLS : size);
     float azimuth = s->light_azimuth, elevation = s->light_elevation;
     w3 level = w3_add(w3_scale(c.right, sinf(azimuth)), w3_scale(c.away, -cosf(azimuth)));
     c.sun = w3_make(cosf(elevation) * level.x, sinf(elevation), cosf(elevation) * level.z);
@@ -2597,13 +2626,17 @@ static world__camera world__aim(const world_scene *s, const world__model *m, int
     return c;
 }
 
+/* A bundle of neighbouring rays: the parts that some of them may meet, and between which
+   distances. */
+typedef struct world__beam { int n; float start, end; uint8_t list[WORLD__PARTS]; } world__beam;
+
 /* A scene made ready for rays. */
 typedef struct world__stage {
     const world_scene *scene;
     world__model model;
     world__camera camera;
-    uint8_t all[WORLD__PARTS]; /* 0, 1, 2, ... */
-    float line;                /* width of outlines in the styles that have them, as an angle */
+    world__beam all;   /* of all parts, 0, 1, 2, ...                                     */
+    float line;        /* width of outlines in the styles that have them, as an angle    */
 } world__stage;
 
 static void world__set_stage(world__stage *g, const world_scene *scene, int size)
@@ -2612,54 +2645,67 @@ static void world__set_stage(world__stage *g, const world_scene *scene, int size
     world__build(&g->model, scene);
     g->camera = world__aim(scene, &g->model, size);
     g->line = 0.018f * g->camera.side;
-    for (int i = 0; i < WORLD__PARTS; i++) g->all[i] = (uint8_t)i;
+    g->all.n = g->model.n;
+    g->all.start = 0.1f;
+    g->all.end = 1e9f;
+    for (int i = 0; i < WORLD__PARTS; i++) g->all.list[i] = (uint8_t)i;
 }
 
-/* The parts whose bounding spheres, grown by `margin`, the ray meets: how many, into list; and
-   between which distances. */
-static int world__cull(const world__model *m, w3 from, w3 direction, float margin, uint8_t *list,
-                       float *near_end, float *far_end)
+/* The parts among those of `wide` whose bounding spheres, grown by `margin`, the ray meets. */
+static void world__cull(const world__model *m, const world__beam *wide, w3 from, w3 direction,
+                        float margin, world__beam *beam)
 {
-    int n = 0;
-    *near_end = 1e9f;
-    *far_end = -1e9f;
-    for (int i = 0; i < m->n; i++) {
-        const world__part *p = &m->part[i];
+    beam->n = 0;
+    beam->start = 1e9f;
+    beam->end = -1e9f;
+    for (int i = 0; i < wide->n; i++) {
+        const world__part *p = &m->part[wide->list[i]];
         w3 to = w3_sub(p->middle, from);
         float along = w3_dot(to, direction), reach = p->radius + margin;
         float room = reach * reach - w3_dot(to, to) + along * along;
         if (room <= 0.0f || along + reach < 0.0f) continue;
         float half = sqrtf(room);
-        list[n++] = (uint8_t)i;
-        *near_end = world__min(*near_end, along - half);
-        *far_end = world__max(*far_end, along + half);
+        beam->list[beam->n++] = wide->list[i];
+        beam->start = world__min(beam->start, along - half);
+        beam->end = world__max(beam->end, along + half);
     }
-    return n;
 }
 
 #define WORLD__BLEND_MARGIN 0.06f /* how far outside their spheres parts still melt together */
 
-/* Follows a ray of the camera to the object. Returns 1 and the distance and part, or 0. *nearest
-   is how close, as an angle, the ray came to a silhouette before. */
-static int world__march(const world__model *m, const uint8_t *list, int n, w3 from, w3 direction,
-                        float t, float end, float *hit_t, int *hit_part, float *nearest)
+/* Where a ray of the camera ends. */
+typedef struct world__hit {
+    int part;       /* -1: it misses the object                                   */
+    float t, d;     /* distance along the ray, and from there to the surface      */
+    float nearest;  /* how close, as an angle, it came to a silhouette before     */
+} world__hit;
+
+/* stretch: how much further than the distance field allows a step may go where the field says that
+   the ray meets the surface at a slant; nearest is exact only if it is below 1. */
+static world__hit world__march(const world__model *m, const uint8_t *list, int n, w3 from,
+                               w3 direction, float start, float end, float stretch)
 {
-    float last = 1e9f;
-    int receding = 0;
-    *nearest = 1e9f;
-    for (int step = 0; step < 96 && t < end; step++) {
-        float d = world__distance(m, list, n, w3_madd(from, direction, t), hit_part);
-        if (d < 0.0006f * t) {
-            *hit_t = t;
-            return 1;
-        }
-        if (d > last && !receding) *nearest = world__min(*nearest, last / t);
-        receding = d > last;
-        last = d;
-        t += 0.92f * d;
+    world__hit hit;
+    float last = 1e9f, step = 0.0f;
+    int receding = 0, part = -1;
+    hit.nearest = 1e9f;
+    hit.t = start;
+    for (int i = 0; i < 96 && hit.t < end; i++) {
+        hit.d = world__distance(m, list, n, w3_madd(from, direction, hit.t), &part);
+        hit.part = part;
+        if (fabsf(hit.d) < 0.0006f * hit.t) return hit;
+        if (hit.d > last && !receding) hit.nearest = world__min(hit.nearest, last / hit.t);
+        receding = hit.d > last;
+        /* Approaching at a slant, the surface is further than d: extrapolate, within bounds. */
+        float slope = step > 0.0f ? (last - hit.d) / step : 1.0f;
+        last = hit.d;
+        step = hit.d > 0.0f ? hit.d * world__clamp(1.0f / (slope + 1e-3f), 0.94f, stretch) : hit.d;
+        if (slope <= 0.0f && hit.d > 0.0f) step = 0.94f * hit.d;
+        hit.t += step;
     }
-    if (!receding) *nearest = world__min(*nearest, last / t);
-    return 0;
+    if (!receding) hit.nearest = world__min(hit.nearest, last / hit.t);
+    hit.part = -1;
+    return hit;
 }
 
 /* How much of the sun reaches a point: 0 to 1, with soft edges. */
@@ -2669,13 +2715,12 @@ static float world__sunlight(const world__stage *g, w3 from)
     w3 to = w3_sub(m->middle, from), sun = g->camera.sun;
     float along = w3_dot(to, sun), reach = m->radius + 0.1f;
     if (w3_dot(to, to) - along * along > reach * reach || along + reach < 0.0f) return 1.0f;
-    uint8_t list[WORLD__PARTS];
-    float t, end, light = 1.0f;
-    int part, n = world__cull(m, from, sun, 0.10f, list, &t, &end);
-    if (!n) return 1.0f;
-    t = world__max(t, 0.015f);
-    for (int step = 0; step < 32 && t < end; step++) {
-        float d = world__distance(m, list, n, w3_madd(from, sun, t), &part);
+    world__beam beam;
+    world__cull(m, &g->all, from, sun, 0.08f, &beam);
+    float t = world__max(beam.start, 0.015f), light = 1.0f;
+    int part;
+    for (int step = 0; step < 32 && t < beam.end; step++) {
+        float d = world__distance(m, beam.list, beam.n, w3_madd(from, sun, t), &part);
         light = world__min(light, 0.5f + 7.0f * d / t);
         if (light < 0.02f) return 0.0f;
         t += world__clamp(d, 0.02f, 0.3f);
@@ -2688,21 +2733,19 @@ static float world__sunlight(const world__stage *g, w3 from)
 static float world__openness(const world__stage *g, w3 at, w3 normal, float reach)
 {
     int part;
-    float d = world__distance(&g->model, g->all, g->model.n, w3_madd(at, normal, reach), &part);
+    float d = world__distance(&g->model, g->all.list, g->all.n, w3_madd(at, normal, reach), &part);
     return world__clamp(0.30f + 0.70f * d / reach, 0.0f, 1.0f);
 }
 
-static w3 world__normal(const world__model *m, const uint8_t *list, int n, w3 at)
+/* The surface's normal at a point where the distance is d. */
+static w3 world__normal(const world__model *m, const uint8_t *list, int n, w3 at, float d)
 {
-    static const float k[4][3] = {{1, -1, -1}, {-1, -1, 1}, {-1, 1, -1}, {1, 1, 1}};
-    const float h = 0.0012f;
-    w3 sum = w3_make(0, 0, 0);
+    const float h = 0.002f;
     int part;
-    for (int i = 0; i < 4; i++) {
-        w3 way = w3_make(k[i][0], k[i][1], k[i][2]);
-        sum = w3_madd(sum, way, world__distance(m, list, n, w3_madd(at, way, h), &part));
-    }
-    return w3_unit(sum);
+    float dx = world__distance(m, list, n, w3_make(at.x + h, at.y, at.z), &part) - d;
+    float dy = world__distance(m, list, n, w3_make(at.x, at.y + h, at.z), &part) - d;
+    float dz = world__distance(m, list, n, w3_make(at.x, at.y, at.z + h), &part) - d;
+    return w3_unit(w3_make(dx, dy, dz));
 }
 
 /* 5 x 7 dots for a-z and 0-9: one byte a row, top first, bit 4 leftmost. */
@@ -2734,7 +2777,7 @@ static float world__ink(int glyph, float x, float y)
     float fu = u - (float)i, fv = v - (float)j;
     float top = world__mix(world__dot(glyph, i, j), world__dot(glyph, i + 1, j), fu);
     float low = world__mix(world__dot(glyph, i, j + 1), world__dot(glyph, i + 1, j + 1), fu);
-    return world__smoothstep(0.38f, 0.58f, world__mix(top, low, fv));
+    return world__smoothstep(0.30f, 0.46f, world__mix(top, low, fv));
 }
 
 /* Coordinates of a point on the label, in units of the label's half height: the object's outside
@@ -2757,7 +2800,7 @@ static float world__pattern(const world_scene *s, w3 at, float footprint)
         int lengthwise = world_is_animal(s->object) || s->object == WORLD_CAR;
         float x = lengthwise ? at.x + 0.25f * at.y : at.y;
         float wave = fabsf(world__fract(x / period + s->pattern_phase) - 0.5f) - 0.25f;
-        return world__clamp(0.5f + wave * period / (footprint + 1e-4f), 0.0f, 1.0f);
+        return world__clamp(0.5f + wave * period / (0.3f * footprint + 1e-4f), 0.0f, 1.0f);
     }
     w3 q = w3_scale(at, 1.0f / period);
     q = w3_add(q, w3_make(s->pattern_phase, 0.3f, 0.5f));
@@ -2765,7 +2808,7 @@ static float world__pattern(const world_scene *s, w3 at, float footprint)
     w3 d = w3_make(world__fract(q.x) - 0.5f, world__fract(q.y) - 0.5f, world__fract(q.z) - 0.5f);
     float jitter = 0.18f * (world__lattice(i, j, k) - 0.5f);
     d = w3_add(d, w3_make(jitter, -jitter, jitter));
-    return world__clamp(0.5f + (0.40f - w3_length(d)) * period / (footprint + 1e-4f), 0.0f, 1.0f);
+    return world__clamp(0.5f + (0.40f - w3_length(d)) * period / (0.3f * footprint + 1e-4f), 0.0f, 1.0f);
 }
 
 /* Fine textures of subjects, too fine for 64 px: zero-mean, in [-1,1]. */
@@ -2798,7 +2841,7 @@ static float world__mark(const world__model *m, const world_mark *mark, const wo
 {
     if (mark->region != p->region) return 0.0f;
     const world__frame *f = p->region == WORLD_AT_HEAD ? &m->head : &m->body;
-    float blur = footprint / f->scale + 1e-3f;
+    float blur = 0.3f * footprint / f->scale + 1e-3f;
     w3 q = world__into(f, at);
     q = w3_sub(q, w3_make(mark->center[0], mark->center[1], mark->center[2]));
     switch (mark->kind) {
@@ -2827,7 +2870,7 @@ static w3 world__albedo(const world__stage *g, const world__part *p, w3 at, w3 n
     for (int i = 0; i < s->n_marks && painted; i++)
         c = w3_mix(c, world__rgb(s->marks[i].rgb), world__mark(m, &s->marks[i], p, at, footprint));
     if (painted && s->texture)
-        c = world__brighter(c, 0.16f * world__texture(s->texture, at, footprint));
+        c = world__brighter(c, 0.13f * world__texture(s->texture, at, footprint));
     else if (p->material == WORLD__MAIN && world_is_animal(s->object)) /* fur */
         c = world__brighter(c, 0.22f * world__grain(at.x + at.z, at.y - 0.7f * at.z, 0.012f, footprint));
     float x, y;
@@ -2847,37 +2890,97 @@ static float world__tone(float x) /* to sRGB, with a soft shoulder */
     return sqrtf(world__max(x, 0.0f));
 }
 
-/* Light from the object's surface, sRGB. */
-static w3 world__shade(const world__stage *g, const world__part *p, w3 at, w3 normal, w3 direction,
-                       float footprint)
+/* Light at one place of a part. */
+typedef struct world__light_at {
+    int part;       /* -1: the ground */
+    w3 normal, light;
+    float glint;
+} world__light_at;
+
+/* Light found for some samples of a pixel, kept for others of the same part. */
+#define WORLD__KEPT 8
+typedef struct world__kept {
+    int n, uses;                     /* each serves that many samples */
+    int left[WORLD__KEPT];
+    world__light_at at[WORLD__KEPT];
+} world__kept;
+
+static const world__light_at *world__recall(world__kept *kept, int part)
+{
+    for (int i = 0; kept && i < kept->n; i++)
+        if (kept->at[i].part == part && kept->left[i]-- > 0) return &kept->at[i];
+    return NULL;
+}
+static void world__keep(world__kept *kept, const world__light_at *light)
+{
+    if (!kept || kept->n == WORLD__KEPT) return;
+    kept->left[kept->n] = kept->uses - 1;
+    kept->at[kept->n++] = *light;
+}
+
+/* The light that falls on a point of the object, and the highlight seen there (linear). */
+static world__light_at world__light_object(const world__stage *g, int part, w3 at, w3 normal,
+                                           w3 direction)
 {
     const world__camera *c = &g->camera;
     const world__light *l = &world__lights[(int)g->scene->place];
-    w3 albedo = world__linear(world__albedo(g, p, at, normal, footprint));
-    if (p->material == WORLD__FLAME) return w3_make(1.0f, 0.72f + 0.25f * normal.y, 0.30f);
-    float facing = w3_dot(normal, c->sun), sun = 0.0f, glint = 0.0f;
+    int material = g->model.part[part].material;
+    world__light_at out;
+    float facing = w3_dot(normal, c->sun), sun = 0.0f;
+    out.part = part;
+    out.normal = normal;
+    out.glint = 0.0f;
     if (facing > 0.0f) {
         float reaches = world__sunlight(g, w3_madd(at, normal, 0.008f));
         float gloss = world__max(w3_dot(w3_unit(w3_sub(c->sun, direction)), normal), 0.0f);
         float g2 = gloss * gloss, g4 = g2 * g2, g8 = g4 * g4, g16 = g8 * g8;
-        int shiny = p->material >= WORLD__DARK || !world_is_animal(g->scene->object);
+        int shiny = material >= WORLD__DARK || !world_is_animal(g->scene->object);
         sun = facing * reaches;
-        glint = reaches * g16 * (shiny ? 0.30f * g16 : 0.05f);
+        out.glint = reaches * g16 * (shiny ? 0.30f * g16 : 0.05f);
     }
     float open = world__openness(g, at, normal, 0.12f);
     float above = 0.5f + 0.5f * normal.y;
     w3 sky = w3_scale(world__linear(world__rgb(l->sky)), open * (0.35f + 0.65f * above));
     w3 bounce = w3_scale(world__linear(world__rgb(l->ground)), 0.35f * open * (1.0f - above));
-    w3 light = w3_add(w3_add(sky, bounce), w3_scale(world__linear(world__rgb(l->sun)), 0.95f * sun));
-    if (p->material == WORLD__LAMP) light = w3_add(light, w3_make(0.4f, 0.4f, 0.4f));
-    w3 seen = w3_add(w3_mul(albedo, light), w3_make(glint, glint, glint));
+    w3 direct = w3_scale(world__linear(world__rgb(l->sun)), 0.95f * sun);
+    out.light = w3_add(w3_add(sky, bounce), direct);
+    if (material == WORLD__LAMP) out.light = w3_add(out.light, w3_make(0.4f, 0.4f, 0.4f));
+    return out;
+}
+
+/* What is seen of the object's surface in this light, sRGB. */
+static w3 world__shade(const world__stage *g, const world__light_at *l, w3 at, float footprint)
+{
+    const world__part *p = &g->model.part[l->part];
+    if (p->material == WORLD__FLAME) return w3_make(1.0f, 0.72f + 0.25f * l->normal.y, 0.30f);
+    w3 albedo = world__linear(world__albedo(g, p, at, l->normal, footprint));
+    w3 seen = w3_add(w3_mul(albedo, l->light), w3_make(l->glint, l->glint, l->glint));
     seen = w3_make(world__tone(seen.x), world__tone(seen.y), world__tone(seen.z));
-    if (g->scene->place == WORLD_UNDER_WATER) seen = w3_mix(seen, w3_make(.14f, .50f, .66f), 0.22f);
+    if (g->scene->place == WORLD_UNDER_WATER) seen = w3_mix(seen, w3_make(.14f, .50f, .66f), 0.13f);
     return seen;
 }
 
+/* What shadow and closeness of the object leave of the light on the ground. */
+static world__light_at world__light_ground(const world__stage *g, w3 at)
+{
+    world__light_at out;
+    w3 to = w3_sub(g->model.middle, at);
+    float near_object = g->model.radius + 2.0f, touching = g->model.radius + 0.22f;
+    float away = w3_dot(to, to), open = 1.0f;
+    out.part = -1;
+    out.normal = w3_make(0, 1, 0);
+    out.light = w3_make(1, 1, 1);
+    out.glint = 0.0f;
+    if (away > near_object * near_object) return out;
+    float sun = world__sunlight(g, at);
+    if (away < touching * touching) open = world__openness(g, at, out.normal, 0.22f);
+    w3 shadow = world__rgb(world__lights[(int)g->scene->place].shadow);
+    out.light = w3_scale(w3_mix(shadow, out.light, sun), 0.72f + 0.28f * open);
+    return out;
+}
+
 /* What a ray sees that misses the object, sRGB. */
-static w3 world__backdrop(const world__stage *g, w3 direction)
+static w3 world__backdrop(const world__stage *g, w3 direction, world__kept *kept)
 {
     const world_scene *s = g->scene;
     const world__camera *c = &g->camera;
@@ -2891,20 +2994,19 @@ static w3 world__backdrop(const world__stage *g, w3 direction)
         return world__wall(place, t_wall * dx, height + t_wall * dy, s->backdrop, t_wall * c->footprint);
     }
     float u = dx / world__max(dz, 0.05f), e = dy / world__max(dz, 0.05f);
-    if (t > 60.0f) return world__sky(place, u, world__max(e, 0.0f), s->backdrop, c->footprint);
+    if (t > 60.0f) return world__sky(place, u, world__max(e, 0.0f), s->backdrop);
     float footprint = t * c->footprint;
     w3 color = world__ground(place, t * dx, z, s->backdrop, footprint, footprint / world__max(-dy, 0.02f));
-    w3 at = w3_madd(c->eye, direction, t);
-    w3 to = w3_sub(g->model.middle, at);
-    float near_object = g->model.radius + 2.0f;
-    if (w3_dot(to, to) < near_object * near_object) {
-        float sun = world__sunlight(g, at);
-        float open = world__openness(g, at, w3_make(0, 1, 0), 0.22f);
-        w3 shadow = w3_mix(world__rgb(world__lights[place].shadow), w3_make(1, 1, 1), sun);
-        color = w3_scale(w3_mul(color, shadow), 0.72f + 0.28f * open);
+    const world__light_at *known = world__recall(kept, -1);
+    world__light_at fresh;
+    if (!known) {
+        fresh = world__light_ground(g, w3_madd(c->eye, direction, t));
+        world__keep(kept, &fresh);
+        known = &fresh;
     }
+    color = w3_mul(color, known->light);
     float haze = world__smoothstep(8.0f, 60.0f, t);
-    return w3_mix(color, world__sky(place, u, 0.0f, s->backdrop, c->footprint), 0.7f * haze);
+    return w3_mix(color, world__sky(place, u, 0.0f, s->backdrop), 0.7f * haze);
 }
 
 /* The styles, as functions of a point (u, v) of the picture and of what a plain ray saw there. */
@@ -2944,53 +3046,101 @@ static w3 world__watercolour(w3 rgb, float outline, float u, float v, float foot
     return w3_mix(c, w3_make(.985f, .975f, .95f), paper);
 }
 
-/* One ray through (u, v), from the top left in [0,1]. */
-static world__sample world__trace(const world__stage *g, float u, float v)
+/* The direction of the ray through (u, v), from the top left in [0,1]. */
+static w3 world__ray(const world__stage *g, float u, float v)
+{
+    const world__camera *c = &g->camera;
+    if (g->scene->style == WORLD_WATERCOLOUR) { /* a wavering hand */
+        float x = u, y = v;
+        u += 0.016f * (world__noise(16.0f * x, 16.0f * y, 22) - 0.5f);
+        v += 0.016f * (world__noise(16.0f * x, 16.0f * y, 23) - 0.5f);
+    }
+    w3 across = w3_scale(c->right, c->left + u * c->side);
+    w3 upward = w3_scale(c->up, c->top - v * c->side);
+    return w3_unit(w3_add(c->forward, w3_add(across, upward)));
+}
+
+/* The bundle around (u, v) that reaches `half` of the picture's side to all sides, part of the
+   bundle `wide`. Marches a cone: as long as the surroundings free of the object are wider than the
+   cone, no ray of it can meet the object. */
+static void world__make_beam(const world__stage *g, const world__beam *wide, float u, float v,
+                             float half, world__beam *beam)
+{
+    const world__model *m = &g->model;
+    w3 direction = world__ray(g, u, v), eye = g->camera.eye;
+    float spread = 1.5f * half * g->camera.side; /* as an angle, to the corners of the square */
+    if (g->scene->style != WORLD_PHOTO) spread += 1.5f * g->line;
+    if (g->scene->style == WORLD_WATERCOLOUR) spread += 0.02f * g->camera.side;
+    float margin = WORLD__BLEND_MARGIN + spread * (g->scene->distance + 1.0f);
+    world__cull(m, wide, eye, direction, margin, beam);
+    beam->start = world__max(beam->start, wide->start);
+    int part;
+    for (int step = 0; step < 64 && beam->start < beam->end; step++) {
+        w3 at = w3_madd(eye, direction, beam->start);
+        float free_space = world__distance(m, beam->list, beam->n, at, &part) - spread * beam->start;
+        if (free_space < 0.004f) return;
+        beam->start += 0.92f * free_space;
+    }
+    if (beam->start >= beam->end) beam->n = 0;
+}
+
+/* What the ray through (u, v) sees, the ray being in the beam; kept is NULL or the light found by
+   neighbouring rays. */
+static world__sample world__trace(const world__stage *g, const world__beam *beam, float u, float v,
+                                  world__kept *kept)
 {
     const world__camera *c = &g->camera;
     const world_scene *s = g->scene;
-    const world__model *m = &g->model;
-    world__sample out;
-    float x = u, y = v;
-    if (s->style == WORLD_WATERCOLOUR) { /* wavering hand */
-        x += 0.016f * (world__noise(16.0f * u, 16.0f * v, 22) - 0.5f);
-        y += 0.016f * (world__noise(16.0f * u, 16.0f * v, 23) - 0.5f);
-    }
-    w3 plane = w3_add(w3_scale(c->right, c->left + x * c->side), w3_scale(c->up, c->top - y * c->side));
-    w3 direction = w3_unit(w3_add(c->forward, plane));
-    uint8_t list[WORLD__PARTS];
-    float t, end, hit_t = 0.0f, nearest = 1e9f;
-    int part = 0, hit = 0;
-    int n = world__cull(m, c->eye, direction, WORLD__BLEND_MARGIN, list, &t, &end);
+    w3 direction = world__ray(g, u, v);
     float to_ground = direction.y < -1e-4f ? (c->eye.y - c->plane) / -direction.y : 1e9f;
-    if (n) hit = world__march(m, list, n, c->eye, direction, world__max(t, 0.1f),
-                              world__min(end, to_ground), &hit_t, &part, &nearest);
-    if (hit) {
-        w3 at = w3_madd(c->eye, direction, hit_t);
-        w3 normal = world__normal(m, list, n, at);
-        out.rgb = world__shade(g, &m->part[part], at, normal, direction, hit_t * c->footprint);
-        out.normal = w3_make(w3_dot(normal, c->right), w3_dot(normal, c->up), -w3_dot(normal, c->forward));
-        out.id = part;
+    float end = world__min(beam->end, to_ground);
+    if (beam->n == 0) end = 0.0f;
+    world__hit hit = world__march(&g->model, beam->list, beam->n, c->eye, direction, beam->start, end,
+                                s->style == WORLD_PHOTO ? 1.8f : 0.94f);
+    world__sample out;
+    if (hit.part >= 0) {
+        w3 at = w3_madd(c->eye, direction, hit.t);
+        const world__light_at *known = world__recall(kept, hit.part);
+        world__light_at fresh;
+        if (!known) {
+            w3 normal = world__normal(&g->model, beam->list, beam->n, at, hit.d);
+            fresh = world__light_object(g, hit.part, at, normal, direction);
+            world__keep(kept, &fresh);
+            known = &fresh;
+        }
+        w3 n = known->normal;
+        out.rgb = world__shade(g, known, at, hit.t * c->footprint);
+        out.normal = w3_make(w3_dot(n, c->right), w3_dot(n, c->up), -w3_dot(n, c->forward));
     } else {
-        out.rgb = world__backdrop(g, direction);
+        out.rgb = world__backdrop(g, direction, kept);
         out.normal = w3_make(0, 0, 0);
-        out.id = -1;
     }
-    out.mask = hit ? 1.0f : 0.0f;
-    float outline = 1.0f - world__smoothstep(0.6f * g->line, g->line, nearest);
+    out.mask = hit.part >= 0 ? 1.0f : 0.0f;
+    float outline = 1.0f - world__smoothstep(0.6f * g->line, g->line, hit.nearest);
     float footprint = c->footprint / c->side;
-    if (s->style == WORLD_PENCIL) out.rgb = world__pencil(out.rgb, hit, outline, u, v, footprint);
+    if (s->style == WORLD_PENCIL) out.rgb = world__pencil(out.rgb, hit.part >= 0, outline, u, v, footprint);
     if (s->style == WORLD_POSTER) out.rgb = world__poster(out.rgb, outline, u, v);
     if (s->style == WORLD_WATERCOLOUR)
         out.rgb = world__watercolour(out.rgb, outline, u, v, footprint);
     return out;
 }
 
-static int world__is_edge(const world__sample *a, const world__sample *b)
+/* The same for a ray on its own. */
+static world__sample world__trace_one(const world__stage *g, float u, float v)
+{
+    world__beam beam;
+    world__make_beam(g, &g->all, u, v, 0.0f, &beam);
+    return world__trace(g, &beam, u, v, NULL);
+}
+
+/* How much detail lies between two samples: 2 for the object's outline, 1 for a change of colour,
+   0 for neither. */
+static int world__edge(const world__sample *a, const world__sample *b)
 {
     const float threshold = 0.05f;
-    return a->id != b->id || fabsf(a->rgb.x - b->rgb.x) > threshold
-        || fabsf(a->rgb.y - b->rgb.y) > threshold || fabsf(a->rgb.z - b->rgb.z) > threshold;
+    if (a->mask != b->mask) return 2;
+    return fabsf(a->rgb.x - b->rgb.x) > threshold || fabsf(a->rgb.y - b->rgb.y) > threshold
+        || fabsf(a->rgb.z - b->rgb.z) > threshold;
 }
 
 static void world__accumulate(world__sample *sum, const world__sample *one, float weight)
@@ -3018,7 +3168,6 @@ static void world__store(const world__sample *pixel, unsigned char *rgb, unsigne
 }
 
 /* Pixel art: one ray per cell of a grid of WORLD__CELLS x WORLD__CELLS, few levels per channel. */
-#define WORLD__CELLS 32
 static void world__render_cells(const world__stage *g, int size, int x0, int y0, int w, int h,
                                 unsigned char *rgb, unsigned char *aux)
 {
@@ -3035,51 +3184,82 @@ static void world__render_cells(const world__stage *g, int size, int x0, int y0,
                 continue;
             }
             if (new_cell) {
-                cell = world__trace(g, ((float)i + 0.5f) / WORLD__CELLS, ((float)j + 0.5f) / WORLD__CELLS);
-                cell.rgb.x = floorf(cell.rgb.x * 6.0f + 0.5f) / 6.0f;
-                cell.rgb.y = floorf(cell.rgb.y * 6.0f + 0.5f) / 6.0f;
-                cell.rgb.z = floorf(cell.rgb.z * 6.0f + 0.5f) / 6.0f;
+                cell = world__trace_one(g, ((float)i + 0.5f) / WORLD__CELLS, ((float)j + 0.5f) / WORLD__CELLS);
+                cell.rgb.x = floorf(cell.rgb.x * 8.0f + 0.5f) / 8.0f;
+                cell.rgb.y = floorf(cell.rgb.y * 8.0f + 0.5f) / 8.0f;
+                cell.rgb.z = floorf(cell.rgb.z * 8.0f + 0.5f) / 8.0f;
             }
             world__store(&cell, rgb + 3 * at, aux ? aux + 4 * at : NULL);
         }
     }
 }
 
-#define WORLD__STRIP 64 /* pixels across; a window is drawn in strips that need no allocation */
+/* The mean of samples x samples rays in a pixel whose top left corner is (u, v). */
+static world__sample world__refine(const world__stage *g, const world__beam *wide, float u, float v,
+                                   float pixel, int samples)
+{
+    int n = samples * samples;
+    world__sample sum;
+    world__beam beam;
+    world__kept kept;
+    kept.n = 0;
+    kept.uses = n > 8 ? n / 2 : n > 4 ? 2 : 1;
+    memset(&sum, 0, sizeof sum);
+    world__make_beam(g, wide, u + 0.5f * pixel, v + 0.5f * pixel, 0.5f * pixel, &beam);
+    for (int k = 0; k < n; k++) {
+        float du = ((float)(k % samples) + 0.5f) / (float)samples;
+        float dv = ((float)(k / samples) + 0.5f) / (float)samples;
+        world__sample one = world__trace(g, &beam, u + du * pixel, v + dv * pixel, &kept);
+        world__accumulate(&sum, &one, 1.0f / (float)n);
+    }
+    return sum;
+}
 
-/* Draws a window of at most WORLD__STRIP columns; rows of rgb and aux are `stride` pixels apart. */
+enum {
+    WORLD__TILE = 4,  /* pixels; neighbouring rays share a beam */
+    WORLD__STRIP = 64 /* pixels; a window is drawn in strips of this width, without allocation */
+};
+
+/* Draws a window of at most WORLD__STRIP columns; rows of rgb and aux are `stride` pixels apart.
+   Tiles are aligned to the virtual picture, so that windows of it agree. */
 static void world__render_strip(const world__stage *g, int size, int x0, int y0, int w, int h,
                                 int samples, int stride, unsigned char *rgb, unsigned char *aux)
 {
     world__sample corners[2][WORLD__STRIP + 1]; /* samples at the corners of a row of pixels */
     world__sample *above = corners[0], *below = corners[1];
-    float pixel = 1.0f / (float)size;
-    for (int x = 0; x <= w; x++)
-        above[x] = world__trace(g, (float)(x0 + x) * pixel, (float)y0 * pixel);
-    for (int y = 0; y < h; y++) {
+    enum { TILES = WORLD__STRIP / WORLD__TILE + 2 };
+    world__beam beams[2][TILES]; /* of the tiles of even and odd rows of tiles */
+    float pixel = 1.0f / (float)size, half = 0.5f * WORLD__TILE * pixel;
+    int tile0 = x0 / WORLD__TILE, tile_row = -1;
+    for (int y = 0; y <= h; y++) {
+        int new_row = (y0 + y) / WORLD__TILE != tile_row;
+        tile_row = (y0 + y) / WORLD__TILE;
+        for (int i = tile0; new_row && i <= (x0 + w) / WORLD__TILE; i++)
+                world__make_beam(g, &g->all, 2.0f * half * ((float)i + 0.5f),
+                             2.0f * half * ((float)tile_row + 0.5f), half,
+                             &beams[tile_row & 1][i - tile0]);
         for (int x = 0; x <= w; x++)
-            below[x] = world__trace(g, (float)(x0 + x) * pixel, (float)(y0 + y + 1) * pixel);
-        for (int x = 0; x < w; x++) {
+            below[x] = world__trace(g, &beams[tile_row & 1][(x0 + x) / WORLD__TILE - tile0],
+                                    (float)(x0 + x) * pixel, (float)(y0 + y) * pixel, NULL);
+        for (int x = 0; x < w && y > 0; x++) { /* the row of pixels between above and below */
             const world__sample *a = above + x, *b = below + x;
-            world__sample pixel_sum;
-            memset(&pixel_sum, 0, sizeof pixel_sum);
-            if (world__is_edge(a, a + 1) || world__is_edge(b, b + 1) || world__is_edge(a, b)
-                || world__is_edge(a + 1, b + 1)) {
-                for (int k = 0; k < samples * samples; k++) {
-                    float du = ((float)(k % samples) + 0.5f) / (float)samples;
-                    float dv = ((float)(k / samples) + 0.5f) / (float)samples;
-                    world__sample one = world__trace(g, ((float)(x0 + x) + du) * pixel,
-                                                     ((float)(y0 + y) + dv) * pixel);
-                    world__accumulate(&pixel_sum, &one, 1.0f / (float)(samples * samples));
-                }
+            size_t at = (size_t)(y - 1) * (size_t)stride + (size_t)x;
+            world__sample sum;
+            int edge = world__edge(a, a + 1) | world__edge(b, b + 1) | world__edge(a, b)
+                     | world__edge(a + 1, b + 1);
+            if (edge) {
+                int row = (y0 + y - 1) / WORLD__TILE, column = (x0 + x) / WORLD__TILE;
+                sum = world__refine(g, &beams[row & 1][column - tile0], (float)(x0 + x) * pixel,
+                                    (float)(y0 + y - 1) * pixel, pixel,
+                                    edge & 2 || samples < 3 ? samples : (samples + 1) / 2);
             } else {
-                world__accumulate(&pixel_sum, a, 0.25f);
-                world__accumulate(&pixel_sum, a + 1, 0.25f);
-                world__accumulate(&pixel_sum, b, 0.25f);
-                world__accumulate(&pixel_sum, b + 1, 0.25f);
+                memset(&sum, 0, sizeof sum);
+                world__accumulate(&sum, a, 0.25f);
+                world__accumulate(&sum, a + 1, 0.25f);
+                world__accumulate(&sum, b, 0.25f);
+                world__accumulate(&sum, b + 1, 0.25f);
             }
-            size_t at = (size_t)y * (size_t)stride + (size_t)x;
-            world__store(&pixel_sum, rgb + 3 * at, aux ? aux + 4 * at : NULL);
+            world__store(&sum, rgb + 3 * at, aux ? aux + 4 * at : NULL);
         }
         world__sample *swap = above;
         above = below;
@@ -3159,10 +3339,6 @@ static const world__individual world__individuals[world_n_subjects] = {
      {WORLD__RGB(.55f, .58f, .62f), WORLD__RGB(.93f, .76f, .52f), WORLD__RGB(.93f, .76f, .52f)},
      {WORLD__PATCH(WORLD_AT_BODY, .1f, .6f, .5f, .85f, .22f, .24f, .30f), WORLD__ALL(WORLD_AT_LEG, .95f, .95f, .93f),
       WORLD__PATCH(WORLD_AT_HEAD, .7f, .3f, .5f, .5f, .95f, .95f, .93f)}},
-    {"dog4", WORLD_DOG, 6, {WORLD_SNOW, WORLD_GRASS}, 1, -1,
-     {WORLD__RGB(.34f, .42f, .40f), WORLD__RGB(.86f, .90f, .72f), WORLD__RGB(.86f, .52f, .34f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .86f, .90f, .72f), WORLD__STRIPE(WORLD_AT_BODY, 0.f, .35f, .86f, .52f, .34f),
-      WORLD__ALL(WORLD_AT_TAIL, .86f, .52f, .34f)}},
     {"cat2", WORLD_CAT, 5, {WORLD_TABLE, WORLD_CARPET}, 2, -1,
      {WORLD__RGB(.94f, .78f, .58f), WORLD__RGB(.98f, .95f, .88f), WORLD__RGB(.44f, .32f, .30f)},
      {WORLD__PATCH(WORLD_AT_HEAD, .5f, .4f, .6f, .7f, .44f, .32f, .30f), WORLD__STRIPE(WORLD_AT_BODY, -.8f, .5f, .44f, .32f, .30f),
@@ -3190,9 +3366,13 @@ static const world__individual world__individuals[world_n_subjects] = {
      {WORLD__RGB(.95f, .74f, .64f), WORLD__RGB(.44f, .52f, .66f), WORLD__RGB(.44f, .52f, .66f)},
      {WORLD__PATCH(WORLD_AT_BODY, .7f, -.1f, .7f, .7f, .98f, .94f, .82f), WORLD__BELOW(WORLD_AT_BODY, -.85f, .44f, .52f, .66f),
       WORLD__NO_MARK}},
-    {"mug2", WORLD_MUG, 4, {WORLD_TABLE, WORLD_TABLE}, 3, 6,
+    {"mug2", WORLD_MUG, 4, {WORLD_TABLE, WORLD_TABLE}, 0, 6,
      {WORLD__RGB(.40f, .48f, .34f), WORLD__RGB(.93f, .86f, .66f), WORLD__RGB(.86f, .56f, .36f)},
      {WORLD__BELOW(WORLD_AT_BODY, -.5f, .93f, .86f, .66f), WORLD__NO_MARK, WORLD__NO_MARK}},
+    {"mug3", WORLD_MUG, 5, {WORLD_KITCHEN, WORLD_FABRIC}, 2, -1,
+     {WORLD__RGB(.36f, .38f, .52f), WORLD__RGB(.96f, .84f, .62f), WORLD__RGB(.94f, .58f, .46f)},
+     {WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .62f, .96f, .84f, .62f), WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .36f, .94f, .58f, .46f),
+      WORLD__BELOW(WORLD_AT_BODY, -.8f, .56f, .72f, .70f)}},
     {"teapot2", WORLD_TEAPOT, 5, {WORLD_TABLE, WORLD_FABRIC}, 3, -1,
      {WORLD__RGB(.90f, .86f, .94f), WORLD__RGB(.54f, .42f, .68f), WORLD__RGB(.95f, .72f, .40f)},
      {WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .6f, .54f, .42f, .68f), WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .35f, .95f, .72f, .40f),
@@ -3201,17 +3381,17 @@ static const world__individual world__individuals[world_n_subjects] = {
      {WORLD__RGB(.84f, .74f, .66f), WORLD__RGB(.98f, .95f, .92f), WORLD__RGB(.5f, .4f, .4f)},
      {WORLD__ALL(WORLD_AT_LEFT, .46f, .36f, .40f), WORLD__PATCH(WORLD_AT_BODY, -.3f, .3f, .8f, .85f, .46f, .36f, .40f),
       WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .5f, .6f, .46f, .36f, .40f)}},
-    {"rabbit2", WORLD_RABBIT, 4, {WORLD_TABLE, WORLD_CARPET}, 2, -1,
-     {WORLD__RGB(.62f, .72f, .64f), WORLD__RGB(.95f, .90f, .76f), WORLD__RGB(.5f, .4f, .4f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, .1f, .38f, .95f, .90f, .76f), WORLD__ALL(WORLD_AT_RIGHT, .90f, .60f, .56f),
-      WORLD__PATCH(WORLD_AT_HEAD, .2f, .9f, 0.f, .6f, .95f, .90f, .76f)}},
     {"robot1", WORLD_ROBOT, 5, {WORLD_COBBLES, WORLD_TABLE}, 1, -1,
      {WORLD__RGB(.95f, .66f, .50f), WORLD__RGB(.28f, .44f, .50f), WORLD__RGB(.90f, .88f, .80f)},
      {WORLD__PATCH(WORLD_AT_HEAD, .7f, -.2f, .9f, .75f, .28f, .44f, .50f), WORLD__ALL(WORLD_AT_LEG, .28f, .44f, .50f),
       WORLD__BELOW(WORLD_AT_BODY, -.35f, .90f, .88f, .80f)}},
-    {"robot2", WORLD_ROBOT, 4, {WORLD_MOON, WORLD_MOON}, 2, 23,
+    {"robot2", WORLD_ROBOT, 4, {WORLD_MOON, WORLD_MOON}, 2, -1,
      {WORLD__RGB(.56f, .62f, .50f), WORLD__RGB(.93f, .72f, .36f), WORLD__RGB(.60f, .30f, .28f)},
-     {WORLD__STRIPE(WORLD_AT_HEAD, .2f, .3f, .93f, .72f, .36f), WORLD__NO_MARK, WORLD__NO_MARK}},
+     {WORLD__STRIPE(WORLD_AT_HEAD, .2f, .3f, .93f, .72f, .36f), WORLD__PATCH(WORLD_AT_BODY, .6f, .7f, .7f, .8f, .60f, .30f, .28f), WORLD__NO_MARK}},
+    {"robot3", WORLD_ROBOT, 5, {WORLD_GRASS, WORLD_TABLE}, 3, -1,
+     {WORLD__RGB(.72f, .80f, .88f), WORLD__RGB(.86f, .48f, .58f), WORLD__RGB(.44f, .42f, .60f)},
+     {WORLD__STRIPE(WORLD_AT_BODY, .0f, .3f, .86f, .48f, .58f), WORLD__PATCH(WORLD_AT_HEAD, .6f, .8f, -.8f, .75f, .44f, .42f, .60f),
+      WORLD__PATCH(WORLD_AT_BODY, .7f, -.6f, .8f, .6f, .97f, .86f, .56f)}},
     {"boot1", WORLD_BOOT, 5, {WORLD_FOREST, WORLD_GRASS}, 1, -1,
      {WORLD__RGB(.72f, .84f, .52f), WORLD__RGB(.42f, .36f, .44f), WORLD__RGB(.96f, .60f, .54f)},
      {WORLD__PATCH(WORLD_AT_BODY, 1.9f, -1.2f, 0.f, .85f, .96f, .60f, .54f), WORLD__PATCH(WORLD_AT_BODY, 0.f, .3f, .8f, .55f, .42f, .36f, .44f),

@@ -1,0 +1,621 @@
+/* Tests of the operations: tape, forward and backward kernels, optimiser, random numbers.
+
+       cc -std=c99 -O2 -fopenmp -I. tests/test_ops.c -o test_ops -lm
+       ./test_ops [tests/golden/ops.safetensors]
+
+   The golden file holds its own list of cases (see tests/golden/make_ops.py); this program knows how to
+   record each operation. Every case runs
+
+   - on every instruction set that the machine has, in f32 and in bf16, where a table of kernels serves
+     two instruction sets once only (amx and avx512bf16 compute f32 as avx512 does);
+   - compared with the golden values, and element for element with what the scalar f32 kernels gave, as
+     the golden file has samples of the larger tensors. Limits: 1e-5 in f32. 1e-2 in bf16, whose
+     stored activations carry 2^-9 = 2e-3 of rounding each; the inputs are bf16 numbers already;
+   - with one and with two threads, which have to agree to the last bit;
+   - in an arena full of NaNs, so that nothing is used before it is written;
+   - twice in a row, upon which gradients of parameters have doubled and all else is the same;
+   - with each gradient asked for alone, which has to be the same as with all of them.              */
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#include "tests/test.h"
+
+enum { MAX_ARGS = 16, MAX_RESULTS = MAX_ARGS + 2, MAX_CASES = 400 };
+static const double f32_limit = 1e-5, bf16_limit = 1e-2;
+static const db_tensor none = {-1, 0, {0, 0, 0, 0}};
+
+/* ---- numbers that make_ops.py makes too -------------------------------------------------------------- */
+
+static uint32_t hash(uint32_t seed, uint32_t i)
+{
+    uint32_t x = i * 0x9E3779B1u + seed * 0x85EBCA77u;
+    x ^= x >> 16, x *= 0x85EBCA6Bu, x ^= x >> 13, x *= 0xC2B2AE35u;
+    return x ^ x >> 16;
+}
+
+static void formula(uint32_t seed, size_t n, double scale, double offset, int full, float *out)
+{
+    size_t k;
+    for (k = 0; k < n; k++) {
+        uint32_t h = hash(seed, (uint32_t)k);
+        double u = full ? (2.0 * (double)(h >> 8) + 1) / 16777216 - 1 : (2.0 * (double)(h >> 24) - 255) / 256;
+        float v = (float)(offset + scale * u);
+        out[k] = full ? v : db__bf16_to_f32(db__f32_to_bf16(v));
+    }
+}
+
+/* ---- a case, recorded ------------------------------------------------------------------------------- */
+
+typedef struct case_arg {
+    const char *name;
+    db_tensor t;
+    int is_param, wanted; /* wanted: its gradient is to be compared */
+    db_dtype dtype;
+    size_t count;
+    float *value; /* in the layout of the golden file */
+} case_arg;
+
+typedef struct recorded {
+    const db_json *spec;
+    db_ctx *ctx;
+    db_tape *tape;
+    db_param_table params;
+    db_net net;
+    case_arg arg[MAX_ARGS];
+    size_t n;
+    db_tensor y, loss; /* loss: set by operations that are losses themselves */
+} recorded;
+
+/* What a run gave: y, loss, then a gradient for every argument that has one. */
+typedef struct result {
+    const char *name;
+    float *value;
+    size_t count;
+    int of_param;
+} result;
+
+typedef struct results {
+    result r[MAX_RESULTS];
+    size_t n;
+} results;
+
+static void free_results(results *r)
+{
+    while (r->n) free(r->r[--r->n].value);
+}
+
+static void *need(size_t bytes)
+{
+    void *memory = calloc(bytes + 1, 1);
+    if (!memory) test_fail("memory", "the test itself has none left"), exit(test_summary());
+    return memory;
+}
+
+/* The argument `name`, or none where the case leaves it out. */
+static db_tensor A(const recorded *c, const char *name)
+{
+    size_t k;
+    for (k = 0; k < c->n; k++)
+        if (!strcmp(c->arg[k].name, name)) return c->arg[k].t;
+    return none;
+}
+static size_t S(const recorded *c, const char *key) { return (size_t)db_json_int(c->spec, key, 0); }
+static int I(const recorded *c, const char *key) { return (int)db_json_int(c->spec, key, 0); }
+static float N(const recorded *c, const char *key) { return (float)db_json_number(c->spec, key, 0); }
+static db_activation act(const recorded *c)
+{
+    static const char *const names[] = {"none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu"};
+    const char *name = db_json_string(c->spec, "act", "none");
+    int k = 0;
+    while (strcmp(names[k], name)) k++;
+    return (db_activation)k;
+}
+
+static db_tensor op_conv2d(recorded *c)
+{
+    return db_conv2d(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual"), S(c, "stride"), S(c, "pad_begin"), S(c, "pad_end"));
+}
+static db_tensor op_linear(recorded *c) { return db_linear(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual")); }
+static db_tensor op_group_norm(recorded *c)
+{
+    return db_group_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "scale_shift"), S(c, "groups"), N(c, "eps"), act(c));
+}
+static db_tensor op_layer_norm(recorded *c) { return db_layer_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), N(c, "eps")); }
+static db_tensor op_rms_norm(recorded *c) { return db_rms_norm(c->tape, A(c, "x"), A(c, "w"), N(c, "eps")); }
+static db_tensor op_activate(recorded *c) { return db_activate(c->tape, A(c, "x"), act(c)); }
+static db_tensor op_multiply(recorded *c)
+{
+    db_tensor a = A(c, "a"), b = A(c, "b");
+    return db_multiply(c->tape, a, b.id < 0 ? a : b);
+}
+static db_tensor op_weighted_sum(recorded *c)
+{
+    return db_weighted_sum(c->tape, N(c, "alpha"), A(c, "x"), N(c, "beta"), I(c, "same") ? A(c, "x") : A(c, "z"));
+}
+static db_tensor op_concat(recorded *c) { return db_concat(c->tape, A(c, "a"), A(c, "b"), I(c, "axis")); }
+static db_tensor op_slice(recorded *c) { return db_slice(c->tape, A(c, "x"), S(c, "first"), S(c, "count")); }
+static db_tensor op_cast(recorded *c) { return db_cast(c->tape, A(c, "x"), DB_F32); }
+static db_tensor op_avg_pool2(recorded *c) { return db_avg_pool2(c->tape, A(c, "x")); }
+static db_tensor op_upsample2(recorded *c) { return db_upsample2(c->tape, A(c, "x")); }
+static db_tensor op_attention(recorded *c)
+{
+    db_tensor q = A(c, "q"), k = A(c, "k"), v = A(c, "v");
+    if (k.id < 0) k = q;
+    if (v.id < 0) v = k;
+    return db_attention(c->tape, q, k, v, A(c, "bias"), A(c, "mask"), S(c, "heads"), N(c, "scale"), I(c, "causal"));
+}
+static db_tensor op_embedding(recorded *c) { return db_embedding(c->tape, A(c, "ids"), A(c, "table")); }
+static db_tensor op_add_rows(recorded *c) { return db_add_rows(c->tape, A(c, "x"), A(c, "rows")); }
+static db_tensor op_mean_tokens(recorded *c) { return db_mean_tokens(c->tape, A(c, "x")); }
+static db_tensor op_sinusoid(recorded *c) { return db_sinusoid(c->tape, A(c, "x"), S(c, "D"), I(c, "cosine_first"), N(c, "shift")); }
+static db_tensor op_resize_bilinear(recorded *c) { return db_resize_bilinear(c->tape, A(c, "x"), S(c, "H"), S(c, "W")); }
+static db_tensor op_mix(recorded *c) { return db_mix(c->tape, A(c, "p"), A(c, "x"), A(c, "q"), A(c, "z")); }
+static db_tensor op_position_bias(recorded *c) { return db__position_bias(c->tape, A(c, "table"), S(c, "T"), S(c, "max_distance")); }
+
+/* Losses return their loss per sample, and set c->loss. */
+static db_tensor op_mse(recorded *c)
+{
+    db_tensor each = none;
+    c->loss = db_mse(c->tape, A(c, "pred"), A(c, "target"), A(c, "weight"), A(c, "pixel"), &each);
+    if (N(c, "factor") < 1) c->loss = db_weighted_sum(c->tape, N(c, "factor"), c->loss, 0, none);
+    return each;
+}
+static db_tensor op_cross_entropy(recorded *c)
+{
+    db_tensor plain = c->loss = db_cross_entropy(c->tape, A(c, "logits"), A(c, "targets"));
+    if (N(c, "factor") < 1) c->loss = db_weighted_sum(c->tape, N(c, "factor"), c->loss, 0, none);
+    return plain;
+}
+
+/* A U-Net's residual block and a transformer block: operations together, and the tape. */
+static db_tensor op_resnet_block(recorded *c)
+{
+    db_tape *t = c->tape;
+    db_tensor h = db_group_norm(t, A(c, "x"), A(c, "w0"), A(c, "b0"), none, 2, 1e-5f, DB_ACT_SILU);
+    db_tensor shortcut = db_conv2d(t, A(c, "x"), A(c, "ks"), A(c, "cs"), none, 1, 0, 0);
+    h = db_conv2d(t, h, A(c, "k0"), A(c, "c0"), none, 1, 1, 1);
+    h = db_group_norm(t, h, A(c, "w1"), A(c, "b1"), A(c, "ss"), 4, 1e-5f, DB_ACT_SILU);
+    return db_conv2d(t, h, A(c, "k1"), A(c, "c1"), shortcut, 1, 1, 1);
+}
+static db_tensor op_transformer_block(recorded *c)
+{
+    db_tape *t = c->tape;
+    db_tensor x = A(c, "x"), n = db_layer_norm(t, x, A(c, "w0"), A(c, "b0"), 1e-5f), both = db_concat(t, A(c, "text"), n, 1), f;
+    db_tensor q = db_linear(t, n, A(c, "wq"), none, none), k = db_linear(t, both, A(c, "wk"), none, none);
+    db_tensor v = db_linear(t, both, A(c, "wv"), none, none), a = db_attention(t, q, k, v, none, none, 3, 0.5f, 0);
+    x = db_linear(t, a, A(c, "wo"), A(c, "bo"), x);
+    f = db_linear(t, db_layer_norm(t, x, A(c, "w1"), A(c, "b1"), 1e-5f), A(c, "wf"), A(c, "bf"), none);
+    f = db_multiply(t, db_slice(t, f, 0, 24), db_activate(t, db_slice(t, f, 24, 24), DB_ACT_GELU));
+    return db_linear(t, f, A(c, "wp"), A(c, "bp"), x);
+}
+
+static const struct operation {
+    const char *name;
+    db_tensor (*record)(recorded *c);
+} operations[] = {
+    {"conv2d", op_conv2d}, {"linear", op_linear}, {"group_norm", op_group_norm}, {"layer_norm", op_layer_norm},
+    {"rms_norm", op_rms_norm}, {"activate", op_activate}, {"multiply", op_multiply}, {"weighted_sum", op_weighted_sum},
+    {"concat", op_concat}, {"slice", op_slice}, {"cast", op_cast}, {"avg_pool2", op_avg_pool2}, {"upsample2", op_upsample2},
+    {"attention", op_attention}, {"embedding", op_embedding}, {"add_rows", op_add_rows}, {"mean_tokens", op_mean_tokens},
+    {"sinusoid", op_sinusoid}, {"resize_bilinear", op_resize_bilinear}, {"mix", op_mix}, {"mse", op_mse},
+    {"cross_entropy", op_cross_entropy}, {"position_bias", op_position_bias}, {"resnet_block", op_resnet_block},
+    {"transformer_block", op_transformer_block}};
+enum { N_OPERATIONS = sizeof operations / sizeof *operations };
+
+static size_t read_dims(const db_json *array, size_t dim[4], int *n_dims)
+{
+    const db_json *d;
+    size_t count = 1;
+    *n_dims = 0;
+    memset(dim, 0, 4 * sizeof *dim);
+    for (d = array->first; d; d = d->next) count *= dim[(*n_dims)++] = (size_t)d->integer;
+    return count;
+}
+
+/* Makes an argument's numbers, and declares it: a parameter in the table or an input on the tape. */
+static void declare(recorded *c, const db_json *spec, const char *only)
+{
+    case_arg *a = &c->arg[c->n++];
+    const char *as = db_json_string(spec, "as", "");
+    const db_json *v = db_json_get(spec, "values");
+    size_t dim[4], k = 0;
+    int n_dims;
+    a->name = spec->key;
+    a->count = read_dims(db_json_get(spec, "dim"), dim, &n_dims);
+    a->value = (float *)need(a->count * sizeof(float));
+    if (v) for (v = v->first; v; v = v->next) a->value[k++] = (float)v->number;
+    else formula((uint32_t)db_json_int(spec, "seed", 0), a->count, db_json_number(spec, "scale", 1), db_json_number(spec, "offset", 0),
+                 I(c, "full"), a->value);
+    a->wanted = db_json_int(spec, "grad", 0) && (!only || !strcmp(only, a->name));
+    a->is_param = !strcmp(as, "param");
+    a->dtype = !strcmp(as, "input") ? c->ctx->config.compute : !strcmp(as, "ids") ? DB_I32 : DB_F32;
+    if (a->is_param) {
+        db_param *p = db__params_declare(&c->params, a->name, n_dims, dim);
+        if (p) p->frozen = !a->wanted;
+    } else {
+        a->t = db_input(c->tape, a->dtype, n_dims, dim);
+        if (a->wanted) db_require_grad(c->tape, a->t);
+    }
+}
+
+/* Puts the values of an argument where a run finds them. */
+static void fill(recorded *c, const case_arg *a)
+{
+    size_t k;
+    if (a->is_param) {
+        db_param *p = db_params_find(&c->params, a->name);
+        db_param_set(p, p->data, a->value);
+    } else if (a->dtype == DB_F32) {
+        db_upload(c->tape, a->t, a->value);
+    } else if (a->dtype == DB_BF16) {
+        uint16_t *half = (uint16_t *)need(a->count * sizeof *half);
+        for (k = 0; k < a->count; k++) half[k] = db__f32_to_bf16(a->value[k]);
+        db_upload(c->tape, a->t, half);
+        free(half);
+    } else {
+        int32_t *id = (int32_t *)need(a->count * sizeof *id);
+        for (k = 0; k < a->count; k++) id[k] = (int32_t)a->value[k];
+        db_upload(c->tape, a->t, id);
+        free(id);
+    }
+}
+
+/* Makes the whole arena `byte`s before inputs are uploaded: values are written before they are used. */
+static void poison(recorded *c, int byte)
+{
+    size_t k;
+    if (db__ensure_arena(c->tape) != DB_OK) return;
+    memset(c->tape->arena, byte, c->tape->arena_bytes + c->tape->scratch_bytes);
+    for (k = 0; k < c->n; k++) fill(c, &c->arg[k]);
+}
+
+/* Records case `spec`, with gradients of all that has one or of the argument `only`. */
+static void record_case(recorded *c, db_ctx *ctx, const db_json *spec, const char *only)
+{
+    const struct operation *op = operations;
+    const db_json *a;
+    size_t k;
+    db_tensor target = none, first_loss;
+    memset(c, 0, sizeof *c);
+    c->spec = spec, c->ctx = c->params.ctx = ctx;
+    c->y = c->loss = none;
+    if (db_tape_create(ctx, &c->tape) != DB_OK) return;
+    for (a = db_json_get(spec, "args")->first; a; a = a->next) declare(c, a, only);
+    if (c->params.n) db__params_allocate(&c->params);
+    if (c->params.n) db_params_require_grad(&c->params);
+    c->net.tape = c->tape, c->net.params = &c->params;
+    for (k = 0; k < c->n; k++) {
+        const db_param *p = c->arg[k].is_param ? db_params_find(&c->params, c->arg[k].name) : NULL;
+        if (p) c->arg[k].t = db__weight(&c->net, p->name, p->dim[0], p->dim[1], p->dim[2], p->dim[3]);
+    }
+    while (strcmp(op->name, db_json_string(spec, "op", ""))) op++;
+    c->y = op->record(c);
+    if (I(c, "twice")) {
+        first_loss = c->loss;
+        target = op->record(c);
+        if (c->loss.id >= 0) c->loss = db_weighted_sum(c->tape, 1, first_loss, 0.5f, c->loss);
+        else c->y = db_weighted_sum(c->tape, 1, c->y, 0.5f, target);
+    }
+    if (c->loss.id < 0 && c->y.id >= 0) {
+        case_arg *t = &c->arg[c->n++];
+        t->name = "T";
+        t->dtype = DB_F32;
+        t->count = db_count(c->y);
+        t->value = (float *)need(t->count * sizeof(float));
+        formula((uint32_t)S(c, "seed"), t->count, 1, 0, 0, t->value);
+        t->t = db_input(c->tape, DB_F32, c->y.n_dims, c->y.dim);
+        c->loss = db_mse(c->tape, c->y, t->t, none, none, NULL);
+    }
+    db_keep(c->tape, c->y);
+    db_keep(c->tape, c->loss);
+    if (!I(c, "forward")) db_backward(c->tape, c->loss);
+    for (k = 0; k < c->n; k++)
+        if (c->arg[k].wanted && !c->arg[k].is_param) db_keep(c->tape, db_grad(c->tape, c->arg[k].t));
+}
+
+static void free_case(recorded *c)
+{
+    size_t k;
+    for (k = 0; k < c->n; k++) free(c->arg[k].value);
+    db_tape_destroy(c->tape);
+    db__params_free(&c->params);
+}
+
+static float *add_result(results *out, const char *name, size_t count, int of_param)
+{
+    result *r = &out->r[out->n++];
+    r->name = name, r->count = count, r->of_param = of_param;
+    return r->value = (float *)need(count * sizeof(float));
+}
+
+static void collect(recorded *c, results *out)
+{
+    size_t k;
+    out->n = 0;
+    if (c->ctx->result != DB_OK) return;
+    db_download(c->tape, c->y, add_result(out, "y", db_count(c->y), 0));
+    db_download(c->tape, c->loss, add_result(out, "loss", 1, 0));
+    for (k = 0; k < c->n; k++) {
+        case_arg *a = &c->arg[k];
+        float *value;
+        if (!a->wanted) continue;
+        value = add_result(out, a->name, a->count, a->is_param);
+        if (a->is_param) {
+            const db_param *p = db_params_find(&c->params, a->name);
+            db_param_get(p, p->grad, value);
+        } else if (db_grad(c->tape, a->t).id < 0) {
+            value[0] = (float)NAN; /* there is no gradient */
+        } else {
+            db_download(c->tape, db_grad(c->tape, a->t), value);
+        }
+    }
+}
+
+/* ---- comparing ---------------------------------------------------------------------------------------- */
+
+/* Why a test failed: the first reason, as text; empty while there is none. */
+typedef struct verdict {
+    char why[600];
+    double worst;
+    size_t cases, gradients;
+} verdict;
+
+DB__PRINTF(2, 3) static void object(verdict *v, const char *format, ...)
+{
+    va_list args;
+    if (v->why[0]) return;
+    va_start(args, format);
+    vsnprintf(v->why, sizeof v->why, format, args);
+    va_end(args);
+}
+
+static const char *title(const recorded *c) { return db_json_string(c->spec, "name", "?"); }
+
+/* Notes an error; `what` is "y", "loss" or the argument whose gradient it is. */
+static void judge(verdict *v, const recorded *c, const result *r, double err, double limit, const char *against, size_t at, float got, float want)
+{
+    int is_value = !strcmp(r->name, "y") || !strcmp(r->name, "loss");
+    v->worst = DB__MAX(v->worst, err);
+    if (!(err <= limit))
+        object(v, "case \"%s\", %s%s: err %.1e > %.1e against %s, at %zu (%g, not %g)", title(c), is_value ? "" : "gradient of ", r->name, err,
+               limit, against, at, (double)got, (double)want);
+}
+
+/* The samples and checksums that make_ops.py stores of n numbers. */
+enum { LIMIT = 256, SAMPLES = 160, TAIL = 8 };
+static size_t take_samples(const float *x, size_t n, float *out, double sum[2])
+{
+    size_t k, m = 0, step = n / SAMPLES | 1;
+    sum[0] = sum[1] = 0;
+    if (n <= LIMIT) {
+        memcpy(out, x, n * sizeof *x);
+        return n;
+    }
+    for (k = 0; k < n; k += step) out[m++] = x[k];
+    for (k = n - TAIL; k < n; k++) out[m++] = x[k];
+    for (k = 0; k < n; k++) {
+        float u;
+        uint32_t h = hash(77, (uint32_t)k);
+        u = (float)((2.0 * (double)(h >> 24) - 255) / 256);
+        sum[0] += (double)x[k];
+        sum[1] += (double)x[k] * (double)u;
+    }
+    return m;
+}
+
+/* Results against the golden file. */
+static void compare_golden(verdict *v, const recorded *c, const db_safetensors *golden, const results *got, double limit)
+{
+    float *want[MAX_RESULTS], sampled[LIMIT + SAMPLES + TAIL];
+    double floors[MAX_RESULTS], largest = 0, sum[2];
+    size_t count[MAX_RESULTS], k, at;
+    for (k = 0; k < got->n; k++) {
+        char name[200];
+        snprintf(name, sizeof name, "%s/%s/%s%s", db_json_string(c->spec, "op", ""), title(c), k < 2 ? "" : "d ", got->r[k].name);
+        want[k] = test_golden_values(golden, name, &count[k]);
+        if (!want[k]) object(v, "the golden file has no %s", name);
+        floors[k] = want[k] ? test_largest(want[k], count[k]) : 0;
+        if (k >= 2) largest = DB__MAX(largest, floors[k]);
+    }
+    for (k = 0; k < got->n; k++) { /* the floor: 1e-3 of the largest gradient of the case, or of y or the loss itself */
+        double floor = 1e-3 * (k >= 2 ? largest : floors[k]), err, scale;
+        size_t n = take_samples(got->r[k].value, got->r[k].count, sampled, sum), sums = got->r[k].count > LIMIT ? 2 : 0;
+        if (!want[k]) continue;
+        if (n + sums != count[k]) {
+            object(v, "case \"%s\", %s: %zu values, the golden file has %zu", title(c), got->r[k].name, n + sums, count[k]);
+        } else {
+            err = test_error(sampled, want[k], n, floor, &at);
+            judge(v, c, &got->r[k], err, limit, "PyTorch", at, sampled[at], want[k][at]);
+            for (at = 0; at < sums; at++) { /* errors of single elements add up like a random walk */
+                scale = (test_largest(want[k], n) + floor) * sqrt((double)got->r[k].count);
+                err = fabs(sum[at] - (double)want[k][n + at]) / scale;
+                judge(v, c, &got->r[k], err == err ? err : HUGE_VAL, limit, "PyTorch's checksum", at, (float)sum[at], want[k][n + at]);
+            }
+        }
+    }
+    for (k = 0; k < got->n; k++) free(want[k]);
+}
+
+/* Results against others of the same case: limit 0 asks for the same bits. */
+static void compare_results(verdict *v, const recorded *c, const results *got, const results *want, double limit, const char *against)
+{
+    size_t k, j, at;
+    double largest = 0;
+    for (k = 2; k < want->n; k++) largest = DB__MAX(largest, test_largest(want->r[k].value, want->r[k].count));
+    for (k = 0; k < got->n; k++) {
+        const result *g = &got->r[k];
+        for (j = 0; j < want->n && strcmp(want->r[j].name, g->name); j++) continue;
+        if (j == want->n || want->r[j].count != g->count) {
+            object(v, "case \"%s\": no %s to compare with", title(c), g->name);
+        } else if (limit > 0) {
+            double err = test_error(g->value, want->r[j].value, g->count, k >= 2 ? 1e-3 * largest : 0, &at);
+            judge(v, c, g, err, limit, against, at, g->value[at], want->r[j].value[at]);
+        } else if (memcmp(g->value, want->r[j].value, g->count * sizeof(float))) {
+            for (at = 0; !memcmp(g->value + at, want->r[j].value + at, sizeof(float)); at++) continue;
+            object(v, "case \"%s\", %s%s: other bits than %s, at %zu (%.9g, not %.9g)", title(c), k < 2 ? "" : "gradient of ", g->name, against, at,
+                   (double)g->value[at], (double)want->r[j].value[at]);
+        }
+    }
+}
+
+/* ---- every case on every instruction set ----------------------------------------------------------------- */
+
+typedef struct flavour { /* an instruction set, a data type */
+    char name[40];
+    db_ctx *ctx[2]; /* with one thread, with two */
+    db_dtype dtype;
+} flavour;
+
+enum { MAX_FLAVOURS = 16 };
+static flavour flavours[MAX_FLAVOURS]; /* scalar f32 first */
+static size_t n_flavours;
+
+static void make_flavours(void)
+{
+    const db__kernels *seen[2 * MAX_FLAVOURS];
+    size_t n_seen = 0, n_isas = 0, k, j;
+    int half, threads;
+    while (db_isa_name(n_isas)) n_isas++;
+    for (half = 0; half < 2; half++)
+        for (k = n_isas; k-- > 0;) {
+            flavour *f = &flavours[n_flavours];
+            db_config config = db_config_default();
+            config.compute = half ? DB_BF16 : DB_F32;
+            config.isa = db_isa_name(k);
+            f->dtype = config.compute;
+            snprintf(f->name, sizeof f->name, "%s %s", config.isa, half ? "bf16" : "f32");
+            for (threads = 1; threads <= 2; threads++) {
+                config.threads = threads;
+                if (db_create(&f->ctx[threads - 1], &config) != DB_OK) {
+                    test_fail(f->name, "no context");
+                    exit(test_summary());
+                }
+            }
+            for (j = 0; j < n_seen && seen[j] != db__kernels_for(f->ctx[0], f->dtype); j++) continue;
+            if (j < n_seen) {
+                db_destroy(f->ctx[0]);
+                db_destroy(f->ctx[1]);
+                continue;
+            }
+            seen[n_seen++] = db__kernels_for(f->ctx[0], f->dtype);
+            n_flavours++;
+        }
+}
+
+/* Runs a recorded case `runs` times and collects the last run's results. */
+static void run_case(verdict *v, recorded *c, int byte, int runs, results *out)
+{
+    int k;
+    out->n = 0;
+    if (c->ctx->result == DB_OK) poison(c, byte);
+    for (k = 0; k < runs; k++) {
+        if (k) poison(c, byte);
+        if (c->ctx->result == DB_OK) db_run(c->tape, 1, 0);
+    }
+    collect(c, out);
+    if (c->ctx->result != DB_OK) object(v, "case \"%s\": %s", title(c), db_last_error(c->ctx));
+    db_clear_error(c->ctx);
+}
+
+/* After a second run: parameters' gradients twice as large, the rest as before. */
+static void check_second_run(verdict *v, const recorded *c, const results *one, const results *two)
+{
+    size_t k, i;
+    double largest = 0;
+    for (k = 2; k < one->n; k++) largest = DB__MAX(largest, test_largest(one->r[k].value, one->r[k].count));
+    for (k = 0; k < two->n; k++) {
+        const result *r = &two->r[k];
+        if (!r->of_param) {
+            if (memcmp(r->value, one->r[k].value, r->count * sizeof(float)))
+                object(v, "case \"%s\", %s%s: the second run gives other bits", title(c), k < 2 ? "" : "gradient of ", r->name);
+            continue;
+        }
+        for (i = 0; i < r->count; i++) r->value[i] *= 0.5f;
+        if (!(test_error(r->value, one->r[k].value, r->count, 1e-3 * largest, NULL) < 1e-5))
+            object(v, "case \"%s\", gradient of %s: two runs do not give twice that of one", title(c), r->name);
+    }
+}
+
+static void test_case(verdict *v, const flavour *f, const db_json *spec, const db_safetensors *golden, results *scalar, int thorough)
+{
+    recorded c;
+    results got, again;
+    size_t k;
+    double limit = f->dtype == DB_F32 ? f32_limit : bf16_limit;
+    int first = f == flavours;
+    record_case(&c, f->ctx[0], spec, NULL);
+    run_case(v, &c, 0xFF, 1, &got);
+    v->cases++;
+    v->gradients += got.n > 2 ? got.n - 2 : 0;
+    compare_golden(v, &c, golden, &got, limit);
+    if (!first) compare_results(v, &c, &got, scalar, limit, "scalar f32");
+    if (got.n && f->dtype == DB_F32) {
+        poison(&c, 0xFF);
+        run_case(v, &c, 0x7E, 1, &again);
+        check_second_run(v, &c, &got, &again);
+        free_results(&again);
+    }
+    free_case(&c);
+
+    record_case(&c, f->ctx[1], spec, NULL);
+    run_case(v, &c, 0x7E, 1, &again);
+    compare_results(v, &c, &again, &got, 0, "with one thread");
+    free_results(&again);
+    free_case(&c);
+
+    for (k = 2; thorough && k < got.n && got.n > 3; k++) {
+        record_case(&c, f->ctx[0], spec, got.r[k].name);
+        run_case(v, &c, 0xFF, 1, &again);
+        compare_results(v, &c, &again, &got, 0, "with all gradients");
+        free_results(&again);
+        free_case(&c);
+    }
+    if (first) *scalar = got;
+    else free_results(&got);
+}
+
+static void test_operation(const char *op, const db_json *cases, const db_safetensors *golden)
+{
+    static results scalar[MAX_CASES];
+    const db_json *spec;
+    size_t k, n;
+    for (k = 0; k < n_flavours; k++) {
+        verdict v;
+        char name[80];
+        const flavour *f = &flavours[k];
+        memset(&v, 0, sizeof v);
+        snprintf(name, sizeof name, "%.30s %.40s", op, f->name);
+        for (spec = cases->first, n = 0; spec; spec = spec->next, n++) {
+            if (strcmp(db_json_string(spec, "op", ""), op) || (f->dtype == DB_BF16 && !db_json_int(spec, "bf16", 1))) continue;
+            test_case(&v, f, spec, golden, &scalar[n], f->dtype == DB_F32 && (k == 0 || k + 1 == n_flavours || flavours[k + 1].dtype != DB_F32));
+        }
+        if (!v.cases) object(&v, "the golden file has no case");
+        if (v.why[0]) test_fail(name, "%s", v.why);
+        else test_pass(name, "err %.1e (%zu cases, %zu gradients)", v.worst, v.cases, v.gradients);
+    }
+    for (n = 0; n < MAX_CASES; n++) free_results(&scalar[n]);
+}
+
+int main(int argc, char **argv)
+{
+    db_ctx *ctx;
+    db_safetensors *golden;
+    const char *list;
+    const db_json *cases;
+    size_t k;
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
+    golden = test_golden(ctx, argc > 1 ? argv[1] : "tests/golden/ops.safetensors");
+    list = db_safetensors_metadata(golden, "cases");
+    cases = list ? db_json_parse(ctx, "cases", list, strlen(list)) : NULL;
+    if (!cases || cases->count > MAX_CASES) {
+        test_fail("list of cases", "%s", db_last_error(ctx));
+        return test_summary();
+    }
+    make_flavours();
+    for (k = 0; k < N_OPERATIONS; k++) test_operation(operations[k].name, cases, golden);
+
+    for (k = 0; k < n_flavours; k++) db_destroy(flavours[k].ctx[0]), db_destroy(flavours[k].ctx[1]);
+    db_json_free(cases);
+    db_safetensors_close(golden);
+    db_destroy(ctx);
+    return test_summary();
+}

@@ -1,0 +1,526 @@
+/* pretrain - trains the networks of the shipped cascade from nothing.
+
+   build/pretrain vocabulary --dir DIR                       writes DIR/tokenizer/spiece.model
+   build/pretrain text --dir DIR --steps N                   trains DIR/text_encoder on sentences
+   build/pretrain base --dir DIR --pool FILE --steps N       trains DIR/unet on a pool of pictures
+
+   Both trainings keep their whole state in --state FILE and go on from it. They stop after the step
+   in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than
+   --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end.
+
+   The base, as PAPER_NOTES.md explains: prediction of v; the loss weighted threefold inside the
+   renderer's object mask; an auxiliary head, dropped afterwards, that predicts mask and normals from
+   the decoder's features; a learning rate that warms up, stays, and decays over the last
+   --decay steps; half the size first (--size 32), then the whole.                              */
+
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#define WORLD_IMPLEMENTATION
+#include "world.h"
+#define IMAGES_IMPLEMENTATION
+#include "images.h"
+#define SPIECE_IMPLEMENTATION
+#include "spiece.h"
+#include <ctype.h>
+#include <signal.h>
+#include <time.h>
+
+enum { TOKENS = 77, TEXT_TOKENS = 32, PIECES_MULTIPLE = 64 };
+enum { FOR_INIT = 1000, FOR_BATCH, FOR_TIME, FOR_NOISE, FOR_MASK }; /* purposes of random streams */
+
+typedef struct options {
+    const char *dir, *pool, *state, *sheets;
+    long steps, batch, size, warmup, decay, save_every, sheet_every, threads;
+    double lr, ema, aux;
+    int bf16;
+    uint64_t seed;
+} options;
+
+static volatile sig_atomic_t stop_asked;
+static void on_signal(int s) { (void)s, stop_asked = 1; }
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int fail(const char *what, const char *detail)
+{
+    fprintf(stderr, "pretrain: %s%s\n", what, detail ? detail : "");
+    return 1;
+}
+
+/* ---- vocabulary ------------------------------------------------------------------------------- */
+
+static int by_text(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* Counts the words of many sentences and writes them with the reserved pieces as a spiece.model. */
+static int vocabulary(const options *o)
+{
+    enum { SENTENCES = 200000 };
+    size_t n = 0, capacity = 4u << 20, distinct = 0, k;
+    char **word = (char **)malloc(capacity * sizeof *word), buffer[WORLD_CAPTION_MAX], path[4096];
+    spiece_word *list;
+    if (!word) return fail("out of memory", NULL);
+    for (k = 0; k < SENTENCES; k++) {
+        char *w;
+        world_text(world_seed(WORLD_PRETRAIN, k), buffer, sizeof buffer);
+        for (w = strtok(buffer, " "); w && n < capacity; w = strtok(NULL, " ")) {
+            size_t rare = 0;
+            while (rare < world_n_rare && strcmp(world_rare[rare], w)) rare++;
+            if (rare == world_n_rare) word[n++] = strdup(w);
+        }
+    }
+    qsort(word, n, sizeof *word, by_text);
+    list = (spiece_word *)calloc(n + 1, sizeof *list);
+    for (k = 0; k < n; k++) {
+        if (!k || strcmp(word[k], word[k - 1])) list[distinct++].text = word[k];
+        list[distinct - 1].count++;
+    }
+    snprintf(path, sizeof path, "%s/tokenizer/spiece.model", o->dir);
+    n = spiece_write(path, list, distinct, world_rare, world_n_rare, PIECES_MULTIPLE);
+    if (!n) return fail("cannot write ", path);
+    printf("%zu words, %d reserved pieces, %zu pieces in %s\n", distinct, (int)world_n_rare, n, path);
+    return 0;
+}
+
+/* ---- state: parameters, their average, both moments, the step ------------------------------------ */
+
+typedef struct trainer {
+    db_param_table *params;
+    db_optimizer opt;
+    float *ema;
+    uint64_t step, seen;
+    double seconds;
+} trainer;
+
+static db_result save_state(const trainer *t, const char *path)
+{
+    db_ctx *ctx = t->params->ctx;
+    db_safetensors_writer *w = db_safetensors_create(ctx, path);
+    char text[64];
+    size_t n = t->params->count;
+    snprintf(text, sizeof text, "%llu %llu %.1f", (unsigned long long)t->step, (unsigned long long)t->seen, t->seconds);
+    db_safetensors_add_metadata(w, "progress", text);
+    db_safetensors_declare(w, "params", DB_F32, 1, &n);
+    db_safetensors_declare(w, "ema", DB_F32, 1, &n);
+    db_safetensors_declare(w, "m", DB_F32, 1, &n);
+    db_safetensors_declare(w, "v", DB_F32, 1, &n);
+    db_safetensors_write_f32(w, "params", t->params->data);
+    db_safetensors_write_f32(w, "ema", t->ema);
+    db_safetensors_write_f32(w, "m", t->opt.m);
+    db_safetensors_write_f32(w, "v", t->opt.v);
+    return db_safetensors_finish(w);
+}
+
+static db_result load_state(trainer *t, const char *path)
+{
+    db_ctx *ctx = t->params->ctx;
+    db_safetensors *st = NULL;
+    static const char *const names[] = {"params", "ema", "m", "v"};
+    float *to[4];
+    int k;
+    unsigned long long step = 0, seen = 0;
+    if (db_safetensors_open(ctx, path, &st) != DB_OK) return db_status(ctx);
+    to[0] = t->params->data, to[1] = t->ema, to[2] = t->opt.m, to[3] = t->opt.v;
+    for (k = 0; k < 4; k++) {
+        const db_file_tensor *f = db_safetensors_find(st, names[k]);
+        if (!f || f->count != t->params->count) return db__fail(ctx, DB_ERROR_SHAPE, "%s is the state of another network", path);
+        db_file_tensor_to_f32(f, to[k]);
+    }
+    if (db_safetensors_metadata(st, "progress")) sscanf(db_safetensors_metadata(st, "progress"), "%llu %llu %lf", &step, &seen, &t->seconds);
+    t->step = t->opt.step = step, t->seen = seen;
+    db_safetensors_close(st);
+    return DB_OK;
+}
+
+/* Uniform with variance gain / fan_in; norms 1 and 0; what closes a residual branch starts at zero. */
+static void initialise(db_param_table *p, uint64_t seed)
+{
+    size_t k, i;
+    for (k = 0; k < p->n; k++) {
+        db_param *item = &p->item[k];
+        const char *name = item->name;
+        size_t fan = item->n_dims > 1 ? item->count / item->dim[0] : 1;
+        float scale = sqrtf(1.0f / (float)fan);
+        db_rng rng;
+        rng.seed = seed, rng.purpose = FOR_INIT, rng.step = (uint32_t)k;
+        if (item->n_dims == 1) {
+            for (i = 0; i < item->count; i++) item->data[i] = strstr(name, "norm") && strstr(name, "weight") ? 1.0f : 0.0f;
+            continue;
+        }
+        if (strstr(name, "conv2.weight") || strstr(name, "conv_out.weight") || strstr(name, "to_out") || strstr(name, "aux")) scale = 0;
+        if (strstr(name, "shared.weight")) scale = 1;
+        if (strstr(name, "SelfAttention.q")) scale = 1.0f / sqrtf((float)fan * 32.0f); /* T5: d_kv in q */
+        db_random_normal(&rng, item->count, item->data);
+        for (i = 0; i < item->count; i++) item->data[i] *= scale;
+    }
+}
+
+/* Warm-up, constant, and a linear decay to nothing over the last `decay` of `steps`. */
+static float learning_rate(const options *o, uint64_t step)
+{
+    double warm = DB__MIN(1.0, (double)(step + 1) / (double)(o->warmup + 1));
+    double left = o->decay ? DB__MIN(1.0, (double)((uint64_t)o->steps - step) / (double)o->decay) : 1;
+    return (float)(o->lr * warm * left);
+}
+
+static float ema_decay(const options *o, uint64_t step) { return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10)); }
+
+static db_result init_trainer(trainer *t, db_param_table *params, const options *o, int state_there)
+{
+    db_optimizer_config c = db_optimizer_config_default();
+    c.beta2 = 0.99f;
+    t->params = params;
+    t->ema = (float *)db__alloc(params->ctx, params->count, sizeof(float));
+    db_optimizer_init(&t->opt, params, &c);
+    if (db_status(params->ctx) != DB_OK) return db_status(params->ctx);
+    initialise(params, o->seed);
+    memcpy(t->ema, params->data, params->count * sizeof(float));
+    return state_there ? load_state(t, o->state) : DB_OK;
+}
+
+static int exists(const char *path)
+{
+    FILE *f = path ? fopen(path, "rb") : NULL;
+    if (f) fclose(f);
+    return f != NULL;
+}
+
+/* ---- the text encoder ------------------------------------------------------------------------------ */
+
+/* Spans of tokens, 15-30 % of a sentence, are replaced by a mask piece and predicted in their places from
+   the encoder's last state: span corruption, decoded in parallel by one linear layer that is then dropped. */
+static int train_text(const options *o, db_ctx *ctx)
+{
+    char path[4096], sentence[WORLD_CAPTION_MAX];
+    db_text_config c;
+    db_text_encoder *e = NULL;
+    db_tokenizer *tok = NULL;
+    db_tape *t = NULL;
+    db_tensor ids, mask, targets, y, loss;
+    trainer tr;
+    size_t dim[2], B = (size_t)o->batch, n = B * TEXT_TOKENS, k, i;
+    int32_t *in = (int32_t *)malloc(n * 4), *goal = (int32_t *)malloc(n * 4), valid[TEXT_TOKENS];
+    float *attend = (float *)malloc(n * sizeof(float));
+    double sum = 0, began;
+    memset(&tr, 0, sizeof tr);
+    snprintf(path, sizeof path, "%s/text_encoder/config.json", o->dir);
+    db_text_config_load(ctx, path, &c);
+    snprintf(path, sizeof path, "%s/tokenizer", o->dir);
+    if (db_tokenizer_load(ctx, path, &tok) != DB_OK) return fail(db_last_error(ctx), NULL);
+    if (db_tokenizer_size(tok) >= c.vocab_size) return fail("the vocabulary has no room for the mask piece", NULL);
+    if (db_text_encoder_create(ctx, &c, &e) != DB_OK || init_trainer(&tr, &e->params, o, exists(o->state)) != DB_OK) return fail(db_last_error(ctx), NULL);
+    db_tape_create(ctx, &t);
+    dim[0] = B, dim[1] = TEXT_TOKENS;
+    ids = db_input(t, DB_I32, 2, dim), mask = db_input(t, DB_F32, 2, dim), targets = db_input(t, DB_I32, 2, dim);
+    y = db_text_forward(t, e, ids, mask); /* [B,T,D]; the head shares the embedding's rows, scaled down */
+    {
+        db_net net;
+        memset(&net, 0, sizeof net);
+        net.tape = t, net.params = &e->params;
+        y = db_weighted_sum(t, 1.0f / sqrtf((float)c.d_model), y, 0, db__none);
+        y = db_linear(t, y, db__weight(&net, "shared.weight", c.vocab_size, c.d_model, 0, 0), db__none, db__none);
+    }
+    loss = db_cross_entropy(t, y, targets);
+    db_backward(t, loss);
+    began = now() - tr.seconds;
+    for (; tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK; tr.step++) {
+        float value = 0;
+        db_rng rng;
+        rng.seed = o->seed, rng.purpose = FOR_MASK, rng.step = (uint32_t)tr.step;
+        for (k = 0; k < B; k++) {
+            int32_t *row = in + k * TEXT_TOKENS, *g = goal + k * TEXT_TOKENS;
+            size_t length = 0, masked, want;
+            uint64_t r = k * 1000;
+            world_text(world_seed(WORLD_PRETRAIN, tr.step * B + k), sentence, sizeof sentence);
+            db_tokenize(tok, sentence, TEXT_TOKENS, row, valid, NULL);
+            for (i = 0; i < TEXT_TOKENS; i++) {
+                length += (size_t)valid[i];
+                attend[k * TEXT_TOKENS + i] = valid[i] ? 0.0f : -1e9f;
+                g[i] = -1;
+            }
+            want = DB__MAX(1, (size_t)((0.15f + 0.15f * db_random_uniform(&rng, r++)) * (float)length));
+            for (masked = 0; masked < want;) {
+                size_t at = db_random_below(&rng, r++, (uint32_t)length), span = 1 + db_random_below(&rng, r++, 3);
+                for (i = at; i < length && i < at + span && masked < want; i++)
+                    if (g[i] < 0) g[i] = row[i], row[i] = (int32_t)c.vocab_size - 1, masked++;
+                if (r > k * 1000 + 900) break;
+            }
+        }
+        db_upload(t, ids, in), db_upload(t, mask, attend), db_upload(t, targets, goal);
+        db_zero_grad(&e->params);
+        db_run(t, o->seed, (uint32_t)tr.step);
+        db_download(t, loss, &value);
+        db_optimizer_step(&tr.opt, learning_rate(o, tr.step), 1, NULL);
+        db_ema_update(&e->params, tr.ema, ema_decay(o, tr.step));
+        sum += (double)value;
+        if ((tr.step + 1) % 200 == 0) {
+            printf("text %llu loss %.4f %.0fs\n", (unsigned long long)tr.step + 1, sum / 200, now() - began), fflush(stdout);
+            sum = 0;
+        }
+        if ((tr.step + 1) % (uint64_t)o->save_every == 0 && o->state) {
+            tr.step++, tr.seconds = now() - began, save_state(&tr, o->state), tr.step--;
+        }
+    }
+    tr.seconds = now() - began;
+    if (o->state) save_state(&tr, o->state);
+    snprintf(path, sizeof path, "%s/text_encoder/model.safetensors", o->dir);
+    db_params_save(&e->params, tr.ema, path, DB_F16);
+    if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
+    printf("text encoder: %llu steps, %.0f s -> %s\n", (unsigned long long)tr.step, tr.seconds, path);
+    return 0;
+}
+
+/* ---- the base ------------------------------------------------------------------------------------------- */
+
+static const char *const sheet_prompts[] = {
+    "a red dog on the beach", "a blue teapot in the snow", "a green car in the city at night", "a yellow duck on the grass",
+    "a purple backpack in the desert", "a white cat on a wooden table", "a brown boot in the forest", "an orange mug on the moon",
+    "a black robot in a kitchen", "a yellow rabbit on a red carpet", "a blue owl under water", "a red turtle on pink fabric",
+    "a white candle on a cobblestone street", "a green clock in a swimming pool", "a purple bear on the beach", "a brown vase on the grass",
+    "a dog", "a cat", "a teapot", "a car",
+    "a blue dog seen from the front", "a blue dog seen from the side", "a blue dog seen from the back", "a blue dog seen from above",
+    "a red cat wearing a hat in the snow", "a sleeping orange dog on the grass", "a spotted black and white duck", "a pencil sketch of a robot",
+    "pixel art of a green car", "a striped red mug", "a dog wearing sunglasses on the beach", "a white rabbit in a crown"};
+enum { SHEET = sizeof sheet_prompts / sizeof *sheet_prompts };
+
+/* A labelled sheet of samples of the average weights: DDIM, 30 steps, guidance 3. */
+static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_schedule *s, db_text_encoder *e, const db_tokenizer *tok)
+{
+    static float text[2 * SHEET * TOKENS * 256], *pixels;
+    const char *prompts[2 * SHEET];
+    const uint8_t *pictures[SHEET];
+    size_t P = (size_t)(o->size * o->size * 3), k, i;
+    uint8_t *bytes = (uint8_t *)malloc(SHEET * P);
+    db_sample_config c = db_sample_config_default();
+    img_grid_config g = img_grid_config_default();
+    img_image sheet;
+    char path[4096], title[200], err[IMG_ERROR_SIZE];
+    float *params = u->params.data;
+    for (k = 0; k < SHEET; k++) prompts[k] = "", prompts[SHEET + k] = sheet_prompts[k];
+    db_encode(e, tok, prompts, 2 * SHEET, TOKENS, text, NULL);
+    pixels = (float *)malloc(SHEET * P * sizeof(float));
+    c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 30, c.guidance_scale = 3, c.seed = 1;
+    for (i = 0; i < u->params.n; i++) u->params.item[i].data = tr->ema + (u->params.item[i].data - params);
+    for (k = 0; k < SHEET; k += 8) { /* eight at a time, to keep the arena small */
+        static float part[16 * TOKENS * 256];
+        size_t D = e->config.d_model, row = TOKENS * D;
+        memcpy(part, text + k * row, 8 * row * sizeof(float));
+        memcpy(part + 8 * row, text + (SHEET + k) * row, 8 * row * sizeof(float));
+        c.seed = 1 + k;
+        db_sample(u, s, &c, part, TOKENS, D, 8, (size_t)o->size, (size_t)o->size, 3, pixels + k * P);
+    }
+    for (i = 0; i < u->params.n; i++) u->params.item[i].data = params + (u->params.item[i].data - tr->ema);
+    for (k = 0; k < SHEET * P; k++) bytes[k] = (uint8_t)((pixels[k] + 1) * 127.5f + 0.5f);
+    for (k = 0; k < SHEET; k++) pictures[k] = bytes + k * P;
+    snprintf(title, sizeof title, "step %llu, %llu pictures seen, %.0f min", (unsigned long long)tr->step, (unsigned long long)tr->seen, tr->seconds / 60);
+    g.title = title, g.columns = 8, g.scale = o->size > 32 ? 2 : 4;
+    snprintf(path, sizeof path, "%s/sheet_%07llu.png", o->sheets, (unsigned long long)tr->step);
+    if (img_grid(pictures, sheet_prompts, SHEET, (size_t)o->size, (size_t)o->size, &g, &sheet, err, sizeof err) == IMG_OK) {
+        if (img_save_png(path, sheet.rgb, sheet.w, sheet.h, err, sizeof err) != IMG_OK) fprintf(stderr, "%s\n", err);
+        img_free(&sheet);
+    }
+    free(bytes);
+    free(pixels);
+}
+
+/* Picture i of the pool at `size` (the pool's, or half of it by averaging), its object weight and the head's
+   target at the features' size (half or a quarter of the pool's auxiliary planes). */
+static void read_picture(const world_pool *pool, size_t i, size_t size, float *rgb, float *weight, float *aux, size_t aux_size)
+{
+    size_t S = pool->header->size, f = S / size, A = S / 2, fa = A / aux_size, x, y, ch, dx, dy;
+    const unsigned char *p = pool->rgb + i * S * S * 3, *a = pool->aux + i * A * A * 4;
+    double total = 0;
+    for (y = 0; y < size; y++)
+        for (x = 0; x < size; x++) {
+            float w;
+            for (ch = 0; ch < 3; ch++) {
+                float sum = 0;
+                for (dy = 0; dy < f; dy++)
+                    for (dx = 0; dx < f; dx++) sum += p[((y * f + dy) * S + x * f + dx) * 3 + ch];
+                rgb[(y * size + x) * 3 + ch] = sum / (float)(f * f) / 127.5f - 1;
+            }
+            w = 1 + 2 * (float)a[(y * A / size * A + x * A / size) * 4] / 255.0f;
+            weight[y * size + x] = w;
+            total += (double)w;
+        }
+    for (x = 0; x < size * size; x++) weight[x] *= (float)((double)(size * size) / total);
+    for (y = 0; y < aux_size; y++)
+        for (x = 0; x < aux_size; x++)
+            for (ch = 0; ch < 4; ch++) {
+                float sum = 0;
+                for (dy = 0; dy < fa; dy++)
+                    for (dx = 0; dx < fa; dx++) sum += a[((y * fa + dy) * A + x * fa + dx) * 4 + ch];
+                sum /= (float)(fa * fa) * 255.0f;
+                aux[(y * aux_size + x) * 4 + ch] = ch ? 2 * sum - 1 : sum;
+            }
+}
+
+static int train_base(const options *o, db_ctx *ctx)
+{
+    char path[4096], caption[WORLD_CAPTION_MAX], err[256];
+    db_unet_config c;
+    db_unet *u = NULL;
+    db_text_encoder *e = NULL;
+    db_tokenizer *tok = NULL;
+    db_schedule s;
+    world_pool pool;
+    trainer tr;
+    db_tape *t = NULL, *tt = NULL;
+    db_unet_features features;
+    db_tensor x, alpha, sigma, minus, time, words, weight, aux_goal, aux_weight, eps, x_t, v, pred, loss, aux_loss, head, ids, valid, encoded;
+    size_t B = (size_t)o->batch, S = (size_t)o->size, P = S * S, A = S / 2, T = TOKENS, k, i, dim[4];
+    float *pixels = (float *)malloc(B * P * 3 * 4), *weights = (float *)malloc(B * P * 4), *goals = (float *)malloc(B * A * A * 4 * 4);
+    float a[256], g[256], m[256], tm[256], aw[256], *text, *mask = (float *)malloc(B * T * 4);
+    int32_t *tokens = (int32_t *)malloc(2 * B * T * 4);
+    double sum = 0, aux_sum = 0, began;
+    memset(&tr, 0, sizeof tr);
+    if (B > 256) return fail("--batch is at most 256", NULL);
+    if (world_pool_open(o->pool ? o->pool : "", &pool, err, sizeof err)) return fail(err, NULL);
+    if ((pool.header->size != S && pool.header->size != 2 * S)) return fail("--size must be the pool's or half of it", NULL);
+    snprintf(path, sizeof path, "%s/tokenizer", o->dir), db_tokenizer_load(ctx, path, &tok);
+    snprintf(path, sizeof path, "%s/text_encoder", o->dir), db_text_encoder_load(ctx, path, &e);
+    snprintf(path, sizeof path, "%s/scheduler/scheduler_config.json", o->dir), db_schedule_load(ctx, path, &s);
+    snprintf(path, sizeof path, "%s/unet/config.json", o->dir), db_unet_config_load(ctx, path, &c);
+    if (db_status(ctx) != DB_OK || db_unet_create(ctx, &c, &u) != DB_OK) return fail(db_last_error(ctx), NULL);
+    {   /* the auxiliary head is one more parameter of the table while training */
+        size_t from = c.block_out_channels[c.n_levels - 2], shape[4];
+        shape[0] = 4, shape[1] = from, shape[2] = shape[3] = 1;
+        db__params_declare(&u->params, "aux.weight", 4, shape);
+        db__params_declare(&u->params, "aux.bias", 1, shape);
+        db__free(ctx, u->params.data);
+        db__params_allocate(&u->params);
+    }
+    if (init_trainer(&tr, &u->params, o, exists(o->state)) != DB_OK) return fail(db_last_error(ctx), NULL);
+
+    /* the text encoder on a tape of its own: frozen */
+    text = (float *)malloc(B * T * e->config.d_model * 4);
+    db_tape_create(ctx, &tt);
+    dim[0] = B, dim[1] = T;
+    ids = db_input(tt, DB_I32, 2, dim), valid = db_input(tt, DB_F32, 2, dim);
+    encoded = db_text_forward(tt, e, ids, valid);
+    db_keep(tt, encoded);
+
+    /* E[ w |v_hat(alpha x + sigma eps, c) - v|^2 ] + aux * |head(features) - truth|^2 */
+    db_tape_create(ctx, &t);
+    dim[0] = B, dim[1] = S, dim[2] = S, dim[3] = 3;
+    x = db_input(t, DB_F32, 4, dim);
+    alpha = db_input(t, DB_F32, 1, dim), sigma = db_input(t, DB_F32, 1, dim), minus = db_input(t, DB_F32, 1, dim), time = db_input(t, DB_F32, 1, dim);
+    weight = db_input(t, DB_F32, 3, dim);
+    aux_weight = db_input(t, DB_F32, 1, dim);
+    dim[1] = A, dim[2] = A, dim[3] = 4;
+    aux_goal = db_input(t, DB_F32, 4, dim);
+    dim[1] = T, dim[2] = e->config.d_model;
+    words = db_input(t, DB_F32, 3, dim);
+    eps = db_normal_like(t, x, FOR_NOISE);
+    x_t = db_mix(t, alpha, x, sigma, eps);   /* alpha x + sigma eps */
+    v = db_mix(t, alpha, eps, minus, x);     /* alpha eps - sigma x */
+    pred = db_unet_forward(t, u, x_t, time, words, db__none, &features);
+    loss = db_mse(t, pred, v, db__none, weight, NULL);
+    {
+        db_net net;
+        memset(&net, 0, sizeof net);
+        net.tape = t, net.params = &u->params;
+        head = db__conv_layer(&net, "aux", features.up[c.n_levels - 3], 4, 1, db__none);
+        aux_loss = db_mse(t, head, aux_goal, aux_weight, db__none, NULL);
+    }
+    db_backward(t, db_weighted_sum(t, 1, loss, (float)o->aux, aux_loss));
+    {
+        db_memory_plan plan;
+        if (db_plan(t, &plan) == DB_OK)
+            printf("base: %.2fM parameters, %zu pictures in the pool, batch %zu at %zu px: %.0f MB, %.1f GFLOP a step, %s %s\n", (double)u->params.count / 1e6,
+                   (size_t)pool.header->count, B, S, (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6, plan.flops / 1e9, db_isa(ctx), o->bf16 ? "bf16" : "f32");
+        fflush(stdout);
+    }
+    began = now() - tr.seconds;
+    for (; tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK;) {
+        db_rng rng;
+        float value = 0, aux_value = 0;
+        rng.seed = o->seed, rng.purpose = FOR_BATCH, rng.step = (uint32_t)tr.step;
+        for (k = 0; k < B; k++) {
+            size_t at = db_random_below(&rng, k, (uint32_t)pool.header->count), step_t;
+            db_rng when = rng;
+            when.purpose = FOR_TIME;
+            step_t = db_random_below(&when, k, (uint32_t)s.num_train_timesteps);
+            read_picture(&pool, at, S, pixels + k * P * 3, weights + k * P, goals + k * A * A * 4, A);
+            db_schedule_coefficients(&s, step_t, &a[k], &g[k]);
+            m[k] = -g[k];
+            tm[k] = (float)step_t;
+            aw[k] = step_t < 800 ? 1.0f : 0.0f;
+            world_caption(&pool.scenes[at], tr.step * B + k, caption, sizeof caption);
+            db_tokenize(tok, caption, T, tokens + k * T, tokens + (B + k) * T, NULL);
+            for (i = 0; i < T; i++) mask[k * T + i] = tokens[(B + k) * T + i] ? 0.0f : -1e9f;
+        }
+        db_upload(tt, ids, tokens), db_upload(tt, valid, mask);
+        db_run(tt, 0, 0);
+        db_download(tt, encoded, text);
+        db_upload(t, x, pixels), db_upload(t, weight, weights), db_upload(t, aux_goal, goals), db_upload(t, aux_weight, aw), db_upload(t, words, text);
+        db_upload(t, alpha, a), db_upload(t, sigma, g), db_upload(t, minus, m), db_upload(t, time, tm);
+        db_zero_grad(&u->params);
+        db_run(t, o->seed, (uint32_t)tr.step);
+        db_download(t, loss, &value), db_download(t, aux_loss, &aux_value);
+        db_optimizer_step(&tr.opt, learning_rate(o, tr.step), 1, NULL);
+        db_ema_update(&u->params, tr.ema, ema_decay(o, tr.step));
+        tr.step++, tr.seen += B;
+        tr.seconds = now() - began;
+        sum += (double)value, aux_sum += (double)aux_value;
+        if (tr.step % 200 == 0) {
+            printf("base %llu loss %.4f aux %.4f lr %.1e seen %llu %.0f s %.1f pictures/s\n", (unsigned long long)tr.step, sum / 200, aux_sum / 200,
+                   (double)learning_rate(o, tr.step), (unsigned long long)tr.seen, tr.seconds, (double)tr.seen / tr.seconds);
+            fflush(stdout);
+            sum = aux_sum = 0;
+        }
+        if (o->state && tr.step % (uint64_t)o->save_every == 0) save_state(&tr, o->state);
+        if (o->sheets && tr.step % (uint64_t)o->sheet_every == 0) write_sheet(o, u, &tr, &s, e, tok);
+    }
+    if (db_status(ctx) == DB_OK && o->state) save_state(&tr, o->state);
+    if (db_status(ctx) == DB_OK && o->sheets) write_sheet(o, u, &tr, &s, e, tok);
+    u->params.n -= 2; /* the head goes */
+    snprintf(path, sizeof path, "%s/unet/diffusion_pytorch_model.safetensors", o->dir);
+    if (db_status(ctx) == DB_OK) db_params_save(&u->params, tr.ema, path, DB_F16);
+    u->params.n += 2;
+    if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
+    printf("base: %llu steps, %llu pictures, %.0f s -> %s\n", (unsigned long long)tr.step, (unsigned long long)tr.seen, tr.seconds, path);
+    db_tape_destroy(t), db_tape_destroy(tt);
+    db_unet_free(u), db_text_encoder_free(e), db_tokenizer_free(tok), db_schedule_free(&s);
+    world_pool_close(&pool);
+    free(pixels), free(weights), free(goals), free(text), free(mask), free(tokens);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    options o;
+    db_config config = db_config_default();
+    db_ctx *ctx = NULL;
+    int k, status;
+    memset(&o, 0, sizeof o);
+    o.steps = 1000, o.batch = 16, o.size = 64, o.warmup = 300, o.save_every = 1000, o.sheet_every = 2000, o.lr = 8e-4, o.ema = 0.9995, o.aux = 0.3, o.seed = 1;
+    if (argc < 2) return fail("vocabulary, text or base?", NULL);
+    for (k = 2; k + 1 < argc; k += 2) {
+        const struct { const char *name; long *n; double *d; const char **s; } flags[] = {
+            {"--dir", NULL, NULL, &o.dir}, {"--pool", NULL, NULL, &o.pool}, {"--state", NULL, NULL, &o.state}, {"--sheets", NULL, NULL, &o.sheets},
+            {"--steps", &o.steps, NULL, NULL}, {"--batch", &o.batch, NULL, NULL}, {"--size", &o.size, NULL, NULL}, {"--warmup", &o.warmup, NULL, NULL},
+            {"--decay", &o.decay, NULL, NULL}, {"--save_every", &o.save_every, NULL, NULL}, {"--sheet_every", &o.sheet_every, NULL, NULL},
+            {"--threads", &o.threads, NULL, NULL}, {"--lr", NULL, &o.lr, NULL}, {"--ema", NULL, &o.ema, NULL}, {"--aux", NULL, &o.aux, NULL}};
+        size_t f, n = sizeof flags / sizeof *flags;
+        for (f = 0; f < n && strcmp(flags[f].name, argv[k]); f++) {}
+        if (!strcmp(argv[k], "--precision")) o.bf16 = !strcmp(argv[k + 1], "bf16");
+        else if (f == n) return fail("unknown flag ", argv[k]);
+        else if (flags[f].n) *flags[f].n = atol(argv[k + 1]);
+        else if (flags[f].d) *flags[f].d = atof(argv[k + 1]);
+        else *flags[f].s = argv[k + 1];
+    }
+    if (!o.dir) return fail("--dir is needed", NULL);
+    if (!strcmp(argv[1], "vocabulary")) return vocabulary(&o);
+    signal(SIGTERM, on_signal), signal(SIGINT, on_signal);
+    config.threads = (int)o.threads;
+    config.compute = o.bf16 ? DB_BF16 : DB_F32;
+    if (db_create(&ctx, &config) != DB_OK) return fail("no context", NULL);
+    status = !strcmp(argv[1], "text") ? train_text(&o, ctx) : !strcmp(argv[1], "base") ? train_base(&o, ctx) : fail("unknown command ", argv[1]);
+    db_destroy(ctx);
+    return status;
+}
