@@ -1316,7 +1316,7 @@ static db_tensor db__grad_target(db_tape *t, db_tensor x, int *add)
     db__value *v;
     if (x.id < 0 || t->ctx->result != DB_OK) return db__none;
     v = &t->value[x.id];
-    *add = v->grad >= 0;
+    *add = v->grad >= 0 || v->kind == DB__PARAM;
     if (v->grad < 0) {
         int is_param = v->kind == DB__PARAM;
         db_param_table *table = v->table;
@@ -1329,6 +1329,15 @@ static db_tensor db__grad_target(db_tape *t, db_tensor x, int *add)
         return g;
     }
     g.id = v->grad;
+    return g;
+}
+
+/* The same for kernels that always add, as those of weights do. */
+static db_tensor db__sum_target(db_tape *t, db_tensor x)
+{
+    int add = 0;
+    db_tensor g = db__grad_target(t, x, &add);
+    if (g.id >= 0 && !add) db__record(t, DB_OP_FILL, 1, &g);
     return g;
 }
 
@@ -1355,7 +1364,7 @@ static void db__grad_pass(db_tape *t, db_tensor x, db_tensor g)
         int add;
         arg[0] = db__grad_target(t, x, &add);
         n = db__record(t, DB_OP_AXPBY, 3, arg);
-        if (n) n->f[0] = 1.0f, n->i[0] = add || t->value[x.id].kind == DB__PARAM;
+        if (n) n->f[0] = 1.0f, n->i[0] = add;
     }
 }
 
@@ -1425,6 +1434,9 @@ db_result db_backward(db_tape *t, db_tensor loss)
             n = from;
         }
     }
+    for (n = 0; n < t->n_values; n++) /* what db_require_grad asked for can be downloaded */
+        if (t->value[n].kind == DB__KEPT && t->value[n].needs_grad && t->value[n].grad >= 0 && t->value[t->value[n].grad].kind == DB__ACTIVATION)
+            t->value[t->value[n].grad].kind = DB__KEPT;
     return t->ctx->result;
 }
 
@@ -1658,12 +1670,12 @@ typedef struct db__kernels {
     void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
     void (*pack)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
     void (*transpose)(void *out, size_t ld_out, const void *in, size_t ld_in, size_t rows, size_t columns, size_t rows_padded);
-    void (*epilogue)(void *y, const float *c, const float *bias, const void *residual, size_t n, int add);
+    void (*epilogue)(void *y, size_t ld, const float *c, size_t ldc, const float *bias, const void *residual, size_t rows, size_t n, int add);
     void (*column_sums)(float *sum, const void *x, size_t n, size_t C);
     void (*norm_sums)(float *sum, float *square, const void *x0, const void *x, size_t n, size_t C);
-    void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale, const float *shift, int act);
+    void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act);
     void (*norm_back_sums)(float *sum, float *dot, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act);
-    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *c0, const float *c1, int act, int add);
+    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *mean, const float *c0, const float *c1, int act, int add);
     void (*layer_norm)(void *y, float stats[2], const void *x, const float *w, const float *b, size_t C, float eps, int rms);
     void (*layer_norm_back)(void *dx, float *dw, float *dbias, const void *dy, const void *x, const float stats[2], const float *w, size_t C, int rms, int add);
     void (*act)(void *y, const void *x, size_t n, int act);
@@ -2008,7 +2020,7 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
         for (task = 0; task < (long)(blocks * split); task++) {
             size_t block = (size_t)task / split, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
             size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
-            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r, x;
+            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r;
             char *strip = own + thread_bytes * (size_t)db__thread_index();
             float *acc = (float *)(void *)(strip + strip_bytes);
             db__gemm g;
@@ -2040,12 +2052,11 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
                         kern->gemm(&line);
                     }
                 }
-                for (r = 0; r < rows; r++)
-                    for (x = 0; x < columns; x++) {
-                        size_t at = ((b * v.OH + y0 + r) * v.OW + x0 + x) * v.OC + n0;
-                        kern->epilogue(db__at(out, at), acc + (r * columns + x) * g.ldc, bias ? bias + n0 : NULL,
-                                       residual && residual->present ? db__at(residual, at) : NULL, n, add);
-                    }
+                for (r = 0; r < rows; r++) {
+                    size_t at = ((b * v.OH + y0 + r) * v.OW + x0) * v.OC + n0;
+                    kern->epilogue(db__at(out, at), v.OC, acc + r * columns * g.ldc, g.ldc, bias ? bias + n0 : NULL,
+                                   residual && residual->present ? db__at(residual, at) : NULL, columns, n, add);
+                }
             }
         }
     }
@@ -2114,7 +2125,7 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
             for (group = from; group < to; group++) {
                 size_t n = DB__MIN(per_group, blocks - group * per_group);
                 size_t ld_dyt = per_group * k_image, panel = per_group * k_rows * 16;
-                if (v.k > 1) memset(panels, 0, panel_bytes);
+                if (v.stride > 1) memset(panels, 0, panel_bytes);
                 for (i = 0; i < n; i++) {
                     size_t block = group * per_group + i, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
                     size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
@@ -2130,13 +2141,15 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
                     }
                     memset(lines, 0, k_image * oc * size);
                     for (r = 0; r < rows; r++)
-                        for (xx = 0; xx < columns; xx++)
+                        if (oc == v.OC)
+                            memcpy(lines + r * ld_columns * oc * size, db__at(dy, ((b * v.OH + y0 + r) * v.OW + x0) * oc), columns * oc * size);
+                        else for (xx = 0; xx < columns; xx++)
                             memcpy(lines + (r * ld_columns + xx) * oc * size,
                                    db__at(dy, ((b * v.OH + y0 + r) * v.OW + x0 + xx) * v.OC + oc0), oc * size);
                     kern->transpose(dyt + i * k_image * size, ld_dyt, lines, oc, k_image, oc, k_image);
                     if (dbias->present) kern->column_sums(part_sum, lines, k_image, oc);
                 }
-                for (kdy = 0; kdy < v.k; kdy++) {
+                for (kdy = 0; kdy < v.k && dw->present; kdy++) {
                     db__gemm g;
                     g.m = oc, g.k = k_image, g.taps = n, g.panels = n_panels;
                     g.a = dyt, g.lda = ld_dyt, g.a_tap = k_image;
@@ -2152,8 +2165,8 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (task = 0; task < (long)(v.k * v.OC); task++) {
             size_t dx, ic, p;
-            float *out = (float *)dw->data + (size_t)task * v.k * v.C;
-            for (p = 0; p < parts; p++)
+            float *out = dw->present ? (float *)dw->data + (size_t)task * v.k * v.C : NULL;
+            for (p = 0; p < parts && dw->present; p++)
                 for (dx = 0; dx < v.k; dx++) {
                     const float *a = acc + p * acc_floats + (size_t)task * ldc + dx * v.Cp;
                     for (ic = 0; ic < v.C; ic++) out[dx * v.C + ic] += a[ic];
@@ -2168,7 +2181,7 @@ static void db__conv2d_backward(db_tape *t, const db__node *n)
 {
     db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[1], w = n->arg[2], bias = n->arg[3], arg[4];
     db__node *made;
-    int add = 0, unused;
+    int add = 0;
     if (dy.id < 0) return;
     if (db__needs_grad(t, x)) {
         arg[0] = db__grad_target(t, x, &add);
@@ -2177,9 +2190,9 @@ static void db__conv2d_backward(db_tape *t, const db__node *n)
         made = db__record(t, DB_OP_CONV2D_DX, 3, arg);
         if (made) memcpy(made->s, n->s, sizeof made->s), made->i[0] = add;
     }
-    if (db__needs_grad(t, w)) {
-        arg[0] = db__grad_target(t, w, &unused);
-        arg[1] = db__needs_grad(t, bias) ? db__grad_target(t, bias, &unused) : db__none;
+    if (db__needs_grad(t, w) || db__needs_grad(t, bias)) {
+        arg[0] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
+        arg[1] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
         arg[2] = x, arg[3] = dy;
         made = db__record(t, DB_OP_CONV2D_DW, 4, arg);
         if (made) memcpy(made->s, n->s, sizeof made->s);
@@ -2228,8 +2241,8 @@ db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
    y = act((xhat w + b) (1 + s) + h), xhat = (x - mean) rstd over the pixels and channels of a group;
    (s, h) = scale_shift [B,2C] come from the time embedding (Imagen, appendix B) or are absent.
 
-   All of it is u = x scale + shift per sample and channel, so one pass over memory suffices:
-     scale = rstd w (1 + s),  shift = (b - mean rstd w) (1 + s) + h.                                 */
+   All of it is u = (x - mean) scale + shift per sample and channel, so one pass over memory suffices:
+     scale = rstd w (1 + s),  shift = b (1 + s) + h.                                                 */
 
 enum { DB__NORM_PIXELS = 128 }; /* to a piece: short enough for sums in f32 */
 
@@ -2249,15 +2262,16 @@ static db__norm db__norm_of(const db_arg *x, size_t groups)
     return v;
 }
 
-/* The folded scale[C] and shift[C] of sample b. */
-static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const float *w, const float *bias, const float *ss, float *scale, float *shift)
+/* The folded scale[C], shift[C] and mean[C] of sample b, one after the other. */
+static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const float *w, const float *bias, const float *ss, float *fold)
 {
     size_t ch;
     for (ch = 0; ch < v->C; ch++) {
         float mean = stats[(b * v->G + ch / v->cg) * 2], rstd = stats[(b * v->G + ch / v->cg) * 2 + 1];
         float s = ss ? 1 + ss[b * 2 * v->C + ch] : 1, h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
-        scale[ch] = rstd * w[ch] * s;
-        shift[ch] = (bias[ch] - mean * rstd * w[ch]) * s + h;
+        fold[ch] = rstd * w[ch] * s;
+        fold[v->C + ch] = bias[ch] * s + h;
+        fold[2 * v->C + ch] = mean;
     }
 }
 
@@ -2278,7 +2292,7 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
     db__norm v = db__norm_of(x, c->s[0]);
     float *stats = (float *)c->a[1].data, *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
-    float *fold = (float *)db__scratch(c, v.B * v.C * 2 * sizeof(float));
+    float *fold = (float *)db__scratch(c, v.B * v.C * 3 * sizeof(float));
     const float *ss = db__norm_scale_shift(kern, c, &c->a[5]);
     long i;
     if (c->measuring) return;
@@ -2313,20 +2327,20 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
                 stats[(b * v.G + g) * 2] = (float)mean;
                 stats[(b * v.G + g) * 2 + 1] = (float)(1.0 / sqrt(spread / (n * (double)v.cg) + (double)c->f[0]));
             }
-            db__norm_fold(&v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold + b * v.C * 2, fold + b * v.C * 2 + v.C);
+            db__norm_fold(&v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold + b * v.C * 3);
         }
     }
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)(v.B * v.chunks); i++) {
             size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
-            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, fold + b * v.C * 2,
-                             fold + b * v.C * 2 + v.C, c->i[0]);
+            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, fold + b * v.C * 3,
+                             fold + b * v.C * 3 + v.C, fold + b * v.C * 3 + 2 * v.C, c->i[0]);
         }
     }
 }
 
-/* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add */
+/* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add x, add scale_shift */
 static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
@@ -2341,12 +2355,7 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)v.B; i++) {
-            size_t ch;
-            float *f = fold + (size_t)i * v.C * 5;
-            db__norm_fold(&v, (size_t)i, stats, w, bias, ss, f, f + v.C);
-            for (ch = 0; ch < v.C; ch++) f[2 * v.C + ch] = stats[((size_t)i * v.G + ch / v.cg) * 2];
-        }
+        for (i = 0; i < (long)v.B; i++) db__norm_fold(&v, (size_t)i, stats, w, bias, ss, fold + (size_t)i * v.C * 5);
     }
     {
         DB__PARALLEL_FOR(ctx, static)
@@ -2364,7 +2373,7 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
             float *f = fold + b * v.C * 5, *S = total + b * v.C * 4, *D = S + v.C;
             for (g = 0; g < v.G; g++) {
                 double m1 = 0, m2 = 0, n = (double)v.HW * (double)v.cg;
-                double mean = (double)stats[(b * v.G + g) * 2], rstd = (double)stats[(b * v.G + g) * 2 + 1];
+                double rstd = (double)stats[(b * v.G + g) * 2 + 1];
                 for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
                     double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v.C + ch] : 1;
                     for (j = 0; j < v.chunks; j++) {
@@ -2380,20 +2389,20 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
                     S[3 * v.C + ch] = (float)s;
                 }
                 for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) { /* dx = scale g - rstd (m1 + xhat m2) */
-                    f[3 * v.C + ch] = (float)(-rstd * m1 + rstd * rstd * m2 * mean);
+                    f[3 * v.C + ch] = (float)(-rstd * m1);
                     f[4 * v.C + ch] = (float)(-rstd * rstd * m2);
                 }
             }
-            if (dss->present) kern->from_f32(db__at(dss, b * 2 * v.C), S + 2 * v.C, 2 * v.C, 0);
+            if (dss->present) kern->from_f32(db__at(dss, b * 2 * v.C), S + 2 * v.C, 2 * v.C, c->i[2]);
         }
     }
-    if (c->a[1].present) { /* over the batch in order */
+    if (c->a[1].present || c->a[2].present) { /* over the batch in order */
         size_t b, ch;
         float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
         for (b = 0; b < v.B; b++)
             for (ch = 0; ch < v.C; ch++) {
-                dbias[ch] += total[b * v.C * 4 + ch];
-                dw[ch] += total[b * v.C * 4 + v.C + ch];
+                if (dbias) dbias[ch] += total[b * v.C * 4 + ch];
+                if (dw) dw[ch] += total[b * v.C * 4 + v.C + ch];
             }
     }
     if (dx->present) {
@@ -2402,7 +2411,7 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
             size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
             const float *f = fold + b * v.C * 5;
             kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, f,
-                                  f + v.C, f + 3 * v.C, f + 4 * v.C, c->i[0], c->i[1]);
+                                  f + v.C, f + 2 * v.C, f + 3 * v.C, f + 4 * v.C, c->i[0], c->i[1]);
         }
     }
 }
@@ -2412,15 +2421,15 @@ static void db__group_norm_backward(db_tape *t, const db__node *n)
 {
     db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4], ss = n->arg[5], arg[10];
     db__node *made;
-    int add = 0, unused = 0;
+    int add = 0, add_ss = 0;
     if (dy.id < 0) return;
     arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
-    arg[1] = db__needs_grad(t, w) ? db__grad_target(t, w, &unused) : db__none;
-    arg[2] = db__needs_grad(t, w) ? db__grad_target(t, bias, &unused) : db__none;
-    arg[3] = db__needs_grad(t, ss) ? db__grad_target(t, ss, &unused) : db__none;
+    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
+    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
+    arg[3] = db__needs_grad(t, ss) ? db__grad_target(t, ss, &add_ss) : db__none;
     arg[4] = dy, arg[5] = x, arg[6] = n->arg[1], arg[7] = w, arg[8] = bias, arg[9] = ss;
     made = db__record(t, DB_OP_GROUP_NORM_DX, 10, arg);
-    if (made) made->s[0] = n->s[0], made->i[0] = n->i[0], made->i[1] = add;
+    if (made) made->s[0] = n->s[0], made->i[0] = n->i[0], made->i[1] = add, made->i[2] = add_ss;
 }
 
 db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift, size_t groups, float eps, db_activation act)
@@ -2495,11 +2504,11 @@ static void db__layer_norm_backward(db_tape *t, const db__node *n)
 {
     db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4], arg[7];
     db__node *made;
-    int add = 0, unused = 0;
+    int add = 0;
     if (dy.id < 0) return;
     arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
-    arg[1] = db__needs_grad(t, w) ? db__grad_target(t, w, &unused) : db__none;
-    arg[2] = db__needs_grad(t, bias) ? db__grad_target(t, bias, &unused) : db__none;
+    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
+    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
     arg[3] = dy, arg[4] = x, arg[5] = n->arg[1], arg[6] = w;
     made = db__record(t, DB_OP_LAYER_NORM_DX, 7, arg);
     if (made) made->i[0] = n->i[0], made->i[1] = add;
@@ -2900,11 +2909,15 @@ static db_tensor db__resample(db_tape *t, db_op op, db_tensor x, size_t H, size_
     return arg[0];
 }
 
-db_tensor db_avg_pool2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f); }
+db_tensor db_avg_pool2(db_tape *t, db_tensor x)
+{
+    if (x.id >= 0 && (x.dim[1] % 2 || x.dim[2] % 2)) return db__shape_fail(t, "avg_pool2 takes even sizes", x, x);
+    return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f);
+}
+
 db_tensor db_upsample2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_UP2, x, x.dim[1] * 2, x.dim[2] * 2, 1.0f); }
 
-/* Each is the transpose of the other. Pooling an odd size drops the last row or column, whose
-   gradient is zero: the target is cleared first. */
+/* Each is the transpose of the other. */
 static void db__resample_backward(db_tape *t, const db__node *n)
 {
     db_tensor arg[2];
@@ -3034,7 +3047,7 @@ static void db__cpu_attention(db_ctx *ctx, db_call *c)
                         kern->softmax(p + r * v.Sp * kern->size, s + r * v.Sc, bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
                                       mask->present ? db__floats(mask) + b * v.S : NULL, c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S, v.Sp, c->f[0]);
                 db__product(kern, s, v.Hc, p, v.Sp, values, m, v.Sp, v.Hc / 16, 0);
-                for (r = 0; r < m; r++) kern->epilogue(db__at(o, at + r * v.C), s + r * v.Hc, NULL, NULL, v.HS, 0);
+                kern->epilogue(db__at(o, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, 0);
             }
         }
     }
@@ -3092,14 +3105,11 @@ static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
                     db__product(kern, dk_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16, q0 > 0); /* dK += dS^T Q */
                     db__product(kern, s, v.Hc, ds, v.Sp, key_rows, m, v.Sp, v.Hc / 16, 0);             /* dQ = dS K    */
                     for (i = 0; i < m * v.Hc; i++) s[i] *= c->f[0];
-                    if (dq->present)
-                        for (r = 0; r < m; r++) kern->epilogue(db__at(dq, at + r * v.C), s + r * v.Hc, NULL, NULL, v.HS, c->i[1]);
+                    if (dq->present) kern->epilogue(db__at(dq, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, c->i[1]);
                 }
                 for (i = 0; i < v.S * v.Hc; i++) dk_acc[i] *= c->f[0];
-                for (r = 0; r < v.S; r++) {
-                    if (dk->present) kern->epilogue(db__at(dk, kv + r * v.C), dk_acc + r * v.Hc, NULL, NULL, v.HS, c->i[2]);
-                    if (dv->present) kern->epilogue(db__at(dv, kv + r * v.C), dv_acc + r * v.Hc, NULL, NULL, v.HS, c->i[3]);
-                }
+                if (dk->present) kern->epilogue(db__at(dk, kv), v.C, dk_acc, v.Hc, NULL, NULL, v.S, v.HS, c->i[2]);
+                if (dv->present) kern->epilogue(db__at(dv, kv), v.C, dv_acc, v.Hc, NULL, NULL, v.S, v.HS, c->i[3]);
             }
         }
     }
@@ -3109,14 +3119,10 @@ static void db__attention_backward(db_tape *t, const db__node *n)
 {
     db_tensor dout = db_grad(t, n->arg[0]), arg[12];
     db__node *made;
-    int k, add[3] = {0, 0, 0}, had_bias = 0;
+    int k, add[3] = {0, 0, 0};
     if (dout.id < 0) return;
     for (k = 0; k < 3; k++) arg[k] = db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db__none;
-    arg[3] = db__none;
-    if (db__needs_grad(t, n->arg[5])) {
-        arg[3] = db__grad_target(t, n->arg[5], &had_bias);
-        if (!had_bias && !db__record(t, DB_OP_FILL, 1, &arg[3])) return;
-    }
+    arg[3] = db__needs_grad(t, n->arg[5]) ? db__sum_target(t, n->arg[5]) : db__none;
     arg[4] = dout, arg[5] = n->arg[0], arg[6] = n->arg[1], arg[7] = n->arg[2], arg[8] = n->arg[3], arg[9] = n->arg[4];
     arg[10] = n->arg[5], arg[11] = n->arg[6];
     made = db__record(t, DB_OP_ATTENTION_DX, 12, arg);
@@ -3182,10 +3188,9 @@ static void db__cpu_embedding_dw(db_ctx *ctx, db_call *c)
 static void db__embedding_backward(db_tape *t, const db__node *n)
 {
     db_tensor arg[3];
-    int add;
     arg[2] = db_grad(t, n->arg[0]);
     if (arg[2].id < 0 || !db__needs_grad(t, n->arg[2])) return;
-    arg[0] = db__grad_target(t, n->arg[2], &add), arg[1] = n->arg[1];
+    arg[0] = db__sum_target(t, n->arg[2]), arg[1] = n->arg[1];
     db__record(t, DB_OP_EMBEDDING_DW, 3, arg);
 }
 
@@ -3212,7 +3217,7 @@ static void db__cpu_add_rows(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)N; i++)
-            kern->epilogue(db__at(&c->a[0], (size_t)i * C), db__floats(&c->a[2]) + (size_t)i % R * C, NULL, db__at(&c->a[1], (size_t)i * C), C, 0);
+            kern->epilogue(db__at(&c->a[0], (size_t)i * C), C, db__floats(&c->a[2]) + (size_t)i % R * C, C, NULL, db__at(&c->a[1], (size_t)i * C), 1, C, 0);
     }
 }
 
@@ -3228,11 +3233,10 @@ static void db__cpu_add_rows_dw(db_ctx *ctx, db_call *c)
 static void db__add_rows_backward(db_tape *t, const db__node *n)
 {
     db_tensor arg[2];
-    int add;
     arg[1] = db_grad(t, n->arg[0]);
     if (arg[1].id < 0) return;
     if (db__needs_grad(t, n->arg[2])) {
-        arg[0] = db__grad_target(t, n->arg[2], &add);
+        arg[0] = db__sum_target(t, n->arg[2]);
         db__record(t, DB_OP_ADD_ROWS_DW, 2, arg);
     }
     db__grad_pass(t, n->arg[1], arg[1]);
@@ -3367,10 +3371,9 @@ static void db__position_bias_backward(db_tape *t, const db__node *n)
 {
     db_tensor arg[2];
     db__node *made;
-    int add;
     arg[1] = db_grad(t, n->arg[0]);
     if (arg[1].id < 0 || !db__needs_grad(t, n->arg[1])) return;
-    arg[0] = db__grad_target(t, n->arg[1], &add);
+    arg[0] = db__sum_target(t, n->arg[1]);
     made = db__record(t, DB_OP_POSITION_BIAS_DW, 2, arg);
     if (made) made->s[0] = n->s[0];
 }
@@ -3818,7 +3821,7 @@ double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uin
     if (step < warmup) return (double)step / (double)DB__MAX(1, warmup);
     if (schedule == DB_LR_CONSTANT_WITH_WARMUP) return 1;
     progress = (double)(step - warmup) / (double)DB__MAX(1, total - DB__MIN(total, warmup));
-    left = DB__MAX(0.0, 1 - progress);
+    left = (double)(total > step ? total - step : 0) / (double)DB__MAX(1, total - DB__MIN(total, warmup));
     switch (schedule) {
     case DB_LR_LINEAR: return left;
     case DB_LR_COSINE: return DB__MAX(0.0, 0.5 * (1 + cos(pi * progress)));
@@ -7112,7 +7115,8 @@ DB__INLINE void DB__FN(exp)(DB__V *x)
     p = DB__vfma(p, r, DB__vset1(0.5f));
     p = DB__vfma(p, r, DB__vset1(1.0f));
     p = DB__vfma(p, r, DB__vset1(1.0f));
-    *x = DB__vmul(p, DB__vexp2i(n));
+    /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a hundredfold. */
+    *x = DB__vselect_lt(*x, DB__vset1(-87.0f), DB__vset1(0.0f), DB__vmul(p, DB__vexp2i(n)));
 }
 
 DB__INLINE void DB__FN(sigmoid)(DB__V *x)
@@ -7344,38 +7348,86 @@ static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
 }
 #endif
 
-/* Packs B[k][n] = source[k * by_k + n * by_n] into panels; k is filled up to k_padded with zeros and
-   n to a multiple of 16. One version reads weights (always floats), the other activations. */
-#define DB__PACK(NAME, S, CONVERT)                                                                  \
-    DB__KERNEL void DB__FN(NAME)(void *out_, size_t out_panel, const void *source_, size_t k, size_t n, \
-                                 size_t by_k, size_t by_n, size_t k_padded)                         \
-    {                                                                                              \
-        const S *source = (const S *)source_;                                                      \
-        DB__T *out = (DB__T *)out_;                                                                \
-        size_t p, i, j;                                                                            \
-        for (p = 0; p * 16 < n; p++) {                                                              \
-            size_t width = DB__MIN(n - p * 16, 16);                                                 \
-            DB__T *o = out + p * out_panel;                                                         \
-            const S *s = source + p * 16 * by_n;                                                    \
-            if (width < 16 || k < k_padded) memset(o, 0, k_padded * 16 * sizeof *o);                \
-            if (by_n == 1)                                                                          \
-                for (i = 0; i < k; i++)                                                             \
-                    for (j = 0; j < width; j++)                                                     \
-                        o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = CONVERT(s[i * by_k + j]); \
-            else                                                                                   \
-                for (i = 0; i < k; i += 16)                                                         \
-                    for (j = 0; j < width; j++) {                                                   \
-                        size_t q, end = DB__MIN(k, i + 16);                                         \
-                        for (q = i; q < end; q++)                                                   \
-                            o[q / DB__K2 * DB__K2 * 16 + j * DB__K2 + q % DB__K2] = CONVERT(s[q * by_k + j * by_n]); \
-                    }                                                                              \
-        }                                                                                          \
+/* Packs B[k][n] = in[k * by_k + n * by_n] into panels; k is filled up to k_padded with zeros and n to a
+   multiple of 16. One version reads weights (always floats), the other activations. The full panels of
+   both orders that occur go fast: rows of 16 neighbouring columns, and columns of 16 neighbouring k. */
+
+/* Two rows of 16 -> one row of 16 pairs (bf16), or one row as it is (f32). */
+DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
+{
+#ifdef DB__PASS_BF16
+    uint32_t pair[16];
+    int j;
+    for (j = 0; j < 16; j++) pair[j] = (uint32_t)row[j] | (uint32_t)row[next + (size_t)j] << 16;
+    memcpy(out, pair, sizeof pair);
+#else
+    (void)next;
+    memcpy(out, row, 16 * sizeof *out);
+#endif
+}
+
+/* 16 columns, each with 16 neighbouring k at a distance of `next`, -> 16 rows of a panel. */
+DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next)
+{
+    int j, q;
+#ifdef DB__PASS_BF16
+    uint32_t tile[16][8], turned[8][16];
+    for (j = 0; j < 16; j++) memcpy(tile[j], column + (size_t)j * next, 32);
+    for (q = 0; q < 8; q++)
+        for (j = 0; j < 16; j++) turned[q][j] = tile[j][q];
+    memcpy(out, turned, sizeof turned);
+#else
+    for (q = 0; q < 16; q++)
+        for (j = 0; j < 16; j++) out[q * 16 + j] = column[(size_t)j * next + (size_t)q];
+#endif
+}
+
+DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
+{
+    const DB__T *in = (const DB__T *)in_;
+    size_t p, i, j, whole;
+    for (p = 0; p * 16 < n; p++) {
+        size_t width = DB__MIN(n - p * 16, 16);
+        DB__T *o = (DB__T *)out_ + p * out_panel;
+        const DB__T *s = in + p * 16 * by_n;
+        if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
+        else memset(o + k / DB__K2 * DB__K2 * 16, 0, (k_padded - k / DB__K2 * DB__K2) * 16 * sizeof *o);
+        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / 16 * 16 : 0;
+        if (by_n == 1) for (i = 0; i < whole; i += DB__K2) DB__FN(zip_rows)(o + i * 16, s + i * by_k, by_k);
+        else for (i = 0; i < whole; i += 16) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
+        for (i = whole; i < k; i++)
+            for (j = 0; j < width; j++) o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = s[i * by_k + j * by_n];
     }
-DB__PACK(pack_weight, float, DB__TO_T)
-#define DB__SAME(x) (x)
-DB__PACK(pack, DB__T, DB__SAME)
-#undef DB__SAME
-#undef DB__PACK
+}
+
+DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
+{
+#ifdef DB__PASS_BF16
+    const float *in = (const float *)in_;
+    DB__T tile[16 * 16];
+    size_t p, i, j, v, whole;
+    for (p = 0; p * 16 < n; p++) {
+        size_t width = DB__MIN(n - p * 16, 16);
+        DB__T *o = (DB__T *)out_ + p * out_panel;
+        const float *s = in + p * 16 * by_n;
+        if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
+        else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
+        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 16 * 16 : 0;
+        for (i = 0; i < whole; i += by_n == 1 ? 2 : 16) { /* round a tile to bf16, then pack that */
+            size_t lines = by_n == 1 ? 2 : 16;
+            const float *from = by_n == 1 ? s + i * by_k : s + i;
+            for (j = 0; j < lines; j++)
+                for (v = 0; v < 16; v += DB__VN) DB__ST(tile + j * 16 + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
+            if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
+            else DB__FN(zip_columns)(o + i * 16, tile, 16);
+        }
+        for (i = whole; i < k; i++)
+            for (j = 0; j < width; j++) o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
+    }
+#else
+    DB__FN(pack)(out_, out_panel, in_, k, n, by_k, by_n, k_padded);
+#endif
+}
 
 /* out[j][i] = in[i][j] for rows x columns; rows of out are ld_out apart and filled with zeros up to
    rows_padded. */
@@ -7383,28 +7435,38 @@ DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, si
 {
     const DB__T *in = (const DB__T *)in_;
     DB__T *out = (DB__T *)out_;
-    size_t i, j, q;
-    for (i = 0; i < rows; i += 16)
-        for (j = 0; j < columns; j++)
-            for (q = i; q < DB__MIN(rows, i + 16); q++) out[j * ld_out + q] = in[q * ld_in + j];
+    size_t i, j, q, r;
+    for (i = 0; i + 16 <= rows; i += 16) {
+        for (j = 0; j + 16 <= columns; j += 16) {
+            DB__T tile[16 * 16]; /* a panel: [16 / K2][16 columns][K2] */
+            for (q = 0; q < 16; q += DB__K2) DB__FN(zip_rows)(tile + q * 16, in + (i + q) * ld_in + j, ld_in);
+            for (r = 0; r < 16; r++)
+                for (q = 0; q < 16; q += DB__K2) memcpy(out + (j + r) * ld_out + i + q, tile + q * 16 + r * DB__K2, DB__K2 * sizeof *out);
+        }
+        for (; j < columns; j++)
+            for (q = i; q < i + 16; q++) out[j * ld_out + q] = in[q * ld_in + j];
+    }
+    for (; i < rows; i++)
+        for (j = 0; j < columns; j++) out[j * ld_out + i] = in[i * ld_in + j];
     if (rows < rows_padded)
         for (j = 0; j < columns; j++) memset(out + j * ld_out + rows, 0, (rows_padded - rows) * sizeof *out);
 }
 
-/* y[n] (+)= c + bias + residual */
-DB__KERNEL void DB__FN(epilogue)(void *y_, const float *c, const float *bias, const void *residual_, size_t n, int add)
+/* y[rows][n] (+)= c + bias + residual; rows of y and residual are ld apart, of c ldc. */
+DB__KERNEL void DB__FN(epilogue)(void *y_, size_t ld, const float *c, size_t ldc, const float *bias, const void *residual_, size_t rows, size_t n, int add)
 {
     const DB__T *residual = (const DB__T *)residual_;
     DB__T *y = (DB__T *)y_;
-    size_t i;
-    for (i = 0; i < n; i += DB__VN) {
-        DB__V v, w;
-        DB__FN(loadf_n)(&v, c + i, n - i);
-        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
-        if (residual) DB__FN(load_n)(&w, residual + i, n - i), v = DB__vadd(v, w);
-        if (add) DB__FN(load_n)(&w, y + i, n - i), v = DB__vadd(v, w);
-        DB__FN(store_n)(y + i, &v, n - i);
-    }
+    size_t r, i;
+    for (r = 0; r < rows; r++)
+        for (i = 0; i < n; i += DB__VN) {
+            DB__V v, w;
+            DB__FN(loadf_n)(&v, c + r * ldc + i, n - i);
+            if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
+            if (residual) DB__FN(load_n)(&w, residual + r * ld + i, n - i), v = DB__vadd(v, w);
+            if (add) DB__FN(load_n)(&w, y + r * ld + i, n - i), v = DB__vadd(v, w);
+            DB__FN(store_n)(y + r * ld + i, &v, n - i);
+        }
 }
 
 /* sum[C] += the column sums of x[n][C] */
@@ -7441,33 +7503,34 @@ DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, co
     }
 }
 
-/* y = act(x scale + shift), scale and shift per channel */
-DB__INLINE void DB__FN(norm_apply_act)(DB__T *y, const DB__T *x, size_t n, size_t C, const float *scale, const float *shift, const int act)
+/* y = act((x - mean) scale + shift), all three per channel */
+DB__INLINE void DB__FN(norm_apply_act)(DB__T *y, const DB__T *x, size_t n, size_t C, const float *scale, const float *shift, const float *mean, const int act)
 {
     size_t i, p;
     for (i = 0; i < C; i += DB__VN) {
-        DB__V a, b, v;
+        DB__V a, b, m, v;
         DB__FN(loadf_n)(&a, scale + i, C - i);
         DB__FN(loadf_n)(&b, shift + i, C - i);
+        DB__FN(loadf_n)(&m, mean + i, C - i);
         for (p = 0; p < n; p++) {
             DB__FN(load_n)(&v, x + p * C + i, C - i);
-            v = DB__vfma(v, a, b);
+            v = DB__vfma(DB__vsub(v, m), a, b);
             DB__FN(activate)(&v, act);
             DB__FN(store_n)(y + p * C + i, &v, C - i);
         }
     }
 }
 
-DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale, const float *shift, int act)
+DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_;
     DB__T *y = (DB__T *)y_;
-#define DB__BODY(A) DB__FN(norm_apply_act)(y, x, n, C, scale, shift, A)
+#define DB__BODY(A) DB__FN(norm_apply_act)(y, x, n, C, scale, shift, mean, A)
     DB__SWITCH_ACT(act, DB__BODY)
 #undef DB__BODY
 }
 
-/* With u = x scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x - mean). */
+/* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x - mean). */
 DB__INLINE void DB__FN(norm_back_sums_act)(float *sum, float *dot, const DB__T *x, const DB__T *dy, size_t n, size_t C,
                                            const float *scale, const float *shift, const float *mean, const int act)
 {
@@ -7480,11 +7543,12 @@ DB__INLINE void DB__FN(norm_back_sums_act)(float *sum, float *dot, const DB__T *
         for (p = 0; p < n; p++) {
             DB__FN(load_n)(&v, x + p * C + i, C - i);
             DB__FN(load_n)(&g, dy + p * C + i, C - i);
+            v = DB__vsub(v, m);
             u = DB__vfma(v, a, b);
             DB__FN(activate_slope)(&u, act);
             g = DB__vmul(g, u);
             s = DB__vadd(s, g);
-            d = DB__vfma(g, DB__vsub(v, m), d);
+            d = DB__vfma(g, v, d);
         }
         DB__FN(storef_n)(sum + i, &s, C - i);
         DB__FN(storef_n)(dot + i, &d, C - i);
@@ -7500,20 +7564,22 @@ DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, c
 #undef DB__BODY
 }
 
-/* dx (+)= scale g + c0 + c1 x, the constants per channel */
+/* dx (+)= scale g + c0 + c1 (x - mean), the constants per channel */
 DB__INLINE void DB__FN(norm_back_apply_act)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n, size_t C, const float *scale,
-                                            const float *shift, const float *c0, const float *c1, const int act, int add)
+                                            const float *shift, const float *mean, const float *c0, const float *c1, const int act, int add)
 {
     size_t i, p;
     for (i = 0; i < C; i += DB__VN) {
-        DB__V a, b, k0, k1, v, g, u;
+        DB__V a, b, m, k0, k1, v, g, u;
         DB__FN(loadf_n)(&a, scale + i, C - i);
         DB__FN(loadf_n)(&b, shift + i, C - i);
+        DB__FN(loadf_n)(&m, mean + i, C - i);
         DB__FN(loadf_n)(&k0, c0 + i, C - i);
         DB__FN(loadf_n)(&k1, c1 + i, C - i);
         for (p = 0; p < n; p++) {
             DB__FN(load_n)(&v, x + p * C + i, C - i);
             DB__FN(load_n)(&g, dy + p * C + i, C - i);
+            v = DB__vsub(v, m);
             u = DB__vfma(v, a, b);
             DB__FN(activate_slope)(&u, act);
             g = DB__vfma(DB__vmul(g, u), a, DB__vfma(k1, v, k0));
@@ -7524,11 +7590,11 @@ DB__INLINE void DB__FN(norm_back_apply_act)(DB__T *dx, const DB__T *x, const DB_
 }
 
 DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n, size_t C, const float *scale,
-                                        const float *shift, const float *c0, const float *c1, int act, int add)
+                                        const float *shift, const float *mean, const float *c0, const float *c1, int act, int add)
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
     DB__T *dx = (DB__T *)dx_;
-#define DB__BODY(A) DB__FN(norm_back_apply_act)(dx, x, dy, n, C, scale, shift, c0, c1, A, add)
+#define DB__BODY(A) DB__FN(norm_back_apply_act)(dx, x, dy, n, C, scale, shift, mean, c0, c1, A, add)
     DB__SWITCH_ACT(act, DB__BODY)
 #undef DB__BODY
 }

@@ -240,7 +240,7 @@ static void test_json_strictness(void)
         "1e", "1e+", "1.e5", "0x10", "1e999", "-1e999", "1a", "nul", "nulll", "True", "truefalse",
         "nan", "inf", "-NaN", "+Infinity", "[1]]", "{}{}", "1 2", "// a\n1", "/* */ 1", "[1,,2]",
         "\xef\xbb\xbf{}", "\"\xff\"", "\"\xc3\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"",
-        "\"\xe2\x82\"", "\xa0" "1", "\"a\" \xff"};
+        "\"\xe2\x82\"", "\xa0", "\"a\" \xff"};
     static const char *const fine[] = {
         "0", " 1 ", "[]", "{}", "[[],{}]", "\"\"", "\t\n\r {\"a\" : [ ] } \n", "null", "true", "false",
         "-0", "0e0", "0E-0", "1E5", "NaN", "Infinity", "-Infinity", "{\"\":0}", "{\"a\":1,\"a\":2}",

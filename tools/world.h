@@ -409,11 +409,11 @@ static float world__noise(float x, float y, int z)
     return world__mix(bottom, top, v);
 }
 
-/* How much of a texture of this period is left under a pixel of this footprint: 1 when it is
-   resolved, 0 when it is averaged away. */
+/* How much of a texture of this period is left under a pixel of this footprint: all when a period
+   has more than 4.5 pixels, nothing when it has fewer than 2.4. */
 static inline float world__fade(float footprint, float period)
 {
-    return world__clamp(1.6f - 2.2f * footprint / period, 0.0f, 1.0f);
+    return world__clamp(2.1f - 5.0f * footprint / period, 0.0f, 1.0f);
 }
 
 /* ---- [W-2] Names -------------------------------------------------------------------------- */

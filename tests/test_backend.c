@@ -1,0 +1,631 @@
+/* Tests of what carries the operations: tape and memory plan, checkpointing, running out of memory, random
+   numbers, optimiser, learning-rate schedules, errors. The operations themselves: test_ops.c.
+
+       cc -std=c99 -O2 -fopenmp -I. tests/test_backend.c -o test_backend -lm
+       ./test_backend [tests/golden/ops.safetensors]                                                 */
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#include "tests/test.h"
+
+static const db_tensor none = {-1, 0, {0, 0, 0, 0}};
+
+static db_tensor input(db_tape *t, db_dtype dtype, size_t a, size_t b, size_t c, size_t d)
+{
+    size_t dim[4];
+    dim[0] = a, dim[1] = b, dim[2] = c, dim[3] = d;
+    return db_input(t, dtype, d ? 4 : c ? 3 : b ? 2 : 1, dim);
+}
+
+static db_ctx *context(int threads, db_dtype compute, const char *isa)
+{
+    db_config c = db_config_default();
+    db_ctx *ctx;
+    c.threads = threads, c.compute = compute, c.isa = isa;
+    if (db_create(&ctx, &c) == DB_OK) return ctx;
+    test_fail("context", "could not be made");
+    exit(test_summary());
+}
+
+/* ---- a small U-Net: skip connections across segments, noise, attention ------------------------------- */
+
+typedef struct model {
+    db_tape *tape;
+    db_param_table params;
+    db_tensor x, temb, text, target, kept, loss;
+} model;
+
+static db_tensor block(db_net *n, const char *name, db_tensor x, db_tensor temb, size_t OC)
+{
+    size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
+    db_tensor ss = db__linear_layer(n, "time", db_activate(n->tape, temb, DB_ACT_SILU), 2 * OC, 1, none), h, shortcut = x;
+    h = db__group_norm_layer(n, "norm1", x, none, 2, 1e-5f, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv1", h, OC, 3, none);
+    h = db__group_norm_layer(n, "norm2", h, ss, 2, 1e-5f, DB_ACT_SILU);
+    if (C != OC) shortcut = db__conv_layer(n, "shortcut", x, OC, 1, none);
+    h = db__conv_layer(n, "conv2", h, OC, 3, shortcut);
+    db__leave(n, here);
+    return h;
+}
+
+static db_tensor attend(db_net *n, const char *name, db_tensor x, db_tensor text)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[3] : 1, dim[3];
+    db_tensor s, h, both;
+    dim[0] = x.dim[0], dim[1] = x.dim[1] * x.dim[2], dim[2] = C;
+    s = db_reshape(t, x, 3, dim);
+    h = db__layer_norm_layer(n, "norm", s, 1e-5f);
+    both = db_concat(t, db__linear_layer(n, "text", text, C, 1, none), h, 1);
+    h = db_attention(t, db__linear_layer(n, "q", h, C, 0, none), db__linear_layer(n, "k", both, C, 0, none),
+                     db__linear_layer(n, "v", both, C, 0, none), none, none, 2, 0.5f, 0);
+    h = db__linear_layer(n, "out", h, C, 1, s);
+    db__leave(n, here);
+    return db_reshape(t, h, 4, x.dim);
+}
+
+static db_tensor network(db_net *n, model *m, int checkpoints)
+{
+    db_tape *t = n->tape;
+    db_tensor x, a, b;
+    m->x = input(t, t->compute, 2, 8, 6, 4), m->temb = input(t, t->compute, 2, 10, 0, 0);
+    m->text = input(t, t->compute, 2, 3, 6, 0), m->target = input(t, DB_F32, 2, 8, 6, 4);
+    db_require_grad(t, m->x);
+    if (checkpoints) db_checkpoint_begin(t);
+    x = db_weighted_sum(t, 1, m->x, 0.25f, db_cast(t, db_normal_like(t, m->x, 7), t->compute));
+    a = block(n, "down0", x, m->temb, 8);
+    if (checkpoints) db_checkpoint_end(t), db_checkpoint_begin(t);
+    b = block(n, "down1", db_avg_pool2(t, a), m->temb, 8);
+    b = attend(n, "attention", b, m->text);
+    if (checkpoints) db_checkpoint_end(t);
+    m->kept = b = db_activate(t, b, DB_ACT_GELU);
+    if (checkpoints) db_checkpoint_begin(t);
+    b = block(n, "up0", db_concat(t, db_upsample2(t, b), a, 3), m->temb, 6);
+    if (checkpoints) db_checkpoint_end(t), db_checkpoint_begin(t);
+    b = db__conv_layer(n, "out", db_multiply(t, b, b), 4, 3, none);
+    if (checkpoints) db_checkpoint_end(t);
+    return db_mse(t, b, m->target, none, none, NULL);
+}
+
+static void set_inputs(model *m)
+{
+    float v[384];
+    uint16_t half[384];
+    db_tensor in[4];
+    size_t k, i;
+    in[0] = m->x, in[1] = m->temb, in[2] = m->text, in[3] = m->target;
+    for (k = 0; k < 4; k++) {
+        test_formula((uint32_t)(20 + k), db_count(in[k]), 1, 0, 0, v);
+        for (i = 0; i < db_count(in[k]); i++) half[i] = db__f32_to_bf16(v[i]);
+        db_upload(m->tape, in[k], k < 3 && m->tape->compute == DB_BF16 ? (const void *)half : (const void *)v);
+    }
+}
+
+/* Records the model, ready to run; stops at the first failure, as a program would. */
+static db_result model_create(model *m, db_ctx *ctx, int checkpoints)
+{
+    db_net net;
+    size_t k;
+    memset(m, 0, sizeof *m);
+    memset(&net, 0, sizeof net);
+    m->params.ctx = ctx;
+    net.params = &m->params, net.declaring = 1;
+    if (db_tape_create(ctx, &net.tape) != DB_OK) return db_status(ctx);
+    network(&net, m, 0);
+    db_tape_destroy(net.tape);
+    if (db_status(ctx) != DB_OK || db__params_allocate(&m->params) != DB_OK || db_params_require_grad(&m->params) != DB_OK) return db_status(ctx);
+    for (k = 0; k < m->params.n; k++) {
+        db_param *p = &m->params.item[k];
+        int norm = p->n_dims == 1 && strstr(p->name, "norm") && strstr(p->name, "weight");
+        test_formula((uint32_t)(100 + k), p->count, p->n_dims == 1 ? 0.5 : 0.3, norm, 1, p->data);
+    }
+    if (db_tape_create(ctx, &m->tape) != DB_OK) return db_status(ctx);
+    net.tape = m->tape, net.declaring = 0;
+    m->loss = network(&net, m, checkpoints);
+    db_keep(m->tape, m->kept);
+    if (db_backward(m->tape, m->loss) != DB_OK) return db_status(ctx);
+    db_keep(m->tape, db_grad(m->tape, m->x));
+    if (db_plan(m->tape, NULL) != DB_OK || db__ensure_arena(m->tape) != DB_OK) return db_status(ctx);
+    memset(m->tape->arena, 0xFF, m->tape->arena_bytes + m->tape->scratch_bytes);
+    set_inputs(m);
+    return db_status(ctx);
+}
+
+static void model_free(model *m)
+{
+    db_tape_destroy(m->tape);
+    db__params_free(&m->params);
+}
+
+/* ---- gradient checkpointing ------------------------------------------------------------------------------ */
+
+static void test_checkpointing(void)
+{
+    int half;
+    for (half = 0; half < 2; half++) {
+        const char *name = half ? "checkpointing bf16" : "checkpointing f32";
+        db_ctx *ctx = context(2, half ? DB_BF16 : DB_F32, NULL);
+        model a, b;
+        float loss[2] = {0, 1}, dx[2][384], kept[2][384];
+        size_t nodes;
+        memset(dx, 0, sizeof dx);
+        if (model_create(&a, ctx, 0) != DB_OK || model_create(&b, ctx, 1) != DB_OK || db_run(a.tape, 5, 3) != DB_OK || db_run(b.tape, 5, 3) != DB_OK) {
+            test_fail(name, "%s", db_last_error(ctx));
+            exit(test_summary());
+        }
+        nodes = b.tape->n_nodes - a.tape->n_nodes;
+        db_download(a.tape, a.loss, &loss[0]), db_download(b.tape, b.loss, &loss[1]);
+        db_download(a.tape, a.kept, kept[0]), db_download(b.tape, b.kept, kept[1]);
+        db_download(a.tape, db_grad(a.tape, a.x), dx[0]), db_download(b.tape, db_grad(b.tape, b.x), dx[1]);
+        if (!(loss[0] > 0) || loss[0] != loss[1]) test_fail(name, "the loss is %g with it, %g without", (double)loss[1], (double)loss[0]);
+        else if (memcmp(kept[0], kept[1], db_count(a.kept) * sizeof(float))) test_fail(name, "an activation has other bits");
+        else if (memcmp(dx[0], dx[1], db_count(a.x) * sizeof(float))) test_fail(name, "the gradient of the input has other bits");
+        else if (memcmp(a.params.grad, b.params.grad, a.params.count * sizeof(float))) test_fail(name, "a parameter's gradient has other bits");
+        else if (test_largest(a.params.grad, a.params.count) == 0) test_fail(name, "all gradients are zero");
+        else if (nodes == 0 || b.tape->arena_bytes >= a.tape->arena_bytes)
+            test_fail(name, "%zu operations more and %zu bytes of activations instead of %zu", nodes, b.tape->arena_bytes, a.tape->arena_bytes);
+        else test_pass(name, "the same bits, %zu operations again, %zu bytes of activations instead of %zu", nodes, b.tape->arena_bytes, a.tape->arena_bytes);
+        model_free(&a), model_free(&b);
+        test_check(ctx->live_bytes == 0, half ? "tape frees all, bf16" : "tape frees all, f32", "no memory left in use");
+        db_destroy(ctx);
+    }
+}
+
+/* ---- the memory plan ------------------------------------------------------------------------------------- */
+
+/* By brute force: values that are in use at the same time lie apart. */
+static void test_memory_plan(void)
+{
+    int checkpoints;
+    for (checkpoints = 0; checkpoints < 2; checkpoints++) {
+        const char *name = checkpoints ? "memory plan, checkpointed" : "memory plan";
+        db_ctx *ctx = context(1, DB_F32, NULL);
+        model m;
+        db_memory_plan plan;
+        size_t pairs = 0, sum = 0, most = 0, i, j, n, k;
+        int *first, *last, bad = -1;
+        model_create(&m, ctx, checkpoints);
+        db_plan(m.tape, &plan);
+        first = (int *)calloc(2 * m.tape->n_values, sizeof *first);
+        if (!first || db_status(ctx) != DB_OK) {
+            test_fail(name, "%s", db_last_error(ctx));
+            exit(test_summary());
+        }
+        last = first + m.tape->n_values;
+        for (i = 0; i < m.tape->n_values; i++) first[i] = last[i] = -1;
+        for (n = 0; n < m.tape->n_nodes; n++)
+            for (k = 0; k < DB_MAX_ARGS; k++) {
+                int id = m.tape->node[n].arg[k].id;
+                if (id < 0) continue;
+                if (first[id] < 0) first[id] = (int)n;
+                last[id] = (int)n;
+            }
+        for (i = 0; i < m.tape->n_values; i++)
+            if (m.tape->value[i].kind == DB__KEPT) first[i] = 0, last[i] = (int)m.tape->n_nodes;
+        for (i = 0; i < m.tape->n_values; i++) {
+            const db__value *v = &m.tape->value[i], *w;
+            if ((v->kind != DB__ACTIVATION && v->kind != DB__KEPT) || first[i] < 0) continue;
+            sum += v->bytes;
+            if (v->offset % DB__ALIGN || v->offset + v->bytes > plan.arena_bytes) bad = (int)i;
+            for (j = 0; j < i; j++) {
+                w = &m.tape->value[j];
+                if ((w->kind != DB__ACTIVATION && w->kind != DB__KEPT) || first[j] < 0) continue;
+                if (last[i] < first[j] || last[j] < first[i]) continue;
+                pairs++;
+                if (v->offset < w->offset + w->bytes && w->offset < v->offset + v->bytes) bad = (int)i;
+            }
+        }
+        for (n = 0; n < m.tape->n_nodes; n++) { /* what is in use during node n */
+            size_t now = 0;
+            for (i = 0; i < m.tape->n_values; i++)
+                if ((m.tape->value[i].kind == DB__ACTIVATION || m.tape->value[i].kind == DB__KEPT) && first[i] <= (int)n && (int)n <= last[i])
+                    now += m.tape->value[i].bytes;
+            most = DB__MAX(most, now);
+        }
+        if (bad >= 0) test_fail(name, "value %d lies outside the arena or on another that is in use", bad);
+        else if (plan.n_operations != m.tape->n_nodes || plan.arena_bytes != m.tape->arena_bytes || plan.arena_bytes > most + most / 4)
+            test_fail(name, "%zu bytes, at most %zu of them in use at once, take an arena of %zu", sum, most, plan.arena_bytes);
+        else test_pass(name, "%zu pairs of values in use at once are apart; %zu bytes, at most %zu in use, take an arena of %zu", pairs, sum, most, plan.arena_bytes);
+        free(first);
+        model_free(&m);
+        db_destroy(ctx);
+    }
+}
+
+/* The operation count of a convolution and an attention, forward and backward. */
+static void test_operation_count(void)
+{
+    db_ctx *ctx = context(1, DB_F32, NULL);
+    db_param_table p;
+    db_net n;
+    db_tensor x, q;
+    db_memory_plan plan;
+    double conv = 2.0 * 2 * 5 * 6 * 3 * 3 * 4 * 7, attention = 2.0 * 2 * 30 * 30 * 7;
+    size_t dim[3] = {2, 30, 7};
+    memset(&p, 0, sizeof p), memset(&n, 0, sizeof n), memset(&plan, 0, sizeof plan);
+    p.ctx = ctx;
+    n.params = &p, n.declaring = 1;
+    db_tape_create(ctx, &n.tape);
+    x = input(n.tape, DB_F32, 2, 5, 6, 4);
+    q = db_reshape(n.tape, db__conv_layer(&n, "conv", x, 7, 3, none), 3, dim);
+    db_plan(n.tape, NULL);
+    db_tape_destroy(n.tape);
+    db__params_allocate(&p), db_params_require_grad(&p);
+    db_tape_create(ctx, &n.tape);
+    x = input(n.tape, DB_F32, 2, 5, 6, 4);
+    db_require_grad(n.tape, x);
+    q = db_reshape(n.tape, db__conv_layer(&n, "conv", x, 7, 3, none), 3, dim);
+    q = db_attention(n.tape, q, q, q, none, none, 1, 1, 0);
+    db_backward(n.tape, db_mse(n.tape, q, input(n.tape, DB_F32, 2, 30, 7, 0), none, none, NULL));
+    db_plan(n.tape, &plan);
+    if (plan.flops != 3 * conv + 7 * attention) test_fail("operation count", "%g, not %g", plan.flops, 3 * conv + 7 * attention);
+    else test_pass("operation count", "%g", plan.flops);
+    db_tape_destroy(n.tape);
+    db__params_free(&p);
+    db_destroy(ctx);
+}
+
+/* ---- out of memory ---------------------------------------------------------------------------------------- */
+
+typedef struct allocator {
+    long calls, fail_at, live;
+} allocator;
+
+static void *counting_allocate(void *user, size_t bytes)
+{
+    allocator *a = (allocator *)user;
+    void *memory = a->calls++ == a->fail_at ? NULL : malloc(bytes);
+    a->live += memory != NULL;
+    return memory;
+}
+
+static void counting_release(void *user, void *memory)
+{
+    if (memory) ((allocator *)user)->live--;
+    free(memory);
+}
+
+/* Two updates of the model, everything freed at the end; the first failure on the way. */
+static db_result training(allocator *a, int checkpoints)
+{
+    db_config config = db_config_default();
+    db_ctx *ctx;
+    db_optimizer o;
+    model m;
+    db_result r;
+    int k;
+    config.allocate = counting_allocate, config.release = counting_release, config.user = a, config.threads = 1;
+    r = db_create(&ctx, &config);
+    if (r != DB_OK) return ctx ? DB_OK : r;
+    memset(&o, 0, sizeof o);
+    r = model_create(&m, ctx, checkpoints);
+    if (r == DB_OK) r = db_optimizer_init(&o, &m.params, NULL);
+    for (k = 0; k < 2 && r == DB_OK; k++) {
+        r = db_run(m.tape, 1, 0);
+        if (r == DB_OK) r = db_optimizer_step(&o, 1e-3f, 1, NULL);
+    }
+    if (r != db_status(ctx) || (r != DB_OK && !strstr(db_last_error(ctx), "memory"))) r = DB_ERROR_ARGUMENT; /* says one thing, returns another */
+    db_optimizer_free(&o);
+    model_free(&m);
+    db_destroy(ctx);
+    return r;
+}
+
+static void test_out_of_memory(void)
+{
+    int checkpoints;
+    for (checkpoints = 0; checkpoints < 2; checkpoints++) {
+        const char *name = checkpoints ? "out of memory, checkpointed" : "out of memory";
+        allocator a;
+        long n;
+        memset(&a, 0, sizeof a);
+        for (n = 0; n < 10000; n++) {
+            db_result r;
+            a.calls = 0, a.fail_at = n;
+            r = training(&a, checkpoints);
+            if (a.live) test_fail(name, "when allocation %ld fails, %ld blocks are never freed", n, a.live);
+            else if (a.calls > n && r != DB_ERROR_MEMORY) test_fail(name, "when allocation %ld fails, the result is \"%s\"", n, db_result_name(r));
+            else if (a.calls <= n && r != DB_OK) test_fail(name, "with all the memory it wants the result is \"%s\"", db_result_name(r));
+            else if (a.calls > n) continue;
+            else test_pass(name, "each of %ld allocations", n);
+            break;
+        }
+    }
+}
+
+/* ---- random numbers --------------------------------------------------------------------------------------- */
+
+static void test_philox(void)
+{
+    static const struct { /* Random123's kat_vectors: philox4x32, 10 rounds */
+        uint32_t counter[4], key[2], out[4];
+    } known[] = {
+        {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+    size_t k, j;
+    int good = 1;
+    for (k = 0; k < 3; k++) {
+        uint32_t out[4];
+        db_rng rng;
+        uint64_t block = (uint64_t)known[k].counter[1] << 32 | known[k].counter[0];
+        rng.seed = (uint64_t)known[k].key[1] << 32 | known[k].key[0], rng.step = known[k].counter[2], rng.purpose = known[k].counter[3];
+        db__philox(rng.seed, rng.purpose, rng.step, block, out);
+        good = good && !memcmp(out, known[k].out, sizeof out);
+        for (j = 0; j < 4 && block < (uint64_t)1 << 62; j++) good = good && db_random_bits(&rng, block * 4 + j) == known[k].out[j];
+    }
+    test_check(good, "philox4x32-10", "Random123's published vectors");
+}
+
+static void test_distributions(void)
+{
+    enum { N = 200000 };
+    db_rng rng = {1234567890123u, 3, 9};
+    float *z = (float *)malloc(N * sizeof *z);
+    double m[5] = {0, 0, 0, 0, 0}, mean = 0, square = 0, pairs = 0;
+    size_t k, count[7] = {0, 0, 0, 0, 0, 0, 0};
+    int inside = 1, even = 1;
+    if (!z) exit(1);
+    for (k = 0; k < N; k++) {
+        float u = db_random_uniform(&rng, k);
+        uint32_t below = db_random_below(&rng, k, 7);
+        inside = inside && u >= 0 && u < 1 && below < 7;
+        mean += (double)u / N, square += (double)u * (double)u / N;
+        if (below < 7) count[below]++;
+    }
+    for (k = 0; k < 7; k++) even = even && fabs((double)count[k] - N / 7.0) < 5 * sqrt(N / 7.0);
+    test_check(inside && fabs(mean - 0.5) < 0.004 && fabs(square - 1.0 / 3) < 0.004, "uniform numbers", "[0,1), mean 1/2, mean square 1/3");
+    test_check(even, "random_below", "seven values equally often");
+    db_random_normal(&rng, N, z);
+    for (k = 0; k < N; k++) {
+        double x = (double)z[k];
+        m[1] += x / N, m[2] += x * x / N, m[3] += x * x * x / N, m[4] += x * x * x * x / N;
+        if (k) pairs += x * (double)z[k - 1] / N;
+    }
+    /* five standard deviations of each of these means */
+    if (!(fabs(m[1]) < 0.0112 && fabs(m[2] - 1) < 0.0158 && fabs(m[3]) < 0.0433 && fabs(m[4] - 3) < 0.11 && fabs(pairs) < 0.0112))
+        test_fail("normal numbers", "moments %g %g %g %g, neighbours %g", m[1], m[2], m[3], m[4], pairs);
+    else test_pass("normal numbers", "moments %.4f %.4f %.4f %.4f, neighbours %.4f", m[1], m[2], m[3], m[4], pairs);
+    free(z);
+}
+
+/* The tape's noise is the stream (seed, purpose, step), whatever the threads; another step, seed or purpose, other noise. */
+static void test_noise(void)
+{
+    enum { N = 40003 };
+    float *stream = (float *)malloc(2 * N * sizeof *stream), *out = stream + N;
+    db_rng rng = {77, 5, 11};
+    int threads, good = 1, changes = 1;
+    if (!stream) exit(1);
+    db_random_normal(&rng, N, stream);
+    for (threads = 1; threads <= 2; threads++) {
+        db_ctx *ctx = context(threads, DB_F32, NULL);
+        db_tape *t;
+        db_tensor x, y, z;
+        db_tape_create(ctx, &t);
+        x = input(t, DB_F32, 1, N, 0, 0);
+        y = db_normal_like(t, x, 5), z = db_normal_like(t, x, 6);
+        db_keep(t, y), db_keep(t, z);
+        db_run(t, 77, 11);
+        db_download(t, y, out);
+        good = good && db_status(ctx) == DB_OK && !memcmp(out, stream, N * sizeof *out);
+        db_download(t, z, out);
+        changes = changes && memcmp(out, stream, N * sizeof *out);
+        db_run(t, 77, 12), db_download(t, y, out);
+        changes = changes && memcmp(out, stream, N * sizeof *out);
+        db_run(t, (uint64_t)77 << 32, 11), db_download(t, y, out);
+        changes = changes && memcmp(out, stream, N * sizeof *out);
+        db_run(t, 77, 11), db_download(t, y, out);
+        good = good && !memcmp(out, stream, N * sizeof *out);
+        db_tape_destroy(t);
+        db_destroy(ctx);
+    }
+    test_check(good, "noise of a tape", "the stream (seed, purpose, step), with one and two threads");
+    test_check(changes, "noise changes", "other numbers for another purpose, step or seed");
+    free(stream);
+}
+
+/* ---- optimiser ------------------------------------------------------------------------------------------------ */
+
+enum { ADAMW_STEPS = 8 };
+static const size_t adamw_dim[3][4] = {{5, 7, 0, 0}, {33, 0, 0, 0}, {4, 2, 3, 3}};
+static const int adamw_dims[3] = {2, 1, 4};
+
+/* make_ops.py's eight updates; the fourth parameter is frozen. Returns why it is wrong, or NULL. */
+static const char *adamw_run(db_ctx *ctx, const db_safetensors *golden, double *worst, float bits[400])
+{
+    db_param_table p;
+    db_optimizer o;
+    db_optimizer_config config = db_optimizer_config_default();
+    size_t n_norms, n_lr, n, k, used = 0, eight = 8;
+    float *norms = test_golden_values(golden, "adamw/norms", &n_norms), *lr = test_golden_values(golden, "adamw/lr", &n_lr);
+    float *ema, row[80], norm = 0;
+    const char *why = NULL;
+    int step;
+    char name[40];
+    memset(&p, 0, sizeof p);
+    p.ctx = ctx;
+    for (k = 0; k < 3; k++) snprintf(name, sizeof name, "p%d", (int)k), db__params_declare(&p, name, adamw_dims[k], adamw_dim[k]);
+    db__params_declare(&p, "frozen", 1, &eight)->frozen = 1;
+    db__params_allocate(&p);
+    config.beta2 = 0.99f, config.weight_decay = 0.05f;
+    if (!norms || !lr || n_norms != ADAMW_STEPS || db_optimizer_init(&o, &p, &config) != DB_OK) return "no golden values, or no optimiser";
+    for (k = 0; k < 3; k++) test_formula((uint32_t)(9000 + k), p.item[k].count, 1, 0, 0, row), db_param_set(&p.item[k], p.item[k].data, row);
+    for (k = 0; k < 8; k++) p.item[3].data[k] = 2, p.item[3].grad[k] = 1000; /* neither moves nor counts */
+    ema = (float *)calloc(p.count, sizeof *ema);
+    memcpy(ema, p.data, p.count * sizeof *ema);
+    for (step = 0; step < ADAMW_STEPS && !why; step++) {
+        for (k = 0; k < 3; k++) {
+            test_formula((uint32_t)(9100 + 10 * step + (int)k), p.item[k].count, step < 4 ? 1 : 1.0 / 128, 0, 0, row);
+            db_param_set(&p.item[k], p.item[k].grad, row);
+        }
+        if (db_optimizer_step(&o, lr[step], 0.25f, &norm) != DB_OK) why = db_last_error(ctx);
+        if (!(fabs((double)norm / (double)norms[step] - 1) < 1e-5)) why = "a norm";
+        db_ema_update(&p, ema, 0.875f);
+    }
+    if (o.step != ADAMW_STEPS) why = "the count of steps";
+    *worst = 0;
+    for (k = 0; k < 6; k++) {
+        float *want;
+        double err;
+        snprintf(name, sizeof name, "adamw/%s%d", k < 3 ? "p" : "ema", (int)(k % 3));
+        want = test_golden_values(golden, name, &n);
+        db_param_get(&p.item[k % 3], k < 3 ? p.item[k % 3].data : ema + (p.item[k % 3].data - p.data), row);
+        err = want && n == p.item[k % 3].count ? test_error(row, want, n, 0, NULL) : HUGE_VAL;
+        *worst = DB__MAX(*worst, err);
+        if (!(err < 1e-6) && !why) why = k < 3 ? "a parameter" : "an average";
+        memcpy(bits + used, row, p.item[k % 3].count * sizeof *row), used += p.item[k % 3].count;
+        free(want);
+    }
+    for (k = 0; k < 8; k++)
+        if (p.item[3].data[k] != 2) why = "a frozen parameter";
+    /* a gradient that is not a number changes nothing */
+    p.item[1].grad[3] = (float)NAN;
+    memcpy(row, p.item[1].data, 33 * sizeof *row);
+    if (db_optimizer_step(&o, 0.1f, 1, &norm) != DB_ERROR_NUMERIC || o.step != ADAMW_STEPS || memcmp(row, p.item[1].data, 33 * sizeof *row))
+        why = "an update with a gradient that is not a number";
+    db_clear_error(ctx);
+    db_zero_grad(&p);
+    if (test_largest(p.grad, p.count) != 0) why = "zero_grad";
+    free(ema), free(norms), free(lr);
+    db_optimizer_free(&o);
+    db__params_free(&p);
+    if (ctx->live_bytes) why = "freeing";
+    return why;
+}
+
+static void test_optimizer(const db_safetensors *golden)
+{
+    size_t k;
+    float first[400], second[400];
+    memset(first, 0, sizeof first), memset(second, 0, sizeof second);
+    for (k = 0; db_isa_name(k); k++) {
+        char name[60];
+        db_ctx *one = context(1, DB_F32, db_isa_name(k)), *two = context(2, DB_F32, db_isa_name(k));
+        double worst;
+        const char *why = adamw_run(one, golden, &worst, first), *again = adamw_run(two, golden, &worst, second);
+        snprintf(name, sizeof name, "adamw %.40s", db_isa_name(k));
+        if (!why) why = again;
+        if (!why && memcmp(first, second, sizeof first)) why = "other bits with two threads";
+        if (why) test_fail(name, "%s (err %.1e)", why, worst);
+        else test_pass(name, "err %.1e (3 parameters and averages, %d updates)", worst, ADAMW_STEPS);
+        db_destroy(one), db_destroy(two);
+    }
+}
+
+static void test_schedules(db_ctx *ctx, const db_safetensors *golden)
+{
+    static const char *const names[] = {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"};
+    const char *text = db_safetensors_metadata(golden, "schedules");
+    const db_json *list = text ? db_json_parse(ctx, "schedules", text, strlen(text)) : NULL, *s = list ? list->first : NULL;
+    size_t k, n, i;
+    for (k = 0; s; s = s->next, k++) {
+        char name[80], key[20];
+        const char *kind = db_json_at(s, 0)->string;
+        uint64_t warmup = (uint64_t)db_json_at(s, 1)->integer, total = (uint64_t)db_json_at(s, 2)->integer;
+        double cycles = db_json_at(s, 3)->number, power = db_json_at(s, 4)->number, worst = 0;
+        float *want;
+        int id = 0;
+        while (strcmp(names[id], kind)) id++;
+        snprintf(name, sizeof name, "learning rate %s, warmup %d of %d", kind, (int)warmup, (int)total);
+        snprintf(key, sizeof key, "lr/%d", (int)k);
+        want = test_golden_values(golden, key, &n);
+        for (i = 0; i < n; i++) worst = DB__MAX(worst, fabs(db_lr_factor((db_lr_schedule)id, i, warmup, total, cycles, power) - (double)want[i]));
+        if (n && worst < 1e-6) test_pass(name, "err %.1e", worst);
+        else test_fail(name, "err %.1e over %zu updates", worst, n);
+        free(want);
+    }
+    test_check(k == 11, "learning rates", "eleven schedules");
+    db_json_free(list);
+}
+
+/* ---- errors --------------------------------------------------------------------------------------------------- */
+
+/* Whether the last operation failed so, and the message holds both words. */
+static void expect(db_ctx *ctx, const char *name, db_result code, const char *word, const char *other)
+{
+    const char *text = db_last_error(ctx);
+    if (db_status(ctx) != code || !strstr(text, word) || !strstr(text, other))
+        test_fail(name, "\"%s\": %s, instead of \"%s\" with '%s' and '%s'", db_result_name(db_status(ctx)), text, db_result_name(code), word, other);
+    else test_pass(name, "%s", text);
+    db_clear_error(ctx);
+}
+
+static void test_errors(void)
+{
+    db_ctx *ctx = context(1, DB_F32, NULL), *other = ctx;
+    db_config config = db_config_default();
+    db_backend lame = *db_backend_cpu();
+    db_tape *t;
+    db_tensor x, y, w;
+    size_t huge[4], k;
+    const char *name;
+    db_tape_create(ctx, &t);
+    x = input(t, DB_F32, 2, 5, 6, 4), w = input(t, DB_F32, 7, 3, 3, 3), y = input(t, DB_F32, 2, 9, 0, 0);
+    db_conv2d(t, x, w, none, none, 1, 1, 1), expect(ctx, "error of conv2d", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[7, 3, 3, 3]");
+    db_linear(t, x, y, none, none), expect(ctx, "error of linear", DB_ERROR_SHAPE, "4]", "[2, 9]");
+    db_group_norm(t, x, y, y, none, 2, 1e-5f, DB_ACT_NONE), expect(ctx, "error of group_norm", DB_ERROR_SHAPE, "group_norm", "[2, 9]");
+    db_layer_norm(t, x, y, none, 1e-5f), expect(ctx, "error of layer_norm", DB_ERROR_SHAPE, "layer_norm", "[2, 9]");
+    db_multiply(t, x, y), expect(ctx, "error of multiply", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
+    db_weighted_sum(t, 1, x, 1, y), expect(ctx, "error of weighted_sum", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
+    db_concat(t, x, w, 0), expect(ctx, "error of concat", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[7, 3, 3, 3]");
+    db_slice(t, y, 5, 5), expect(ctx, "error of slice", DB_ERROR_SHAPE, "slice", "[2, 9]");
+    db_attention(t, y, y, y, none, none, 2, 1, 0), expect(ctx, "error of attention", DB_ERROR_SHAPE, "attention", "[2, 9]");
+    db_embedding(t, x, y), expect(ctx, "error of embedding", DB_ERROR_SHAPE, "embedding", "[2, 9]");
+    db_mse(t, x, y, none, none, NULL), expect(ctx, "error of mse", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
+    db_avg_pool2(t, x), expect(ctx, "error of avg_pool2, odd size", DB_ERROR_SHAPE, "pool", "[2, 5, 6, 4]");
+    for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
+    db_input(t, DB_F32, 4, huge), expect(ctx, "error of sizes that overflow", DB_ERROR_SHAPE, "too large", "[");
+    db_conv2d(t, x, w, none, none, 1, 1, 1);
+    test_check(db_multiply(t, x, x).id < 0 && db_run(t, 0, 0) == DB_ERROR_SHAPE && db_backward(t, x) == DB_ERROR_SHAPE, "an error sticks",
+               "operations do nothing after one");
+    db_clear_error(ctx);
+    db_plan(t, NULL);
+    db_multiply(t, x, x), expect(ctx, "error of recording after the plan", DB_ERROR_ARGUMENT, "recorded", "planned");
+    db_tape_destroy(t);
+    test_check(ctx->live_bytes == 0, "errors free all", "no memory left in use");
+    db_destroy(ctx);
+
+    config.isa = "mmx";
+    test_check(db_create(&other, &config) == DB_ERROR_UNSUPPORTED && !other, "an unknown instruction set", "refused, without a context");
+    config = db_config_default();
+    config.release = NULL;
+    test_check(db_create(&other, &config) == DB_ERROR_ARGUMENT && !other, "allocate without release", "refused, without a context");
+    config = db_config_default();
+    lame.run[DB_OP_MUL] = NULL, lame.name = "lame";
+    config.backend = &lame;
+    if (db_create(&ctx, &config) != DB_OK) exit(1);
+    db_tape_create(ctx, &t);
+    x = input(t, DB_F32, 2, 2, 0, 0);
+    db_multiply(t, x, x), db_run(t, 0, 0), expect(ctx, "an operation that a backend lacks", DB_ERROR_UNSUPPORTED, "lame", "mul");
+    db_tape_destroy(t);
+    db_destroy(ctx);
+    for (k = 0; (name = db_isa_name(k)) != NULL; k++) {
+        char text[60];
+        snprintf(text, sizeof text, "instruction set %.40s", name);
+        ctx = context(1, DB_F32, name);
+        test_check(!strcmp(db_isa(ctx), name), text, "what was asked for");
+        db_destroy(ctx);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    db_ctx *ctx;
+    db_safetensors *golden;
+    test_let_threads_sleep(argv);
+    ctx = context(1, DB_F32, NULL);
+    golden = test_golden(ctx, argc > 1 ? argv[1] : "tests/golden/ops.safetensors");
+    test_checkpointing();
+    test_memory_plan();
+    test_operation_count();
+    test_out_of_memory();
+    test_philox();
+    test_distributions();
+    test_noise();
+    test_optimizer(golden);
+    test_schedules(ctx, golden);
+    test_errors();
+    db_safetensors_close(golden);
+    db_destroy(ctx);
+    return test_summary();
+}
