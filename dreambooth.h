@@ -647,6 +647,20 @@ db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, s
    uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
 void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred);
 
+/* ---- [DB-10] super-resolution ------------------------------------------------------------------------------
+
+   A noise level is a timestep of the image_noising_scheduler, taken as a real number: -1 is no noise, and the
+   levels between -1 and 0 reach variances below the schedule's first (the paper's 1e-5). */
+
+double db_noise_variance(const db_schedule *noising, double level); /* sigma^2 of a level                   */
+double db_noise_level(const db_schedule *noising, double variance); /* the level of a variance              */
+
+/* What a super-resolution network reads beside x_t: the small image low [h,w,C], upscaled to H x W with aligned
+   corners and noised at `level`; the window [y0,y0+wh) x [x0,x0+ww) of it into out [wh,ww,C]. Training and
+   sampling both go through here, so that they cannot differ. */
+void db_condition_low_res(const db_schedule *noising, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C,
+                          size_t H, size_t W, size_t y0, size_t x0, size_t wh, size_t ww, float *out);
+
 /* ---- [DB-11] sampling ------------------------------------------------------------------------------------ */
 
 typedef struct db_sample_config {
@@ -6737,6 +6751,64 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
         pred[k] = k % CP < C ? uncond + scale * (cond - uncond) : cond;
     }
     (void)B;
+}
+
+/* ==== [DB-10] Super-resolution ================================================================================
+
+   The later stages of the cascade draw a large image from a small one. The small image is noised before the
+   network reads it, and the network is told how much: noise conditioning augmentation (Ho et al., 2022;
+   Imagen, section 2.4), which makes it robust to the small image's faults. DreamBooth fine-tunes these stages at
+   a *lower* level than usual (paper, section 4.4 and appendix): what strong noise hides, a network invents.
+
+   Easy to get wrong
+   - The level that conditions the network is the level that was applied.
+   - 1e-5 is less noise than the first of the schedule's 1000 levels (4.1e-5): levels are continuous here.
+   - Upscaling aligns the corners; other conventions shift the image by a fraction of a pixel.             */
+
+/* The angle whose sine is sigma: nearly straight in t for the cosine schedule, and 0 at level -1. */
+static double db__noise_angle(const db_schedule *s, double level)
+{
+    double last = (double)s->num_train_timesteps - 1, t = DB__MIN(DB__MAX(level, -1.0), last), low = floor(t), a, b;
+    a = low < 0 ? 0 : asin(sqrt(1 - s->alphas_cumprod[(size_t)low]));
+    b = low + 1 > last ? a : asin(sqrt(1 - s->alphas_cumprod[(size_t)(low + 1)]));
+    return a + (b - a) * (t - low);
+}
+
+double db_noise_variance(const db_schedule *s, double level)
+{
+    double sine = sin(db__noise_angle(s, level));
+    return sine * sine;
+}
+
+double db_noise_level(const db_schedule *s, double variance)
+{
+    double low = -1, high = (double)s->num_train_timesteps - 1, angle = asin(sqrt(DB__MIN(DB__MAX(variance, 0.0), 1.0)));
+    int k;
+    for (k = 0; k < 60; k++) { /* the angle grows with the level */
+        double middle = (low + high) / 2;
+        if (db__noise_angle(s, middle) < angle) low = middle;
+        else high = middle;
+    }
+    return (low + high) / 2;
+}
+
+void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C, size_t H, size_t W, size_t y0,
+                          size_t x0, size_t wh, size_t ww, float *out)
+{
+    float alpha = (float)cos(db__noise_angle(s, level)), sigma = (float)sin(db__noise_angle(s, level));
+    size_t y, x, ch;
+    db_random_normal(rng, wh * ww * C, out);
+    for (y = 0; y < wh; y++)
+        for (x = 0; x < ww; x++) {
+            float fy = H > 1 ? (float)(y0 + y) * (float)(h - 1) / (float)(H - 1) : 0, fx = W > 1 ? (float)(x0 + x) * (float)(w - 1) / (float)(W - 1) : 0;
+            size_t iy = (size_t)fy, ix = (size_t)fx, jy = DB__MIN(iy + 1, h - 1), jx = DB__MIN(ix + 1, w - 1);
+            float ty = fy - (float)iy, tx = fx - (float)ix, *o = out + (y * ww + x) * C;
+            for (ch = 0; ch < C; ch++) {
+                float top = low[(iy * w + ix) * C + ch] * (1 - tx) + low[(iy * w + jx) * C + ch] * tx;
+                float bottom = low[(jy * w + ix) * C + ch] * (1 - tx) + low[(jy * w + jx) * C + ch] * tx;
+                o[ch] = alpha * (top * (1 - ty) + bottom * ty) + sigma * o[ch];
+            }
+        }
 }
 
 /* ==== [DB-11] Sampling and pipelines ========================================================================= */

@@ -1,4 +1,4 @@
-/* Fuzzes the JSON parser of dreambooth.h: any bytes are a tree or an error, and a tree is consistent.
+/* Fuzzes the JSON parser of dreambooth.h: bytes are a tree or an error, and a tree is consistent.
 
      clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_json.c -o build/fuzz_json -lm
      build/fuzz_json -max_total_time=120                                                          */

@@ -1,6 +1,6 @@
-/* Fuzzes the tokenizers of dreambooth.h. The input's first byte chooses: a SentencePiece model, CLIP's
-   vocabulary and merges (at a NUL), or tokenizer.json; whatever loads encodes some texts, and the
-   input's own last bytes as one.
+/* Fuzzes the tokenizers of dreambooth.h. The input's first byte chooses: J for tokenizer.json, C
+   for CLIP's vocabulary, a NUL and merges, else a SentencePiece model; whatever loads encodes some
+   texts and the input's own last bytes.
 
      clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_spiece.c -o build/fuzz_spiece -lm
      build/fuzz_spiece -max_total_time=120 CORPUS tests/golden/tokenizers                         */
@@ -12,7 +12,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const char *const texts[] = {"a photo of sks dog!", " e\xcc\x81 \xff 1,000 ", "\xef\xbd\xb6\xef\xbe\x9e"};
+    static const char *const texts[] = {"a photo of sks dog!", " e\xcc\x81 \xff 1,000 ",
+                                        "\xef\xbd\xb6\xef\xbe\x9e"};
     db_ctx *ctx;
     db_tokenizer *tok = NULL;
     char text[65];
@@ -25,7 +26,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     } else if (data[0] == 'C') {
         nul = (const uint8_t *)memchr(data, 0, size);
         if (nul)
-            db_tokenizer_load_clip(ctx, "vocab", (const char *)data + 1, (size_t)(nul - data) - 1, "merges",
+            db_tokenizer_load_clip(ctx, "vocab", (const char *)data + 1, (size_t)(nul - data) - 1,
+                                   "merges",
                                    (const char *)nul + 1, (size_t)(data + size - nul) - 1, &tok);
     } else {
         db_tokenizer_load_spiece(ctx, "fuzz", data, size, &tok);

@@ -4,64 +4,17 @@
      build/test_files
 
    Prints one line per test and a summary; exits with 1 if anything failed. Temporary files go to a
-   directory of their own under $TMPDIR or /tmp. The context's memory comes from counting functions,
-   so that every allocation can be made to fail and none can leak unseen.                         */
+   directory of their own under $TMPDIR or /tmp.                                                  */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "../dreambooth.h"
+#include "test.h"
+#include "counting.h"
 
 #include <dirent.h>
 #include <locale.h>
 #include <signal.h>
 #include <sys/resource.h>
-
-static int passed, failed;
-
-static void report(int good, const char *name, const char *format, ...)
-{
-    va_list args;
-    if (good) {
-        passed++;
-        printf("ok %s\n", name);
-        return;
-    }
-    failed++;
-    printf("FAIL %s: ", name);
-    va_start(args, format);
-    vprintf(format, args);
-    va_end(args);
-    printf("\n");
-}
-
-/* ---- a context that counts ---------------------------------------------------------------------- */
-
-static long live, calls, fail_at = -1; /* blocks not freed; calls so far; which call fails */
-
-static void *count_allocate(void *user, size_t bytes)
-{
-    void *memory = calls++ == fail_at ? NULL : malloc(bytes);
-    (void)user;
-    live += memory != NULL;
-    return memory;
-}
-
-static void count_release(void *user, void *memory)
-{
-    (void)user;
-    live -= memory != NULL;
-    free(memory);
-}
-
-static db_ctx *new_context(void)
-{
-    db_config c = db_config_default();
-    db_ctx *ctx = NULL;
-    c.allocate = count_allocate;
-    c.release = count_release;
-    fail_at = -1;
-    db_create(&ctx, &c);
-    return ctx;
-}
 
 static char folder[512], path_buffer[8][700];
 
@@ -108,17 +61,18 @@ static uint32_t noise(uint64_t i)
     return db_random_bits(&rng, i);
 }
 
-/* ---- JSON ---------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static const char sample[] =
     "{ \"layers\": [2, 3.5, -1e2], \"act\" : \"gelu\", \"flag\": true, \"off\": false,\n"
-    "  \"nothing\": null, \"deep\": {\"a\": {\"b\": [[], {}, [0]]}}, \"\\u00e9\": \"\\ud83d\\ude00\\n\",\n"
+    "  \"nothing\": null, \"deep\": {\"a\": {\"b\": [[], {}, [0]]}},\n"
+    "  \"\\u00e9\": \"\\ud83d\\ude00\\n\","
     "  \"big\": 9223372036854775807, \"small\": -9223372036854775808, \"act\": \"silu\",\n"
     "  \"lambda_min_clipped\": -Infinity }\n";
 
 static void test_json_values(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     const db_json *root = db_json_parse(ctx, "sample", sample, strlen(sample)), *layers, *deep;
     int good = root && root->type == DB_JSON_OBJECT && root->count == 11;
     if (good) {
@@ -131,7 +85,8 @@ static void test_json_values(void)
             && db_json_bool(root, "flag", 0) == 1 && db_json_bool(root, "off", 1) == 0
             && db_json_int(root, "nothing", 7) == 7 && db_json_int(root, "absent", 8) == 8
             && !strcmp(db_json_string(root, "\xc3\xa9", ""), "\xf0\x9f\x98\x80\n")
-            && db_json_int(root, "big", 0) == INT64_MAX && db_json_int(root, "small", 0) == INT64_MIN
+            && db_json_int(root, "big", 0) == INT64_MAX
+                && db_json_int(root, "small", 0) == INT64_MIN
             && db_json_number(root, "lambda_min_clipped", 0) == -INFINITY
             && db_json_number(root, "big", 0) == 9223372036854775807.0
             && db_json_at(deep, 0)->integer == 0 && deep->line == 2
@@ -141,13 +96,15 @@ static void test_json_values(void)
     report(good, "json_values", "%s", db_last_error(ctx));
     if (good) {
         int value = (int)db_json_int(root, "act", 5);
-        report(value == 5 && db_status(ctx) == DB_ERROR_FORMAT && strstr(db_last_error(ctx), "sample:3:")
+        report(value == 5 && db_status(ctx) == DB_ERROR_FORMAT
+               && strstr(db_last_error(ctx), "sample:3:")
                && strstr(db_last_error(ctx), "\"act\" must be an integer"), "json_wrong_type", "%s",
                db_last_error(ctx));
         db_clear_error(ctx);
         db_json_int(db_json_get(root, "deep"), "a", 5);
         db_clear_error(ctx);
-        report(db_json_int(layers, "x", 1) == 1 && db_status(ctx) == DB_OK, "json_get_of_array", "%s",
+        report(db_json_int(layers, "x", 1) == 1 && db_status(ctx) == DB_OK, "json_get_of_array",
+               "%s",
                db_last_error(ctx));
     }
     db_json_free(root);
@@ -160,11 +117,13 @@ static void test_json_numbers(void)
     static const char *const numbers[] = {
         "0", "-0", "1", "-1", "0.1", "1e-05", "0.00085", "0.18215", "1.41423", "3.141592653589793",
         "1e22", "1e23", "1.7976931348623157e308", "2.2250738585072014e-308", "5e-324", "1e-400",
-        "9007199254740993", "123456789012345678901234567890", "0.30000000000000004", "1E+2", "1.5e3",
-        "100000000000000000000000000000000000000000", "6.0221e23", "0.000000000000000000000000000001",
+        "9007199254740993", "123456789012345678901234567890", "0.30000000000000004", "1E+2",
+        "1.5e3",
+        "100000000000000000000000000000000000000000", "6.0221e23",
+        "0.000000000000000000000000000001",
         "4.35", "0.5", "2.00000000000000011102230246251565404236316680908203125"};
     static const char *const locales[] = {"C", "de_DE.UTF-8", "fr_FR.UTF-8", "de_DE"};
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     size_t i, l;
     int good = 1, points = 0;
     for (l = 0; l < 4; l++) {
@@ -178,7 +137,8 @@ static void test_json_numbers(void)
             setlocale(LC_NUMERIC, locales[l]);
             if (!n || n->number != expected || signbit(n->number) != signbit(expected)) {
                 good = 0;
-                printf("  %s in %s: %.17g, not %.17g\n", numbers[i], locales[l], n ? n->number : 0.0,
+                printf("  %s in %s: %.17g, not %.17g\n", numbers[i], locales[l],
+                       n ? n->number : 0.0,
                        expected);
             }
             db_json_free(n);
@@ -209,17 +169,20 @@ static void test_json_numbers(void)
 
 static void test_json_strings(void)
 {
-    static const char tricky[] = "\x01\x1f\"\\/\b\f\n\r\t\x7f \xc3\xa9 \xe2\x96\x81 \xf0\x9f\x98\x80 end";
-    static const char escaped[] = "\"\\u0041\\u00E9\\u20ac\\uD834\\uDD1E\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000x\"";
+    static const char tricky[] = "\x01\x1f\"\\/\b\f\n\r\t\x7f \xc3\xa9 \xe2\x96\x81"
+                                 " \xf0\x9f\x98\x80 end";
+    static const char escaped[] = "\"\\u0041\\u00E9\\u20ac\\uD834\\uDD1E\\\"\\\\\\/\\b\\f\\n\\r\\t"
+                                  "\\u0000x\"";
     static const char plain[] = "A\xc3\xa9\xe2\x82\xac\xf0\x9d\x84\x9e\"\\/\b\f\n\r\t\0x";
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     db__text t;
     const db_json *n;
     memset(&t, 0, sizeof t);
     t.ctx = ctx;
     db__text_json_string(&t, tricky);
     n = db_json_parse(ctx, "s", t.data, t.length);
-    report(n && n->length == strlen(tricky) && !strcmp(n->string, tricky), "json_string_round_trip", "%s",
+    report(n && n->length == strlen(tricky) && !strcmp(n->string, tricky), "json_string_round_trip",
+           "%s",
            t.data ? t.data : "");
     db_json_free(n);
     db__text_free(&t);
@@ -234,18 +197,22 @@ static void test_json_strictness(void)
 {
     static const char *const bad[] = {
         "", " ", "{", "}", "[", "]", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "{\"a\"}", "{\"a\":}",
-        "{\"a\":1,}", "{,}", "{a:1}", "{'a':1}", "{\"a\" 1}", "{1:2}", "\"", "\"a", "\"\\\"", "\"\\",
+        "{\"a\":1,}", "{,}", "{a:1}", "{'a':1}", "{\"a\" 1}", "{1:2}", "\"", "\"a", "\"\\\"",
+        "\"\\",
         "\"\\x\"", "\"\\u12\"", "\"\\u123g\"", "\"\\ud800\"", "\"\\ud800\\u0041\"", "\"\\udc00\"",
-        "\"\\ud800\\ud800\"", "\"\t\"", "\"\n\"", "\"\x01\"", "01", "-01", "1.", ".5", "-", "-.5", "+1",
+        "\"\\ud800\\ud800\"", "\"\t\"", "\"\n\"", "\"\x01\"", "01", "-01", "1.", ".5", "-", "-.5",
+        "+1",
         "1e", "1e+", "1.e5", "0x10", "1e999", "-1e999", "1a", "nul", "nulll", "True", "truefalse",
         "nan", "inf", "-NaN", "+Infinity", "[1]]", "{}{}", "1 2", "// a\n1", "/* */ 1", "[1,,2]",
-        "\xef\xbb\xbf{}", "\"\xff\"", "\"\xc3\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"",
+        "\xef\xbb\xbf{}", "\"\xff\"", "\"\xc3\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"",
+        "\"\xf4\x90\x80\x80\"",
         "\"\xe2\x82\"", "\xa0", "\"a\" \xff"};
     static const char *const fine[] = {
-        "0", " 1 ", "[]", "{}", "[[],{}]", "\"\"", "\t\n\r {\"a\" : [ ] } \n", "null", "true", "false",
+        "0", " 1 ", "[]", "{}", "[[],{}]", "\"\"", "\t\n\r {\"a\" : [ ] } \n", "null", "true",
+        "false",
         "-0", "0e0", "0E-0", "1E5", "NaN", "Infinity", "-Infinity", "{\"\":0}", "{\"a\":1,\"a\":2}",
         "\"\x7f\"", "\"\xf4\x8f\xbf\xbf\"", "\"\\u0000\"", "[1e-999]", "\"\xef\xbf\xbf\""};
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     size_t i;
     int good = 1;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -267,18 +234,20 @@ static void test_json_strictness(void)
     }
     report(good, "json_accepts", "see above");
     db_json_parse(ctx, "place.json", "{\n  \"\xc3\xa9\": tru\n}", 15);
-    report(!strncmp(db_last_error(ctx), "place.json:2:8: not valid JSON: ", 32), "json_error_place", "%s",
+    report(!strncmp(db_last_error(ctx), "place.json:2:8: not valid JSON: ", 32), "json_error_place",
+           "%s",
            db_last_error(ctx));
     db_clear_error(ctx);
     report(!db_json_load(ctx, in_folder("absent.json")) && db_status(ctx) == DB_ERROR_FILE
-           && strstr(db_last_error(ctx), "absent.json"), "json_missing_file", "%s", db_last_error(ctx));
+           && strstr(db_last_error(ctx),
+                     "absent.json"), "json_missing_file", "%s", db_last_error(ctx));
     report(ctx->live_bytes == 0, "json_errors_free_all", "%zu bytes are left", ctx->live_bytes);
     db_destroy(ctx);
 }
 
 static void test_json_damage(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     size_t n = strlen(sample), i, taken = 0;
     char text[sizeof sample], deep[300];
     const db_json *root;
@@ -309,18 +278,20 @@ static void test_json_damage(void)
         good &= (root != NULL) == (i == 0);
         db_json_free(root);
     }
-    report(good && strstr(db_last_error(ctx), "nested too deeply"), "json_depth", "%s", db_last_error(ctx));
+    report(good && strstr(db_last_error(ctx), "nested too deeply"), "json_depth", "%s",
+           db_last_error(ctx));
     db_clear_error(ctx);
     for (i = 0, taken = 0; ; i++) { /* every allocation fails once */
-        fail_at = calls + (long)i;
+        counting_fail_at = counting_calls + (long)i;
         root = db_json_parse(ctx, "oom", sample, n);
-        fail_at = -1;
+        counting_fail_at = -1;
         if (root) break;
         taken += db_status(ctx) != DB_ERROR_MEMORY;
         db_clear_error(ctx);
     }
     db_json_free(root);
-    report(taken == 0 && i > 1 && ctx->live_bytes == 0, "json_out_of_memory", "%zu allocations, %zu wrong codes,"
+    report(taken == 0 && i > 1 && ctx->live_bytes == 0, "json_out_of_memory",
+           "%zu allocations, %zu wrong codes,"
            " %zu bytes left", i, taken, ctx->live_bytes);
     db_destroy(ctx);
 }
@@ -328,7 +299,7 @@ static void test_json_damage(void)
 /* A vocabulary as large as CLIP's. */
 static void test_json_large(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     db__text t;
     const db_json *root, *item;
     int i, good;
@@ -347,7 +318,7 @@ static void test_json_large(void)
     db_destroy(ctx);
 }
 
-/* ---- numbers of half precision --------------------------------------------------------------------- */
+/* ---- numbers of half precision --------------------------------------------------------------- */
 
 /* The f16 nearest to f, by trying all of one sign; ties go to the even one. */
 static uint16_t nearest_f16(float f)
@@ -392,7 +363,7 @@ static void test_half(void)
         memcpy(&f, &bits, 4);
         if (f != f) continue;
         if (db__f32_to_f16(f) != nearest_f16(f)) wrong++;
-        rounded = (uint32_t)db__f32_to_bf16(f) << 16; /* one of the two neighbours; the nearer; even */
+        rounded = (uint32_t)db__f32_to_bf16(f) << 16; /* a neighbour, the nearer, even */
         if (rounded != (bits & 0xFFFF0000u) && rounded != (bits & 0xFFFF0000u) + 0x10000u) wrong++;
         if ((bits & 0xFFFF) > 0x8000 ? rounded == (bits & 0xFFFF0000u)
             : (bits & 0xFFFF) < 0x8000 ? rounded != (bits & 0xFFFF0000u) : (rounded >> 16 & 1) != 0)
@@ -401,7 +372,7 @@ static void test_half(void)
     report(wrong == 0, "half_rounding", "%zu wrong", wrong);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------ */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static int file_holds(db_ctx *ctx, const char *path, const char *text)
 {
@@ -415,7 +386,7 @@ static int file_holds(db_ctx *ctx, const char *path, const char *text)
 
 static void test_files(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     const char *path = in_folder("file");
     db__writer w;
     db__mapping m;
@@ -432,7 +403,8 @@ static void test_files(void)
     good = db__writer_open(&w, ctx, path) == DB_OK && db__writer_write(&w, "half", 4) == DB_OK
         && count_files() == 2;
     db__writer_abandon(&w);
-    report(good && count_files() == 1 && file_holds(ctx, path, "second"), "file_abandoned", "%d files",
+    report(good && count_files() == 1 && file_holds(ctx, path, "second"), "file_abandoned",
+           "%d files",
            count_files());
 
     good = db__write_file(ctx, in_folder("absent/file"), "x", 1) == DB_ERROR_FILE
@@ -448,12 +420,14 @@ static void test_files(void)
     setrlimit(RLIMIT_FSIZE, &small);
     good = db__write_file(ctx, path, zeros, sizeof zeros) == DB_ERROR_FILE;
     setrlimit(RLIMIT_FSIZE, &limit);
-    report(good && strstr(db_last_error(ctx), "cannot be written") && count_files() == 1, "file_disk_full",
+    report(good && strstr(db_last_error(ctx), "cannot be written") && count_files() == 1,
+           "file_disk_full",
            "%s; %d files", db_last_error(ctx), count_files());
     db_clear_error(ctx);
     report(file_holds(ctx, path, "second"), "file_disk_full_keeps_old", "%s", db_last_error(ctx));
 
-    report(db__map_file(ctx, folder, &m) == DB_ERROR_FILE && strstr(db_last_error(ctx), "is a directory"),
+    report(db__map_file(ctx, folder, &m) == DB_ERROR_FILE
+           && strstr(db_last_error(ctx), "is a directory"),
            "file_directory", "%s", db_last_error(ctx));
     db_clear_error(ctx);
     report(db__map_file(ctx, in_folder("absent"), &m) == DB_ERROR_FILE, "file_absent", "%s", "");
@@ -466,7 +440,7 @@ static void test_files(void)
     clear_folder();
 }
 
-/* ---- safetensors -------------------------------------------------------------------------------------- */
+/* ---- safetensors ----------------------------------------------------------------------------- */
 
 /* Puts a header and `data_bytes` bytes 0, 1, 2 ... into one block; returns its size. */
 static size_t assemble(unsigned char *out, const char *header, size_t data_bytes)
@@ -481,7 +455,7 @@ static size_t assemble(unsigned char *out, const char *header, size_t data_bytes
 static void test_safetensors_round_trip(void)
 {
     static const db_dtype dtypes[] = {DB_F64, DB_F32, DB_F16, DB_BF16};
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     const char *path = in_folder("model.safetensors");
     db_safetensors_writer *w;
     db_safetensors *st = NULL;
@@ -523,7 +497,8 @@ static void test_safetensors_round_trip(void)
     report(db_safetensors_finish(w) == DB_OK && count_files() == 1, "safetensors_write", "%s",
            db_last_error(ctx));
 
-    report(db_safetensors_open(ctx, path, &st) == DB_OK && db_safetensors_count(st) == 40, "safetensors_open",
+    report(db_safetensors_open(ctx, path, &st) == DB_OK && db_safetensors_count(st) == 40,
+           "safetensors_open",
            "%s", db_last_error(ctx));
     if (!st) return;
     for (i = 0; i < 40; i++) {
@@ -533,7 +508,8 @@ static void test_safetensors_round_trip(void)
         db_file_tensor_to_f32(t, back);
         for (k = 0; k < t->count; k++) {
             float expected = t->dtype == DB_F16 ? db__f16_to_f32(db__f32_to_f16(values[k]))
-                           : t->dtype == DB_BF16 ? db__bf16_to_f32(db__f32_to_bf16(values[k])) : values[k];
+                           : t->dtype == DB_BF16 ? db__bf16_to_f32(db__f32_to_bf16(values[k]))
+                               : values[k];
             if (back[k] != expected) wrong++;
         }
     }
@@ -544,11 +520,12 @@ static void test_safetensors_round_trip(void)
     report(back[0] == -5 && back[1] == 49407 && back[2] == 1 && back[3] == 0 && back[4] == 1,
            "safetensors_integers", "%g %g %g", (double)back[0], (double)back[1], (double)back[2]);
     report(!strcmp(db_safetensors_metadata(st, "format"), "pt")
-           && !strcmp(db_safetensors_metadata(st, "a \"key\""), "a\nvalue") && !db_safetensors_metadata(st, "x"),
+           && !strcmp(db_safetensors_metadata(st, "a \"key\""), "a\nvalue")
+               && !db_safetensors_metadata(st, "x"),
            "safetensors_metadata", "%s", "");
     db_safetensors_close(st);
 
-    /* Cut short at every length of the header and at some of the data: refused, never read beyond. */
+    /* Cut short at every length of the header and some of the data: refused, never read beyond. */
     db__map_file(ctx, path, &m);
     for (i = 0, wrong = 0; i < m.bytes; i += i < 5000 ? 1 : 997) {
         unsigned char *exact = (unsigned char *)malloc(i ? i : 1);
@@ -574,7 +551,8 @@ static void test_safetensors_round_trip(void)
         if (i % 4 == 0) i += 8;
     }
     db__unmap_file(ctx, &m);
-    report(ctx->live_bytes == 0, "safetensors_changed_bytes", "%zu bytes are left", ctx->live_bytes);
+    report(ctx->live_bytes == 0, "safetensors_changed_bytes", "%zu bytes are left",
+           ctx->live_bytes);
     db_destroy(ctx);
     clear_folder();
 }
@@ -587,44 +565,63 @@ static void test_safetensors_refused(void)
         const char *message; /* part of it */
     } cases[] = {
         {"overlap", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-                    "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", 6, "tensor b: overlaps"},
+                    "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", 6,
+                    "tensor b: overlaps"},
         {"same_place", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},"
-                       "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 4, "overlaps"},
+                       "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 4,
+                       "overlaps"},
         {"hole", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
-                 "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[3,5]}}", 5, "tensor b: begins behind a gap"},
-        {"hole_at_start", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 3, "behind a gap"},
-        {"extra_data", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 3, "1 bytes at its end"},
+                 "\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[3,5]}}", 5,
+                 "tensor b: begins behind a gap"},
+        {"hole_at_start", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 3,
+         "behind a gap"},
+        {"extra_data", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 3,
+         "1 bytes at its end"},
         {"missing_data", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 3,
          "its data ends at byte 4, but there are 3"},
-        {"huge", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1000000,1000000],\"data_offsets\":[0,4000000000000]}}", 4,
+        {"huge", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1000000,1000000],"
+                 "\"data_offsets\":[0,4000000000000]}}", 4,
          "is the download complete"},
-        {"overflow", "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
+        {"overflow",
+         "{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
          "product that fits"},
-        {"overflow_bytes", "{\"a\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0,
+        {"overflow_bytes",
+         "{\"a\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0,
          "product that fits"},
         {"wrong_size", "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 4,
          "2 elements of type F32 are 8 bytes, but its offsets span 4"},
-        {"negative", "{\"a\":{\"dtype\":\"U8\",\"shape\":[-4],\"data_offsets\":[0,4]}}", 4, "\"shape\""},
-        {"backwards", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,0]}}", 4, "\"data_offsets\""},
-        {"negative_offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[-4,0]}}", 4, "\"data_offsets\""},
-        {"rank", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, "at most 8"},
+        {"negative", "{\"a\":{\"dtype\":\"U8\",\"shape\":[-4],\"data_offsets\":[0,4]}}", 4,
+         "\"shape\""},
+        {"backwards", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[4,0]}}", 4,
+         "\"data_offsets\""},
+        {"negative_offset", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[-4,0]}}", 4,
+         "\"data_offsets\""},
+        {"rank", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}",
+         1, "at most 8"},
         {"dtype", "{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
          "tensor a: element type \"F8_E4M3\""},
         {"no_dtype", "{\"a\":{\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "element type \"\""},
         {"no_shape", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, "\"shape\""},
         {"no_offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, "\"data_offsets\""},
-        {"three_offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", 1, "\"data_offsets\""},
-        {"string_offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[\"0\",\"1\"]}}", 1, "\"data_offsets\""},
-        {"fraction", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1.5],\"data_offsets\":[0,1]}}", 1, "\"shape\""},
+        {"three_offsets", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,1]}}", 1,
+         "\"data_offsets\""},
+        {"string_offsets",
+         "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[\"0\",\"1\"]}}", 1,
+         "\"data_offsets\""},
+        {"fraction", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1.5],\"data_offsets\":[0,1]}}", 1,
+         "\"shape\""},
         {"twice", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-                  "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2, "tensor a: is there twice"},
+                  "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2,
+                  "tensor a: is there twice"},
         {"not_an_object", "{\"a\":[1]}", 0, "is not an object"},
         {"array", "[1]", 0, "does not start with {"},
-        {"nul_in_name", "{\"a\\u0000b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "NUL"},
-        {"bad_utf8", "{\"a\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "not UTF-8"},
+        {"nul_in_name", "{\"a\\u0000b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
+         1, "NUL"},
+        {"bad_utf8", "{\"a\xff\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+         "not UTF-8"},
         {"not_json", "{\"a\":", 0, "not valid JSON"},
         {"empty_header", "", 0, "does not start with {"}};
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     unsigned char block[1024];
     db_safetensors *st;
     size_t i, n;
@@ -639,7 +636,7 @@ static void test_safetensors_refused(void)
         db_safetensors_close(st);
         db_clear_error(ctx);
     }
-    for (i = 0; i < 8; i++) { /* a length of 2^(8 i) and more: refused before anything is allocated */
+    for (i = 0; i < 8; i++) { /* huge lengths: refused before anything is allocated */
         n = assemble(block, "{}", 0);
         memset(block, 0, 8);
         block[i] = 0xFF;
@@ -651,24 +648,30 @@ static void test_safetensors_refused(void)
     report(i == 8, "safetensors_refuses_long_header", "%zu bytes allocated", ctx->peak_bytes);
     db_clear_error(ctx);
 
-    n = assemble(block, "{\"e\":{\"dtype\":\"F32\",\"shape\":[0,7],\"data_offsets\":[3,3]},\"s\":{\"dtype\":"
-                 "\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},\"x\":{\"dtype\":\"I16\",\"shape\":[],"
-                 "\"data_offsets\":[3,5]},\"__metadata__\":{\"k\":\"v\"}}  ", 5);
+    n = assemble(block,
+                 "{\"e\":{\"dtype\":\"F32\",\"shape\":[0,7],\"data_offsets\":[3,3]},"
+                 "\"s\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},"
+                 "\"x\":{\"dtype\":\"I16\",\"shape\":[],\"data_offsets\":[3,5]},"
+                 "\"__metadata__\":{\"k\":\"v\"}}  ", 5);
     r = db_safetensors_open_memory(ctx, "file", block, n, &st);
     if (r == DB_OK) { /* unordered, an empty tensor, a scalar, misaligned data, spaces at the end */
         float out[3] = {0, 0, 0};
         db_file_tensor_to_f32(db_safetensors_find(st, "x"), out);
-        report(db_safetensors_count(st) == 3 && out[0] == 0x0403 && db_safetensors_find(st, "e")->count == 0
-               && !strcmp(db_safetensors_metadata(st, "k"), "v"), "safetensors_unusual", "%g", (double)out[0]);
+        report(db_safetensors_count(st) == 3 && out[0] == 0x0403
+               && db_safetensors_find(st, "e")->count == 0
+               && !strcmp(db_safetensors_metadata(st, "k"),
+                          "v"), "safetensors_unusual", "%g", (double)out[0]);
     } else {
         report(0, "safetensors_unusual", "%s", db_last_error(ctx));
     }
     db_safetensors_close(st);
     n = assemble(block, "{}", 0);
-    report(db_safetensors_open_memory(ctx, "file", block, n, &st) == DB_OK && db_safetensors_count(st) == 0
+    report(db_safetensors_open_memory(ctx, "file", block, n, &st) == DB_OK
+           && db_safetensors_count(st) == 0
            && !db_safetensors_find(st, ""), "safetensors_no_tensors", "%s", db_last_error(ctx));
     db_safetensors_close(st);
-    report(ctx->live_bytes == 0, "safetensors_errors_free_all", "%zu bytes are left", ctx->live_bytes);
+    report(ctx->live_bytes == 0, "safetensors_errors_free_all", "%zu bytes are left",
+           ctx->live_bytes);
     db_destroy(ctx);
 }
 
@@ -714,19 +717,22 @@ static void write_index(const char *text)
 
 static void test_weights(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     report(refuses_with(ctx, "no weights"), "weights_absent", "see above");
     write_one(ctx, in_folder("model.fp16.safetensors"), "a", 16);
     report(opens_with(ctx, "a", 16), "weights_fp16_variant", "%s", db_last_error(ctx));
     write_one(ctx, in_folder("model-00001-of-00002.safetensors"), "a", 1);
     write_one(ctx, in_folder("model-00002-of-00002.safetensors"), "b", 2);
-    write_index("{\"metadata\":{\"total_size\":16},\"weight_map\":{\"b\":\"model-00002-of-00002.safetensors\","
+    write_index("{\"metadata\":{\"total_size\":16},\"weight_map\":{"
+                "\"b\":\"model-00002-of-00002.safetensors\","
                 "\"a\":\"model-00001-of-00002.safetensors\"}}");
-    report(opens_with(ctx, "a", 1) && opens_with(ctx, "b", 2), "weights_shards", "%s", db_last_error(ctx));
+    report(opens_with(ctx, "a", 1) && opens_with(ctx, "b", 2), "weights_shards", "%s",
+           db_last_error(ctx));
     write_index("{\"weight_map\":{\"c\":\"model-00002-of-00002.safetensors\"}}");
     report(refuses_with(ctx, "lists tensor c"), "weights_shard_lacks", "see above");
     write_index("{\"weight_map\":{\"c\":\"model-00003-of-00002.safetensors\"}}");
-    report(refuses_with(ctx, "model-00003-of-00002.safetensors: cannot be opened"), "weights_no_shard", "see above");
+    report(refuses_with(ctx, "model-00003-of-00002.safetensors: cannot be opened"),
+           "weights_no_shard", "see above");
     write_index("{\"weight_map\":{\"c\":\"../model-00002-of-00002.safetensors\"}}");
     report(refuses_with(ctx, "not a file name"), "weights_shard_elsewhere", "see above");
     write_index("{\"weight_map\":{\"c\":5}}");
@@ -750,11 +756,12 @@ static void test_safetensors_misuse(void)
 {
     static const struct {
         const char *name, *message;
-    } cases[] = {{"wrong_order", "was written where a was declared"}, {"not_written", "never written"},
+    } cases[] = {{"wrong_order", "was written where a was declared"},
+                 {"not_written", "never written"},
                  {"declared_late", "after the first tensor"}, {"twice", "declared twice"},
                  {"too_many", "nothing more was declared"}, {"rank", "out of range"},
                  {"integers", "cannot be written as I64"}, {"overflow", "overflows"}};
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     size_t i, dim[9] = {2, 1, 1, 1, 1, 1, 1, 1, 1}, huge[2];
     float v[2] = {1, 2};
     char name[64];
@@ -771,7 +778,8 @@ static void test_safetensors_misuse(void)
         if (i != 1) db_safetensors_write_f32(w, "b", v);
         if (i == 4) db_safetensors_write_f32(w, "c", v);
         snprintf(name, sizeof name, "safetensors_misuse_%s", cases[i].name);
-        report(db_safetensors_finish(w) == DB_ERROR_ARGUMENT && strstr(db_last_error(ctx), cases[i].message)
+        report(db_safetensors_finish(w) == DB_ERROR_ARGUMENT
+               && strstr(db_last_error(ctx), cases[i].message)
                && count_files() == 1, name, "%s; %d files", db_last_error(ctx), count_files());
         db_clear_error(ctx);
     }
@@ -788,20 +796,20 @@ static void test_safetensors_misuse(void)
 
 static void test_safetensors_out_of_memory(void)
 {
-    db_ctx *ctx = new_context();
+    db_ctx *ctx = counting_context();
     size_t i, dim = 2, wrong = 0;
     db_safetensors *st;
     float v[2] = {1, 2};
     db_result r;
     for (i = 0; ; i++) {
         db_safetensors_writer *w;
-        fail_at = calls + (long)i;
+        counting_fail_at = counting_calls + (long)i;
         w = db_safetensors_create(ctx, in_folder("model-00001.safetensors"));
         db_safetensors_add_metadata(w, "k", "v");
         db_safetensors_declare(w, "a", DB_F32, 1, &dim);
         db_safetensors_write_f32(w, "a", v);
         r = db_safetensors_finish(w);
-        fail_at = -1;
+        counting_fail_at = -1;
         if (r == DB_OK) break;
         wrong += db_status(ctx) != DB_ERROR_MEMORY || count_files() != 0 || ctx->live_bytes != 0;
         db_clear_error(ctx);
@@ -809,15 +817,16 @@ static void test_safetensors_out_of_memory(void)
     report(i > 3 && wrong == 0, "safetensors_write_out_of_memory", "%zu of %zu wrong", wrong, i);
     write_index("{\"weight_map\":{\"a\":\"model-00001.safetensors\"}}");
     for (i = 0, wrong = 0; ; i++) {
-        fail_at = calls + (long)i;
+        counting_fail_at = counting_calls + (long)i;
         r = db_weights_open(ctx, folder, "model", &st);
-        fail_at = -1;
+        counting_fail_at = -1;
         if (r == DB_OK) break;
         wrong += db_status(ctx) != DB_ERROR_MEMORY || st || ctx->live_bytes != 0;
         db_clear_error(ctx);
     }
     db_safetensors_close(st);
-    report(i > 5 && wrong == 0 && ctx->live_bytes == 0, "safetensors_open_out_of_memory", "%zu of %zu wrong",
+    report(i > 5 && wrong == 0 && ctx->live_bytes == 0, "safetensors_open_out_of_memory",
+           "%zu of %zu wrong",
            wrong, i);
     db_destroy(ctx);
     clear_folder();
@@ -846,7 +855,6 @@ int main(void)
     test_safetensors_out_of_memory();
     clear_folder();
     rmdir(folder);
-    report(live == 0, "contexts_free_all", "%ld blocks are left", live);
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed != 0;
+    report(counting_live == 0, "contexts_free_all", "%ld blocks are left", counting_live);
+    return test_summary();
 }

@@ -604,12 +604,12 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
     char name[80];
     memset(&v, 0, sizeof v);
     while (spec && strcmp(db_json_string(spec, "op", ""), op)) spec = spec->next;
-    if (!spec || db_json_int(spec, "forward", 0)) return;
+    if (!spec || db_json_int(spec, "forward", 0) || db_json_get(spec, "f32_limit")) return; /* rounding has no slope */
     snprintf(name, sizeof name, "finite differences %.30s", op);
     record_case(&c, f->ctx[0], spec, NULL);
     run_case(&v, &c, 0xFF, 1, &r);
     for (k = 2; k < r.n; k++) {
-        double h = 1.0 / 64, numeric, analytic = 0, length = 0, err;
+        double h = 1.0 / 256, numeric, analytic = 0, length = 0, err;
         float *d = (float *)need(r.r[k].count * sizeof(float));
         test_formula((uint32_t)(55 + k), r.r[k].count, 1, 0, 1, d);
         for (i = 0; i < r.r[k].count; i++) {

@@ -179,8 +179,8 @@ static void test_distribution(void)
     int missing = 0;
     for (int i = 0; i < WORLD_PLACES; i++) missing += places[i] < n / WORLD_PLACES / 2;
     check("all places appear", missing == 0, "%d of them rare", missing);
-    check("a few hybrids, none of the hidden pairs", hidden == 0 && hybrids > n / 50, "%d of %d hidden",
-          hidden, hybrids);
+    check("a few hybrids, none of the hidden pairs", hidden == 0 && hybrids > n / 50,
+          "%d of %d hidden", hidden, hybrids);
     check("10-15 % of the pictures are not photos", styles > n / 10 && styles < 15 * n / 100,
           "%.1f %%", 100.0 * styles / n);
 }
@@ -378,7 +378,8 @@ static void test_pools(void)
     int accepted = 0;
     for (size_t k = 0; k < sizeof header_bytes / sizeof header_bytes[0]; k++) {
         copy[header_bytes[k]] ^= 0x41;
-        accepted += write_file(path, copy, bytes) && world_pool_open(path, &pool, error, sizeof error) == 0;
+        accepted +=
+            write_file(path, copy, bytes) && world_pool_open(path, &pool, error, sizeof error) == 0;
         copy[header_bytes[k]] ^= 0x41;
     }
     check("a pool with a damaged header is refused", accepted == 0, "%d were not", accepted);
@@ -389,9 +390,11 @@ static void test_pools(void)
                  && world_pool_open(path, &pool, error, sizeof error) == 0;
     check("a pool of the wrong length is refused", accepted == 0, "%d were not", accepted);
     check("a missing pool is an error with a reason",
-          world_pool_open("no such file", &pool, error, sizeof error) != 0 && error[0], "it is not");
+          world_pool_open("no such file", &pool, error, sizeof error) != 0 && error[0],
+          "it is not");
     c.size = 15;
-    check("an odd picture size is refused", world_pool_write(path, &c, error, sizeof error) != 0, "no");
+    check("an odd picture size is refused", world_pool_write(path, &c, error, sizeof error) != 0,
+          "no");
     free(copy);
     remove(path);
 }

@@ -3,8 +3,10 @@
    build/pretrain vocabulary --dir DIR                       writes DIR/tokenizer/spiece.model
    build/pretrain text --dir DIR --steps N                   trains DIR/text_encoder on sentences
    build/pretrain base --dir DIR --pool FILE --steps N       trains DIR/unet on a pool of pictures
+   build/pretrain sr --dir DIR --text DIR2 --pool FILE       trains a super-resolver on crops (--size 64)
+                     --scale 4 --steps N                     of a pool of whole large pictures
 
-   Both trainings keep their whole state in --state FILE and go on from it. They stop after the step
+   All trainings keep their whole state in --state FILE and go on from it. They stop after the step
    in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than
    --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end.
 
@@ -26,11 +28,11 @@
 #include <time.h>
 
 enum { TOKENS = 77, TEXT_TOKENS = 32, PIECES_MULTIPLE = 64 };
-enum { FOR_INIT = 1000, FOR_BATCH, FOR_TIME, FOR_NOISE, FOR_MASK }; /* purposes of random streams */
+enum { FOR_INIT = 1000, FOR_BATCH, FOR_TIME, FOR_NOISE, FOR_MASK, FOR_CROP, FOR_LEVEL, FOR_LOW_RES }; /* purposes of random streams */
 
 typedef struct options {
-    const char *dir, *pool, *state, *sheets;
-    long steps, batch, size, warmup, decay, save_every, sheet_every, threads;
+    const char *dir, *text, *pool, *state, *sheets;
+    long steps, batch, size, scale, warmup, decay, save_every, sheet_every, threads;
     double lr, ema, aux;
     int bf16;
     uint64_t seed;
@@ -166,6 +168,8 @@ static float learning_rate(const options *o, uint64_t step)
     double left = o->decay ? DB__MIN(1.0, (double)((uint64_t)o->steps - step) / (double)o->decay) : 1;
     return (float)(o->lr * warm * left);
 }
+
+static db_dtype config_dtype(const options *o) { return o->bf16 ? DB_BF16 : DB_F32; }
 
 static float ema_decay(const options *o, uint64_t step) { return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10)); }
 
@@ -327,66 +331,95 @@ static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_sche
     free(pixels);
 }
 
-/* Picture i of the pool at `size` (the pool's, or half of it by averaging), its object weight and the head's
-   target at the features' size (half or a quarter of the pool's auxiliary planes). */
-static void read_picture(const world_pool *pool, size_t i, size_t size, float *rgb, float *weight, float *aux, size_t aux_size)
+/* Averages f x f pixels of 8-bit planes [..][row][channels] into floats. */
+static float average(const unsigned char *p, size_t row, size_t channels, size_t y, size_t x, size_t f, size_t ch)
 {
-    size_t S = pool->header->size, f = S / size, A = S / 2, fa = A / aux_size, x, y, ch, dx, dy;
+    float sum = 0;
+    size_t dy, dx;
+    for (dy = 0; dy < f; dy++)
+        for (dx = 0; dx < f; dx++) sum += p[((y * f + dy) * row + x * f + dx) * channels + ch];
+    return sum / (float)(f * f);
+}
+
+/* Picture i of the pool at `size` (the pool's, or half of it by averaging) in [-1,1], its object weight (mean 1)
+   and the auxiliary head's target at half that size: mask in [0,1], normals in [-1,1]. */
+static void read_picture(const world_pool *pool, size_t i, size_t size, float *rgb, float *weight, float *aux)
+{
+    size_t S = pool->header->size, f = S / size, A = S / 2, x, y, ch;
     const unsigned char *p = pool->rgb + i * S * S * 3, *a = pool->aux + i * A * A * 4;
     double total = 0;
     for (y = 0; y < size; y++)
         for (x = 0; x < size; x++) {
-            float w;
-            for (ch = 0; ch < 3; ch++) {
-                float sum = 0;
-                for (dy = 0; dy < f; dy++)
-                    for (dx = 0; dx < f; dx++) sum += p[((y * f + dy) * S + x * f + dx) * 3 + ch];
-                rgb[(y * size + x) * 3 + ch] = sum / (float)(f * f) / 127.5f - 1;
-            }
-            w = 1 + 2 * (float)a[(y * A / size * A + x * A / size) * 4] / 255.0f;
-            weight[y * size + x] = w;
-            total += (double)w;
+            for (ch = 0; ch < 3; ch++) rgb[(y * size + x) * 3 + ch] = average(p, S, 3, y, x, f, ch) / 127.5f - 1;
+            total += weight[y * size + x] = 1 + 2 * (float)a[(y * A / size * A + x * A / size) * 4] / 255.0f;
         }
     for (x = 0; x < size * size; x++) weight[x] *= (float)((double)(size * size) / total);
-    for (y = 0; y < aux_size; y++)
-        for (x = 0; x < aux_size; x++)
+    for (y = 0; y < size / 2; y++)
+        for (x = 0; x < size / 2; x++)
             for (ch = 0; ch < 4; ch++) {
-                float sum = 0;
-                for (dy = 0; dy < fa; dy++)
-                    for (dx = 0; dx < fa; dx++) sum += a[((y * fa + dy) * A + x * fa + dx) * 4 + ch];
-                sum /= (float)(fa * fa) * 255.0f;
-                aux[(y * aux_size + x) * 4 + ch] = ch ? 2 * sum - 1 : sum;
+                float v = average(a, A, 4, y, x, f, ch) / 255.0f;
+                aux[(y * (size / 2) + x) * 4 + ch] = ch ? 2 * v - 1 : v;
             }
 }
 
-static int train_base(const options *o, db_ctx *ctx)
+/* A random crop of picture i, and the low-resolution image around it as the network will read it: the whole
+   picture downsampled by `scale`, upscaled and noised by the library. */
+static void read_crop(const options *o, const world_pool *pool, size_t i, const db_schedule *noising, double level, const db_rng *rng, float *rgb, float *low_res)
+{
+    static float small[512 * 512 * 3];
+    size_t S = pool->header->size, f = (size_t)o->scale, size = (size_t)o->size, h = S / f, x, y, ch, x0, y0;
+    const unsigned char *p = pool->rgb + i * S * S * 3;
+    db_rng at = *rng;
+    at.purpose = FOR_CROP;
+    x0 = db_random_below(&at, 2 * i, (uint32_t)(S - size + 1)), y0 = db_random_below(&at, 2 * i + 1, (uint32_t)(S - size + 1));
+    for (y = 0; y < h; y++)
+        for (x = 0; x < h; x++)
+            for (ch = 0; ch < 3; ch++) small[(y * h + x) * 3 + ch] = average(p, S, 3, y, x, f, ch) / 127.5f - 1;
+    for (y = 0; y < size; y++)
+        for (x = 0; x < size * 3; x++) rgb[y * size * 3 + x] = (float)p[((y0 + y) * S + x0) * 3 + x] / 127.5f - 1;
+    db_condition_low_res(noising, level, rng, small, h, h, 3, S, S, y0, x0, size, size, low_res);
+}
+
+/* Noise levels of super-resolution: half of them uniform over the schedule, as IF has it, half with a variance
+   that is log-uniform from 1e-5 to .2, where fine-tuning and sampling happen. */
+static double draw_level(const db_schedule *noising, const db_rng *rng, uint64_t k)
+{
+    double u = (double)db_random_uniform(rng, 2 * k + 1);
+    if (db_random_uniform(rng, 2 * k) < 0.5f) return u * (double)(noising->num_train_timesteps - 1);
+    return db_noise_level(noising, 1e-5 * pow(2e4, u));
+}
+
+static int train_unet(const options *o, db_ctx *ctx, int sr)
 {
     char path[4096], caption[WORLD_CAPTION_MAX], err[256];
     db_unet_config c;
     db_unet *u = NULL;
     db_text_encoder *e = NULL;
     db_tokenizer *tok = NULL;
-    db_schedule s;
+    db_schedule s, noising;
     world_pool pool;
     trainer tr;
     db_tape *t = NULL, *tt = NULL;
     db_unet_features features;
-    db_tensor x, alpha, sigma, minus, time, words, weight, aux_goal, aux_weight, eps, x_t, v, pred, loss, aux_loss, head, ids, valid, encoded;
+    db_tensor x, alpha, sigma, minus, time, words, weight = db__none, low_res = db__none, labels = db__none, aux_goal = db__none, aux_weight = db__none;
+    db_tensor eps, x_t, v, loss, total, aux_loss = db__none, ids, valid, encoded;
     size_t B = (size_t)o->batch, S = (size_t)o->size, P = S * S, A = S / 2, T = TOKENS, k, i, dim[4];
     float *pixels = (float *)malloc(B * P * 3 * 4), *weights = (float *)malloc(B * P * 4), *goals = (float *)malloc(B * A * A * 4 * 4);
-    float a[256], g[256], m[256], tm[256], aw[256], *text, *mask = (float *)malloc(B * T * 4);
+    float *lows = (float *)malloc(B * P * 3 * 4), a[256], g[256], m[256], tm[256], aw[256], levels[256], *text, *mask = (float *)malloc(B * T * 4);
     int32_t *tokens = (int32_t *)malloc(2 * B * T * 4);
     double sum = 0, aux_sum = 0, began;
     memset(&tr, 0, sizeof tr);
     if (B > 256) return fail("--batch is at most 256", NULL);
     if (world_pool_open(o->pool ? o->pool : "", &pool, err, sizeof err)) return fail(err, NULL);
-    if ((pool.header->size != S && pool.header->size != 2 * S)) return fail("--size must be the pool's or half of it", NULL);
-    snprintf(path, sizeof path, "%s/tokenizer", o->dir), db_tokenizer_load(ctx, path, &tok);
-    snprintf(path, sizeof path, "%s/text_encoder", o->dir), db_text_encoder_load(ctx, path, &e);
+    if (!sr && pool.header->size != S && pool.header->size != 2 * S) return fail("--size must be the pool's or half of it", NULL);
+    if (sr && (pool.header->size < S || pool.header->size / (size_t)o->scale > 512)) return fail("--size and --scale do not fit the pool", NULL);
+    snprintf(path, sizeof path, "%s/tokenizer", o->text), db_tokenizer_load(ctx, path, &tok);
+    snprintf(path, sizeof path, "%s/text_encoder", o->text), db_text_encoder_load(ctx, path, &e);
     snprintf(path, sizeof path, "%s/scheduler/scheduler_config.json", o->dir), db_schedule_load(ctx, path, &s);
+    if (sr) snprintf(path, sizeof path, "%s/image_noising_scheduler/scheduler_config.json", o->dir), db_schedule_load(ctx, path, &noising);
     snprintf(path, sizeof path, "%s/unet/config.json", o->dir), db_unet_config_load(ctx, path, &c);
     if (db_status(ctx) != DB_OK || db_unet_create(ctx, &c, &u) != DB_OK) return fail(db_last_error(ctx), NULL);
-    {   /* the auxiliary head is one more parameter of the table while training */
+    if (!sr) { /* the auxiliary head is one more parameter of the table while training */
         size_t from = c.block_out_channels[c.n_levels - 2], shape[4];
         shape[0] = 4, shape[1] = from, shape[2] = shape[3] = 1;
         db__params_declare(&u->params, "aux.weight", 4, shape);
@@ -408,48 +441,56 @@ static int train_base(const options *o, db_ctx *ctx)
     db_tape_create(ctx, &t);
     dim[0] = B, dim[1] = S, dim[2] = S, dim[3] = 3;
     x = db_input(t, DB_F32, 4, dim);
+    if (sr) low_res = db_input(t, DB_F32, 4, dim), labels = db_input(t, DB_F32, 1, dim);
+    else weight = db_input(t, DB_F32, 3, dim);
     alpha = db_input(t, DB_F32, 1, dim), sigma = db_input(t, DB_F32, 1, dim), minus = db_input(t, DB_F32, 1, dim), time = db_input(t, DB_F32, 1, dim);
-    weight = db_input(t, DB_F32, 3, dim);
-    aux_weight = db_input(t, DB_F32, 1, dim);
-    dim[1] = A, dim[2] = A, dim[3] = 4;
-    aux_goal = db_input(t, DB_F32, 4, dim);
     dim[1] = T, dim[2] = e->config.d_model;
     words = db_input(t, DB_F32, 3, dim);
     eps = db_normal_like(t, x, FOR_NOISE);
-    x_t = db_mix(t, alpha, x, sigma, eps);   /* alpha x + sigma eps */
-    v = db_mix(t, alpha, eps, minus, x);     /* alpha eps - sigma x */
-    pred = db_unet_forward(t, u, x_t, time, words, db__none, &features);
-    loss = db_mse(t, pred, v, db__none, weight, NULL);
-    {
+    x_t = db_mix(t, alpha, x, sigma, eps); /* alpha x + sigma eps */
+    v = db_mix(t, alpha, eps, minus, x);   /* alpha eps - sigma x */
+    if (sr) x_t = db_concat(t, db_cast(t, x_t, config_dtype(o)), db_cast(t, low_res, config_dtype(o)), 3);
+    total = loss = db_mse(t, db_unet_forward(t, u, x_t, time, words, labels, &features), v, db__none, weight, NULL);
+    if (!sr) {
         db_net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &u->params;
-        head = db__conv_layer(&net, "aux", features.up[c.n_levels - 3], 4, 1, db__none);
-        aux_loss = db_mse(t, head, aux_goal, aux_weight, db__none, NULL);
+        dim[1] = A, dim[2] = A, dim[3] = 4;
+        aux_goal = db_input(t, DB_F32, 4, dim), aux_weight = db_input(t, DB_F32, 1, dim);
+        aux_loss = db_mse(t, db__conv_layer(&net, "aux", features.up[c.n_levels - 3], 4, 1, db__none), aux_goal, aux_weight, db__none, NULL);
+        total = db_weighted_sum(t, 1, loss, (float)o->aux, aux_loss);
     }
-    db_backward(t, db_weighted_sum(t, 1, loss, (float)o->aux, aux_loss));
+    db_backward(t, total);
     {
         db_memory_plan plan;
         if (db_plan(t, &plan) == DB_OK)
-            printf("base: %.2fM parameters, %zu pictures in the pool, batch %zu at %zu px: %.0f MB, %.1f GFLOP a step, %s %s\n", (double)u->params.count / 1e6,
-                   (size_t)pool.header->count, B, S, (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6, plan.flops / 1e9, db_isa(ctx), o->bf16 ? "bf16" : "f32");
+            printf("%s: %.2fM parameters, %zu pictures in the pool, batch %zu at %zu px: %.0f MB, %.1f GFLOP a step, %s %s\n", sr ? "sr" : "base",
+                   (double)u->params.count / 1e6, (size_t)pool.header->count, B, S, (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6, plan.flops / 1e9,
+                   db_isa(ctx), o->bf16 ? "bf16" : "f32");
         fflush(stdout);
     }
     began = now() - tr.seconds;
-    for (; tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK;) {
+    while (tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK) {
         db_rng rng;
         float value = 0, aux_value = 0;
-        rng.seed = o->seed, rng.purpose = FOR_BATCH, rng.step = (uint32_t)tr.step;
+        rng.seed = o->seed, rng.step = (uint32_t)tr.step;
         for (k = 0; k < B; k++) {
-            size_t at = db_random_below(&rng, k, (uint32_t)pool.header->count), step_t;
-            db_rng when = rng;
-            when.purpose = FOR_TIME;
-            step_t = db_random_below(&when, k, (uint32_t)s.num_train_timesteps);
-            read_picture(&pool, at, S, pixels + k * P * 3, weights + k * P, goals + k * A * A * 4, A);
+            size_t at, step_t;
+            rng.purpose = FOR_BATCH, at = db_random_below(&rng, k, (uint32_t)pool.header->count);
+            rng.purpose = FOR_TIME, step_t = db_random_below(&rng, k, (uint32_t)s.num_train_timesteps);
+            if (sr) {
+                double level;
+                rng.purpose = FOR_LEVEL, level = draw_level(&noising, &rng, k);
+                rng.purpose = FOR_LOW_RES + (uint32_t)k;
+                read_crop(o, &pool, at, &noising, level, &rng, pixels + k * P * 3, lows + k * P * 3);
+                levels[k] = (float)level;
+            } else {
+                read_picture(&pool, at, S, pixels + k * P * 3, weights + k * P, goals + k * A * A * 4);
+                aw[k] = step_t < 800 ? 1.0f : 0.0f; /* nothing to be seen in almost pure noise */
+            }
             db_schedule_coefficients(&s, step_t, &a[k], &g[k]);
             m[k] = -g[k];
             tm[k] = (float)step_t;
-            aw[k] = step_t < 800 ? 1.0f : 0.0f;
             world_caption(&pool.scenes[at], tr.step * B + k, caption, sizeof caption);
             db_tokenize(tok, caption, T, tokens + k * T, tokens + (B + k) * T, NULL);
             for (i = 0; i < T; i++) mask[k * T + i] = tokens[(B + k) * T + i] ? 0.0f : -1e9f;
@@ -457,8 +498,10 @@ static int train_base(const options *o, db_ctx *ctx)
         db_upload(tt, ids, tokens), db_upload(tt, valid, mask);
         db_run(tt, 0, 0);
         db_download(tt, encoded, text);
-        db_upload(t, x, pixels), db_upload(t, weight, weights), db_upload(t, aux_goal, goals), db_upload(t, aux_weight, aw), db_upload(t, words, text);
+        db_upload(t, x, pixels), db_upload(t, words, text);
         db_upload(t, alpha, a), db_upload(t, sigma, g), db_upload(t, minus, m), db_upload(t, time, tm);
+        if (sr) db_upload(t, low_res, lows), db_upload(t, labels, levels);
+        else db_upload(t, weight, weights), db_upload(t, aux_goal, goals), db_upload(t, aux_weight, aw);
         db_zero_grad(&u->params);
         db_run(t, o->seed, (uint32_t)tr.step);
         db_download(t, loss, &value), db_download(t, aux_loss, &aux_value);
@@ -468,26 +511,21 @@ static int train_base(const options *o, db_ctx *ctx)
         tr.seconds = now() - began;
         sum += (double)value, aux_sum += (double)aux_value;
         if (tr.step % 200 == 0) {
-            printf("base %llu loss %.4f aux %.4f lr %.1e seen %llu %.0f s %.1f pictures/s\n", (unsigned long long)tr.step, sum / 200, aux_sum / 200,
+            printf("%s %llu loss %.4f aux %.4f lr %.1e seen %llu %.0f s %.1f pictures/s\n", sr ? "sr" : "base", (unsigned long long)tr.step, sum / 200, aux_sum / 200,
                    (double)learning_rate(o, tr.step), (unsigned long long)tr.seen, tr.seconds, (double)tr.seen / tr.seconds);
             fflush(stdout);
             sum = aux_sum = 0;
         }
         if (o->state && tr.step % (uint64_t)o->save_every == 0) save_state(&tr, o->state);
-        if (o->sheets && tr.step % (uint64_t)o->sheet_every == 0) write_sheet(o, u, &tr, &s, e, tok);
+        if (!sr && o->sheets && tr.step % (uint64_t)o->sheet_every == 0) write_sheet(o, u, &tr, &s, e, tok);
     }
     if (db_status(ctx) == DB_OK && o->state) save_state(&tr, o->state);
-    if (db_status(ctx) == DB_OK && o->sheets) write_sheet(o, u, &tr, &s, e, tok);
-    u->params.n -= 2; /* the head goes */
+    if (db_status(ctx) == DB_OK && !sr && o->sheets) write_sheet(o, u, &tr, &s, e, tok);
+    if (!sr) u->params.n -= 2; /* the head goes */
     snprintf(path, sizeof path, "%s/unet/diffusion_pytorch_model.safetensors", o->dir);
     if (db_status(ctx) == DB_OK) db_params_save(&u->params, tr.ema, path, DB_F16);
-    u->params.n += 2;
     if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
-    printf("base: %llu steps, %llu pictures, %.0f s -> %s\n", (unsigned long long)tr.step, (unsigned long long)tr.seen, tr.seconds, path);
-    db_tape_destroy(t), db_tape_destroy(tt);
-    db_unet_free(u), db_text_encoder_free(e), db_tokenizer_free(tok), db_schedule_free(&s);
-    world_pool_close(&pool);
-    free(pixels), free(weights), free(goals), free(text), free(mask), free(tokens);
+    printf("%s: %llu steps, %llu pictures, %.0f s -> %s\n", sr ? "sr" : "base", (unsigned long long)tr.step, (unsigned long long)tr.seen, tr.seconds, path);
     return 0;
 }
 
@@ -498,12 +536,12 @@ int main(int argc, char **argv)
     db_ctx *ctx = NULL;
     int k, status;
     memset(&o, 0, sizeof o);
-    o.steps = 1000, o.batch = 16, o.size = 64, o.warmup = 300, o.save_every = 1000, o.sheet_every = 2000, o.lr = 8e-4, o.ema = 0.9995, o.aux = 0.3, o.seed = 1;
-    if (argc < 2) return fail("vocabulary, text or base?", NULL);
+    o.steps = 1000, o.batch = 16, o.size = 64, o.scale = 4, o.warmup = 300, o.save_every = 1000, o.sheet_every = 2000, o.lr = 8e-4, o.ema = 0.9995, o.aux = 0.3, o.seed = 1;
+    if (argc < 2) return fail("vocabulary, text, base or sr?", NULL);
     for (k = 2; k + 1 < argc; k += 2) {
         const struct { const char *name; long *n; double *d; const char **s; } flags[] = {
-            {"--dir", NULL, NULL, &o.dir}, {"--pool", NULL, NULL, &o.pool}, {"--state", NULL, NULL, &o.state}, {"--sheets", NULL, NULL, &o.sheets},
-            {"--steps", &o.steps, NULL, NULL}, {"--batch", &o.batch, NULL, NULL}, {"--size", &o.size, NULL, NULL}, {"--warmup", &o.warmup, NULL, NULL},
+            {"--dir", NULL, NULL, &o.dir}, {"--text", NULL, NULL, &o.text}, {"--pool", NULL, NULL, &o.pool}, {"--state", NULL, NULL, &o.state}, {"--sheets", NULL, NULL, &o.sheets},
+            {"--steps", &o.steps, NULL, NULL}, {"--batch", &o.batch, NULL, NULL}, {"--size", &o.size, NULL, NULL}, {"--scale", &o.scale, NULL, NULL}, {"--warmup", &o.warmup, NULL, NULL},
             {"--decay", &o.decay, NULL, NULL}, {"--save_every", &o.save_every, NULL, NULL}, {"--sheet_every", &o.sheet_every, NULL, NULL},
             {"--threads", &o.threads, NULL, NULL}, {"--lr", NULL, &o.lr, NULL}, {"--ema", NULL, &o.ema, NULL}, {"--aux", NULL, &o.aux, NULL}};
         size_t f, n = sizeof flags / sizeof *flags;
@@ -515,12 +553,13 @@ int main(int argc, char **argv)
         else *flags[f].s = argv[k + 1];
     }
     if (!o.dir) return fail("--dir is needed", NULL);
+    if (!o.text) o.text = o.dir;
     if (!strcmp(argv[1], "vocabulary")) return vocabulary(&o);
     signal(SIGTERM, on_signal), signal(SIGINT, on_signal);
     config.threads = (int)o.threads;
-    config.compute = o.bf16 ? DB_BF16 : DB_F32;
+    config.compute = config_dtype(&o);
     if (db_create(&ctx, &config) != DB_OK) return fail("no context", NULL);
-    status = !strcmp(argv[1], "text") ? train_text(&o, ctx) : !strcmp(argv[1], "base") ? train_base(&o, ctx) : fail("unknown command ", argv[1]);
+    status = !strcmp(argv[1], "text") ? train_text(&o, ctx) : !strcmp(argv[1], "base") ? train_unet(&o, ctx, 0) : !strcmp(argv[1], "sr") ? train_unet(&o, ctx, 1) : fail("unknown command ", argv[1]);
     db_destroy(ctx);
     return status;
 }

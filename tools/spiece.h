@@ -4,10 +4,10 @@
                     #include "spiece.h"
 
    A SentencePiece model is normally trained: pieces are searched until they explain a corpus well.
-   Where every word is known beforehand (the shipped world's captions), the vocabulary can be written
-   down: each word is one piece, its score is the logarithm of its relative frequency, and single
-   characters stand by, so that no ASCII text is unknown. sentencepiece, transformers' T5Tokenizer
-   and dreambooth.h read the result.
+   Where every word is known beforehand (the shipped world's captions), the vocabulary can be
+   written down: each word is one piece, its score is the logarithm of its relative frequency, and
+   single characters stand by, so that no ASCII text is unknown. sentencepiece, transformers'
+   T5Tokenizer and dreambooth.h read the result.
 
        id 0 <pad>   1 </s>   2 <unk>          as T5 has them
        3 ...        U+2581 (the space) and "U+2581 word", the most frequent first
@@ -18,8 +18,7 @@
    The cut with the largest sum of scores wins, and a word ("cats", or a reserved piece) must win
    against a shorter one and letters ("cat", "s"), however rare it is. So words lie between 0 and
    -16, reserved pieces, the rarest of words, at -17, and a single character costs more than any of
-   them: -19, or -20 with a space in front. A score counts in its model only, so that nothing else
-   depends on these numbers.
+   them: -19, or -20 with a space in front.
 
    The normaliser is the identity (capital letters stay): no table, one space in front, runs of
    spaces and spaces at both ends removed.                                                        */

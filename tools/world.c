@@ -1,9 +1,9 @@
 /* world - renders the procedural world of world.h to files.
 
-   build/world pool     --out FILE [--size 64] [--virtual 64] [--count 1000] [--samples 4]
+   build/world pool     --out FILE [--size 64] [--virtual 64] [--count 1000] [--samples 3]
                         [--split pretrain] [--seed 0] [--threads 2]
    build/world sheet    --out FILE.png [--kind random] [--size 64] [--columns 8] [--rows 8]
-                        [--samples 4] [--split pretrain] [--seed 0] [--scale 1] [--captions 1]
+                        [--samples 3] [--split pretrain] [--seed 0] [--scale 1] [--captions 1]
    build/world subjects --out DIR [--size 256] [--samples 3]
    build/world text     --out FILE [--count 1000] [--split pretrain] [--seed 0]
    build/world card     [--count 20000]
@@ -205,10 +205,12 @@ static int command_sheet(const options *o)
         world_scene scene;
         pictures[i] = pixels + (size_t)i * bytes;
         captions[i] = words + (size_t)i * WORLD_CAPTION_MAX;
-        if (!sheet_scene(o->kind, seed, i / (int)o->columns, i % (int)o->columns, &scene)) known = 0;
+        if (!sheet_scene(o->kind, seed, i / (int)o->columns, i % (int)o->columns, &scene))
+            known = 0;
         else world_render(&scene, size, 0, 0, size, size, (int)o->samples,
                           pixels + (size_t)i * bytes, NULL);
-        if (known) world_caption(&scene, 1, words + (size_t)i * WORLD_CAPTION_MAX, WORLD_CAPTION_MAX);
+        if (known)
+            world_caption(&scene, 1, words + (size_t)i * WORLD_CAPTION_MAX, WORLD_CAPTION_MAX);
     }
     if (!known) {
         status = fail("no such kind of sheet: ", o->kind);
@@ -313,7 +315,8 @@ static int command_card(const options *o)
            percent * (double)hybrids, percent * (double)glyphs);
     printf("captions: %.1f %% empty, %.1f %% bare, %.1f %% with a rare word\n",
            percent * (double)empty, percent * (double)bare, percent * (double)rare);
-    print_shares("classes (the body's, of a hybrid)", world_class_name, classes, WORLD_CLASSES, o->count);
+    print_shares("classes (the body's, of a hybrid)", world_class_name, classes, WORLD_CLASSES,
+                 o->count);
     print_shares("colours", world_color_name, colors, WORLD_COLORS, o->count);
     print_shares("patterns", world_pattern_name, patterns, WORLD_PATTERNS, o->count);
     print_shares("places", world_place_name, places, WORLD_PLACES, o->count);
@@ -325,10 +328,15 @@ static int command_card(const options *o)
 
 int main(int argc, char **argv)
 {
-    static const struct { const char *name; int (*run)(const options *); long size, samples, count; }
-    commands[] = {{"pool", command_pool, 64, 4, 1000}, {"sheet", command_sheet, 64, 4, 0},
-                  {"subjects", command_subjects, 256, 3, 0}, {"text", command_text, 0, 0, 1000},
-                  {"card", command_card, 0, 0, 20000}};
+    static const struct {
+        const char *name;
+        int (*run)(const options *);
+        long size, samples, count;
+    } commands[] = {{"pool", command_pool, 64, 3, 1000},
+                    {"sheet", command_sheet, 64, 3, 0},
+                    {"subjects", command_subjects, 256, 3, 0},
+                    {"text", command_text, 0, 0, 1000},
+                    {"card", command_card, 0, 0, 20000}};
     options o;
     memset(&o, 0, sizeof o);
     o.kind = "random";
@@ -344,6 +352,7 @@ int main(int argc, char **argv)
         if (!o.out && commands[i].run != command_card) return fail("--out is missing", NULL);
         return commands[i].run(&o);
     }
-    fprintf(stderr, "usage: world pool|sheet|subjects|text|card --out PATH ...  (see tools/world.c)\n");
+    fprintf(stderr,
+            "usage: world pool|sheet|subjects|text|card --out PATH ...  (see tools/world.c)\n");
     return 1;
 }

@@ -221,8 +221,9 @@ world_subject_info world_subject(int i);
 /* The scene of photo k of subject i, k < n_photos. */
 void world_subject_photo(int i, int k, world_scene *scene);
 
-/* The scene of the subject at a given place, in a given view; seed varies pose, camera and light.
-   For an animal standing or sitting; plain style, no accessory (set them in the scene). */
+/* The scene of the subject at a given place, in a given view; seed varies camera, light and, of
+   animals, the pose (standing or sitting). A photo without accessory or expression: set what else
+   is wanted in the scene. No small seed repeats one of the photos above. */
 void world_subject_view(int i, int place, int view, uint64_t seed, world_scene *scene);
 
 /* ---- Pools -------------------------------------------------------------------------------- */
@@ -821,7 +822,8 @@ static void world__put_opening(world__words *w, const world_scene *s, const worl
     static const char *const sentence[] = {"there is", "here is", "this is", "we see",
                                            "look at"};
     if (m->style) world__put(w, world_style_name(s->style));
-    else if (s->style == WORLD_PHOTO && world__chance(rng, 0.25f)) world__put(w, WORLD__PICK(rng, photo));
+    else if (s->style == WORLD_PHOTO && world__chance(rng, 0.25f))
+        world__put(w, WORLD__PICK(rng, photo));
     else if (world__chance(rng, 0.06f)) world__put(w, WORLD__PICK(rng, sentence));
 }
 
@@ -1737,22 +1739,24 @@ static void world__duck_body(world__model *m, const world_scene *s)
         float side = (float)i;
         world__at_region(m, i > 0 ? WORLD_AT_LEFT : WORLD_AT_RIGHT);
         if (s->pose == WORLD_JUMPING) /* wings spread */
-            world__ellipsoid_tilted(m, WORLD__SECOND, 0.03f, w3_make(-0.05f, y + 0.4f * r, 1.4f * r * side),
-                                    w3_make(0.5f * r, 0.16f * r, 0.8f * r),
-                                    w3_make(0, 1, -0.5f * side));
+            world__ellipsoid_tilted(
+                m, WORLD__SECOND, 0.03f, w3_make(-0.05f, y + 0.4f * r, 1.4f * r * side),
+                w3_make(0.5f * r, 0.16f * r, 0.8f * r), w3_make(0, 1, -0.5f * side));
         else
-            world__ellipsoid_tilted(m, WORLD__SECOND, 0.03f, w3_make(-0.12f, y + 0.12f * r, 0.9f * r * side),
-                                    w3_make(0.85f * r, 0.5f * r, 0.22f * r),
-                                    w3_make(-0.25f, 1, 0));
+            world__ellipsoid_tilted(m, WORLD__SECOND, 0.03f,
+                                    w3_make(-0.12f, y + 0.12f * r, 0.9f * r * side),
+                                    w3_make(0.85f * r, 0.5f * r, 0.22f * r), w3_make(-0.25f, 1, 0));
         world__at_region(m, WORLD_AT_LEG);
         if (low) continue;
         w3 foot = w3_make(0.08f, 0.03f + lift, 0.45f * r * side);
-        world__limb(m, WORLD__ORANGE, 0, w3_make(0, y - 0.6f * r, 0.45f * r * side), foot, 0.045f, 0.04f);
+        world__limb(m, WORLD__ORANGE, 0, w3_make(0, y - 0.6f * r, 0.45f * r * side), foot, 0.045f,
+                    0.04f);
         world__ellipsoid(m, WORLD__ORANGE, 0, w3_make(foot.x + 0.06f, foot.y, foot.z),
                          w3_make(0.14f, 0.035f, 0.11f));
     }
     world__at_region(m, WORLD_AT_BODY);
-    world__limb(m, WORLD__MAIN, 0.12f, w3_make(0.65f * r, y + 0.15f * r, 0), head_at, 0.55f * r, 0.55f * head);
+    world__limb(m, WORLD__MAIN, 0.12f, w3_make(0.65f * r, y + 0.15f * r, 0), head_at, 0.55f * r,
+                0.55f * head);
     world__set_head(m, s, head_at, head, 0);
     world__set_body(m, at, r);
 }
@@ -1764,9 +1768,11 @@ static void world__rabbit_body(world__model *m, const world_scene *s)
     int upright = s->pose == WORLD_SITTING, asleep = s->pose == WORLD_SLEEPING;
     float lift = s->pose == WORLD_JUMPING ? 0.28f : 0.0f;
     w3 at = w3_make(-0.06f, 1.02f * r + lift, 0);
-    w3 chest = w3_make(upright ? 0.08f : 0.22f, at.y + (upright ? 1.1f * r : asleep ? 0 : 0.35f * r), 0);
-    w3 head_at = w3_make(chest.x + (upright ? 0.06f : asleep ? 0.14f : 0.16f),
-                         chest.y + (asleep ? 0.25f : 0.75f) * r + (asleep ? 0.3f : 0.55f) * head, 0);
+    float rise = upright ? 1.1f * r : asleep ? 0.0f : 0.35f * r; /* of the chest */
+    float reach = upright ? 0.06f : asleep ? 0.14f : 0.16f;      /* of the head  */
+    float lifted = asleep ? 0.25f * r + 0.3f * head : 0.75f * r + 0.55f * head;
+    w3 chest = w3_make(upright ? 0.08f : 0.22f, at.y + rise, 0);
+    w3 head_at = w3_make(chest.x + reach, chest.y + lifted, 0);
     world__ellipsoid(m, WORLD__MAIN, 0.0f, at, w3_make(1.25f * r, 1.02f * r, 1.0f * r));
     world__limb(m, WORLD__MAIN, 0.15f, at, chest, 0.8f * r, 0.7f * r);
     world__limb(m, WORLD__MAIN, 0.1f, chest, head_at, 0.6f * r, 0.5f * head);
@@ -1782,7 +1788,8 @@ static void world__rabbit_body(world__model *m, const world_scene *s)
         if (upright) paw = w3_make(chest.x + 0.22f, chest.y - 0.1f, 0.5f * z);
         if (s->pose == WORLD_JUMPING) paw = w3_make(chest.x + 0.28f, at.y - 0.1f, 0.55f * z);
         if (asleep) paw = w3_make(chest.x + 0.22f, 0.06f, 0.7f * z);
-        world__limb(m, WORLD__MAIN, 0.05f, w3_make(chest.x, chest.y - 0.2f * r, 0.6f * z), paw, 0.075f, 0.06f);
+        world__limb(m, WORLD__MAIN, 0.05f, w3_make(chest.x, chest.y - 0.2f * r, 0.6f * z), paw,
+                    0.075f, 0.06f);
     }
     world__at_region(m, WORLD_AT_TAIL);
     world__ball(m, WORLD__BRIGHT, 0, w3_make(at.x - 1.25f * r, at.y + 0.15f, 0), 0.12f);
@@ -1838,11 +1845,13 @@ static void world__owl_body(world__model *m, const world_scene *s)
         float side = (float)i;
         world__at_region(m, i > 0 ? WORLD_AT_LEFT : WORLD_AT_RIGHT);
         if (s->pose == WORLD_JUMPING)
-            world__ellipsoid_tilted(m, WORLD__THIRD, 0.03f, w3_make(-0.05f, y + 0.16f, 1.55f * r * side),
+            world__ellipsoid_tilted(m, WORLD__THIRD, 0.03f,
+                                    w3_make(-0.05f, y + 0.16f, 1.55f * r * side),
                                     w3_make(0.22f, 0.07f, 0.28f), w3_make(0, 1, -0.7f * side));
         else
             world__ellipsoid_tilted(m, WORLD__THIRD, 0.03f, w3_make(-0.06f, y, 0.95f * r * side),
-                                    w3_make(0.62f * r, 0.80f * tall, 0.22f * r), w3_make(-0.3f, 1, 0));
+                                    w3_make(0.62f * r, 0.80f * tall, 0.22f * r),
+                                    w3_make(-0.3f, 1, 0));
         world__at_region(m, WORLD_AT_LEG);
         world__ellipsoid(m, WORLD__ORANGE, 0, w3_make(0.18f, 0.045f + lift, 0.14f * side),
                          w3_make(0.14f, 0.05f, 0.10f));
@@ -1906,8 +1915,8 @@ static void world__car_body(world__model *m, const world_scene *s)
         float z = (float)i * wide;
         for (int j = -1; j <= 1; j += 2) {
             float x = 0.60f * length * (float)j;
-            world__cone(m, WORLD__DARK, 0, w3_make(x, wheel, 0.62f * z), w3_make(x, wheel, 1.12f * z),
-                        wheel, wheel, 0.03f);
+            world__cone(m, WORLD__DARK, 0, w3_make(x, wheel, 0.62f * z),
+                        w3_make(x, wheel, 1.12f * z), wheel, wheel, 0.03f);
             world__cone(m, WORLD__METAL, 0, w3_make(x, wheel, 1.0f * z),
                         w3_make(x, wheel, 1.15f * z), 0.5f * wheel, 0.4f * wheel, 0.01f);
         }
@@ -1933,7 +1942,8 @@ static void world__mug_body(world__model *m, const world_scene *s)
     world__at_region(m, WORLD_AT_TAIL);
     w3 out = w3_make(-0.5f, 0, 0.866f); /* the handle: back and left, to be seen from the front */
     w3 handle = w3_add(w3_scale(out, r + 0.45f * ring), w3_make(0, 0.5f * tall, 0));
-    world__torus(m, WORLD__THIRD, 0, handle, w3_make(out.z, 0, -out.x), ring, 0.055f + 0.015f * g[5]);
+    world__torus(m, WORLD__THIRD, 0, handle, w3_make(out.z, 0, -out.x), ring,
+                 0.055f + 0.015f * g[5]);
     world__at_region(m, WORLD_AT_BODY);
     world__lathe(m, WORLD__MAIN, 0.03f, w3_make(0, 0, 0), tall, radius, 0.05f);
     world__cone(m, WORLD__COFFEE, 0, w3_make(0, 0.5f * tall, 0), w3_make(0, 0.82f * tall, 0),
@@ -1952,7 +1962,8 @@ static void world__teapot_body(world__model *m, const world_scene *s)
 {
     const float *g = s->shape;
     float r = 0.36f + 0.06f * g[0], tall = 0.58f + 0.14f * g[1];
-    float radius[5] = {0.70f * r, (0.92f + 0.1f * g[2]) * r, r, (0.78f + 0.12f * g[3]) * r, 0.50f * r};
+    float radius[5] = {0.70f * r, (0.92f + 0.1f * g[2]) * r, r, (0.78f + 0.12f * g[3]) * r,
+                       0.50f * r};
     float spout = 0.80f * tall + 0.15f * g[4];
     world__lathe(m, WORLD__MAIN, 0.0f, w3_make(0, 0, 0), tall, radius, 0);
     world__at_region(m, WORLD_AT_RIGHT); /* spout */
@@ -1965,7 +1976,8 @@ static void world__teapot_body(world__model *m, const world_scene *s)
     world__torus(m, WORLD__THIRD, 0.02f, w3_make(-r - 0.35f * ring, 0.55f * tall, 0),
                  w3_make(0, 0, 1), ring, 0.05f);
     world__at_region(m, WORLD_AT_TRIM); /* lid */
-    world__ellipsoid(m, WORLD__SECOND, 0, w3_make(0, tall - 0.01f, 0), w3_make(0.6f * r, 0.1f, 0.6f * r));
+    world__ellipsoid(m, WORLD__SECOND, 0, w3_make(0, tall - 0.01f, 0),
+                     w3_make(0.6f * r, 0.1f, 0.6f * r));
     if (s->head < 0)
         world__ball(m, WORLD__THIRD, 0, w3_make(0, tall + 0.13f, 0), 0.075f + 0.02f * g[6]);
     world__at_region(m, WORLD_AT_BODY);
@@ -1992,7 +2004,8 @@ static void world__robot_body(world__model *m, const world_scene *s)
         world__box(m, WORLD__THIRD, 0, w3_make(0.05f, 0.055f, 0.55f * wide * side),
                    w3_make(0.15f, 0.055f, 0.095f), 0.04f);
         world__at_region(m, i > 0 ? WORLD_AT_LEFT : WORLD_AT_RIGHT);
-        world__limb(m, WORLD__METAL, 0, w3_make(0, y + 0.6f * tall, wide * side), elbow, 0.06f, 0.05f);
+        world__limb(m, WORLD__METAL, 0, w3_make(0, y + 0.6f * tall, wide * side), elbow, 0.06f,
+                    0.05f);
         world__limb(m, WORLD__METAL, 0, elbow, hand, 0.05f, 0.05f);
         world__ball(m, WORLD__THIRD, 0, hand, 0.085f);
         world__at_region(m, WORLD_AT_TRIM);
@@ -2003,8 +2016,8 @@ static void world__robot_body(world__model *m, const world_scene *s)
     world__box(m, WORLD__METAL, 0, w3_make(-0.2f, y, 0), w3_make(0.06f, 0.6f * tall, 0.6f * wide),
                0.03f); /* the battery on its back */
     float head = 0.22f + 0.04f * g[4];
-    world__cone(m, WORLD__METAL, 0, w3_make(0, y + tall - 0.02f, 0), w3_make(0, y + tall + 0.08f, 0),
-                0.07f, 0.07f, 0.01f);
+    world__cone(m, WORLD__METAL, 0, w3_make(0, y + tall - 0.02f, 0),
+                w3_make(0, y + tall + 0.08f, 0), 0.07f, 0.07f, 0.01f);
     world__set_head(m, s, w3_make(0, y + tall + 0.05f + 0.75f * head, 0), head, 0);
     m->neck = w3_make(0, y + tall + 0.02f, 0);
     m->neck_size = 0.75f * wide;
@@ -2019,22 +2032,25 @@ static void world__boot_body(world__model *m, const world_scene *s)
     w3 ankle = w3_make(-0.16f, 0.28f, 0), opening = w3_make(-0.19f, tall, 0);
     world__limb(m, WORLD__MAIN, 0.0f, w3_make(-0.14f, sole + wide, 0),
                 w3_make(toe - 0.08f, sole + 0.9f * wide, 0), 1.05f * wide, wide);
-    world__cone(m, WORLD__MAIN, 0.14f, w3_make(-0.16f, 0.18f, 0), opening, shaft, shaft * 1.12f, 0.02f);
+    world__cone(m, WORLD__MAIN, 0.14f, w3_make(-0.16f, 0.18f, 0), opening, shaft, shaft * 1.12f,
+                0.02f);
     world__at_region(m, WORLD_AT_TRIM);
     world__box(m, WORLD__SECOND, 0, w3_make(0.5f * (toe - 0.22f), sole, 0),
                w3_make(0.5f * (toe + 0.36f), sole, 1.12f * wide), 0.04f);
     world__box(m, WORLD__SECOND, 0, w3_make(-0.24f, 0.75f * sole + 0.01f, 0),
                w3_make(0.12f, 0.75f * sole + 0.02f, 1.14f * wide), 0.03f); /* heel */
     world__torus(m, WORLD__SECOND, 0, opening, w3_make(0, 1, 0), shaft * 1.10f, 0.055f);
-    world__cone(m, WORLD__DARK, 0, w3_make(-0.19f, tall - 0.05f, 0), w3_make(-0.19f, tall + 0.015f, 0),
-                shaft * 1.05f, shaft * 1.05f, 0.01f); /* the dark inside */
+    world__cone(m, WORLD__DARK, 0, w3_make(-0.19f, tall - 0.05f, 0),
+                w3_make(-0.19f, tall + 0.015f, 0), shaft * 1.05f, shaft * 1.05f,
+                0.01f);           /* the dark inside */
     for (int i = 0; i < 3; i++) { /* laces */
-        float y = 0.34f + 0.10f * (float)i, x = ankle.x + shaft + 0.045f - 0.055f * (float)i;
-        world__limb(m, WORLD__THIRD, 0, w3_make(x, y, -0.10f), w3_make(x, y + 0.015f, 0.10f), 0.028f, 0.028f);
+        float y = 0.34f + 0.10f * (float)i, x = ankle.x + shaft + 0.075f - 0.050f * (float)i;
+        world__limb(m, WORLD__THIRD, 0, w3_make(x, y, -0.10f), w3_make(x, y + 0.015f, 0.10f),
+                    0.028f, 0.028f);
     }
     world__at_region(m, WORLD_AT_TAIL); /* the loop at its back */
-    world__torus(m, WORLD__THIRD, 0, w3_make(-0.19f - 1.12f * shaft, tall - 0.06f, 0), w3_make(0, 0, 1),
-                 0.075f, 0.026f);
+    world__torus(m, WORLD__THIRD, 0, w3_make(-0.19f - 1.12f * shaft, tall - 0.06f, 0),
+                 w3_make(0, 0, 1), 0.075f, 0.026f);
     world__at_region(m, WORLD_AT_BODY);
     world__set_body(m, w3_make(-0.17f, 0.56f * tall, 0), 1.2f * shaft);
     world__thing_anchors(m, s, w3_make(-0.19f, tall + 0.03f, 0), 0.24f,
@@ -2051,7 +2067,8 @@ static void world__backpack_body(world__model *m, const world_scene *s)
     world__at_region(m, WORLD_AT_TRIM);
     world__box(m, WORLD__SECOND, 0.02f, w3_make(deep + 0.02f, 0.62f * tall, 0),
                w3_make(0.09f, pocket * tall, 0.72f * wide), 0.06f);
-    world__limb(m, WORLD__THIRD, 0, w3_make(deep + 0.09f, (0.62f + 0.6f * pocket) * tall, -0.5f * wide),
+    world__limb(m, WORLD__THIRD, 0,
+                w3_make(deep + 0.09f, (0.62f + 0.6f * pocket) * tall, -0.5f * wide),
                 w3_make(deep + 0.09f, (0.62f + 0.6f * pocket) * tall, 0.5f * wide), 0.028f, 0.028f);
     world__limb(m, WORLD__THIRD, 0, w3_make(deep - 0.01f, 1.55f * tall, -0.8f * wide),
                 w3_make(deep - 0.01f, 1.55f * tall, 0.8f * wide), 0.03f, 0.03f);
@@ -2064,10 +2081,12 @@ static void world__backpack_body(world__model *m, const world_scene *s)
         w3 top = w3_make(-deep, 1.72f * tall, 0.45f * wide * side);
         w3 middle = w3_make(-deep - 0.13f, 1.1f * tall, 0.55f * wide * side);
         world__limb(m, WORLD__THIRD, 0, top, middle, 0.05f, 0.05f);
-        world__limb(m, WORLD__THIRD, 0, middle, w3_make(-deep, 0.3f * tall, 0.65f * wide * side), 0.05f, 0.04f);
+        world__limb(m, WORLD__THIRD, 0, middle, w3_make(-deep, 0.3f * tall, 0.65f * wide * side),
+                    0.05f, 0.04f);
     }
     world__at_region(m, WORLD_AT_TAIL); /* handle */
-    world__torus(m, WORLD__THIRD, 0, w3_make(-0.02f, 2.0f * tall, 0), w3_make(1, 0, 0), 0.10f, 0.032f);
+    world__torus(m, WORLD__THIRD, 0, w3_make(-0.02f, 2.0f * tall, 0), w3_make(1, 0, 0), 0.10f,
+                 0.032f);
     world__at_region(m, WORLD_AT_BODY);
     world__set_body(m, w3_make(0, 1.35f * tall, 0), 0.8f * wide);
     m->label_size = 0.17f;
@@ -2084,7 +2103,8 @@ static void world__vase_body(world__model *m, const world_scene *s)
                        0.13f + 0.04f * g[4], 0.18f + 0.07f * g[5]};
     world__lathe(m, WORLD__MAIN, 0.0f, w3_make(0, 0, 0), tall, radius, 0.04f);
     world__at_region(m, WORLD_AT_TRIM);
-    world__torus(m, WORLD__SECOND, 0, w3_make(0, 0.76f * tall, 0), w3_make(0, 1, 0), radius[3], 0.035f);
+    world__torus(m, WORLD__SECOND, 0, w3_make(0, 0.76f * tall, 0), w3_make(0, 1, 0), radius[3],
+                 0.035f);
     world__torus(m, WORLD__SECOND, 0, w3_make(0, 0.03f, 0), w3_make(0, 1, 0), radius[0], 0.035f);
     world__at_region(m, WORLD_AT_RIGHT); /* a medallion on its front */
     world__ellipsoid(m, WORLD__THIRD, 0, w3_make(radius[1] - 0.03f, 0.3f * tall, 0),
@@ -2095,7 +2115,8 @@ static void world__vase_body(world__model *m, const world_scene *s)
     world__at_region(m, WORLD_AT_LEFT); /* flowers */
     for (int i = 0; i < 3 && s->head < 0 && s->accessory != WORLD_HAT; i++) {
         float angle = 2.1f * (float)i + 0.6f, lean = 0.14f + 0.03f * g[6];
-        w3 bloom = w3_make(lean * cosf(angle), tall + 0.22f + 0.05f * (float)i, lean * 1.2f * sinf(angle));
+        float high = tall + 0.22f + 0.05f * (float)i;
+        w3 bloom = w3_make(lean * cosf(angle), high, lean * 1.2f * sinf(angle));
         world__limb(m, WORLD__STEM, 0, w3_make(0, 0.6f * tall, 0), bloom, 0.022f, 0.022f);
         world__ellipsoid(m, WORLD__THIRD, 0, bloom, w3_make(0.12f, 0.085f, 0.12f));
         world__ball(m, WORLD__LAMP, 0, w3_add(bloom, w3_make(0.02f, 0.06f, 0)), 0.055f);
@@ -2111,12 +2132,13 @@ static void world__clock_body(world__model *m, const world_scene *s)
 {
     const float *g = s->shape;
     float r = 0.36f + 0.05f * g[0], deep = 0.12f + 0.05f * g[1], y = r + 0.10f;
-    world__cone(m, WORLD__MAIN, 0.0f, w3_make(-deep, y, 0), w3_make(deep, y, 0), 0.93f * r, r, 0.05f);
+    world__cone(m, WORLD__MAIN, 0.0f, w3_make(-deep, y, 0), w3_make(deep, y, 0), 0.93f * r, r,
+                0.05f);
     world__at_region(m, WORLD_AT_TRIM);
-    world__torus(m, WORLD__SECOND, 0, w3_make(deep, y, 0), w3_make(1, 0, 0), 0.93f * r, 0.055f);
+    world__torus(m, WORLD__MAIN, 0, w3_make(deep, y, 0), w3_make(1, 0, 0), 0.93f * r, 0.065f);
     world__at_region(m, WORLD_AT_RIGHT); /* the face */
-    world__cone(m, WORLD__BRIGHT, 0, w3_make(deep - 0.02f, y, 0), w3_make(deep + 0.02f, y, 0), 0.88f * r,
-                0.88f * r, 0.005f);
+    world__cone(m, WORLD__BRIGHT, 0, w3_make(deep - 0.02f, y, 0), w3_make(deep + 0.02f, y, 0),
+                0.88f * r, 0.88f * r, 0.005f);
     float hour = 6.2832f * g[2], minute = 6.2832f * g[3], x = deep + 0.035f;
     world__limb(m, WORLD__DARK, 0, w3_make(x, y, 0),
                 w3_make(x, y + 0.45f * r * cosf(hour), 0.45f * r * sinf(hour)), 0.035f, 0.035f);
@@ -2125,7 +2147,8 @@ static void world__clock_body(world__model *m, const world_scene *s)
     for (int i = 0; i < 12; i += 3) {
         float angle = 0.5236f * (float)i;
         world__ball(m, WORLD__DARK, 0,
-                    w3_make(deep + 0.015f, y + 0.72f * r * cosf(angle), 0.72f * r * sinf(angle)), 0.032f);
+                    w3_make(deep + 0.015f, y + 0.72f * r * cosf(angle), 0.72f * r * sinf(angle)),
+                    0.032f);
     }
     for (int i = -1; i <= 1; i += 2) { /* bells and feet */
         float side = (float)i;
@@ -2137,14 +2160,19 @@ static void world__clock_body(world__model *m, const world_scene *s)
                     w3_make(0, 0.05f, 0.82f * r * side), 0.055f, 0.05f);
     }
     world__at_region(m, WORLD_AT_TAIL); /* handle above, key behind */
-    if (s->head < 0) world__torus(m, WORLD__METAL, 0, w3_make(0, y + 1.1f * r, 0), w3_make(1, 0, 0), 0.15f, 0.03f);
-    world__limb(m, WORLD__METAL, 0, w3_make(-deep, y, 0), w3_make(-deep - 0.10f, y, 0), 0.03f, 0.03f);
-    world__ellipsoid(m, WORLD__METAL, 0, w3_make(-deep - 0.12f, y, 0), w3_make(0.03f, 0.07f, 0.13f));
+    if (s->head < 0)
+        world__torus(m, WORLD__METAL, 0, w3_make(0, y + 1.1f * r, 0), w3_make(1, 0, 0), 0.15f,
+                     0.03f);
+    world__limb(m, WORLD__METAL, 0, w3_make(-deep, y, 0), w3_make(-deep - 0.10f, y, 0), 0.03f,
+                0.03f);
+    world__ellipsoid(m, WORLD__METAL, 0, w3_make(-deep - 0.12f, y, 0),
+                     w3_make(0.03f, 0.07f, 0.13f));
     world__at_region(m, WORLD_AT_BODY);
     world__set_body(m, w3_make(0, y, 0), r);
     m->label_size = 0.2f;
-    world__thing_anchors(m, s, w3_make(0, y + 1.0f * r + 0.10f, 0), 0.25f, w3_make(0, y - 0.72f * r, 0),
-                         0.74f * r, w3_make(deep + 0.06f, y + 0.3f * r, 0), 0.8f * r);
+    world__thing_anchors(m, s, w3_make(0, y + 1.0f * r + 0.10f, 0), 0.25f,
+                         w3_make(0, y - 0.72f * r, 0), 0.74f * r,
+                         w3_make(deep + 0.06f, y + 0.3f * r, 0), 0.8f * r);
 }
 
 static void world__candle_body(world__model *m, const world_scene *s)
@@ -2155,11 +2183,11 @@ static void world__candle_body(world__model *m, const world_scene *s)
     world__at_region(m, WORLD_AT_TRIM);
     world__lathe(m, WORLD__SECOND, 0, w3_make(0, 0, 0), 0.12f, radius, 0.04f);
     world__at_region(m, WORLD_AT_TAIL);
-    world__torus(m, WORLD__SECOND, 0, w3_make(-1.1f * dish - 0.06f, 0.11f, 0), w3_make(0, 0, 1), 0.095f,
-                 0.035f);
+    world__torus(m, WORLD__SECOND, 0, w3_make(-1.1f * dish - 0.06f, 0.11f, 0), w3_make(0, 0, 1),
+                 0.095f, 0.035f);
     world__at_region(m, WORLD_AT_BODY);
-    world__cone(m, WORLD__MAIN, 0.0f, w3_make(0, 0.03f, 0), w3_make(0, tall, 0), 1.02f * r, 0.97f * r,
-                0.035f);
+    world__cone(m, WORLD__MAIN, 0.0f, w3_make(0, 0.03f, 0), w3_make(0, tall, 0), 1.02f * r,
+                0.97f * r, 0.035f);
     for (int i = 0; i < 3; i++) { /* wax running down its front */
         float angle = 0.9f * (float)(i - 1) + 0.5f * (g[3] - 0.5f), end = 0.45f + 0.2f * g[4 + i];
         w3 top = w3_make(0.93f * r * cosf(angle), tall - 0.02f, 0.93f * r * sinf(angle));
@@ -2169,10 +2197,12 @@ static void world__candle_body(world__model *m, const world_scene *s)
     if (s->head < 0 && s->accessory != WORLD_HAT && s->accessory != WORLD_CROWN
         && s->accessory != WORLD_BOW) {
         world__at_region(m, WORLD_AT_LEFT);
-        world__limb(m, WORLD__DARK, 0, w3_make(0, tall, 0), w3_make(0, tall + 0.09f, 0), 0.02f, 0.02f);
-        world__ellipsoid(m, WORLD__FLAME, 0.0f, w3_make(0, tall + 0.16f, 0), w3_make(0.08f, 0.11f, 0.08f));
-        world__cone(m, WORLD__FLAME, 0.06f, w3_make(0, tall + 0.18f, 0), w3_make(0, tall + 0.36f, 0), 0.07f,
-                    0.01f, 0.01f);
+        world__limb(m, WORLD__DARK, 0, w3_make(0, tall, 0), w3_make(0, tall + 0.09f, 0), 0.02f,
+                    0.02f);
+        world__ellipsoid(m, WORLD__FLAME, 0.0f, w3_make(0, tall + 0.16f, 0),
+                         w3_make(0.08f, 0.11f, 0.08f));
+        world__cone(m, WORLD__FLAME, 0.06f, w3_make(0, tall + 0.18f, 0),
+                    w3_make(0, tall + 0.36f, 0), 0.07f, 0.01f, 0.01f);
     }
     world__at_region(m, WORLD_AT_BODY);
     world__set_body(m, w3_make(0, 0.45f * tall, 0), 1.2f * r);
@@ -2204,17 +2234,18 @@ static void world__add_accessory(world__model *m, const world_scene *s)
                     1.25f * r, 0.02f);
         world__cone(m, WORLD__ACCESSORY, 0, w3_make(0, 0, 0), w3_make(0, 1.25f * r, 0), 0.72f * r,
                     0.80f * r, 0.02f);
-        world__cone(m, WORLD__BRIGHT, 0, w3_make(0, 0.05f, 0), w3_make(0, 0.05f + 0.28f * r, 0), 0.77f * r,
-                    0.79f * r, 0.01f);
+        world__cone(m, WORLD__BRIGHT, 0, w3_make(0, 0.05f, 0), w3_make(0, 0.05f + 0.28f * r, 0),
+                    0.77f * r, 0.79f * r, 0.01f);
         break;
     case WORLD_CROWN:
         world__torus(m, WORLD__GOLD, 0, w3_make(0, 0.04f, 0), up, 0.75f * r, 0.07f * r + 0.02f);
-        world__cone(m, WORLD__GOLD, 0, w3_make(0, 0.02f, 0), w3_make(0, 0.3f * r, 0), 0.72f * r, 0.78f * r,
-                    0.01f);
+        world__cone(m, WORLD__GOLD, 0, w3_make(0, 0.02f, 0), w3_make(0, 0.3f * r, 0), 0.72f * r,
+                    0.78f * r, 0.01f);
         for (int i = 0; i < 6; i++) {
-            float x = 0.72f * r * cosf(1.0472f * (float)i), z = 0.72f * r * sinf(1.0472f * (float)i);
-            world__cone(m, WORLD__GOLD, 0, w3_make(x, 0.2f * r, z), w3_make(1.25f * x, 0.95f * r, 1.25f * z),
-                        0.27f * r, 0.02f, 0.015f);
+            float x = 0.72f * r * cosf(1.0472f * (float)i),
+                  z = 0.72f * r * sinf(1.0472f * (float)i);
+            world__cone(m, WORLD__GOLD, 0, w3_make(x, 0.2f * r, z),
+                        w3_make(1.25f * x, 0.95f * r, 1.25f * z), 0.27f * r, 0.02f, 0.015f);
         }
         break;
     case WORLD_BOW:
@@ -2265,9 +2296,11 @@ static void world__build(world__model *m, const world_scene *s)
     w3 low = w3_make(1e9f, 1e9f, 1e9f), high = w3_make(-1e9f, -1e9f, -1e9f);
     for (int i = 0; i < m->n; i++) {
         const world__part *p = &m->part[i];
-        low = w3_make(world__min(low.x, p->middle.x - p->radius), world__min(low.y, p->middle.y - p->radius),
+        low = w3_make(world__min(low.x, p->middle.x - p->radius),
+                      world__min(low.y, p->middle.y - p->radius),
                       world__min(low.z, p->middle.z - p->radius));
-        high = w3_make(world__max(high.x, p->middle.x + p->radius), world__max(high.y, p->middle.y + p->radius),
+        high = w3_make(world__max(high.x, p->middle.x + p->radius),
+                       world__max(high.y, p->middle.y + p->radius),
                        world__max(high.z, p->middle.z + p->radius));
     }
     m->middle = w3_scale(w3_add(low, high), 0.5f);
@@ -2279,30 +2312,37 @@ static void world__build(world__model *m, const world_scene *s)
 
 /* ---- [W-8] Places ------------------------------------------------------------------------- */
 
-/* Light of a place. Colours are sRGB; sun and sky are what a white surface facing them shows. */
+/* Light of a place. Colours are sRGB, 0xrrggbb; sun and sky are what a white surface facing them
+   shows, ground is its plain colour, which also lights from below. */
 typedef struct world__light {
-    float sun[3], sky[3], ground[3]; /* ground: its plain colour, which also lights from below */
-    float shadow[3];                 /* what a shadow multiplies the ground by                */
-    float sink;                      /* height of the ground or water over the object's foot  */
+    uint32_t sun, sky, ground;
+    uint32_t shadow; /* what a shadow multiplies the ground by                       */
+    float sink;      /* height of the ground or water over the object's foot         */
 } world__light;
 
 static const world__light world__lights[WORLD_PLACES] = {
-    /* beach   */ {{1.0f, .96f, .88f}, {.66f, .72f, .80f}, {.92f, .83f, .64f}, {.66f, .64f, .68f}, .01f},
-    /* snow    */ {{.98f, .97f, .95f}, {.72f, .76f, .84f}, {.92f, .95f, .99f}, {.66f, .74f, .86f}, .03f},
-    /* grass   */ {{1.0f, .97f, .88f}, {.64f, .70f, .76f}, {.42f, .66f, .25f}, {.52f, .58f, .55f}, .02f},
-    /* desert  */ {{1.0f, .92f, .78f}, {.70f, .66f, .66f}, {.90f, .62f, .34f}, {.62f, .54f, .54f}, .01f},
-    /* night   */ {{.92f, .80f, .66f}, {.46f, .46f, .68f}, {.15f, .15f, .24f}, {.55f, .55f, .65f}, .00f},
-    /* table   */ {{1.0f, .95f, .86f}, {.68f, .66f, .64f}, {.63f, .41f, .23f}, {.54f, .50f, .50f}, .00f},
-    /* forest  */ {{.98f, .96f, .78f}, {.56f, .64f, .54f}, {.34f, .34f, .17f}, {.54f, .56f, .54f}, .01f},
-    /* cobbles */ {{.98f, .95f, .90f}, {.66f, .68f, .74f}, {.57f, .56f, .56f}, {.56f, .57f, .62f}, .00f},
-    /* moon    */ {{1.0f, .99f, .96f}, {.42f, .43f, .48f}, {.64f, .64f, .66f}, {.36f, .36f, .40f}, .01f},
-    /* water   */ {{.92f, .98f, .98f}, {.58f, .74f, .82f}, {.36f, .64f, .68f}, {.68f, .74f, .78f}, .01f},
-    /* kitchen */ {{1.0f, .97f, .91f}, {.72f, .72f, .72f}, {.84f, .86f, .83f}, {.66f, .66f, .68f}, .00f},
-    /* carpet  */ {{1.0f, .92f, .80f}, {.62f, .56f, .58f}, {.76f, .09f, .12f}, {.56f, .50f, .52f}, .00f},
-    /* pool    */ {{1.0f, .98f, .93f}, {.68f, .76f, .82f}, {.36f, .78f, .88f}, {.72f, .80f, .86f}, .13f},
-    /* fabric  */ {{1.0f, .96f, .94f}, {.72f, .68f, .70f}, {.96f, .66f, .76f}, {.72f, .62f, .68f}, .00f},
+    /*            sun       sky       ground    shadow    sink */
+    /* beach   */ {0xfff5e0, 0xa8b8cc, 0xebd4a3, 0xa8a3ad, .01f},
+    /* snow    */ {0xfaf7f2, 0xb8c2d6, 0xebf2fc, 0xa8bddb, .03f},
+    /* grass   */ {0xfff7e0, 0xa3b2c2, 0x6ba840, 0x85948c, .02f},
+    /* desert  */ {0xffebc7, 0xb2a8a8, 0xe69e57, 0x9e8a8a, .01f},
+    /* night   */ {0xebcca8, 0x7575ad, 0x26263d, 0x8c8ca6, .00f},
+    /* table   */ {0xfff2db, 0xada8a3, 0xa1693b, 0x8a8080, .00f},
+    /* forest  */ {0xfaf5c7, 0x8fa38a, 0x57572b, 0x8a8f8a, .01f},
+    /* cobbles */ {0xfaf2e6, 0xa8adbd, 0x918f8f, 0x8f919e, .00f},
+    /* moon    */ {0xfffcf5, 0x6b6e7a, 0xa3a3a8, 0x5c5c66, .01f},
+    /* water   */ {0xebfafa, 0x94bdd1, 0x5ca3ad, 0xadbdc7, .01f},
+    /* kitchen */ {0xfff7e8, 0xb8b8b8, 0xd6dbd4, 0xa8a8ad, .00f},
+    /* carpet  */ {0xffebcc, 0x9e8f94, 0xc2171f, 0x8f8085, .00f},
+    /* pool    */ {0xfffaed, 0xadc2d1, 0x5cc7e0, 0xb8ccdb, .13f},
+    /* fabric  */ {0xfff5f0, 0xb8adb2, 0xf5a8c2, 0xb89ead, .00f},
 };
 
+static w3 world__hex(uint32_t c)
+{
+    return w3_scale(w3_make((float)(c >> 16 & 255), (float)(c >> 8 & 255), (float)(c & 255)),
+                    1.0f / 255.0f);
+}
 static w3 world__rgb(const float c[3]) { return w3_make(c[0], c[1], c[2]); }
 /* A zero-mean ripple of this period that vanishes where it cannot be resolved. */
 static float world__ripple(float x, float period, float footprint)
@@ -2344,7 +2384,7 @@ static w3 world__bokeh(float u, float e, const float *b, int smear)
    the camera sees them. b are the scene's backdrop numbers; fx, fz the pixel's footprint. */
 static w3 world__ground(int place, float x, float z, const float *b, float fx, float fz)
 {
-    w3 c = world__rgb(world__lights[place].ground);
+    w3 c = world__hex(world__lights[place].ground);
     float f = world__max(fx, fz), slow = world__noise(0.7f * x + 9.0f * b[0], 0.7f * z, 1) - 0.5f;
     switch (place) {
     case WORLD_BEACH: {
@@ -2355,7 +2395,8 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
         float wave = world__ripple(z + 0.1f * sinf(3.0f * x), 0.5f, fz);
         c = world__brighter(c, 0.06f * slow + 0.10f * world__grain(x, z, 0.02f, f));
         c = w3_mix(c, wet, world__smoothstep(shore - 0.8f, shore - 0.2f, z));
-        c = w3_mix(c, world__brighter(sea, 0.06f * wave), world__smoothstep(shore - .1f, shore + .1f, z));
+        c = w3_mix(c, world__brighter(sea, 0.06f * wave),
+                   world__smoothstep(shore - .1f, shore + .1f, z));
         return w3_mix(c, w3_make(.97f, .98f, .97f), 0.9f * world__inside(z - shore, 0.14f, 0.12f));
     }
     case WORLD_SNOW:
@@ -2378,7 +2419,8 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
         float tint = world__lattice(world__floor((x + b[0]) / 0.55f), 0, 3) - 0.5f;
         float figure = world__ripple(x + 0.03f * sinf(2.5f * z + 9.0f * tint), 0.045f, fx);
         c = world__brighter(c, 0.14f * tint + 0.08f * slow + 0.06f * figure);
-        return w3_mix(w3_scale(c, 0.62f), c, world__smoothstep(0.0f, 0.03f + 0.3f * fx, 0.5f - fabsf(plank)));
+        return w3_mix(w3_scale(c, 0.62f), c,
+                      world__smoothstep(0.0f, 0.03f + 0.3f * fx, 0.5f - fabsf(plank)));
     }
     case WORLD_FOREST:
         c = w3_mix(c, w3_make(.30f, .42f, .16f), world__smoothstep(0.35f, 0.65f, slow + 0.5f));
@@ -2397,11 +2439,13 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
     case WORLD_MOON: {
         float u = x / 0.95f + b[0], v = z / 0.95f + b[1];
         int i = world__floor(u), j = world__floor(v);
-        float cx = 0.35f + 0.3f * world__lattice(i, j, 11), cz = 0.35f + 0.3f * world__lattice(i, j, 12);
+        float cx = 0.35f + 0.3f * world__lattice(i, j, 11);
+        float cz = 0.35f + 0.3f * world__lattice(i, j, 12);
         float size = 0.16f + 0.14f * world__lattice(i, j, 13);
         float dx = world__fract(u) - cx, dz = world__fract(v) - cz;
         float r = sqrtf(dx * dx + dz * dz) / size;
-        float bowl = world__smoothstep(1.0f, 0.75f, r), rim = world__inside(r - 1.05f, 0.12f, 0.12f);
+        float bowl = world__smoothstep(1.0f, 0.75f, r);
+        float rim = world__inside(r - 1.05f, 0.12f, 0.12f);
         float lit = r > 0.0f ? dx / (r * size) : 0.0f;
         float near_by = world__smoothstep(9.0f, 2.0f, z);
         c = world__brighter(c, 0.08f * slow + 0.12f * world__grain(x, z, 0.022f, f));
@@ -2409,7 +2453,8 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
     }
     case WORLD_UNDER_WATER: {
         float a = world__noise(2.2f * x + 5.0f * b[0], 2.2f * z, 2) - 0.5f;
-        float net = world__fade(f, 0.3f) * (1.0f - world__smoothstep(0.0f, 0.12f, fabsf(a))) - 0.25f;
+        float line = 1.0f - world__smoothstep(0.0f, 0.12f, fabsf(a));
+        float net = world__fade(f, 0.3f) * line - 0.25f;
         c = world__brighter(c, 0.10f * net + 0.08f * world__grain(x, z, 0.02f, f));
         return w3_mix(c, w3_make(.10f, .44f, .62f), world__smoothstep(0.0f, 6.0f, z));
     }
@@ -2431,7 +2476,8 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
     case WORLD_POOL: {
         float edge = 2.4f + 0.6f * b[1];
         float a = world__noise(2.0f * x + 7.0f * b[0], 2.0f * z, 2) - 0.5f;
-        float net = world__fade(f, 0.4f) * ((1.0f - world__smoothstep(0.0f, 0.10f, fabsf(a))) - 0.3f);
+        float line = 1.0f - world__smoothstep(0.0f, 0.10f, fabsf(a));
+        float net = world__fade(f, 0.4f) * (line - 0.3f);
         w3 deck = w3_make(.90f, .85f, .76f);
         c = w3_mix(c, w3_make(.22f, .66f, .82f), world__smoothstep(-1.0f, edge, z));
         c = world__brighter(c, 0.12f * net);
@@ -2460,16 +2506,19 @@ static w3 world__wall(int place, float x, float y, const float *b, float f)
     switch (place) {
     case WORLD_TABLE: {
         float sun = world__inside(x - 1.4f * (b[0] - 0.5f) - 0.4f * y, 0.55f, 0.25f);
-        w3 c = w3_mix(w3_make(.82f, .75f, .63f), w3_make(.93f, .88f, .78f), world__smoothstep(-1, 2, y));
+        w3 c = w3_mix(w3_make(.82f, .75f, .63f), w3_make(.93f, .88f, .78f),
+                      world__smoothstep(-1, 2, y));
         return w3_mix(c, w3_make(.99f, .95f, .84f), 0.7f * sun);
     }
     case WORLD_KITCHEN: {
         w3 tiles = w3_make(.98f, .94f, .85f), doors = w3_make(.50f, .68f, .66f);
         float tile_x = 0.5f - fabsf(world__fract(x / 0.25f) - 0.5f);
         float tile_y = 0.5f - fabsf(world__fract(y / 0.25f) - 0.5f);
-        float grout = world__fade(f, 0.12f) * world__smoothstep(0.06f, 0.02f, world__min(tile_x, tile_y));
+        float joint = world__smoothstep(0.06f, 0.02f, world__min(tile_x, tile_y));
+        float grout = world__fade(f, 0.12f) * joint;
         float seam = 0.5f - fabsf(world__fract((x + b[0]) / 0.9f) - 0.5f);
-        float panel = world__smoothstep(0.06f, 0.09f, seam) * world__inside(y - 0.42f, 0.30f, 0.02f);
+        float panel = world__smoothstep(0.06f, 0.09f, seam);
+        panel *= world__inside(y - 0.42f, 0.30f, 0.02f);
         w3 c = world__brighter(tiles, -0.08f * grout);
         doors = world__brighter(doors, 0.10f * panel - 0.3f * world__smoothstep(0.02f, 0.0f, seam));
         c = w3_mix(doors, c, world__smoothstep(0.84f, 0.86f, y));
@@ -2482,7 +2531,8 @@ static w3 world__wall(int place, float x, float y, const float *b, float f)
     }
     default: { /* WORLD_FABRIC */
         float fold = sinf(2.5f * x + 6.28f * b[2] + 0.4f * sinf(1.5f * y));
-        w3 c = w3_mix(w3_make(.95f, .66f, .75f), w3_make(.99f, .83f, .87f), world__smoothstep(0, 1.6f, y));
+        w3 c = w3_mix(w3_make(.95f, .66f, .75f), w3_make(.99f, .83f, .87f),
+                      world__smoothstep(0, 1.6f, y));
         return world__brighter(c, 0.03f * fold);
     }
     }
@@ -2495,48 +2545,58 @@ static w3 world__sky(int place, float u, float e, const float *b)
     switch (place) {
     case WORLD_BEACH: {
         float cloud = world__noise(4.0f * u + 9.0f * b[2], 14.0f * e + 5.0f * b[3], 3);
-        w3 c = w3_mix(w3_make(.80f, .92f, .98f), w3_make(.36f, .67f, .95f), world__clamp(3.5f * e, 0, 1));
+        w3 c = w3_mix(w3_make(.80f, .92f, .98f), w3_make(.36f, .67f, .95f),
+                      world__clamp(3.5f * e, 0, 1));
         return w3_mix(c, w3_make(1, 1, 1), 0.5f * world__smoothstep(0.55f, 0.9f, cloud));
     }
     case WORLD_SNOW: {
         float spike = fabsf(world__fract(11.0f * u + b[2]) - 0.5f) * 2.0f;
         float height = 0.035f + 0.03f * spike + 0.03f * sinf(3.0f * u + 6.28f * b[3]);
-        w3 c = w3_mix(w3_make(.88f, .92f, .97f), w3_make(.66f, .78f, .92f), world__clamp(4.0f * e, 0, 1));
-        return w3_mix(w3_make(.52f, .64f, .72f), c, world__smoothstep(height - soft, height + soft, e));
+        w3 c = w3_mix(w3_make(.88f, .92f, .97f), w3_make(.66f, .78f, .92f),
+                      world__clamp(4.0f * e, 0, 1));
+        return w3_mix(w3_make(.52f, .64f, .72f), c,
+                      world__smoothstep(height - soft, height + soft, e));
     }
     case WORLD_GRASS: {
         float hill = 0.05f + 0.035f * sinf(5.0f * u + 6.28f * b[2]);
         float cloud = world__noise(5.0f * u + 9.0f * b[2], 12.0f * e + 5.0f * b[3], 3);
-        w3 c = w3_mix(w3_make(.74f, .89f, .99f), w3_make(.38f, .65f, .95f), world__clamp(3.5f * e, 0, 1));
+        w3 c = w3_mix(w3_make(.74f, .89f, .99f), w3_make(.38f, .65f, .95f),
+                      world__clamp(3.5f * e, 0, 1));
         c = w3_mix(c, w3_make(1, 1, 1), 0.6f * world__smoothstep(0.55f, 0.9f, cloud));
         return w3_mix(w3_make(.27f, .50f, .24f), c, world__smoothstep(hill - soft, hill + soft, e));
     }
     case WORLD_DESERT: {
         float phase = 4.0f * u + 6.28f * b[2], dune = 0.035f + 0.05f * fabsf(sinf(phase));
         float lit = cosf(phase) * sinf(phase) > 0.0f ? 1.0f : 0.0f;
-        w3 c = w3_mix(w3_make(.99f, .90f, .70f), w3_make(.66f, .80f, .90f), world__clamp(3.5f * e, 0, 1));
+        w3 c = w3_mix(w3_make(.99f, .90f, .70f), w3_make(.66f, .80f, .90f),
+                      world__clamp(3.5f * e, 0, 1));
         w3 sand = w3_mix(w3_make(.74f, .43f, .25f), w3_make(.90f, .60f, .33f), lit);
         return w3_mix(sand, c, world__smoothstep(dune - soft, dune + soft, e));
     }
     case WORLD_NIGHT: {
         float block = world__floor(8.0f * u + b[2]) & 1 ? 0.20f : 0.11f;
-        w3 c = w3_mix(w3_make(.25f, .16f, .40f), w3_make(.06f, .06f, .20f), world__clamp(3.0f * e, 0, 1));
+        w3 c = w3_mix(w3_make(.25f, .16f, .40f), w3_make(.06f, .06f, .20f),
+                      world__clamp(3.0f * e, 0, 1));
         c = w3_mix(w3_make(.09f, .08f, .17f), c, world__smoothstep(block - soft, block + soft, e));
         return w3_madd(c, world__bokeh(u, e, b, 0), 0.75f);
     }
     case WORLD_FOREST: {
         float light = world__noise(5.0f * u + 9.0f * b[2], 6.0f * e, 4);
-        w3 c = w3_mix(w3_make(.19f, .33f, .15f), w3_make(.52f, .70f, .34f), world__clamp(2.2f * e + 0.5f * (light - 0.4f), 0, 1));
+        w3 c = w3_mix(w3_make(.19f, .33f, .15f), w3_make(.52f, .70f, .34f),
+                      world__clamp(2.2f * e + 0.5f * (light - 0.4f), 0, 1));
         for (int i = 0; i < 5; i++) {
-            float at = -0.36f + 0.18f * (float)i + 0.08f * (world__fract(b[3] + 0.618f * (float)i) - 0.5f);
+            float jitter = world__fract(b[3] + 0.618f * (float)i) - 0.5f;
+            float at = -0.36f + 0.18f * (float)i + 0.08f * jitter;
             float half = 0.018f + 0.012f * world__fract(b[0] + 0.37f * (float)i);
-            w3 bark = w3_mix(w3_make(.20f, .14f, .10f), w3_make(.36f, .26f, .18f), world__clamp(0.5f + (u - at) / half * 0.5f, 0, 1));
+            w3 bark = w3_mix(w3_make(.20f, .14f, .10f), w3_make(.36f, .26f, .18f),
+                             world__clamp(0.5f + (u - at) / half * 0.5f, 0, 1));
             c = w3_mix(c, bark, world__inside(u - at, half, soft));
         }
         return c;
     }
     case WORLD_COBBLES: {
-        static const float fronts[4][3] = {{.90f, .72f, .52f}, {.84f, .55f, .45f}, {.94f, .87f, .68f}, {.64f, .73f, .76f}};
+        static const float fronts[4][3] = {
+            {.90f, .72f, .52f}, {.84f, .55f, .45f}, {.94f, .87f, .68f}, {.64f, .73f, .76f}};
         float v = 5.0f * u + 4.0f * b[2];
         int house = world__floor(v);
         float roof = 0.20f + 0.03f * (float)(house & 1), wx = world__fract(3.0f * v) - 0.5f;
@@ -2552,20 +2612,25 @@ static w3 world__sky(int place, float u, float e, const float *b)
         float star = world__lattice(world__floor(90.0f * u), world__floor(90.0f * e), 17);
         float sx = world__fract(90.0f * u) - 0.5f, se = world__fract(90.0f * e) - 0.5f;
         float glint = star > 0.93f ? world__smoothstep(0.3f, 0.1f, sqrtf(sx * sx + se * se)) : 0.0f;
-        w3 earth = w3_mix(w3_make(.16f, .42f, .80f), w3_make(.90f, .95f, .98f), world__smoothstep(0.45f, 0.7f, swirl));
+        w3 earth = w3_mix(w3_make(.16f, .42f, .80f), w3_make(.90f, .95f, .98f),
+                          world__smoothstep(0.45f, 0.7f, swirl));
         w3 c = w3_make(.03f + .6f * glint, .03f + .6f * glint, .06f + .6f * glint);
         earth = w3_scale(earth, world__clamp(0.8f - 8.0f * du, 0.25f, 1.0f));
         return w3_mix(earth, c, world__smoothstep(1.0f - 15.0f * soft, 1.0f + 15.0f * soft, r));
     }
     case WORLD_UNDER_WATER: {
-        float beam = sinf(16.0f * (u - 0.7f * e) + 6.28f * b[2]) * sinf(7.0f * (u - 0.7f * e) + 6.28f * b[3]);
-        w3 c = w3_mix(w3_make(.10f, .44f, .62f), w3_make(.42f, .82f, .90f), world__clamp(3.0f * e, 0, 1));
+        float beam = sinf(16.0f * (u - 0.7f * e) + 6.28f * b[2])
+                     * sinf(7.0f * (u - 0.7f * e) + 6.28f * b[3]);
+        w3 c = w3_mix(w3_make(.10f, .44f, .62f), w3_make(.42f, .82f, .90f),
+                      world__clamp(3.0f * e, 0, 1));
         return world__brighter(c, 0.16f * world__max(beam, 0.0f) * world__clamp(6.0f * e, 0, 1));
     }
     default: { /* WORLD_POOL */
         float hedge = 0.06f + 0.008f * sinf(25.0f * u + 6.28f * b[2]);
-        w3 c = w3_mix(w3_make(.76f, .91f, .99f), w3_make(.45f, .73f, .97f), world__clamp(3.5f * e, 0, 1));
-        return w3_mix(w3_make(.30f, .52f, .28f), c, world__smoothstep(hedge - soft, hedge + soft, e));
+        w3 c = w3_mix(w3_make(.76f, .91f, .99f), w3_make(.45f, .73f, .97f),
+                      world__clamp(3.5f * e, 0, 1));
+        return w3_mix(w3_make(.30f, .52f, .28f), c,
+                      world__smoothstep(hedge - soft, hedge + soft, e));
     }
     }
 }
@@ -2583,11 +2648,21 @@ typedef struct world__camera {
     float plane;           /* height of the ground                                  */
 } world__camera;
 
+/* The light found at one place. */
+typedef struct world__light_at {
+    int part;      /* WORLD__GROUND, or WORLD__NOWHERE where none was needed */
+    w3 normal;     /* object space                                           */
+    w3 light;      /* what it makes of a white surface, linear               */
+    float glint;   /* highlight added to that                                */
+} world__light_at;
+enum { WORLD__GROUND = -1, WORLD__NOWHERE = -2 };
+
 /* What one ray saw. */
 typedef struct world__sample {
     w3 rgb;        /* sRGB in [0,1]                                       */
     float mask;    /* 1 on the object                                     */
     w3 normal;     /* camera space: right, up, towards the viewer         */
+    world__light_at lit;
 } world__sample;
 
 /* Aims the camera so that the object fills the scene's fraction of the picture. */
@@ -2614,7 +2689,8 @@ static world__camera world__aim(const world_scene *s, const world__model *m, int
         right = world__max(right, x + dx);
     }
     float tall = high - low, wide = right - left;
-    float room = s->style == WORLD_POSTER || s->style == WORLD_WATERCOLOUR ? 0.86f : 1.0f; /* frame */
+    int framed = s->style == WORLD_POSTER || s->style == WORLD_WATERCOLOUR;
+    float room = framed ? 0.86f : 1.0f;
     c.side = world__max(tall / s->fill, wide / 0.92f) / room;
     c.left = 0.5f * (left + right) - 0.5f * c.side - 0.5f * s->shift[0] * (c.side - wide) * 0.6f;
     c.top = 0.5f * (low + high) + 0.5f * c.side - 0.5f * s->shift[1] * (c.side - tall) * 0.6f;
@@ -2680,28 +2756,22 @@ typedef struct world__hit {
     float nearest;  /* how close, as an angle, it came to a silhouette before     */
 } world__hit;
 
-/* stretch: how much further than the distance field allows a step may go where the field says that
-   the ray meets the surface at a slant; nearest is exact only if it is below 1. */
 static world__hit world__march(const world__model *m, const uint8_t *list, int n, w3 from,
-                               w3 direction, float start, float end, float stretch)
+                               w3 direction, float start, float end)
 {
     world__hit hit;
-    float last = 1e9f, step = 0.0f;
+    float last = 1e9f;
     int receding = 0, part = -1;
     hit.nearest = 1e9f;
     hit.t = start;
     for (int i = 0; i < 96 && hit.t < end; i++) {
         hit.d = world__distance(m, list, n, w3_madd(from, direction, hit.t), &part);
         hit.part = part;
-        if (fabsf(hit.d) < 0.0006f * hit.t) return hit;
+        if (hit.d < 0.0006f * hit.t) return hit;
         if (hit.d > last && !receding) hit.nearest = world__min(hit.nearest, last / hit.t);
         receding = hit.d > last;
-        /* Approaching at a slant, the surface is further than d: extrapolate, within bounds. */
-        float slope = step > 0.0f ? (last - hit.d) / step : 1.0f;
         last = hit.d;
-        step = hit.d > 0.0f ? hit.d * world__clamp(1.0f / (slope + 1e-3f), 0.94f, stretch) : hit.d;
-        if (slope <= 0.0f && hit.d > 0.0f) step = 0.94f * hit.d;
-        hit.t += step;
+        hit.t += 0.94f * hit.d;
     }
     if (!receding) hit.nearest = world__min(hit.nearest, last / hit.t);
     hit.part = -1;
@@ -2808,7 +2878,8 @@ static float world__pattern(const world_scene *s, w3 at, float footprint)
     w3 d = w3_make(world__fract(q.x) - 0.5f, world__fract(q.y) - 0.5f, world__fract(q.z) - 0.5f);
     float jitter = 0.18f * (world__lattice(i, j, k) - 0.5f);
     d = w3_add(d, w3_make(jitter, -jitter, jitter));
-    return world__clamp(0.5f + (0.40f - w3_length(d)) * period / (0.3f * footprint + 1e-4f), 0.0f, 1.0f);
+    return world__clamp(0.5f + (0.40f - w3_length(d)) * period / (0.3f * footprint + 1e-4f), 0.0f,
+                        1.0f);
 }
 
 /* Fine textures of subjects, too fine for 64 px: zero-mean, in [-1,1]. */
@@ -2820,7 +2891,8 @@ static float world__texture(int texture, w3 at, float footprint)
     float u = (at.x + 0.8f * at.z) / period, v = at.y / period;
     switch (texture) {
     case 1: return amount * (((world__floor(2 * u) + world__floor(2 * v)) & 1) ? 1.0f : -1.0f);
-    case 2: return amount * sinf(6.2832f * (v + 0.35f * fabsf(world__fract(0.4f * u) - 0.5f) * 4.0f));
+    case 2:
+        return amount * sinf(6.2832f * (v + 0.35f * fabsf(world__fract(0.4f * u) - 0.5f) * 4.0f));
     case 3: {
         float x = world__fract(u) - 0.5f, y = world__fract(v) - 0.5f;
         return amount * (x * x + y * y < 0.11f ? 1.3f : -0.7f);
@@ -2872,7 +2944,8 @@ static w3 world__albedo(const world__stage *g, const world__part *p, w3 at, w3 n
     if (painted && s->texture)
         c = world__brighter(c, 0.13f * world__texture(s->texture, at, footprint));
     else if (p->material == WORLD__MAIN && world_is_animal(s->object)) /* fur */
-        c = world__brighter(c, 0.22f * world__grain(at.x + at.z, at.y - 0.7f * at.z, 0.012f, footprint));
+        c = world__brighter(c, 0.22f * world__grain(at.x + at.z, at.y - 0.7f * at.z, 0.012f,
+                                                    footprint));
     float x, y;
     if (s->glyph >= 0 && p->material == WORLD__MAIN && p->region == WORLD_AT_BODY
         && world__label(m, at, normal, &x, &y)) {
@@ -2890,31 +2963,30 @@ static float world__tone(float x) /* to sRGB, with a soft shoulder */
     return sqrtf(world__max(x, 0.0f));
 }
 
-/* Light at one place of a part. */
-typedef struct world__light_at {
-    int part;       /* -1: the ground */
-    w3 normal, light;
-    float glint;
-} world__light_at;
-
-/* Light found for some samples of a pixel, kept for others of the same part. */
-#define WORLD__KEPT 8
+/* Light found at the corners of a pixel and for some of its samples, kept for other samples of the
+   same part. */
+#define WORLD__KEPT 12
 typedef struct world__kept {
     int n, uses;                     /* each serves that many samples */
     int left[WORLD__KEPT];
     world__light_at at[WORLD__KEPT];
 } world__kept;
 
-static const world__light_at *world__recall(world__kept *kept, int part)
+/* Fetches light kept for a part. Returns whether there is some left. */
+static int world__recall(world__kept *kept, int part, world__light_at *light)
 {
-    for (int i = 0; kept && i < kept->n; i++)
-        if (kept->at[i].part == part && kept->left[i]-- > 0) return &kept->at[i];
-    return NULL;
+    for (int i = 0; kept && i < kept->n; i++) {
+        if (kept->at[i].part != part || kept->left[i] == 0) continue;
+        kept->left[i]--;
+        *light = kept->at[i];
+        return 1;
+    }
+    return 0;
 }
 static void world__keep(world__kept *kept, const world__light_at *light)
 {
     if (!kept || kept->n == WORLD__KEPT) return;
-    kept->left[kept->n] = kept->uses - 1;
+    kept->left[kept->n] = kept->uses;
     kept->at[kept->n++] = *light;
 }
 
@@ -2940,9 +3012,9 @@ static world__light_at world__light_object(const world__stage *g, int part, w3 a
     }
     float open = world__openness(g, at, normal, 0.12f);
     float above = 0.5f + 0.5f * normal.y;
-    w3 sky = w3_scale(world__linear(world__rgb(l->sky)), open * (0.35f + 0.65f * above));
-    w3 bounce = w3_scale(world__linear(world__rgb(l->ground)), 0.35f * open * (1.0f - above));
-    w3 direct = w3_scale(world__linear(world__rgb(l->sun)), 0.95f * sun);
+    w3 sky = w3_scale(world__linear(world__hex(l->sky)), open * (0.35f + 0.65f * above));
+    w3 bounce = w3_scale(world__linear(world__hex(l->ground)), 0.35f * open * (1.0f - above));
+    w3 direct = w3_scale(world__linear(world__hex(l->sun)), 0.95f * sun);
     out.light = w3_add(w3_add(sky, bounce), direct);
     if (material == WORLD__LAMP) out.light = w3_add(out.light, w3_make(0.4f, 0.4f, 0.4f));
     return out;
@@ -2967,20 +3039,21 @@ static world__light_at world__light_ground(const world__stage *g, w3 at)
     w3 to = w3_sub(g->model.middle, at);
     float near_object = g->model.radius + 2.0f, touching = g->model.radius + 0.22f;
     float away = w3_dot(to, to), open = 1.0f;
-    out.part = -1;
+    out.part = WORLD__GROUND;
     out.normal = w3_make(0, 1, 0);
     out.light = w3_make(1, 1, 1);
     out.glint = 0.0f;
     if (away > near_object * near_object) return out;
     float sun = world__sunlight(g, at);
     if (away < touching * touching) open = world__openness(g, at, out.normal, 0.22f);
-    w3 shadow = world__rgb(world__lights[(int)g->scene->place].shadow);
+    w3 shadow = world__hex(world__lights[(int)g->scene->place].shadow);
     out.light = w3_scale(w3_mix(shadow, out.light, sun), 0.72f + 0.28f * open);
     return out;
 }
 
 /* What a ray sees that misses the object, sRGB. */
-static w3 world__backdrop(const world__stage *g, w3 direction, world__kept *kept)
+static w3 world__backdrop(const world__stage *g, w3 direction, world__kept *kept,
+                          world__light_at *lit)
 {
     const world_scene *s = g->scene;
     const world__camera *c = &g->camera;
@@ -2991,20 +3064,18 @@ static w3 world__backdrop(const world__stage *g, w3 direction, world__kept *kept
     float z = t * dz - back, wall = world__wall_depth(place);
     if (wall > 0.0f && (z > wall || t > 1e8f)) {
         float t_wall = (wall + 0.6f + back) / dz;
-        return world__wall(place, t_wall * dx, height + t_wall * dy, s->backdrop, t_wall * c->footprint);
+        return world__wall(place, t_wall * dx, height + t_wall * dy, s->backdrop,
+                           t_wall * c->footprint);
     }
     float u = dx / world__max(dz, 0.05f), e = dy / world__max(dz, 0.05f);
     if (t > 60.0f) return world__sky(place, u, world__max(e, 0.0f), s->backdrop);
-    float footprint = t * c->footprint;
-    w3 color = world__ground(place, t * dx, z, s->backdrop, footprint, footprint / world__max(-dy, 0.02f));
-    const world__light_at *known = world__recall(kept, -1);
-    world__light_at fresh;
-    if (!known) {
-        fresh = world__light_ground(g, w3_madd(c->eye, direction, t));
-        world__keep(kept, &fresh);
-        known = &fresh;
+    float across = t * c->footprint, along = across / world__max(-dy, 0.02f); /* of a pixel */
+    w3 color = world__ground(place, t * dx, z, s->backdrop, across, along);
+    if (!world__recall(kept, WORLD__GROUND, lit)) {
+        *lit = world__light_ground(g, w3_madd(c->eye, direction, t));
+        world__keep(kept, lit);
     }
-    color = w3_mul(color, known->light);
+    color = w3_mul(color, lit->light);
     float haze = world__smoothstep(8.0f, 60.0f, t);
     return w3_mix(color, world__sky(place, u, 0.0f, s->backdrop), 0.7f * haze);
 }
@@ -3038,7 +3109,8 @@ static w3 world__poster(w3 rgb, float outline, float u, float v)
 static w3 world__watercolour(w3 rgb, float outline, float u, float v, float footprint)
 {
     float blot = world__noise(7.0f * u, 7.0f * v, 21), fine = world__grain(u, v, 0.006f, footprint);
-    float edge = world__min(world__min(u, 1.0f - u), world__min(v, 1.0f - v)) + 0.10f * (blot - 0.5f);
+    float edge = world__min(world__min(u, 1.0f - u), world__min(v, 1.0f - v));
+    edge += 0.10f * (blot - 0.5f);
     float paper = world__smoothstep(0.10f, 0.04f, edge);
     w3 c = w3_mix(rgb, w3_make(1, 1, 1), 0.22f + 0.30f * blot);
     c = world__brighter(c, 0.14f * fine);
@@ -3077,7 +3149,8 @@ static void world__make_beam(const world__stage *g, const world__beam *wide, flo
     int part;
     for (int step = 0; step < 64 && beam->start < beam->end; step++) {
         w3 at = w3_madd(eye, direction, beam->start);
-        float free_space = world__distance(m, beam->list, beam->n, at, &part) - spread * beam->start;
+        float d = world__distance(m, beam->list, beam->n, at, &part);
+        float free_space = d - spread * beam->start;
         if (free_space < 0.004f) return;
         beam->start += 0.92f * free_space;
     }
@@ -3095,30 +3168,29 @@ static world__sample world__trace(const world__stage *g, const world__beam *beam
     float to_ground = direction.y < -1e-4f ? (c->eye.y - c->plane) / -direction.y : 1e9f;
     float end = world__min(beam->end, to_ground);
     if (beam->n == 0) end = 0.0f;
-    world__hit hit = world__march(&g->model, beam->list, beam->n, c->eye, direction, beam->start, end,
-                                s->style == WORLD_PHOTO ? 1.8f : 0.94f);
+    world__hit hit =
+        world__march(&g->model, beam->list, beam->n, c->eye, direction, beam->start, end);
     world__sample out;
     if (hit.part >= 0) {
         w3 at = w3_madd(c->eye, direction, hit.t);
-        const world__light_at *known = world__recall(kept, hit.part);
-        world__light_at fresh;
-        if (!known) {
+        if (!world__recall(kept, hit.part, &out.lit)) {
             w3 normal = world__normal(&g->model, beam->list, beam->n, at, hit.d);
-            fresh = world__light_object(g, hit.part, at, normal, direction);
-            world__keep(kept, &fresh);
-            known = &fresh;
+            out.lit = world__light_object(g, hit.part, at, normal, direction);
+            world__keep(kept, &out.lit);
         }
-        w3 n = known->normal;
-        out.rgb = world__shade(g, known, at, hit.t * c->footprint);
+        w3 n = out.lit.normal;
+        out.rgb = world__shade(g, &out.lit, at, hit.t * c->footprint);
         out.normal = w3_make(w3_dot(n, c->right), w3_dot(n, c->up), -w3_dot(n, c->forward));
     } else {
-        out.rgb = world__backdrop(g, direction, kept);
+        out.lit.part = WORLD__NOWHERE;
+        out.rgb = world__backdrop(g, direction, kept, &out.lit);
         out.normal = w3_make(0, 0, 0);
     }
     out.mask = hit.part >= 0 ? 1.0f : 0.0f;
     float outline = 1.0f - world__smoothstep(0.6f * g->line, g->line, hit.nearest);
     float footprint = c->footprint / c->side;
-    if (s->style == WORLD_PENCIL) out.rgb = world__pencil(out.rgb, hit.part >= 0, outline, u, v, footprint);
+    if (s->style == WORLD_PENCIL)
+        out.rgb = world__pencil(out.rgb, hit.part >= 0, outline, u, v, footprint);
     if (s->style == WORLD_POSTER) out.rgb = world__poster(out.rgb, outline, u, v);
     if (s->style == WORLD_WATERCOLOUR)
         out.rgb = world__watercolour(out.rgb, outline, u, v, footprint);
@@ -3184,7 +3256,8 @@ static void world__render_cells(const world__stage *g, int size, int x0, int y0,
                 continue;
             }
             if (new_cell) {
-                cell = world__trace_one(g, ((float)i + 0.5f) / WORLD__CELLS, ((float)j + 0.5f) / WORLD__CELLS);
+                cell = world__trace_one(g, ((float)i + 0.5f) / WORLD__CELLS,
+                                        ((float)j + 0.5f) / WORLD__CELLS);
                 cell.rgb.x = floorf(cell.rgb.x * 8.0f + 0.5f) / 8.0f;
                 cell.rgb.y = floorf(cell.rgb.y * 8.0f + 0.5f) / 8.0f;
                 cell.rgb.z = floorf(cell.rgb.z * 8.0f + 0.5f) / 8.0f;
@@ -3194,16 +3267,18 @@ static void world__render_cells(const world__stage *g, int size, int x0, int y0,
     }
 }
 
-/* The mean of samples x samples rays in a pixel whose top left corner is (u, v). */
+/* The mean of samples x samples rays in a pixel whose top left corner is (u, v). corners are the
+   samples there, from the top left, row by row: their light is used again. */
 static world__sample world__refine(const world__stage *g, const world__beam *wide, float u, float v,
-                                   float pixel, int samples)
+                                   float pixel, int samples, const world__sample *const corners[4])
 {
     int n = samples * samples;
     world__sample sum;
     world__beam beam;
     world__kept kept;
     kept.n = 0;
-    kept.uses = n > 8 ? n / 2 : n > 4 ? 2 : 1;
+    kept.uses = (n + 3) / 4;
+    for (int k = 0; k < 4; k++) world__keep(&kept, &corners[k]->lit);
     memset(&sum, 0, sizeof sum);
     world__make_beam(g, wide, u + 0.5f * pixel, v + 0.5f * pixel, 0.5f * pixel, &beam);
     for (int k = 0; k < n; k++) {
@@ -3248,10 +3323,11 @@ static void world__render_strip(const world__stage *g, int size, int x0, int y0,
             int edge = world__edge(a, a + 1) | world__edge(b, b + 1) | world__edge(a, b)
                      | world__edge(a + 1, b + 1);
             if (edge) {
+                const world__sample *const corner[4] = {a, a + 1, b, b + 1};
                 int row = (y0 + y - 1) / WORLD__TILE, column = (x0 + x) / WORLD__TILE;
+                int side = edge & 2 || samples < 3 ? samples : (samples + 1) / 2;
                 sum = world__refine(g, &beams[row & 1][column - tile0], (float)(x0 + x) * pixel,
-                                    (float)(y0 + y - 1) * pixel, pixel,
-                                    edge & 2 || samples < 3 ? samples : (samples + 1) / 2);
+                                    (float)(y0 + y - 1) * pixel, pixel, side, corner);
             } else {
                 memset(&sum, 0, sizeof sum);
                 world__accumulate(&sum, a, 0.25f);
@@ -3286,162 +3362,188 @@ void world_render(const world_scene *scene, int size, int x0, int y0, int w, int
 /* ---- [W-10] Subjects ---------------------------------------------------------------------- */
 
 /* What words cannot say about a subject: its colours, its marks, its fine texture. Its build is
-   drawn at random from its index. Names of regions and kinds are shortened for the table. */
+   drawn at random from its index. */
 typedef struct world__individual {
     const char *name;
     int object, n_photos, places[2], texture, glyph; /* glyph: -1 if none */
-    float rgb[3][3];                                 /* main, second, third */
-    world_mark marks[3];                             /* unused ones have radius 0 */
+    uint32_t rgb[3];     /* main, second, third, as 0xrrggbb */
+    world_mark marks[3]; /* unused ones have radius 0        */
 } world__individual;
 
-#define WORLD__RGB(r, g, b) {r, g, b}
-#define WORLD__PATCH(region, x, y, z, radius, r, g, b) \
-    {WORLD_MARK_PATCH, region, {0, 0}, {x, y, z}, radius, {r, g, b}}
-#define WORLD__STRIPE(region, x, half, r, g, b) \
-    {WORLD_MARK_BAND, region, {0, 0}, {x, 0, 0}, half, {r, g, b}}
-#define WORLD__BELOW(region, y, r, g, b) \
-    {WORLD_MARK_TIP, region, {0, 0}, {0, y, 0}, 1, {r, g, b}}
-#define WORLD__ALL(region, r, g, b) {WORLD_MARK_WHOLE, region, {0, 0}, {0, 0, 0}, 1, {r, g, b}}
-#define WORLD__NO_MARK {0, 0, {0, 0}, {0, 0, 0}, 0, {0, 0, 0}}
+#define WORLD__RGB(hex)                                                                            \
+    {                                                                                              \
+        (float)((hex) >> 16) / 255.0f, (float)((hex) >> 8 & 255) / 255.0f,                         \
+            (float)((hex)&255) / 255.0f                                                            \
+    }
+#define WORLD__MARK(kind, region, x, y, z, radius, hex) \
+    {kind, region, {0, 0}, {x, y, z}, radius, WORLD__RGB(hex)}
+#define WORLD__PATCH(region, x, y, z, radius, hex) \
+    WORLD__MARK(WORLD_MARK_PATCH, region, x, y, z, radius, hex)
+#define WORLD__STRIPE(region, x, half, hex) \
+    WORLD__MARK(WORLD_MARK_BAND, region, x, 0, 0, half, hex)
+#define WORLD__BELOW(region, y, hex) WORLD__MARK(WORLD_MARK_TIP, region, 0, y, 0, 1, hex)
+#define WORLD__ALL(region, hex) WORLD__MARK(WORLD_MARK_WHOLE, region, 0, 0, 0, 1, hex)
 
 static const world__individual world__individuals[world_n_subjects] = {
     /* ---- development ---- */
     {"dog1", WORLD_DOG, 5, {WORLD_GRASS, WORLD_TABLE}, 1, -1,
-     {WORLD__RGB(.93f, .86f, .72f), WORLD__RGB(.97f, .94f, .88f), WORLD__RGB(.30f, .56f, .58f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .55f, .62f, .30f, .56f, .58f),
-      WORLD__STRIPE(WORLD_AT_BODY, -.35f, .45f, .66f, .34f, .28f), WORLD__ALL(WORLD_AT_LEG, .30f, .56f, .58f)}},
+     {0xeddbb8, 0xf7f0e0, 0x4c8f94},
+     {WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .55f, .62f, 0x4c8f94),
+      WORLD__STRIPE(WORLD_AT_BODY, -.35f, .45f, 0xa85747),
+      WORLD__ALL(WORLD_AT_LEG, 0x4c8f94)}},
     {"cat1", WORLD_CAT, 4, {WORLD_TABLE, WORLD_TABLE}, 3, -1,
-     {WORLD__RGB(.58f, .66f, .78f), WORLD__RGB(.96f, .92f, .88f), WORLD__RGB(.58f, .66f, .78f)},
-     {WORLD__ALL(WORLD_AT_RIGHT, .94f, .56f, .50f), WORLD__PATCH(WORLD_AT_BODY, .5f, -.1f, .9f, .8f, .96f, .92f, .88f),
-      WORLD__ALL(WORLD_AT_TAIL, .94f, .56f, .50f)}},
+     {0x94a8c7, 0xf5ebe0, 0x94a8c7},
+     {WORLD__ALL(WORLD_AT_RIGHT, 0xf08f80),
+      WORLD__PATCH(WORLD_AT_BODY, .5f, -.1f, .9f, .8f, 0xf5ebe0),
+      WORLD__ALL(WORLD_AT_TAIL, 0xf08f80)}},
     {"teapot1", WORLD_TEAPOT, 5, {WORLD_KITCHEN, WORLD_TABLE}, 2, -1,
-     {WORLD__RGB(.46f, .74f, .66f), WORLD__RGB(.96f, .80f, .56f), WORLD__RGB(.78f, .42f, .40f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .55f, .1f, .75f, .55f, .96f, .80f, .56f), WORLD__ALL(WORLD_AT_RIGHT, .78f, .42f, .40f),
-      WORLD__NO_MARK}},
+     {0x75bda8, 0xf5cc8f, 0xc76b66},
+     {WORLD__PATCH(WORLD_AT_BODY, .55f, .1f, .75f, .55f, 0xf5cc8f),
+      WORLD__ALL(WORLD_AT_RIGHT, 0xc76b66)}},
     {"backpack1", WORLD_BACKPACK, 5, {WORLD_GRASS, WORLD_COBBLES}, 1, -1,
-     {WORLD__RGB(.92f, .52f, .60f), WORLD__RGB(.33f, .36f, .52f), WORLD__RGB(.95f, .84f, .58f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .56f, .82f, .62f), WORLD__PATCH(WORLD_AT_BODY, .8f, .6f, -.6f, .8f, .95f, .84f, .58f),
-      WORLD__NO_MARK}},
+     {0xeb8599, 0x545c85, 0xf2d694},
+     {WORLD__ALL(WORLD_AT_LEFT, 0x8fd19e),
+      WORLD__PATCH(WORLD_AT_BODY, .8f, .6f, -.6f, .8f, 0xf2d694)}},
     {"car1", WORLD_CAR, 4, {WORLD_COBBLES, WORLD_BEACH}, 0, 33,
-     {WORLD__RGB(.62f, .80f, .86f), WORLD__RGB(.93f, .90f, .82f), WORLD__RGB(.90f, .44f, .36f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, .85f, .42f, .90f, .44f, .36f), WORLD__STRIPE(WORLD_AT_BODY, -1.3f, .25f, .93f, .90f, .82f),
-      WORLD__NO_MARK}},
+     {0x9eccdb, 0xede6d1, 0xe6705c},
+     {WORLD__STRIPE(WORLD_AT_BODY, .85f, .42f, 0xe6705c),
+      WORLD__STRIPE(WORLD_AT_BODY, -1.3f, .25f, 0xede6d1)}},
     {"bear1", WORLD_BEAR, 5, {WORLD_FABRIC, WORLD_GRASS}, 2, -1,
-     {WORLD__RGB(.78f, .66f, .86f), WORLD__RGB(.97f, .91f, .78f), WORLD__RGB(.96f, .62f, .52f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .42f, .62f, .62f), WORLD__PATCH(WORLD_AT_HEAD, .7f, .3f, -.5f, .55f, .42f, .62f, .62f),
-      WORLD__NO_MARK}},
+     {0xc7a8db, 0xf7e8c7, 0xf59e85},
+     {WORLD__ALL(WORLD_AT_LEFT, 0x6b9e9e),
+      WORLD__PATCH(WORLD_AT_HEAD, .7f, .3f, -.5f, .55f, 0x6b9e9e)}},
     /* ---- test ---- */
     {"dog2", WORLD_DOG, 5, {WORLD_GRASS, WORLD_GRASS}, 3, -1,
-     {WORLD__RGB(.80f, .62f, .46f), WORLD__RGB(.98f, .95f, .90f), WORLD__RGB(.36f, .22f, .20f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, .5f, .5f, -.5f, .75f, .36f, .22f, .20f), WORLD__STRIPE(WORLD_AT_BODY, .9f, .55f, .98f, .95f, .90f),
-      WORLD__ALL(WORLD_AT_TAIL, .98f, .95f, .90f)}},
+     {0xcc9e75, 0xfaf2e6, 0x5c3833},
+     {WORLD__PATCH(WORLD_AT_HEAD, .5f, .5f, -.5f, .75f, 0x5c3833),
+      WORLD__STRIPE(WORLD_AT_BODY, .9f, .55f, 0xfaf2e6),
+      WORLD__ALL(WORLD_AT_TAIL, 0xfaf2e6)}},
     {"dog3", WORLD_DOG, 4, {WORLD_BEACH, WORLD_TABLE}, 2, -1,
-     {WORLD__RGB(.55f, .58f, .62f), WORLD__RGB(.93f, .76f, .52f), WORLD__RGB(.93f, .76f, .52f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .1f, .6f, .5f, .85f, .22f, .24f, .30f), WORLD__ALL(WORLD_AT_LEG, .95f, .95f, .93f),
-      WORLD__PATCH(WORLD_AT_HEAD, .7f, .3f, .5f, .5f, .95f, .95f, .93f)}},
+     {0x8c949e, 0xedc285, 0xedc285},
+     {WORLD__PATCH(WORLD_AT_BODY, .1f, .6f, .5f, .85f, 0x383d4c),
+      WORLD__ALL(WORLD_AT_LEG, 0xf2f2ed),
+      WORLD__PATCH(WORLD_AT_HEAD, .7f, .3f, .5f, .5f, 0xf2f2ed)}},
     {"cat2", WORLD_CAT, 5, {WORLD_TABLE, WORLD_CARPET}, 2, -1,
-     {WORLD__RGB(.94f, .78f, .58f), WORLD__RGB(.98f, .95f, .88f), WORLD__RGB(.44f, .32f, .30f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, .5f, .4f, .6f, .7f, .44f, .32f, .30f), WORLD__STRIPE(WORLD_AT_BODY, -.8f, .5f, .44f, .32f, .30f),
-      WORLD__ALL(WORLD_AT_LEG, .98f, .95f, .88f)}},
+     {0xf0c794, 0xfaf2e0, 0x70524c},
+     {WORLD__PATCH(WORLD_AT_HEAD, .5f, .4f, .6f, .7f, 0x70524c),
+      WORLD__STRIPE(WORLD_AT_BODY, -.8f, .5f, 0x70524c),
+      WORLD__ALL(WORLD_AT_LEG, 0xfaf2e0)}},
     {"cat3", WORLD_CAT, 4, {WORLD_GRASS, WORLD_KITCHEN}, 1, -1,
-     {WORLD__RGB(.33f, .34f, .42f), WORLD__RGB(.90f, .86f, .93f), WORLD__RGB(.70f, .55f, .76f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .9f, -.1f, 0.f, .95f, .90f, .86f, .93f), WORLD__ALL(WORLD_AT_LEFT, .97f, .80f, .45f),
-      WORLD__ALL(WORLD_AT_TAIL, .70f, .55f, .76f)}},
+     {0x54576b, 0xe6dbed, 0xb28cc2},
+     {WORLD__PATCH(WORLD_AT_BODY, .9f, -.1f, 0.f, .95f, 0xe6dbed),
+      WORLD__ALL(WORLD_AT_LEFT, 0xf7cc73),
+      WORLD__ALL(WORLD_AT_TAIL, 0xb28cc2)}},
     {"car2", WORLD_CAR, 5, {WORLD_COBBLES, WORLD_DESERT}, 3, -1,
-     {WORLD__RGB(.94f, .88f, .74f), WORLD__RGB(.52f, .36f, .30f), WORLD__RGB(.3f, .3f, .3f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, .1f, .5f, .38f, .58f, .52f), WORLD__PATCH(WORLD_AT_BODY, 1.5f, .3f, .6f, .5f, .90f, .50f, .42f),
-      WORLD__NO_MARK}},
+     {0xf0e0bd, 0x855c4c, 0x4c4c4c},
+     {WORLD__STRIPE(WORLD_AT_BODY, .1f, .5f, 0x619485),
+      WORLD__PATCH(WORLD_AT_BODY, 1.5f, .3f, .6f, .5f, 0xe6806b)}},
     {"car3", WORLD_CAR, 4, {WORLD_GRASS, WORLD_GRASS}, 0, 10,
-     {WORLD__RGB(.50f, .30f, .40f), WORLD__RGB(.90f, .82f, .62f), WORLD__RGB(.3f, .3f, .3f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, -.9f, .55f, .93f, .72f, .70f), WORLD__NO_MARK, WORLD__NO_MARK}},
+     {0x804c66, 0xe6d19e, 0x4c4c4c},
+     {WORLD__STRIPE(WORLD_AT_BODY, -.9f, .55f, 0xedb8b2)}},
     {"duck1", WORLD_DUCK, 5, {WORLD_POOL, WORLD_BEACH}, 2, -1,
-     {WORLD__RGB(.66f, .86f, .80f), WORLD__RGB(.95f, .62f, .62f), WORLD__RGB(.9f, .9f, .9f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, .75f, .3f, .98f, .95f, .86f), WORLD__PATCH(WORLD_AT_HEAD, .3f, .8f, 0.f, .75f, .95f, .62f, .62f),
-      WORLD__ALL(WORLD_AT_LEFT, .40f, .40f, .56f)}},
+     {0xa8dbcc, 0xf29e9e, 0xe6e6e6},
+     {WORLD__STRIPE(WORLD_AT_BODY, .75f, .3f, 0xfaf2db),
+      WORLD__PATCH(WORLD_AT_HEAD, .3f, .8f, 0.f, .75f, 0xf29e9e),
+      WORLD__ALL(WORLD_AT_LEFT, 0x66668f)}},
     {"duck2", WORLD_DUCK, 4, {WORLD_GRASS, WORLD_TABLE}, 1, -1,
-     {WORLD__RGB(.72f, .70f, .64f), WORLD__RGB(.30f, .46f, .44f), WORLD__RGB(.9f, .9f, .9f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, 0.f, .2f, 0.f, 1.6f, .30f, .46f, .44f), WORLD__STRIPE(WORLD_AT_BODY, 1.0f, .35f, .62f, .34f, .30f),
-      WORLD__ALL(WORLD_AT_TAIL, .96f, .93f, .86f)}},
+     {0xb8b2a3, 0x4c7570, 0xe6e6e6},
+     {WORLD__PATCH(WORLD_AT_HEAD, 0.f, .2f, 0.f, 1.6f, 0x4c7570),
+      WORLD__STRIPE(WORLD_AT_BODY, 1.0f, .35f, 0x9e574c),
+      WORLD__ALL(WORLD_AT_TAIL, 0xf5eddb)}},
     {"mug1", WORLD_MUG, 5, {WORLD_TABLE, WORLD_KITCHEN}, 1, -1,
-     {WORLD__RGB(.95f, .74f, .64f), WORLD__RGB(.44f, .52f, .66f), WORLD__RGB(.44f, .52f, .66f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .7f, -.1f, .7f, .7f, .98f, .94f, .82f), WORLD__BELOW(WORLD_AT_BODY, -.85f, .44f, .52f, .66f),
-      WORLD__NO_MARK}},
+     {0xf2bda3, 0x7085a8, 0x7085a8},
+     {WORLD__PATCH(WORLD_AT_BODY, .7f, -.1f, .7f, .7f, 0xfaf0d1),
+      WORLD__BELOW(WORLD_AT_BODY, -.85f, 0x7085a8)}},
     {"mug2", WORLD_MUG, 4, {WORLD_TABLE, WORLD_TABLE}, 0, 6,
-     {WORLD__RGB(.40f, .48f, .34f), WORLD__RGB(.93f, .86f, .66f), WORLD__RGB(.86f, .56f, .36f)},
-     {WORLD__BELOW(WORLD_AT_BODY, -.5f, .93f, .86f, .66f), WORLD__NO_MARK, WORLD__NO_MARK}},
+     {0x667a57, 0xeddba8, 0xdb8f5c},
+     {WORLD__BELOW(WORLD_AT_BODY, -.5f, 0xeddba8)}},
     {"mug3", WORLD_MUG, 5, {WORLD_KITCHEN, WORLD_FABRIC}, 2, -1,
-     {WORLD__RGB(.36f, .38f, .52f), WORLD__RGB(.96f, .84f, .62f), WORLD__RGB(.94f, .58f, .46f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .62f, .96f, .84f, .62f), WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .36f, .94f, .58f, .46f),
-      WORLD__BELOW(WORLD_AT_BODY, -.8f, .56f, .72f, .70f)}},
+     {0x5c6185, 0xf5d69e, 0xf09475},
+     {WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .62f, 0xf5d69e),
+      WORLD__PATCH(WORLD_AT_BODY, .9f, .1f, .3f, .36f, 0xf09475),
+      WORLD__BELOW(WORLD_AT_BODY, -.8f, 0x8fb8b2)}},
     {"teapot2", WORLD_TEAPOT, 5, {WORLD_TABLE, WORLD_FABRIC}, 3, -1,
-     {WORLD__RGB(.90f, .86f, .94f), WORLD__RGB(.54f, .42f, .68f), WORLD__RGB(.95f, .72f, .40f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .6f, .54f, .42f, .68f), WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .35f, .95f, .72f, .40f),
-      WORLD__BELOW(WORLD_AT_BODY, -.5f, .95f, .72f, .40f)}},
+     {0xe6dbf0, 0x8a6bad, 0xf2b866},
+     {WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .6f, 0x8a6bad),
+      WORLD__PATCH(WORLD_AT_BODY, .3f, .1f, .95f, .35f, 0xf2b866),
+      WORLD__BELOW(WORLD_AT_BODY, -.5f, 0xf2b866)}},
     {"rabbit1", WORLD_RABBIT, 5, {WORLD_GRASS, WORLD_SNOW}, 1, -1,
-     {WORLD__RGB(.84f, .74f, .66f), WORLD__RGB(.98f, .95f, .92f), WORLD__RGB(.5f, .4f, .4f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .46f, .36f, .40f), WORLD__PATCH(WORLD_AT_BODY, -.3f, .3f, .8f, .85f, .46f, .36f, .40f),
-      WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .5f, .6f, .46f, .36f, .40f)}},
+     {0xd6bda8, 0xfaf2eb, 0x806666},
+     {WORLD__ALL(WORLD_AT_LEFT, 0x755c66),
+      WORLD__PATCH(WORLD_AT_BODY, -.3f, .3f, .8f, .85f, 0x755c66),
+      WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .5f, .6f, 0x755c66)}},
     {"robot1", WORLD_ROBOT, 5, {WORLD_COBBLES, WORLD_TABLE}, 1, -1,
-     {WORLD__RGB(.95f, .66f, .50f), WORLD__RGB(.28f, .44f, .50f), WORLD__RGB(.90f, .88f, .80f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, .7f, -.2f, .9f, .75f, .28f, .44f, .50f), WORLD__ALL(WORLD_AT_LEG, .28f, .44f, .50f),
-      WORLD__BELOW(WORLD_AT_BODY, -.35f, .90f, .88f, .80f)}},
+     {0xf2a880, 0x477080, 0xe6e0cc},
+     {WORLD__PATCH(WORLD_AT_HEAD, .7f, -.2f, .9f, .75f, 0x477080),
+      WORLD__ALL(WORLD_AT_LEG, 0x477080),
+      WORLD__BELOW(WORLD_AT_BODY, -.35f, 0xe6e0cc)}},
     {"robot2", WORLD_ROBOT, 4, {WORLD_MOON, WORLD_MOON}, 2, -1,
-     {WORLD__RGB(.56f, .62f, .50f), WORLD__RGB(.93f, .72f, .36f), WORLD__RGB(.60f, .30f, .28f)},
-     {WORLD__STRIPE(WORLD_AT_HEAD, .2f, .3f, .93f, .72f, .36f), WORLD__PATCH(WORLD_AT_BODY, .6f, .7f, .7f, .8f, .60f, .30f, .28f), WORLD__NO_MARK}},
+     {0x8f9e80, 0xedb85c, 0x994c47},
+     {WORLD__STRIPE(WORLD_AT_HEAD, .2f, .3f, 0xedb85c),
+      WORLD__PATCH(WORLD_AT_BODY, .6f, .7f, .7f, .8f, 0x994c47)}},
     {"robot3", WORLD_ROBOT, 5, {WORLD_GRASS, WORLD_TABLE}, 3, -1,
-     {WORLD__RGB(.72f, .80f, .88f), WORLD__RGB(.86f, .48f, .58f), WORLD__RGB(.44f, .42f, .60f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, .0f, .3f, .86f, .48f, .58f), WORLD__PATCH(WORLD_AT_HEAD, .6f, .8f, -.8f, .75f, .44f, .42f, .60f),
-      WORLD__PATCH(WORLD_AT_BODY, .7f, -.6f, .8f, .6f, .97f, .86f, .56f)}},
+     {0xb8cce0, 0xdb7a94, 0x706b99},
+     {WORLD__STRIPE(WORLD_AT_BODY, .0f, .3f, 0xdb7a94),
+      WORLD__PATCH(WORLD_AT_HEAD, .6f, .8f, -.8f, .75f, 0x706b99),
+      WORLD__PATCH(WORLD_AT_BODY, .7f, -.6f, .8f, .6f, 0xf7db8f)}},
     {"boot1", WORLD_BOOT, 5, {WORLD_FOREST, WORLD_GRASS}, 1, -1,
-     {WORLD__RGB(.72f, .84f, .52f), WORLD__RGB(.42f, .36f, .44f), WORLD__RGB(.96f, .60f, .54f)},
-     {WORLD__PATCH(WORLD_AT_BODY, 1.9f, -1.2f, 0.f, .85f, .96f, .60f, .54f), WORLD__PATCH(WORLD_AT_BODY, 0.f, .3f, .8f, .55f, .42f, .36f, .44f),
-      WORLD__NO_MARK}},
+     {0xb8d685, 0x6b5c70, 0xf5998a},
+     {WORLD__PATCH(WORLD_AT_BODY, 1.9f, -1.2f, 0.f, .85f, 0xf5998a),
+      WORLD__PATCH(WORLD_AT_BODY, 0.f, .3f, .8f, .55f, 0x6b5c70)}},
     {"boot2", WORLD_BOOT, 4, {WORLD_COBBLES, WORLD_SNOW}, 3, -1,
-     {WORLD__RGB(.60f, .46f, .56f), WORLD__RGB(.94f, .88f, .70f), WORLD__RGB(.50f, .78f, .76f)},
-     {WORLD__BELOW(WORLD_AT_BODY, -.9f, .30f, .28f, .36f), WORLD__PATCH(WORLD_AT_BODY, 0.f, .3f, -.8f, .6f, .50f, .78f, .76f),
-      WORLD__NO_MARK}},
+     {0x99758f, 0xf0e0b2, 0x80c7c2},
+     {WORLD__BELOW(WORLD_AT_BODY, -.9f, 0x4c475c),
+      WORLD__PATCH(WORLD_AT_BODY, 0.f, .3f, -.8f, .6f, 0x80c7c2)}},
     {"backpack2", WORLD_BACKPACK, 5, {WORLD_COBBLES, WORLD_FOREST}, 2, -1,
-     {WORLD__RGB(.44f, .56f, .66f), WORLD__RGB(.96f, .82f, .46f), WORLD__RGB(.72f, .36f, .38f)},
-     {WORLD__BELOW(WORLD_AT_BODY, -1.6f, .72f, .36f, .38f), WORLD__ALL(WORLD_AT_RIGHT, .72f, .36f, .38f),
-      WORLD__PATCH(WORLD_AT_BODY, .8f, .7f, .7f, .7f, .96f, .93f, .88f)}},
+     {0x708fa8, 0xf5d175, 0xb85c61},
+     {WORLD__BELOW(WORLD_AT_BODY, -1.6f, 0xb85c61),
+      WORLD__ALL(WORLD_AT_RIGHT, 0xb85c61),
+      WORLD__PATCH(WORLD_AT_BODY, .8f, .7f, .7f, .7f, 0xf5ede0)}},
     {"backpack3", WORLD_BACKPACK, 4, {WORLD_TABLE, WORLD_BEACH}, 1, 17,
-     {WORLD__RGB(.86f, .80f, .62f), WORLD__RGB(.36f, .52f, .46f), WORLD__RGB(.86f, .44f, .32f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .86f, .44f, .32f), WORLD__NO_MARK, WORLD__NO_MARK}},
+     {0xdbcc9e, 0x5c8575, 0xdb7052},
+     {WORLD__ALL(WORLD_AT_LEFT, 0xdb7052)}},
     {"bear2", WORLD_BEAR, 5, {WORLD_TABLE, WORLD_COBBLES}, 1, -1,
-     {WORLD__RGB(.96f, .86f, .66f), WORLD__RGB(.80f, .56f, .42f), WORLD__RGB(.44f, .40f, .50f)},
-     {WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .5f, .6f, .44f, .40f, .50f), WORLD__ALL(WORLD_AT_RIGHT, .44f, .40f, .50f),
-      WORLD__ALL(WORLD_AT_LEG, .80f, .56f, .42f)}},
+     {0xf5dba8, 0xcc8f6b, 0x706680},
+     {WORLD__PATCH(WORLD_AT_HEAD, .6f, .3f, .5f, .6f, 0x706680),
+      WORLD__ALL(WORLD_AT_RIGHT, 0x706680),
+      WORLD__ALL(WORLD_AT_LEG, 0xcc8f6b)}},
     {"vase1", WORLD_VASE, 5, {WORLD_TABLE, WORLD_FABRIC}, 2, -1,
-     {WORLD__RGB(.42f, .62f, .70f), WORLD__RGB(.96f, .90f, .76f), WORLD__RGB(.94f, .58f, .50f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .3f, .2f, .9f, .65f, .96f, .90f, .76f), WORLD__BELOW(WORLD_AT_BODY, -.6f, .94f, .58f, .50f),
-      WORLD__NO_MARK}},
+     {0x6b9eb2, 0xf5e6c2, 0xf09480},
+     {WORLD__PATCH(WORLD_AT_BODY, .3f, .2f, .9f, .65f, 0xf5e6c2),
+      WORLD__BELOW(WORLD_AT_BODY, -.6f, 0xf09480)}},
     {"vase2", WORLD_VASE, 4, {WORLD_KITCHEN, WORLD_KITCHEN}, 3, -1,
-     {WORLD__RGB(.90f, .72f, .76f), WORLD__RGB(.50f, .34f, .44f), WORLD__RGB(.62f, .74f, .52f)},
-     {WORLD__STRIPE(WORLD_AT_BODY, -.5f, .35f, .50f, .34f, .44f), WORLD__STRIPE(WORLD_AT_BODY, .45f, .2f, .62f, .74f, .52f),
-      WORLD__NO_MARK}},
+     {0xe6b8c2, 0x805770, 0x9ebd85},
+     {WORLD__STRIPE(WORLD_AT_BODY, -.5f, .35f, 0x805770),
+      WORLD__STRIPE(WORLD_AT_BODY, .45f, .2f, 0x9ebd85)}},
     {"clock1", WORLD_CLOCK, 5, {WORLD_TABLE, WORLD_KITCHEN}, 1, -1,
-     {WORLD__RGB(.56f, .76f, .72f), WORLD__RGB(.92f, .80f, .54f), WORLD__RGB(.90f, .50f, .48f)},
-     {WORLD__ALL(WORLD_AT_LEFT, .36f, .34f, .48f), WORLD__ALL(WORLD_AT_LEG, .36f, .34f, .48f), WORLD__NO_MARK}},
+     {0x8fc2b8, 0xebcc8a, 0xe6807a},
+     {WORLD__ALL(WORLD_AT_LEFT, 0x5c577a),
+      WORLD__ALL(WORLD_AT_LEG, 0x5c577a)}},
     {"clock2", WORLD_CLOCK, 4, {WORLD_FABRIC, WORLD_TABLE}, 2, -1,
-     {WORLD__RGB(.64f, .50f, .66f), WORLD__RGB(.54f, .50f, .34f), WORLD__RGB(.95f, .88f, .72f)},
-     {WORLD__PATCH(WORLD_AT_TRIM, .3f, 0.f, .9f, .75f, .95f, .60f, .44f), WORLD__ALL(WORLD_AT_LEFT, .95f, .60f, .44f), WORLD__NO_MARK}},
+     {0xa380a8, 0x8a8057, 0xf2e0b8},
+     {WORLD__PATCH(WORLD_AT_TRIM, .3f, 0.f, .9f, .75f, 0xf29970),
+      WORLD__ALL(WORLD_AT_LEFT, 0xf29970)}},
     {"turtle1", WORLD_TURTLE, 5, {WORLD_BEACH, WORLD_GRASS}, 1, -1,
-     {WORLD__RGB(.90f, .58f, .54f), WORLD__RGB(.56f, .66f, .48f), WORLD__RGB(.97f, .90f, .74f)},
-     {WORLD__PATCH(WORLD_AT_BODY, .2f, 1.0f, .3f, .75f, .97f, .90f, .74f), WORLD__PATCH(WORLD_AT_BODY, -.2f, .2f, 1.0f, .5f, .42f, .40f, .56f),
-      WORLD__PATCH(WORLD_AT_HEAD, .5f, .3f, .6f, .6f, .97f, .90f, .74f)}},
+     {0xe6948a, 0x8fa87a, 0xf7e6bd},
+     {WORLD__PATCH(WORLD_AT_BODY, .2f, 1.0f, .3f, .75f, 0xf7e6bd),
+      WORLD__PATCH(WORLD_AT_BODY, -.2f, .2f, 1.0f, .5f, 0x6b668f),
+      WORLD__PATCH(WORLD_AT_HEAD, .5f, .3f, .6f, .6f, 0xf7e6bd)}},
     {"candle1", WORLD_CANDLE, 5, {WORLD_TABLE, WORLD_CARPET}, 2, -1,
-     {WORLD__RGB(.74f, .84f, .92f), WORLD__RGB(.62f, .46f, .36f), WORLD__RGB(.96f, .88f, .92f)},
-     {WORLD__BELOW(WORLD_AT_BODY, -.3f, .90f, .62f, .72f), WORLD__STRIPE(WORLD_AT_TRIM, 1.2f, .6f, .46f, .60f, .60f), WORLD__NO_MARK}},
+     {0xbdd6eb, 0x9e755c, 0xf5e0eb},
+     {WORLD__BELOW(WORLD_AT_BODY, -.3f, 0xe69eb8),
+      WORLD__STRIPE(WORLD_AT_TRIM, 1.2f, .6f, 0x759999)}},
     {"candle2", WORLD_CANDLE, 4, {WORLD_KITCHEN, WORLD_TABLE}, 3, 12,
-     {WORLD__RGB(.52f, .60f, .40f), WORLD__RGB(.90f, .84f, .66f), WORLD__RGB(.78f, .82f, .62f)},
-     {WORLD__BELOW(WORLD_AT_BODY, -1.0f, .80f, .48f, .38f), WORLD__NO_MARK, WORLD__NO_MARK}},
+     {0x859966, 0xe6d6a8, 0xc7d19e},
+     {WORLD__BELOW(WORLD_AT_BODY, -1.0f, 0xcc7a61)}},
     {"owl1", WORLD_OWL, 5, {WORLD_FOREST, WORLD_SNOW}, 3, -1,
-     {WORLD__RGB(.70f, .62f, .74f), WORLD__RGB(.97f, .88f, .74f), WORLD__RGB(.40f, .54f, .58f)},
-     {WORLD__ALL(WORLD_AT_RIGHT, .92f, .62f, .44f), WORLD__PATCH(WORLD_AT_HEAD, .2f, .7f, -.6f, .7f, .40f, .54f, .58f),
-      WORLD__STRIPE(WORLD_AT_TAIL, -1.2f, .6f, .40f, .54f, .58f)}},
+     {0xb29ebd, 0xf7e0bd, 0x668a94},
+     {WORLD__ALL(WORLD_AT_RIGHT, 0xeb9e70),
+      WORLD__PATCH(WORLD_AT_HEAD, .2f, .7f, -.6f, .7f, 0x668a94),
+      WORLD__STRIPE(WORLD_AT_TAIL, -1.2f, .6f, 0x668a94)}},
     {"clock3", WORLD_CLOCK, 4, {WORLD_TABLE, WORLD_TABLE}, 3, -1,
-     {WORLD__RGB(.95f, .84f, .68f), WORLD__RGB(.36f, .50f, .44f), WORLD__RGB(.36f, .50f, .44f)},
-     {WORLD__PATCH(WORLD_AT_TRIM, .3f, -.8f, -.5f, .8f, .84f, .44f, .40f), WORLD__ALL(WORLD_AT_LEG, .84f, .44f, .40f), WORLD__NO_MARK}},
+     {0xf2d6ad, 0x5c8070, 0x5c8070},
+     {WORLD__PATCH(WORLD_AT_TRIM, .3f, -.8f, -.5f, .8f, 0xd67066),
+      WORLD__ALL(WORLD_AT_LEG, 0xd67066)}},
 };
 
 world_subject_info world_subject(int i)
@@ -3485,7 +3587,12 @@ void world_subject_view(int i, int place, int view, uint64_t seed, world_scene *
     if (world_is_animal(who->object) && place != WORLD_POOL && world__chance(&pose, 0.3f))
         scene->pose = WORLD_SITTING;
     for (int k = 0; k < 8; k++) scene->shape[k] = world__uniform(&build);
-    memcpy(scene->rgb, who->rgb, sizeof who->rgb);
+    for (int k = 0; k < 3; k++) {
+        w3 c = world__hex(who->rgb[k]);
+        scene->rgb[k][0] = c.x;
+        scene->rgb[k][1] = c.y;
+        scene->rgb[k][2] = c.z;
+    }
     scene->n_marks = 0;
     for (int k = 0; k < 3; k++)
         if (who->marks[k].radius > 0.0f) scene->marks[scene->n_marks++] = who->marks[k];
@@ -3497,7 +3604,7 @@ void world_subject_photo(int i, int k, world_scene *scene)
     static const int views[world_max_photos] = {WORLD_FRONT, WORLD_SIDE, WORLD_FRONT,
                                                 WORLD_SIDE, WORLD_FRONT, WORLD_FRONT};
     const world__individual *who = &world__individuals[i];
-    world_subject_view(i, who->places[k % 2], views[k], (uint64_t)k, scene);
+    world_subject_view(i, who->places[k % 2], views[k], ~(uint64_t)k, scene);
 }
 
 /* ---- [W-11] Pools ------------------------------------------------------------------------- */
@@ -3519,7 +3626,7 @@ world_pool_config world_pool_config_default(void)
     memset(&c, 0, sizeof c);
     c.size = 64;
     c.virtual_size = 64;
-    c.samples = 4;
+    c.samples = 3;
     c.threads = 2;
     c.count = 1000;
     c.seed = world_seed(WORLD_PRETRAIN, 0);
@@ -3618,10 +3725,12 @@ int world_pool_write(const char *path, const world_pool_config *config, char *er
     world_pool_header h;
     if (config->size < 2 || config->size % 2 || config->size > 4096
         || config->virtual_size < config->size || config->virtual_size > 65536)
-        return world__fail(error, error_size, "pool: size %d must be even and at most the virtual size %d",
+        return world__fail(error, error_size,
+                           "pool: size %d must be even and at most the virtual size %d",
                            config->size, config->virtual_size);
     if (config->samples < 1 || config->threads < 1 || config->count < 1)
-        return world__fail(error, error_size, "pool: samples, threads and count must be at least 1");
+        return world__fail(error, error_size,
+                           "pool: samples, threads and count must be at least 1");
     if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
         return world__fail(error, error_size, "pool: path is too long: %s", path);
     memset(&h, 0, sizeof h);

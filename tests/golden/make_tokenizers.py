@@ -10,9 +10,9 @@
 
 Needs sentencepiece, transformers, tokenizers, and a C compiler as `cc`. Run from anywhere. Written:
 
-    world.model     by tools/make_spiece from the words below: the shipped cascade's kind of vocabulary
+    world.model     by tools/make_spiece from the words below, like the shipped cascade's
     t5.model        2,000 pieces, T5's settings (unigram, nmt_nfkc), trained on Python's manual
-    fallback.model  400 pieces with byte fallback and user-defined symbols, spaces behind the words
+    fallback.model  700 pieces with byte fallback and user-defined symbols, spaces behind words
     raw.model       400 pieces, nothing trimmed, no space in front, nfkc_cf
     clip/           1,000 merges in CLIP's format, trained on the same; two bytes are left out
     tokenizers.json texts, and the ids that sentencepiece and CLIPTokenizer give for each
@@ -103,14 +103,16 @@ no\u00a0break thin\u2009space ideographic\u3000space \u1680ogham line\u2028sep p
 """
 
 CONTROL = [
-    "", " ", "  ", "   a", "a   ", "   a   b   ", "\t", "\n", "a\tb", "a\nb\r\nc", "\x0b\x0c", "a\x07b",
-    "\x01\x02\x03", "\x1b[31mred\x1b[0m", "\x7f", "\x80\x81\x9f", "\x85next\x85line",
+    "", " ", "  ", "   a", "a   ", "   a   b   ", "\t", "\n", "a\tb", "a\nb\r\nc", "\x0b\x0c",
+    "a\x07b", "\x01\x02\x03", "\x1b[31mred\x1b[0m", "\x7f", "\x80\x81\x9f", "\x85next\x85line",
     "a\x1cb\x1dc\x1ed\x1fe", "\u3000", "\u00a0", "\u2003 \u2003", "\u200b", "\ufeff", "\u00ad",
-    "a \u0301", " \u0301", "\u0301", "\u2581", "\u2581\u2581\u2581", " \u2581 ", "a \u2581", "\u2581 a",
+    "a \u0301", " \u0301", "\u0301", "\u2581", "\u2581\u2581\u2581", " \u2581 ", "a \u2581",
+    "\u2581 a",
     "\u180e", "\u061c", "\ufe0f", "\u2028", "\u0e33", "\u0f77", "\U0001d15e", "\ufdfa \ufdfb",
     "\u3300 \u33ff", "\u0345\u0399", "k\u212a", "\u1e9e\u00df", "A\u030a \u00c5 \u212b",
-    "\u03a3 \u03c2 \u03a3\u03a3", "x" * 200, "ab" * 100, "the " * 50, "\u00e9" * 60, "\U0001f600" * 30,
-    "1" * 100, "!" * 100, "a b" * 50, "dog," * 30, "\ufdfa" * 5, "1,000,000,000 0000000", "a' b'' 's'",
+    "\u03a3 \u03c2 \u03a3\u03a3", "x" * 200, "ab" * 100, "the " * 50, "\u00e9" * 60,
+    "\U0001f600" * 30, "1" * 100, "!" * 100, "a b" * 50, "dog," * 30, "\ufdfa" * 5,
+    "1,000,000,000 0000000", "a' b'' 's'",
 ]
 
 INVALID = [
@@ -164,17 +166,19 @@ def to_text(text):
 
 def manual():
     """Python's manual, as the interpreter carries it: some 13,000 lines of English."""
-    lines = [line.strip() for text in pydoc_data.topics.topics.values() for line in text.split("\n")]
+    text = "\n".join(pydoc_data.topics.topics.values())
+    lines = [line.strip() for line in text.split("\n")]
     return [line for line in lines if len(line) > 20] + PROMPTS.split("\n") * 20
 
 
 # ---- vocabularies ------------------------------------------------------------------------------
 
-WORDS = """a an the of in on at with and photo picture painting drawing sketch dog cat horse duck cow
-bear fox car truck boat house chair lamp teapot vase robot backpack hat red green blue yellow white
-black purple orange pink striped spotted plain front side back above view beach forest snow city
-street desert mountain river kitchen garden sky wearing holding sitting standing sleeping running
-cross style pixel art poster glasses scarf crown letter number happy sad angry one two three""".split()
+WORDS = """a an the of in on at with and photo picture painting drawing sketch dog cat horse duck
+cow bear fox car truck boat house chair lamp teapot vase robot backpack hat red green blue yellow
+white black purple orange pink striped spotted plain front side back above view beach forest snow
+city street desert mountain river kitchen garden sky wearing holding sitting standing sleeping
+running cross style pixel art poster glasses scarf crown letter number happy sad angry one two
+three""".split()
 RARE = ["sks", "xxy5syt00", "olis", "zwx", "qqk", "p3ps", "v123", "pqrw", "jkz", "vuz"]
 
 
@@ -249,8 +253,9 @@ def clip_ids(folder, batch):
 def c_ids(program, path, batch):
     """By the C tokenizer: `test_tokenizers --encode PATH` reads sizes and bytes, writes ids."""
     data = b"".join(b"%d\n%s\n" % (len(to_bytes(t)), to_bytes(t)) for t in batch)
-    run = subprocess.run([program, "--encode", path], input=data, stdout=subprocess.PIPE, check=True)
-    lines = run.stdout.decode().split("\n")
+    output = subprocess.run([program, "--encode", path], input=data, stdout=subprocess.PIPE,
+                            check=True).stdout
+    lines = output.decode().split("\n")
     assert len(lines) == len(batch) + 1, lines[-3:]
     return [[int(x) for x in line.split()] for line in lines[:-1]]
 
@@ -260,21 +265,21 @@ def compare(name, batch, ours, theirs, show=10):
     total = sum(len(x) for x in theirs)
     print(f"{name}: {len(batch) - len(bad)} of {len(batch)} texts agree ({total} ids)")
     for i in bad[:show]:
-        print("   ", ascii(batch[i])[:100], "\n      ours  ", ours[i][:25], "\n      theirs", theirs[i][:25])
+        print("   ", ascii(batch[i])[:100])
+        print("      ours  ", ours[i][:25], "\n      theirs", theirs[i][:25])
     return len(bad)
 
 
 def check_32k():
-    sources = os.path.join(os.path.dirname(transformers.__file__), "..")
+    packages = os.path.dirname(os.path.dirname(transformers.__file__))
+    paths = sorted(glob.glob(os.path.join(packages, "**", "*.py"), recursive=True))
+    random.Random(1).shuffle(paths)
     lines = manual()
-    for path in sorted(glob.glob(os.path.join(sources, "**", "*.py"), recursive=True)):
-        if sum(map(len, lines[-1000:])) and len(lines) > 400000:
+    for path in paths:  # 30 MB of the installed packages' sources
+        with open(path, encoding="utf-8", errors="replace") as f:
+            lines += [line.strip() for line in f if 20 < len(line.strip()) < 2000]
+        if len(lines) > 600000:
             break
-        try:
-            with open(path, encoding="utf-8") as f:
-                lines += [line.strip() for line in f if 20 < len(line.strip()) < 2000]
-        except UnicodeDecodeError:
-            continue
     with tempfile.TemporaryDirectory() as folder:
         model = os.path.join(folder, "spiece.model")
         with open(model, "wb") as f:
@@ -300,21 +305,28 @@ def check_clip(path):
         merges = [tuple(line.split()) for line in f.read().split("\n")[1:49152 - 256 - 2 + 1]]
     with tempfile.TemporaryDirectory() as folder:
         write_clip(folder, merges)
-        program = build("tests/test_tokenizers.c", os.path.join(folder, "test_tokenizers"))
-        batch = texts(20000, 11) + manual()
-        ours = c_ids(program, folder, batch)
-        bad = compare("CLIPTokenizer", batch, ours, clip_ids(folder, batch))
         transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(folder + "/saved")
-        bad += compare("through tokenizer.json", batch, c_ids(program, folder + "/saved", batch), ours)
+        program = build("tests/test_tokenizers.c", os.path.join(folder, "test_tokenizers"))
         codes = [c for c in range(1, 0x110000) if not 0xD800 <= c < 0xE000]
-        batch = ["a" + chr(c) + "b1" + chr(c) + chr(c) + "!" for c in codes]
-        bad += compare("every code point", batch, c_ids(program, folder, batch), clip_ids(folder, batch))
         marks = [c for c in codes if unicodedata.combining(chr(c))]
         rng = random.Random(3)
-        batch = ["".join(rng.choice("aeiouAEIOUsdcnzSDCNZ ") if rng.random() < 0.3 else
-                         chr(rng.choice(marks if rng.random() < 0.6 else codes))
-                         for _ in range(rng.randint(2, 9))) for _ in range(50000)]
-        bad += compare("random marks", batch, c_ids(program, folder, batch), clip_ids(folder, batch))
+
+        def some_character():
+            letter = rng.choice("aeiouAEIOUsdcnzSDCNZ ")
+            return letter if rng.random() < 0.3 else chr(rng.choice(rng.choice([marks, codes])))
+
+        sets = {
+            "texts and Python's manual": texts(20000, 11) + manual(),
+            "every code point": ["a" + chr(c) + "b1" + chr(c) + chr(c) + "!" for c in codes],
+            "random marks": ["".join(some_character() for _ in range(rng.randint(2, 9)))
+                             for _ in range(50000)],
+        }
+        bad = 0
+        for name, batch in sets.items():
+            bad += compare(name, batch, c_ids(program, folder, batch), clip_ids(folder, batch))
+        batch = sets["texts and Python's manual"]
+        bad += compare("through tokenizer.json", batch, c_ids(program, folder + "/saved", batch),
+                       c_ids(program, folder, batch))
     return bad
 
 
@@ -328,8 +340,8 @@ def make():
             with open(os.path.join(folder, name), "w") as f:
                 f.write("\n".join(content) + "\n")
         program = build("tools/make_spiece.c", os.path.join(folder, "make_spiece"))
-        subprocess.run([program, "--words", folder + "/words", "--rare", folder + "/rare", "--size", "64",
-                        "--out", here("world.model")], check=True)
+        subprocess.run([program, "--words", folder + "/words", "--rare", folder + "/rare",
+                        "--size", "64", "--out", here("world.model")], check=True)
     models = {
         "t5.model": train(2000, lines),
         "fallback.model": train(700, lines, byte_fallback=True, treat_whitespace_as_suffix=True,
@@ -345,8 +357,9 @@ def make():
     batch = texts(150, 7)
     sets = {name: spiece_ids(here(name), batch) for name in ["world.model", *models]}
     sets["clip"] = clip_ids(here("clip"), batch)
+    packages = (sentencepiece, transformers, tokenizers)
     made = {"made_by": "tests/golden/make_tokenizers.py",
-            "versions": {m.__name__: m.__version__ for m in (sentencepiece, transformers, tokenizers)},
+            "versions": {package.__name__: package.__version__ for package in packages},
             "texts": [t if isinstance(t, str) else {"hex": t.hex()} for t in batch], "ids": sets}
     with open(here("tokenizers.json"), "w") as f:
         json.dump(made, f, separators=(",", ":"))

@@ -1,0 +1,82 @@
+# dreambooth.h: `make` builds the tools, `make test` checks everything, `make help` lists the rest.
+
+CC     = gcc
+CXX    = g++
+CLANG  = clang
+PYTHON = python3
+OPT    = -O2
+OPENMP = -fopenmp
+# every warning that we hold ourselves to; -g costs nothing at run time
+WARN   = -Wall -Wextra -Wpedantic -Wshadow -Werror
+CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
+LDLIBS = -lm
+B      = build
+
+HEADERS = dreambooth.h tools/images.h tools/world.h tools/spiece.h tests/test.h
+TOOLS   = $(B)/world $(B)/pretrain $(B)/make_spiece
+TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
+FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
+
+all: $(TOOLS)
+
+help:
+	@echo "make              the tools, into build/"
+	@echo "make test         every test: one line each, then 'N passed, N failed'"
+	@echo "make asan ubsan   the same under a sanitizer"
+	@echo "make matrix       the header with gcc and clang, as C99, C11 and C++17, with and without OpenMP"
+	@echo "make neon         the operation and network tests for AArch64 under qemu-user"
+	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
+	@echo "make mutate       breaks the gradients on purpose and counts what the tests notice"
+	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
+	@echo "make bench        speed against PyTorch, into build/bench.json"
+	@echo "make clean"
+
+$(B)/%: tools/%.c $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+$(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+tests/test.h: ;
+
+$(B):
+	mkdir -p $(B)
+
+test: $(TESTS)
+	@sh tests/run.sh $(TESTS)
+
+# sanitizers: their own build folder; the leak checker comes with asan
+asan:
+	$(MAKE) test B=build/asan OPT="-O1 -fsanitize=address -fno-omit-frame-pointer"
+ubsan:
+	$(MAKE) test B=build/ubsan OPT="-O1 -fsanitize=undefined -fno-sanitize-recover=undefined"
+
+matrix:
+	@sh tests/matrix.sh
+
+# AArch64: cross compiler and qemu-user; the processor's own set is NEON there
+neon: | $(B)
+	aarch64-linux-gnu-gcc $(CFLAGS) -static tests/test_ops.c -o $(B)/test_ops_neon $(LDLIBS)
+	aarch64-linux-gnu-gcc $(CFLAGS) -static tests/test_networks.c -o $(B)/test_networks_neon $(LDLIBS)
+	@sh tests/run.sh "qemu-aarch64 $(B)/test_ops_neon" "qemu-aarch64 $(B)/test_networks_neon"
+
+FUZZ_SECONDS = 60
+$(B)/fuzz_%: tests/fuzz_%.c $(HEADERS) | $(B)
+	$(CLANG) -std=c99 -O1 -g -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
+fuzz: $(FUZZ)
+	@for f in $(FUZZ); do $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 || exit 1; echo "ok $$f: $(FUZZ_SECONDS) s"; done
+
+mutate:
+	$(PYTHON) tests/mutate.py --samples 50 --seed 1
+
+golden:
+	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done
+
+bench: $(B)/bench
+	$(PYTHON) tools/bench.py
+
+clean:
+	rm -rf $(B)
+
+.PHONY: all help test asan ubsan matrix neon fuzz mutate golden bench clean
+.SECONDARY:
