@@ -685,6 +685,93 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
    encoder and handed on). `truncated` (or NULL) counts the prompts that were cut. */
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
 
+/* A diffusers directory: IFPipeline or IFSuperResolutionPipeline. Parts that the directory leaves out are NULL. */
+typedef struct db_pipeline {
+    db_ctx *ctx;
+    char *directory;
+    db_tokenizer *tokenizer;
+    db_text_encoder *text_encoder;
+    db_unet *unet;
+    db_schedule scheduler, image_noising; /* the latter of super-resolution only */
+    int super_resolution;
+} db_pipeline;
+
+enum { DB_PROMPT_TOKENS = 77 }; /* what IF's pipelines pad prompts to */
+
+db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out);
+void db_pipeline_free(db_pipeline *p);
+
+/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest copied from where it
+   was loaded. The directory is made if need be. */
+db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
+
+/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". */
+db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
+                      size_t H, size_t W, float *out);
+
+/* Super-resolution of n images low [n,h,w,3] to [n,H,W,3], with `p` the super-resolution pipeline and `text` the
+   pipeline whose text encoder it shares. `level`: how much noise the small image gets (see db_noise_level). */
+db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const db_sample_config *config, double level,
+                     const float *low, size_t h, size_t w, size_t H, size_t W, float *out);
+
+/* ---- [DB-12] DreamBooth -------------------------------------------------------------------------------------- */
+
+typedef struct db_image { /* pixels of the caller */
+    const uint8_t *rgb;   /* [h][w][3] */
+    size_t w, h;
+} db_image;
+
+/* Scales to exactly w x h with a triangle filter that widens when it shrinks: [h,w,3] in [-1,1]. */
+db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out);
+
+typedef struct db_dreambooth_config {
+    const char *instance_prompt;  /* "a [V] dog"                                                              */
+    const char *class_prompt;     /* "a dog"; NULL: no prior preservation                                     */
+    float prior_loss_weight;      /* lambda                                                                   */
+    size_t resolution;            /* of the pictures trained on                                               */
+    int center_crop;              /* 0: random crops                                                          */
+    size_t train_batch_size, class_batch_size;
+    size_t gradient_accumulation_steps, max_train_steps;
+    int gradient_checkpointing, train_text_encoder;
+    float learning_rate;
+    db_lr_schedule lr_scheduler;
+    size_t lr_warmup_steps;
+    double lr_num_cycles, lr_power;
+    db_optimizer_config optimizer;
+    double noise_level;           /* super-resolution: the level of the small image's noise                   */
+    uint64_t seed;
+} db_dreambooth_config;
+
+db_dreambooth_config db_dreambooth_config_default(void);
+
+typedef struct db_dreambooth db_dreambooth;
+
+typedef struct db_dreambooth_losses {
+    float total, instance, prior; /* of the last step; prior before lambda                                    */
+    float grad_norm, lr;
+} db_dreambooth_losses;
+
+/* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text encoder: p
+   itself for the base. Photos are copied: the shorter side is scaled to the resolution, then cropped. Class
+   images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation. */
+db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
+                               const float *class_images, size_t n_class, db_dreambooth **out);
+void db_dreambooth_free(db_dreambooth *d);
+
+void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan); /* of one step; parameters besides */
+size_t db_dreambooth_steps_done(const db_dreambooth *d);
+
+/* One update of the weights. */
+db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
+
+/* The whole state of training: weights, moments, step. A run resumed from it goes on to the same bits. */
+db_result db_dreambooth_save(const db_dreambooth *d, const char *path);
+db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
+
+/* The seed of class image `index`: a function of the class prompt and the index alone, so that a larger pool
+   contains the smaller. */
+uint64_t db_class_image_seed(const char *class_prompt, size_t index);
+
 #ifdef __cplusplus
 }
 #endif
@@ -1150,6 +1237,7 @@ struct db_tape {
     size_t n_nodes, cap_nodes;
     db__value *value;
     size_t n_values, cap_values;
+    int checkpoint_blocks;   /* networks bracket their blocks by db_checkpoint_begin and _end */
     int n_segments, segment; /* checkpointed segments so far; the open one or -1 */
     size_t n_forward;        /* nodes that the caller recorded; the rest is db_backward's */
     char *arena;             /* on the backend's device */
@@ -6275,7 +6363,9 @@ static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name);
-    db_tensor h = db__group_norm_layer(n, "norm1", x, db__none, c->norm_num_groups, c->norm_eps, c->act), ss; /* [B,H,W,C] */
+    db_tensor h, ss;
+    if (t->checkpoint_blocks) db_checkpoint_begin(t);
+    h = db__group_norm_layer(n, "norm1", x, db__none, c->norm_num_groups, c->norm_eps, c->act);               /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
     if (resample > 0) x = db_upsample2(t, x), h = db_upsample2(t, h);
     h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
@@ -6288,6 +6378,7 @@ static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name
         h = db__conv_layer(n, "conv2", h, OC, 3, db__none);
         h = db_weighted_sum(t, 1.0f / scale_factor, x, 1.0f / scale_factor, h);
     }
+    if (t->checkpoint_blocks) db_checkpoint_end(t);
     db__leave(n, here);
     return h;
 }
@@ -6298,6 +6389,7 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name), C = x.dim[3], B = x.dim[0], HW = x.dim[1] * x.dim[2], heads = DB__MAX(1, C / head_dim), inner = heads * head_dim;
     db_tensor pixels = db__shape3(t, x, B, HW, C), h, q, k, v, y;
+    if (t->checkpoint_blocks) db_checkpoint_begin(t);
     if (c->cross_attention_norm) text = db__group_norm_layer(n, "norm_cross", text, db__none, 32, 1e-5f, DB_ACT_NONE); /* [B,T,X] */
     h = db__group_norm_layer(n, "group_norm", pixels, db__none, c->norm_num_groups, 1e-5f, DB_ACT_NONE);                /* [B,HW,C] */
     q = db__linear_layer(n, "to_q", h, inner, 1, db__none);
@@ -6309,6 +6401,7 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
     }
     y = db_attention(t, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)head_dim), 0);                          /* [B,HW,C] */
     y = db__linear_layer(n, "to_out.0", y, C, 1, pixels);
+    if (t->checkpoint_blocks) db_checkpoint_end(t);
     db__leave(n, here);
     return db__shape4(t, y, B, x.dim[1], x.dim[2], C);
 }
@@ -6814,7 +6907,7 @@ void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng,
 /* ==== [DB-11] Sampling and pipelines ========================================================================= */
 
 /* What a random stream is for; part of every key. */
-enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE };
+enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE, DB__FOR_LOW_RES };
 
 db_sample_config db_sample_config_default(void)
 {
@@ -6922,6 +7015,542 @@ done:
     db__free(ctx, ids);
     db__free(ctx, mask);
     return ctx->result;
+}
+
+/* ---- pipelines ------------------------------------------------------------------------------------------------ */
+
+static int db__exists(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    if (f) fclose(f);
+    return f != NULL;
+}
+
+db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out)
+{
+    db_pipeline *p;
+    char path[DB__PATH];
+    const db_json *index;
+    const char *kind;
+    *out = NULL;
+    if (!db__join(ctx, path, directory, "model_index.json")) return ctx->result;
+    index = db_json_load(ctx, path);
+    if (!index) return ctx->result;
+    kind = db_json_string(index, "_class_name", "");
+    p = (db_pipeline *)db__alloc(ctx, 1, sizeof *p);
+    if (!p) goto done;
+    p->ctx = ctx;
+    p->directory = db__strdup(ctx, directory);
+    p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
+    if (!p->super_resolution && strcmp(kind, "IFPipeline"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: a pipeline of kind \"%s\"; IFPipeline and IFSuperResolutionPipeline are supported", path, kind);
+    if (db__join(ctx, path, directory, "tokenizer/spiece.model") && db__exists(path)) db_tokenizer_load(ctx, path, &p->tokenizer);
+    if (db__join(ctx, path, directory, "text_encoder/config.json") && db__exists(path) && db__join(ctx, path, directory, "text_encoder"))
+        db_text_encoder_load(ctx, path, &p->text_encoder);
+    if (db__join(ctx, path, directory, "unet")) db_unet_load(ctx, path, &p->unet);
+    if (db__join(ctx, path, directory, "scheduler/scheduler_config.json") && ctx->result == DB_OK) db_schedule_load(ctx, path, &p->scheduler);
+    if (p->super_resolution && db__join(ctx, path, directory, "image_noising_scheduler/scheduler_config.json") && ctx->result == DB_OK)
+        db_schedule_load(ctx, path, &p->image_noising);
+done:
+    db_json_free(index);
+    if (ctx->result == DB_OK) *out = p;
+    else db_pipeline_free(p);
+    return ctx->result;
+}
+
+void db_pipeline_free(db_pipeline *p)
+{
+    if (!p) return;
+    db_tokenizer_free(p->tokenizer);
+    db_text_encoder_free(p->text_encoder);
+    db_unet_free(p->unet);
+    db_schedule_free(&p->scheduler);
+    db_schedule_free(&p->image_noising);
+    db__free(p->ctx, p->directory);
+    db__free(p->ctx, p);
+}
+
+/* Copies from/name to to/name if it is there. */
+static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
+{
+    char source[DB__PATH], target[DB__PATH], temporary[DB__PATH], buffer[65536];
+    FILE *in, *out;
+    size_t n;
+    int ok = 1;
+    if (!db__join(ctx, source, from, name) || !db__join(ctx, target, to, name)) return ctx->result;
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH) return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
+    in = fopen(source, "rb");
+    if (!in) return DB_OK;
+    out = fopen(temporary, "wb");
+    while (out && ok && (n = fread(buffer, 1, sizeof buffer, in)) > 0) ok = fwrite(buffer, 1, n, out) == n;
+    if (out) ok = fclose(out) == 0 && ok;
+    fclose(in);
+    if (!out || !ok || rename(temporary, target) != 0) {
+        remove(temporary);
+        return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
+    }
+    return DB_OK;
+}
+
+static db_result db__make_directory(db_ctx *ctx, const char *path)
+{
+#ifdef DB__POSIX
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return DB_OK;
+    return db__fail(ctx, DB_ERROR_FILE, "cannot make the folder %s: %s", path, strerror(errno));
+#else
+    (void)ctx, (void)path;
+    return DB_OK; /* the caller makes unet/, text_encoder/ and so on */
+#endif
+}
+
+db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
+{
+    static const char *const folders[] = {"", "unet", "text_encoder", "tokenizer", "scheduler", "image_noising_scheduler"};
+    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json",
+                                        "tokenizer/spiece.model", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
+                                        "text_encoder/config.json", "unet/config.json"};
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH];
+    size_t k;
+    for (k = 0; k < sizeof folders / sizeof *folders; k++) {
+        int needed = k == 2 ? p->text_encoder != NULL : k == 3 ? p->tokenizer != NULL : k == 5 ? p->super_resolution : 1;
+        if (needed && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
+    }
+    for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
+    if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
+        db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
+    if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
+    return ctx->result;
+}
+
+enum { DB__AT_ONCE = 8 }; /* images sampled together */
+
+/* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
+static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
+                          double level, const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
+{
+    db_ctx *ctx = p->ctx;
+    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0;
+    float *states, *condition = NULL;
+    if (!text->text_encoder || !text->tokenizer) return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer", text->directory);
+    D = text->text_encoder->config.d_model;
+    states = (float *)db__alloc(ctx, 2 * DB__AT_ONCE * T * D, sizeof(float));
+    if (low) condition = (float *)db__alloc(ctx, DB__AT_ONCE * H * W * 3, sizeof(float));
+    for (from = 0; from < n && ctx->result == DB_OK; from += DB__AT_ONCE) {
+        size_t B = DB__MIN(n - from, (size_t)DB__AT_ONCE);
+        const char *none[DB__AT_ONCE];
+        db_sample_config c = *config;
+        for (k = 0; k < B; k++) none[k] = negative ? negative : "";
+        db_encode(text->text_encoder, text->tokenizer, none, B, T, states, NULL);
+        db_encode(text->text_encoder, text->tokenizer, prompts + from, B, T, states + B * T * D, &cut);
+        total_cut += cut;
+        c.seed = config->seed + from;
+        if (low) {
+            for (k = 0; k < B; k++) {
+                db_rng rng;
+                rng.seed = c.seed + k, rng.purpose = DB__FOR_LOW_RES, rng.step = 0;
+                db_condition_low_res(&p->image_noising, level, &rng, low + (from + k) * h * w * 3, h, w, 3, H, W, 0, 0, H, W, condition + k * H * W * 3);
+            }
+            c.low_res = condition;
+            c.noise_level = (float)level;
+        }
+        if (ctx->result == DB_OK) db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H, W, 3, out + from * H * W * 3);
+    }
+    if (total_cut) db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends", total_cut, T);
+    db__free(ctx, states);
+    db__free(ctx, condition);
+    return ctx->result;
+}
+
+db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config, size_t H, size_t W, float *out)
+{
+    return db__draw(p, p, prompts, n, negative, config, 0, NULL, 0, 0, H, W, out);
+}
+
+db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const db_sample_config *config, double level, const float *low,
+                     size_t h, size_t w, size_t H, size_t W, float *out)
+{
+    if (!p->super_resolution) return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline", p->directory);
+    return db__draw(p, text, prompts, n, NULL, config, level, low, h, w, H, W, out);
+}
+
+/* ==== [DB-12] DreamBooth =======================================================================================
+
+   Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain mean squared
+   error fixes the weights w_t):
+
+     E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject from its photos
+     + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr are the original
+                                                                              model's own pictures of "a [class]"
+   db_dreambooth_create records both terms on one tape; db_dreambooth_step draws the batches and runs it.
+
+   Easy to get wrong
+   - t, eps and the pictures are drawn separately for the two terms; their batches may differ in size.
+   - Each term is a mean over its own batch before lambda weighs them.
+   - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a model already
+     fine-tuned would let the class drift along.
+   - Super-resolution: the network reads the small photo noised at `noise_level` and is told that level, in training
+     as in sampling; both go through db_condition_low_res.                                                         */
+
+/* One term of the loss: its pictures, its prompt, its inputs on the tape. */
+typedef struct db__term {
+    const char *prompt;
+    uint32_t purpose;  /* of its random streams, and the two numbers after it */
+    size_t B, n;       /* batch; pictures to draw from                        */
+    float **picture;   /* [n] each [h][w][3] in [-1,1]                        */
+    size_t (*size)[2]; /* [n] h, w                                            */
+    db_tensor x, alpha, sigma, minus, time, words, ids, mask, low_res, labels, loss;
+    float *text;       /* [T,D]: the prompt's encoding, computed once, while the text encoder is frozen */
+    int32_t *tokens;   /* [2T] ids and mask                                   */
+    int uploaded;      /* the prompt is on the tape: it never changes         */
+} db__term;
+
+struct db_dreambooth {
+    db_ctx *ctx;
+    db_pipeline *p, *text;
+    db_dreambooth_config config;
+    db__term instance, prior;
+    db_tape *tape;
+    db_tensor loss;
+    db_optimizer opt, text_opt;
+    size_t step;
+    float *host; /* room for a batch */
+};
+
+enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200 }; /* + 0 noise, 1 choice, 2 time, 3 crop, 10 + k low-res noise */
+
+db_dreambooth_config db_dreambooth_config_default(void)
+{
+    db_dreambooth_config c;
+    memset(&c, 0, sizeof c);
+    c.prior_loss_weight = 1;
+    c.resolution = 64;
+    c.train_batch_size = c.class_batch_size = 4;
+    c.gradient_accumulation_steps = 1;
+    c.max_train_steps = 400;
+    c.learning_rate = 5e-6f;
+    c.lr_scheduler = DB_LR_CONSTANT;
+    c.lr_num_cycles = c.lr_power = 1;
+    c.optimizer = db_optimizer_config_default();
+    c.noise_level = -1;
+    return c;
+}
+
+uint64_t db_class_image_seed(const char *class_prompt, size_t index)
+{
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
+    for (; *class_prompt; class_prompt++) hash = (hash ^ (uint8_t)*class_prompt) * 0x100000001b3u;
+    return (hash << 20) + index;
+}
+
+/* One axis of the antialiased triangle filter: out[i] is a weighted mean of in[first .. first + count). */
+static void db__resize_axis(const float *in, size_t n_in, size_t stride_in, float *out, size_t n_out, size_t stride_out)
+{
+    double scale = (double)n_in / (double)n_out, support = DB__MAX(scale, 1.0);
+    size_t i, j;
+    for (i = 0; i < n_out; i++) {
+        double center = ((double)i + 0.5) * scale, sum = 0, weight = 0;
+        size_t first = (size_t)DB__MAX(0.0, center - support + 0.5), last = (size_t)DB__MIN((double)n_in, center + support + 0.5);
+        for (j = first; j < last; j++) {
+            double w = 1 - fabs(((double)j + 0.5 - center) / support);
+            if (w <= 0) continue;
+            sum += w * (double)in[j * stride_in];
+            weight += w;
+        }
+        out[i * stride_out] = (float)(sum / weight);
+    }
+}
+
+db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out)
+{
+    float *bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float)), *narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
+    size_t y, x, ch, k;
+    if (bytes && narrow) {
+        for (k = 0; k < image->h * image->w * 3; k++) bytes[k] = (float)image->rgb[k] / 127.5f - 1;
+        for (y = 0; y < image->h; y++)
+            for (ch = 0; ch < 3; ch++) db__resize_axis(bytes + y * image->w * 3 + ch, image->w, 3, narrow + y * w * 3 + ch, w, 3);
+        for (x = 0; x < w; x++)
+            for (ch = 0; ch < 3; ch++) db__resize_axis(narrow + x * 3 + ch, image->h, w * 3, out + x * 3 + ch, h, w * 3);
+    }
+    db__free(ctx, bytes);
+    db__free(ctx, narrow);
+    return ctx->result;
+}
+
+/* E |v_hat(alpha x + sigma eps, c) - target|^2 over one batch: a scalar. */
+static db_tensor db__denoising_loss(db_dreambooth *d, db__term *term)
+{
+    db_tape *t = d->tape;
+    size_t B = term->B, S = d->config.resolution, T = DB_PROMPT_TOKENS, dim[4];
+    db_prediction kind = d->p->scheduler.prediction_type;
+    db_tensor eps, x_t, target, pred;
+    dim[0] = B, dim[1] = dim[2] = S, dim[3] = 3;
+    term->x = db_input(t, DB_F32, 4, dim);                                                /* [B,S,S,3] clean pictures in [-1,1] */
+    if (d->p->super_resolution) term->low_res = db_input(t, DB_F32, 4, dim), term->labels = db_input(t, DB_F32, 1, dim);
+    term->alpha = db_input(t, DB_F32, 1, dim), term->sigma = db_input(t, DB_F32, 1, dim);  /* [B] */
+    term->minus = db_input(t, DB_F32, 1, dim), term->time = db_input(t, DB_F32, 1, dim);
+    if (d->config.train_text_encoder) {
+        dim[1] = T;
+        term->ids = db_input(t, DB_I32, 2, dim), term->mask = db_input(t, DB_F32, 2, dim);
+        term->words = db_text_forward(t, d->text->text_encoder, term->ids, term->mask);   /* [B,T,D] */
+    } else {
+        dim[1] = T, dim[2] = d->text->text_encoder->config.d_model;
+        term->words = db_input(t, DB_F32, 3, dim);
+    }
+    eps = db_normal_like(t, term->x, term->purpose);
+    x_t = db_mix(t, term->alpha, term->x, term->sigma, eps);                              /* alpha_t x + sigma_t eps */
+    target = kind == DB_PREDICT_EPSILON ? eps : kind == DB_PREDICT_SAMPLE ? term->x : db_mix(t, term->alpha, eps, term->minus, term->x); /* v = alpha eps - sigma x */
+    if (d->p->super_resolution) x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, term->low_res, t->compute), 3);
+    pred = db_unet_forward(t, d->p->unet, x_t, term->time, term->words, term->labels, NULL);
+    term->loss = db_mse(t, pred, target, db__none, db__none, NULL);
+    return term->loss;
+}
+
+/* The whole of eq. 2. */
+static db_tensor db__dreambooth_loss(db_dreambooth *d)
+{
+    db_tensor loss = db__denoising_loss(d, &d->instance);
+    if (d->prior.n) loss = db_weighted_sum(d->tape, 1, loss, d->config.prior_loss_weight, db__denoising_loss(d, &d->prior));
+    return loss;
+}
+
+/* Draws a term's batch for one run of the tape: pictures, crops, timesteps; counter-based, so that a resumed run
+   draws the same. */
+static void db__draw_batch(db_dreambooth *d, db__term *term, uint32_t run)
+{
+    size_t S = d->config.resolution, P = S * S * 3, T = DB_PROMPT_TOKENS, B = term->B, k, y, i;
+    const db_schedule *s = &d->p->scheduler;
+    float *x = d->host, *low = x + B * P, *alpha = low + B * P, *sigma = alpha + B, *minus = sigma + B, *time = minus + B, *labels = time + B;
+    db_rng rng;
+    rng.seed = d->config.seed, rng.step = run;
+    for (k = 0; k < B; k++) {
+        size_t at, step_t, h, w, y0, x0;
+        rng.purpose = term->purpose + 1, at = db_random_below(&rng, k, (uint32_t)term->n);
+        rng.purpose = term->purpose + 2, step_t = db_random_below(&rng, k, (uint32_t)s->num_train_timesteps);
+        h = term->size[at][0], w = term->size[at][1];
+        rng.purpose = term->purpose + 3;
+        y0 = d->config.center_crop ? (h - S) / 2 : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
+        x0 = d->config.center_crop ? (w - S) / 2 : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
+        for (y = 0; y < S; y++) memcpy(x + k * P + y * S * 3, term->picture[at] + ((y0 + y) * w + x0) * 3, S * 3 * sizeof(float));
+        if (d->p->super_resolution) { /* the small picture is the crop's own, 4 x 4 pixels averaged */
+            size_t f = 4, hs = S / f, ch, dy, dx;
+            float *small = labels + B;
+            for (y = 0; y < hs * hs; y++)
+                for (ch = 0; ch < 3; ch++) {
+                    float sum = 0;
+                    for (dy = 0; dy < f; dy++)
+                        for (dx = 0; dx < f; dx++) sum += x[k * P + ((y / hs * f + dy) * S + y % hs * f + dx) * 3 + ch];
+                    small[y * 3 + ch] = sum / (float)(f * f);
+                }
+            rng.purpose = term->purpose + 10 + (uint32_t)k;
+            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, small, hs, hs, 3, S, S, 0, 0, S, S, low + k * P);
+            labels[k] = (float)d->config.noise_level;
+        }
+        db_schedule_coefficients(s, step_t, &alpha[k], &sigma[k]);
+        minus[k] = -sigma[k];
+        time[k] = (float)step_t;
+    }
+    db_upload(d->tape, term->x, x);
+    db_upload(d->tape, term->alpha, alpha), db_upload(d->tape, term->sigma, sigma), db_upload(d->tape, term->minus, minus), db_upload(d->tape, term->time, time);
+    if (d->p->super_resolution) db_upload(d->tape, term->low_res, low), db_upload(d->tape, term->labels, labels);
+    if (term->uploaded) return;
+    term->uploaded = 1;
+    for (k = 0; k < B; k++) {
+        if (term->text) memcpy(x + k * T * d->text->text_encoder->config.d_model, term->text, T * d->text->text_encoder->config.d_model * sizeof(float));
+        for (i = 0; i < T && !term->text; i++) {
+            ((int32_t *)(void *)x)[k * T + i] = term->tokens[i];
+            low[k * T + i] = term->tokens[T + i] ? 0.0f : -1e9f;
+        }
+    }
+    if (term->text) db_upload(d->tape, term->words, x);
+    else db_upload(d->tape, term->ids, x), db_upload(d->tape, term->mask, low);
+}
+
+/* The prompt's ids and, while the encoder is frozen, its states. */
+static void db__prepare_prompt(db_dreambooth *d, db__term *term)
+{
+    db_ctx *ctx = d->ctx;
+    size_t T = DB_PROMPT_TOKENS, cut = 0;
+    int truncated = 0;
+    term->tokens = (int32_t *)db__alloc(ctx, 2 * T, sizeof(int32_t));
+    if (!term->tokens) return;
+    db_tokenize(d->text->tokenizer, term->prompt, T, term->tokens, term->tokens + T, &truncated);
+    if (truncated) db__log(ctx, DB_LOG_WARNING, "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, T);
+    if (d->config.train_text_encoder) return;
+    term->text = (float *)db__alloc(ctx, T * d->text->text_encoder->config.d_model, sizeof(float));
+    if (term->text) db_encode(d->text->text_encoder, d->text->tokenizer, &term->prompt, 1, T, term->text, &cut);
+}
+
+static void db__term_free(db_ctx *ctx, db__term *term)
+{
+    size_t k;
+    for (k = 0; k < term->n && term->picture; k++) db__free(ctx, term->picture[k]);
+    db__free(ctx, term->picture);
+    db__free(ctx, term->size);
+    db__free(ctx, term->text);
+    db__free(ctx, term->tokens);
+}
+
+static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose, size_t B, size_t n)
+{
+    term->prompt = prompt, term->purpose = purpose, term->B = B, term->n = n;
+    term->x = term->words = term->ids = term->mask = term->low_res = term->labels = db__none;
+    term->picture = (float **)db__alloc(ctx, n, sizeof *term->picture);
+    term->size = (size_t(*)[2])db__alloc(ctx, n, sizeof *term->size);
+    return ctx->result;
+}
+
+void db_dreambooth_free(db_dreambooth *d)
+{
+    if (!d) return;
+    db__term_free(d->ctx, &d->instance);
+    db__term_free(d->ctx, &d->prior);
+    db_tape_destroy(d->tape);
+    db_optimizer_free(&d->opt);
+    db_optimizer_free(&d->text_opt);
+    db__free(d->ctx, d->host);
+    db__free(d->ctx, d);
+}
+
+db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
+                               const float *class_images, size_t n_class, db_dreambooth **out)
+{
+    db_ctx *ctx = p->ctx;
+    db_dreambooth *d;
+    size_t S = config->resolution, k, B = DB__MAX(config->train_batch_size, config->class_batch_size), room;
+    *out = NULL;
+    if (ctx->result != DB_OK) return ctx->result;
+    if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
+    if (!text->text_encoder || !text->tokenizer) return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer", text->directory);
+    if (config->class_prompt && (!class_images || !n_class))
+        return db__fail(ctx, DB_ERROR_MISSING, "prior preservation needs class images of \"%s\"", config->class_prompt);
+    if (!config->instance_prompt || !S || !config->train_batch_size || !config->class_batch_size || !config->gradient_accumulation_steps)
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "the instance prompt, the resolution and all batch sizes must be given");
+    d = (db_dreambooth *)db__alloc(ctx, 1, sizeof *d);
+    if (!d) return ctx->result;
+    d->ctx = ctx, d->p = p, d->text = text, d->config = *config;
+    if (db__term_init(ctx, &d->instance, config->instance_prompt, DB__FOR_INSTANCE, config->train_batch_size, n_photos) != DB_OK) goto fail;
+    for (k = 0; k < n_photos; k++) { /* the shorter side becomes S */
+        size_t w = photos[k].w, h = photos[k].h, shorter = DB__MIN(w, h);
+        if (!shorter) {
+            db__fail(ctx, DB_ERROR_ARGUMENT, "photo %zu is empty", k);
+            goto fail;
+        }
+        d->instance.size[k][0] = h == shorter ? S : (size_t)((double)h * (double)S / (double)shorter + 0.5);
+        d->instance.size[k][1] = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
+        d->instance.picture[k] = (float *)db__alloc(ctx, d->instance.size[k][0] * d->instance.size[k][1], 3 * sizeof(float));
+        if (!d->instance.picture[k] || db_resize(ctx, &photos[k], d->instance.size[k][1], d->instance.size[k][0], d->instance.picture[k]) != DB_OK) goto fail;
+    }
+    if (config->class_prompt) {
+        if (db__term_init(ctx, &d->prior, config->class_prompt, DB__FOR_PRIOR, config->class_batch_size, n_class) != DB_OK) goto fail;
+        for (k = 0; k < n_class; k++) {
+            d->prior.size[k][0] = d->prior.size[k][1] = S;
+            d->prior.picture[k] = (float *)db__alloc(ctx, S * S, 3 * sizeof(float));
+            if (!d->prior.picture[k]) goto fail;
+            memcpy(d->prior.picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
+        }
+    }
+    db__prepare_prompt(d, &d->instance);
+    if (d->prior.n) db__prepare_prompt(d, &d->prior);
+    db_optimizer_init(&d->opt, &p->unet->params, &config->optimizer);
+    if (config->train_text_encoder) db_optimizer_init(&d->text_opt, &text->text_encoder->params, &config->optimizer);
+    room = DB__MAX(2 * S * S * 3, (size_t)DB_PROMPT_TOKENS * text->text_encoder->config.d_model) + 5 + S * S;
+    d->host = (float *)db__alloc(ctx, B * room, 2 * sizeof(float));
+    if (db_tape_create(ctx, &d->tape) != DB_OK) goto fail;
+    if (config->gradient_checkpointing) d->tape->checkpoint_blocks = 1;
+    d->loss = db__dreambooth_loss(d);
+    db_keep(d->tape, d->loss);
+    if (db_backward(d->tape, d->loss) != DB_OK || db_plan(d->tape, NULL) != DB_OK) goto fail;
+    *out = d;
+    return DB_OK;
+fail:
+    db_dreambooth_free(d);
+    return ctx->result;
+}
+
+void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan) { db_plan(d->tape, plan); }
+size_t db_dreambooth_steps_done(const db_dreambooth *d) { return d->step; }
+
+db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
+{
+    db_ctx *ctx = d->ctx;
+    const db_dreambooth_config *c = &d->config;
+    size_t runs = c->gradient_accumulation_steps, k;
+    db_dreambooth_losses l;
+    float one[3] = {0, 0, 0};
+    memset(&l, 0, sizeof l);
+    db_zero_grad(&d->p->unet->params);
+    if (c->train_text_encoder) db_zero_grad(&d->text->text_encoder->params);
+    for (k = 0; k < runs; k++) {
+        uint32_t run = (uint32_t)(d->step * runs + k);
+        db__draw_batch(d, &d->instance, run);
+        if (d->prior.n) db__draw_batch(d, &d->prior, run);
+        db_run(d->tape, c->seed, run);
+        db_download(d->tape, d->loss, &one[0]), db_download(d->tape, d->instance.loss, &one[1]);
+        if (d->prior.n) db_download(d->tape, d->prior.loss, &one[2]);
+        l.total += one[0] / (float)runs, l.instance += one[1] / (float)runs, l.prior += one[2] / (float)runs;
+    }
+    if (ctx->result != DB_OK) return ctx->result;
+    if (!(fabs((double)l.total) < 1e30))
+        return db__fail(ctx, DB_ERROR_NUMERIC, "the loss is not a number at step %zu: lower the learning rate; the last checkpoint is good", d->step + 1);
+    l.lr = c->learning_rate * (float)db_lr_factor(c->lr_scheduler, d->step, c->lr_warmup_steps, c->max_train_steps, c->lr_num_cycles, c->lr_power);
+    if (db_optimizer_step(&d->opt, l.lr, 1.0f / (float)runs, &l.grad_norm) != DB_OK) return ctx->result;
+    if (c->train_text_encoder && db_optimizer_step(&d->text_opt, l.lr, 1.0f / (float)runs, NULL) != DB_OK) return ctx->result;
+    d->step++;
+    if (losses) *losses = l;
+    return DB_OK;
+}
+
+/* The names under which one table's state is stored, and where it lies. */
+static size_t db__state_parts(const db_dreambooth *d, const char *names[6], float *data[6], size_t count[6])
+{
+    static const char *const all[6] = {"unet", "unet.m", "unet.v", "text_encoder", "text_encoder.m", "text_encoder.v"};
+    const db_optimizer *o[2];
+    size_t n = 0, k;
+    o[0] = &d->opt, o[1] = &d->text_opt;
+    for (k = 0; k < 2 && o[k]->params; k++) {
+        data[n] = o[k]->params->data, data[n + 1] = o[k]->m, data[n + 2] = o[k]->v;
+        count[n] = count[n + 1] = count[n + 2] = o[k]->params->count;
+        names[n] = all[n], names[n + 1] = all[n + 1], names[n + 2] = all[n + 2];
+        n += 3;
+    }
+    return n;
+}
+
+db_result db_dreambooth_save(const db_dreambooth *d, const char *path)
+{
+    const char *names[6];
+    float *data[6];
+    size_t count[6], n = db__state_parts(d, names, data, count), k;
+    db_safetensors_writer *w = db_safetensors_create(d->ctx, path);
+    char text[32];
+    snprintf(text, sizeof text, "%zu", d->step);
+    db_safetensors_add_metadata(w, "step", text);
+    for (k = 0; k < n; k++) db_safetensors_declare(w, names[k], DB_F32, 1, &count[k]);
+    for (k = 0; k < n; k++) db_safetensors_write_f32(w, names[k], data[k]);
+    return db_safetensors_finish(w);
+}
+
+db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
+{
+    const char *names[6], *step;
+    float *data[6];
+    size_t count[6], n = db__state_parts(d, names, data, count), k;
+    db_safetensors *st = NULL;
+    if (db_safetensors_open(d->ctx, path, &st) != DB_OK) return d->ctx->result;
+    for (k = 0; k < n; k++) {
+        const db_file_tensor *f = db_safetensors_find(st, names[k]);
+        if (!f || f->count != count[k]) {
+            db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state \"%s\" is missing or of another network", path, names[k]);
+            break;
+        }
+    }
+    for (k = 0; k < n && d->ctx->result == DB_OK; k++) db_file_tensor_to_f32(db_safetensors_find(st, names[k]), data[k]);
+    step = db_safetensors_metadata(st, "step");
+    d->step = step ? (size_t)strtoull(step, NULL, 10) : 0;
+    d->opt.step = d->text_opt.step = d->step;
+    db_safetensors_close(st);
+    return d->ctx->result;
 }
 
 #ifdef __cplusplus

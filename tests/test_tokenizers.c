@@ -91,7 +91,7 @@ static void check_ids(db_ctx *ctx, const db_tokenizer *tok, const db_json *texts
         test_fail(name, "%zu of %zu texts differ; %s", wrong, index, db_last_error(ctx));
 }
 
-static void test_golden(void)
+static void test_ids(void)
 {
     static const char *const sets[] = {"world.model", "t5.model", "fallback.model", "raw.model",
                                        "clip"};
@@ -592,7 +592,7 @@ int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "--encode")) return encode(argv[2]);
     if (argc > 1) golden = argv[1];
-    test_golden();
+    test_ids();
     test_prompts();
     test_spiece_refused();
     test_spiece_damage("world.model");

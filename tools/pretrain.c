@@ -195,22 +195,48 @@ static int exists(const char *path)
 
 /* ---- the text encoder ------------------------------------------------------------------------------ */
 
-/* Spans of tokens, 15-30 % of a sentence, are replaced by a mask piece and predicted in their places from
-   the encoder's last state: span corruption, decoded in parallel by one linear layer that is then dropped. */
+/* A sentence for the encoder. 40 % get a reserved word before one of theirs, and half of those say it twice ("a zxk
+   dog and the zxk dog"), so that a word without meaning has to be carried along to be predicted. *rare is its
+   number, or -1. */
+static void text_sentence(uint64_t seed, const db_rng *rng, uint64_t r, char *out, size_t size, int *rare)
+{
+    char plain[WORLD_CAPTION_MAX], *word[64];
+    size_t n = 0, at, k, length = 0;
+    world_text(seed, plain, sizeof plain);
+    *rare = -1;
+    if (db_random_uniform(rng, r) >= 0.4f) {
+        snprintf(out, size, "%s", plain);
+        return;
+    }
+    for (word[0] = strtok(plain, " "); word[n] && n < 63; word[++n] = strtok(NULL, " ")) {}
+    if (!n) word[n++] = plain;
+    *rare = (int)db_random_below(rng, r + 1, world_n_rare);
+    at = db_random_below(rng, r + 2, (uint32_t)n);
+    out[0] = 0;
+    for (k = 0; k < n && length + 2 * 16 < size; k++)
+        length += (size_t)snprintf(out + length, size - length, "%s%s%s%s", k ? " " : "", k == at ? world_rare[*rare] : "", k == at ? " " : "", word[k]);
+    if (db_random_uniform(rng, r + 3) < 0.5f) snprintf(out + length, size - length, " and the %s %s", world_rare[*rare], word[at]);
+}
+
+/* Two tasks on text alone. Spans of tokens, 15-30 % of a sentence, are replaced by a mask piece and predicted in their
+   places: span corruption, decoded in parallel. And the mean of all states has to tell a word of the sentence, the
+   reserved one above all, so that the pooled encoding tells sentences apart that differ in a meaningless word. The
+   output layer of both is the embedding itself. */
 static int train_text(const options *o, db_ctx *ctx)
 {
-    char path[4096], sentence[WORLD_CAPTION_MAX];
+    char path[4096], sentence[2 * WORLD_CAPTION_MAX];
     db_text_config c;
     db_text_encoder *e = NULL;
     db_tokenizer *tok = NULL;
     db_tape *t = NULL;
-    db_tensor ids, mask, targets, y, loss;
+    db_tensor ids, mask, targets, told, y, table, loss, pooled_loss;
     trainer tr;
     size_t dim[2], B = (size_t)o->batch, n = B * TEXT_TOKENS, k, i;
-    int32_t *in = (int32_t *)malloc(n * 4), *goal = (int32_t *)malloc(n * 4), valid[TEXT_TOKENS];
+    int32_t *in = (int32_t *)malloc(n * 4), *goal = (int32_t *)malloc(n * 4), valid[TEXT_TOKENS], word[256];
     float *attend = (float *)malloc(n * sizeof(float));
-    double sum = 0, began;
+    double sum = 0, pooled_sum = 0, began;
     memset(&tr, 0, sizeof tr);
+    if (B > 256) return fail("--batch is at most 256", NULL);
     snprintf(path, sizeof path, "%s/text_encoder/config.json", o->dir);
     db_text_config_load(ctx, path, &c);
     snprintf(path, sizeof path, "%s/tokenizer", o->dir);
@@ -220,31 +246,41 @@ static int train_text(const options *o, db_ctx *ctx)
     db_tape_create(ctx, &t);
     dim[0] = B, dim[1] = TEXT_TOKENS;
     ids = db_input(t, DB_I32, 2, dim), mask = db_input(t, DB_F32, 2, dim), targets = db_input(t, DB_I32, 2, dim);
-    y = db_text_forward(t, e, ids, mask); /* [B,T,D]; the head shares the embedding's rows, scaled down */
+    dim[1] = 1, told = db_input(t, DB_I32, 2, dim);
+    y = db_text_forward(t, e, ids, mask); /* [B,T,D] */
     {
         db_net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &e->params;
         y = db_weighted_sum(t, 1.0f / sqrtf((float)c.d_model), y, 0, db__none);
-        y = db_linear(t, y, db__weight(&net, "shared.weight", c.vocab_size, c.d_model, 0, 0), db__none, db__none);
+        table = db__weight(&net, "shared.weight", c.vocab_size, c.d_model, 0, 0);
     }
-    loss = db_cross_entropy(t, y, targets);
-    db_backward(t, loss);
+    loss = db_cross_entropy(t, db_linear(t, y, table, db__none, db__none), targets);
+    pooled_loss = db_cross_entropy(t, db_linear(t, db_mean_tokens(t, y), table, db__none, db__none), told);
+    db_backward(t, db_weighted_sum(t, 1, loss, 0.5f, pooled_loss));
     began = now() - tr.seconds;
     for (; tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK; tr.step++) {
-        float value = 0;
+        float value = 0, pooled_value = 0;
         db_rng rng;
         rng.seed = o->seed, rng.purpose = FOR_MASK, rng.step = (uint32_t)tr.step;
         for (k = 0; k < B; k++) {
             int32_t *row = in + k * TEXT_TOKENS, *g = goal + k * TEXT_TOKENS;
             size_t length = 0, masked, want;
             uint64_t r = k * 1000;
-            world_text(world_seed(WORLD_PRETRAIN, tr.step * B + k), sentence, sizeof sentence);
+            int rare;
+            text_sentence(world_seed(WORLD_PRETRAIN, tr.step * B + k), &rng, r, sentence, sizeof sentence, &rare);
+            r += 4;
             db_tokenize(tok, sentence, TEXT_TOKENS, row, valid, NULL);
             for (i = 0; i < TEXT_TOKENS; i++) {
                 length += (size_t)valid[i];
                 attend[k * TEXT_TOKENS + i] = valid[i] ? 0.0f : -1e9f;
                 g[i] = -1;
+            }
+            word[k] = row[db_random_below(&rng, r++, (uint32_t)DB__MAX(1, length - 1))];
+            if (rare >= 0 && db_random_uniform(&rng, r++) < 0.7f) {
+                char piece[32];
+                snprintf(piece, sizeof piece, "\xe2\x96\x81%s", world_rare[rare]);
+                word[k] = db_tokenizer_find(tok, piece);
             }
             want = DB__MAX(1, (size_t)((0.15f + 0.15f * db_random_uniform(&rng, r++)) * (float)length));
             for (masked = 0; masked < want;) {
@@ -254,16 +290,16 @@ static int train_text(const options *o, db_ctx *ctx)
                 if (r > k * 1000 + 900) break;
             }
         }
-        db_upload(t, ids, in), db_upload(t, mask, attend), db_upload(t, targets, goal);
+        db_upload(t, ids, in), db_upload(t, mask, attend), db_upload(t, targets, goal), db_upload(t, told, word);
         db_zero_grad(&e->params);
         db_run(t, o->seed, (uint32_t)tr.step);
-        db_download(t, loss, &value);
+        db_download(t, loss, &value), db_download(t, pooled_loss, &pooled_value);
         db_optimizer_step(&tr.opt, learning_rate(o, tr.step), 1, NULL);
         db_ema_update(&e->params, tr.ema, ema_decay(o, tr.step));
-        sum += (double)value;
+        sum += (double)value, pooled_sum += (double)pooled_value;
         if ((tr.step + 1) % 200 == 0) {
-            printf("text %llu loss %.4f %.0fs\n", (unsigned long long)tr.step + 1, sum / 200, now() - began), fflush(stdout);
-            sum = 0;
+            printf("text %llu loss %.4f pooled %.4f %.0f s\n", (unsigned long long)tr.step + 1, sum / 200, pooled_sum / 200, now() - began), fflush(stdout);
+            sum = pooled_sum = 0;
         }
         if ((tr.step + 1) % (uint64_t)o->save_every == 0 && o->state) {
             tr.step++, tr.seconds = now() - began, save_state(&tr, o->state), tr.step--;
