@@ -13,7 +13,7 @@ LDLIBS = -lm
 B      = build
 
 HEADERS = dreambooth.h tools/images.h tools/world.h tools/spiece.h tests/test.h
-TOOLS   = $(B)/world $(B)/pretrain $(B)/make_spiece
+TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/make_spiece
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
@@ -28,6 +28,7 @@ help:
 	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
 	@echo "make mutate       breaks the gradients on purpose and counts what the tests notice"
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
+	@echo "make check-diffusers   diffusers loads the shipped networks and computes the same"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make clean"
 
@@ -72,11 +73,14 @@ mutate:
 golden:
 	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done
 
+check-diffusers: $(B)/dreambooth
+	$(PYTHON) tests/check_diffusers.py
+
 bench: $(B)/bench
 	$(PYTHON) tools/bench.py
 
 clean:
 	rm -rf $(B)
 
-.PHONY: all help test asan ubsan matrix neon fuzz mutate golden bench clean
+.PHONY: all help test asan ubsan matrix neon fuzz mutate golden check-diffusers bench clean
 .SECONDARY:

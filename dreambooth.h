@@ -492,13 +492,19 @@ typedef enum db_special {
     DB_SPECIAL_PAD, DB_SPECIAL_BOS, DB_SPECIAL_EOS, DB_SPECIAL_UNK
 } db_special;
 
-/* Loads a tokenizer directory: `spiece.model` makes it T5's, `vocab.json` with `merges.txt` CLIP's.
-   A path that ends in ".model" is such a file itself. Free with db_tokenizer_free. */
+/* Loads a tokenizer directory: `spiece.model` makes it T5's, `vocab.json` with `merges.txt` CLIP's;
+   without these, `tokenizer.json` (all that transformers 5 saves) says which it is. A path that
+   ends in ".model" is such a file itself. Free with db_tokenizer_free. */
 db_result db_tokenizer_load(db_ctx *ctx, const char *path, db_tokenizer **out);
 
-/* The same from memory, which need not stay; `name` stands in errors. */
+/* The same from memory, which need not stay; names stand in errors. */
 db_result db_tokenizer_load_spiece(db_ctx *ctx, const char *name, const void *data, size_t bytes,
                                    db_tokenizer **out);
+db_result db_tokenizer_load_clip(db_ctx *ctx, const char *vocab_name, const char *vocab,
+                                 size_t vocab_bytes, const char *merges_name, const char *merges,
+                                 size_t merges_bytes, db_tokenizer **out);
+db_result db_tokenizer_load_json(db_ctx *ctx, const char *name, const char *text, size_t bytes,
+                                 db_tokenizer **out);
 
 void db_tokenizer_free(db_tokenizer *tok); /* NULL is allowed */
 
@@ -506,7 +512,8 @@ void db_tokenizer_free(db_tokenizer *tok); /* NULL is allowed */
    truncation=True): exactly max_length ids, first those of the text, with T5's </s> or between
    CLIP's <|startoftext|> and <|endoftext|>, then padding. mask (or NULL) gets 1 for text and
    markers, 0 for padding. A longer text loses its end, never the markers; *truncated (or NULL)
-   says so. */
+   says so. Fails when max_length has no room for the markers, and on a word of more than 16384
+   characters (CLIP). */
 db_result db_tokenize(const db_tokenizer *tok, const char *text, size_t max_length, int32_t *ids,
                       int32_t *mask, int *truncated);
 
@@ -2030,7 +2037,11 @@ static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_
 }
 
 /* Whether the rows of x can be read where they lie. */
-static int db__conv_direct(const db__conv *v) { return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C; }
+static int db__conv_direct(const db__conv *v)
+{
+    return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C && v->pad == 0 && v->OH == v->H && v->OW == v->W;
+}
+
 
 /* How many strip rows one block of `rows` output rows needs. */
 static size_t db__strip_rows(const db__conv *v, size_t rows) { return v->stride == 1 ? rows + v->k - 1 : rows * v->k; }
@@ -2369,10 +2380,10 @@ static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const
 {
     size_t ch;
     for (ch = 0; ch < v->C; ch++) {
-        float mean = stats[(b * v->G + ch / v->cg) * 2], rstd = stats[(b * v->G + ch / v->cg) * 2 + 1];
-        float s = ss ? 1 + ss[b * 2 * v->C + ch] : 1, h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
+        const float *st = stats + (b * v->G + ch / v->cg) * 3;
+        float mean = st[0], rstd = st[1], s = ss ? 1 + ss[b * 2 * v->C + ch] : 1, h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
         fold[ch] = rstd * w[ch] * s;
-        fold[v->C + ch] = bias[ch] * s + h;
+        fold[v->C + ch] = bias[ch] * s + h - st[2] * fold[ch];
         fold[2 * v->C + ch] = mean;
     }
 }
@@ -2387,7 +2398,7 @@ static const float *db__norm_scale_shift(const db__kernels *kern, db_call *c, co
     return copy;
 }
 
-/* a: y, stats [B,G,2], x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
+/* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
 static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[2];
@@ -2426,8 +2437,9 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
                         if (k == 0) mean += m / (double)v.cg;
                         else spread += q - s * s / n + n * (m - mean) * (m - mean);
                     }
-                stats[(b * v.G + g) * 2] = (float)mean;
-                stats[(b * v.G + g) * 2 + 1] = (float)(1.0 / sqrt(spread / (n * (double)v.cg) + (double)c->f[0]));
+                stats[(b * v.G + g) * 3] = (float)mean;
+                stats[(b * v.G + g) * 3 + 2] = (float)(mean - (double)(float)mean);
+                stats[(b * v.G + g) * 3 + 1] = (float)(1.0 / sqrt(spread / (n * (double)v.cg) + (double)c->f[0]));
             }
             db__norm_fold(&v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold + b * v.C * 3);
         }
@@ -2475,14 +2487,14 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
             float *f = fold + b * v.C * 5, *S = total + b * v.C * 4, *D = S + v.C;
             for (g = 0; g < v.G; g++) {
                 double m1 = 0, m2 = 0, n = (double)v.HW * (double)v.cg;
-                double rstd = (double)stats[(b * v.G + g) * 2 + 1];
+                double rstd = (double)stats[(b * v.G + g) * 3 + 1], rest = (double)stats[(b * v.G + g) * 3 + 2];
                 for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
                     double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v.C + ch] : 1;
                     for (j = 0; j < v.chunks; j++) {
                         s += (double)sum[(b * v.chunks + j) * v.C * 2 + ch];
                         d += (double)sum[(b * v.chunks + j) * v.C * 2 + v.C + ch];
                     }
-                    d *= rstd; /* sum of g xhat */
+                    d = (d - rest * s) * rstd; /* sum of g xhat */
                     m1 += (double)w[ch] * scale * s / n;
                     m2 += (double)w[ch] * scale * d / n;
                     S[ch] = (float)(s * scale);
@@ -2543,7 +2555,7 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     C = x.dim[x.n_dims - 1];
     if (x.n_dims < 2 || groups == 0 || C % groups || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
     if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0]) return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
-    dim[0] = x.dim[0], dim[1] = groups, dim[2] = 2;
+    dim[0] = x.dim[0], dim[1] = groups, dim[2] = 3;
     arg[0] = y = db__activation(t, x.n_dims, x.dim);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
     arg[2] = x, arg[3] = w, arg[4] = bias, arg[5] = scale_shift;
@@ -5323,10 +5335,16 @@ db_result db_safetensors_finish(db_safetensors_writer *w)
 
 /* ==== [DB-06] Tokenizers ========================================================================
 
-   SentencePiece unigram (Kudo, 2018; Kudo and Richardson, 2018) as T5 and DeepFloyd IF use it. The
-   text is normalised, a space becomes U+2581 and one is put in front; then, of all ways to cut the
-   text into pieces of the vocabulary, the one whose log probabilities add up to most is taken
-   (Viterbi). Facts are from the sentencepiece library's model format and behaviour.
+   Two kinds, by what the pre-trained text encoders were trained with.
+
+   SentencePiece unigram (Kudo, 2018; Kudo and Richardson, 2018), for T5 and so for DeepFloyd IF.
+   The text is normalised, a space becomes U+2581 and one is put in front; then, of all ways to cut
+   the text into pieces of the vocabulary, the one whose log probabilities add up to most is taken
+   (Viterbi). The facts are the sentencepiece library's: its model format and its EncodeAsIds.
+
+   CLIP's byte-level pair encoding (Radford et al., 2021; Sennrich et al., 2016), for Stable
+   Diffusion. The text is composed (NFC), put into lower case and cut into words; the bytes of a
+   word are merged pair by pair. The facts are transformers' CLIPTokenizer's.
 
    Easy to get wrong
    - Ties. Sums are floats, and only a larger one replaces the best so far; pieces are tried in the
@@ -5338,7 +5356,12 @@ db_result db_safetensors_finish(db_safetensors_writer *w)
      several spaces. Only U+0020 is a space; runs and both ends are trimmed after the rules.
    - User-defined symbols are found in the raw text, before any rule, and score 0.1 * (bytes - 1):
      they always win, the longer ones first.
-   - Truncation keeps </s>: a prompt of 77 ids has 76 of its own.                               */
+   - Truncation keeps </s>: a prompt of 77 ids has 76 of its own.
+   - T5: "</s>" or "<extra_id_0>" in a prompt are letters and signs, as for sentencepiece;
+     transformers would take them for markers. CLIP: "<|endoftext|>" in a prompt is the marker.
+   - CLIP pads with <|endoftext|> in Stable Diffusion 1, with "!" in 2: tokenizer files say which.
+   - CLIP: 's 't 're 've 'm 'll 'd are words of their own only where a word starts with the
+     apostrophe: "!'s" is "!'" and "s".                                                         */
 
 enum { /* types of pieces in the file */
     DB__PIECE_NORMAL = 1, DB__PIECE_UNKNOWN = 2, DB__PIECE_CONTROL = 3, DB__PIECE_USER = 4,
@@ -5361,7 +5384,7 @@ struct db_tokenizer {
     const db__piece **sorted; /* [sorted_count]: what text can contain, by bytes       */
     size_t sorted_count;
     int32_t special[4];      /* by db_special; -1 for none                             */
-    int32_t byte_id[256];    /* T5: byte fallback, or -1                               */
+    int32_t byte_id[256];    /* T5: byte fallback; CLIP: a byte inside a word; or -1   */
 
     /* SentencePiece's normaliser */
     int add_dummy_prefix, remove_extra_spaces, escape_spaces, space_is_suffix;
@@ -5369,9 +5392,59 @@ struct db_tokenizer {
     float min_score;            /* of the normal pieces                                */
     unsigned char *charsmap;    /* double array, then replacement strings              */
     size_t charsmap_units, charsmap_bytes;
+
+    /* CLIP */
+    int32_t last_byte_id[256];  /* a word's last byte, with </w>; -1 for none          */
+    struct db__merge *merge;    /* [merge_count], by pair                              */
+    size_t merge_count, merge_capacity;
+    struct db__unicode *unicode;
 };
 
+typedef struct db__merge {
+    uint64_t pair;   /* left id << 32 | right id */
+    int32_t rank;    /* its line in merges.txt   */
+    int32_t result;  /* the id of both together  */
+} db__merge;
+
 static const char db__space_symbol[] = "\xe2\x96\x81"; /* U+2581 */
+
+static void db__free_unicode(db_ctx *ctx, struct db__unicode *u);
+
+static db_tokenizer *db__new_tokenizer(db_ctx *ctx, db_tokenizer_kind kind)
+{
+    db_tokenizer *tok;
+    int i;
+    if (ctx->result != DB_OK) return NULL;
+    tok = (db_tokenizer *)db__alloc(ctx, 1, sizeof *tok);
+    if (!tok) return NULL;
+    tok->ctx = ctx;
+    tok->kind = kind;
+    tok->add_dummy_prefix = tok->remove_extra_spaces = tok->escape_spaces = 1; /* the defaults */
+    for (i = 0; i < 4; i++) tok->special[i] = -1;
+    for (i = 0; i < 256; i++) tok->byte_id[i] = tok->last_byte_id[i] = -1;
+    return tok;
+}
+
+void db_tokenizer_free(db_tokenizer *tok)
+{
+    if (!tok) return;
+    db__free(tok->ctx, tok->piece);
+    db__free(tok->ctx, tok->texts);
+    db__free(tok->ctx, (void *)tok->sorted);
+    db__free(tok->ctx, tok->charsmap);
+    db__free(tok->ctx, tok->merge);
+    db__free_unicode(tok->ctx, tok->unicode);
+    db__free(tok->ctx, tok);
+}
+
+/* Hands a tokenizer over when all went well, and frees it otherwise. */
+static db_result db__finish_tokenizer(db_tokenizer *tok, db_tokenizer **out)
+{
+    db_result result = tok->ctx->result;
+    if (result == DB_OK) *out = tok;
+    else db_tokenizer_free(tok);
+    return result;
+}
 
 /* ---- pieces in order -------------------------------------------------------------------------
    The pieces that begin with the bytes read so far are neighbours in the sorted order. Each further
@@ -5653,37 +5726,13 @@ static db_result db__check_spiece(db_tokenizer *tok, const char *name)
     return DB_OK;
 }
 
-static db_tokenizer *db__new_tokenizer(db_ctx *ctx, db_tokenizer_kind kind)
+/* Checks the pieces and puts them in order. */
+static db_result db__finish_spiece(db_tokenizer *tok, const char *name)
 {
-    db_tokenizer *tok;
-    int i;
-    if (ctx->result != DB_OK) return NULL;
-    tok = (db_tokenizer *)db__alloc(ctx, 1, sizeof *tok);
-    if (!tok) return NULL;
-    tok->ctx = ctx;
-    tok->kind = kind;
-    for (i = 0; i < 4; i++) tok->special[i] = -1;
-    for (i = 0; i < 256; i++) tok->byte_id[i] = -1;
-    return tok;
-}
-
-void db_tokenizer_free(db_tokenizer *tok)
-{
-    if (!tok) return;
-    db__free(tok->ctx, tok->piece);
-    db__free(tok->ctx, tok->texts);
-    db__free(tok->ctx, (void *)tok->sorted);
-    db__free(tok->ctx, tok->charsmap);
-    db__free(tok->ctx, tok);
-}
-
-/* Hands a tokenizer over when all went well, and frees it otherwise. */
-static db_result db__finish_tokenizer(db_tokenizer *tok, db_tokenizer **out)
-{
-    db_result result = tok->ctx->result;
-    if (result == DB_OK) *out = tok;
-    else db_tokenizer_free(tok);
-    return result;
+    if (db__check_spiece(tok, name) != DB_OK) return tok->ctx->result;
+    tok->sorted = (const db__piece **)db__alloc(tok->ctx, tok->size, sizeof *tok->sorted);
+    if (tok->sorted && db__sort_pieces(tok, name, 1) == DB_OK) db__sort_pieces(tok, name, 0);
+    return tok->ctx->result;
 }
 
 db_result db_tokenizer_load_spiece(db_ctx *ctx, const char *name, const void *data, size_t bytes,
@@ -5692,12 +5741,7 @@ db_result db_tokenizer_load_spiece(db_ctx *ctx, const char *name, const void *da
     db_tokenizer *tok = db__new_tokenizer(ctx, DB_TOKENIZER_T5);
     *out = NULL;
     if (!tok) return ctx->result;
-    tok->add_dummy_prefix = tok->remove_extra_spaces = tok->escape_spaces = 1;
-    if (db__read_spiece(tok, name, data, bytes) == DB_OK
-        && db__check_spiece(tok, name) == DB_OK) {
-        tok->sorted = (const db__piece **)db__alloc(ctx, tok->size, sizeof *tok->sorted);
-        if (tok->sorted && db__sort_pieces(tok, name, 1) == DB_OK) db__sort_pieces(tok, name, 0);
-    }
+    if (db__read_spiece(tok, name, data, bytes) == DB_OK) db__finish_spiece(tok, name);
     return db__finish_tokenizer(tok, out);
 }
 
@@ -5911,6 +5955,848 @@ static void db__spiece_encode(const db_tokenizer *tok, const char *text, db__ids
     db__text_free(&t);
 }
 
+/* ---- CLIP: Unicode ---------------------------------------------------------------------------
+   What is a letter, a number, a lower-case form, a composed form: five tables of rows
+   {first, last, a, b}, packed into text by tools/make_unicode.py, which explains the packing.    */
+
+/* Generated by tools/make_unicode.py with tokenizers 0.23.3, unicodedata 14.0.0. */
+/* 821 rows; a: 1 for letters, 2 for numbers */
+static const char *const db__unicode_classes[] = {
+    "wBJEAHZBAGZAAvBAAAHBCABABADACAAABABCCABWBABeAABpOAAELAAOEAAHAAABAAAhEEAABBAACDAABAAAGAAABCAAB",
+    "AAABTAAByCAABqEAAIlFAABlBAACAAAGoBAAnCaAAEDAAtBqBAAVJCAEBBABiDAABAAAPBAAHBAAAJCAACBACAAAQAAAB",
+    "dAAd4CAALAAAOJCAAgBBAJBAAEAAAFVAAEAAAJAAADAAAXYAAHKAAFXAABFAARpBAA6B1BAADAAASAAAHJAAEJCABPBAE",
+    "HAACBAACVAABGAABAAADDAADAAAQAAANBAABCAAEJCAABBACFCACABAIFAAEBAACVAABGAABBAABBAABBAAfDAABAAAHJ",
+    "CACCBAQIAABCAABVAABGAABBAABEAADAAASAAAPBAAEJCAJABALHAACBAACVAABGAABBAABEAADAAAeBAABCAAEJCABAB",
+    "AAFCALABABFAADCAABDAADBAABAAABBAADBAADCAADLAAWAAAVMCASHBABCAABWAABPAADAAAaCAACAAACBAAEJCAIGAA",
+    "BABAEHAABCAABWAABJAABEAADAAAfBAABBAAEJCABBBARIAABCAABoBAACAAAQAAAFCAABGCAACBAESCABFBAFRAADXAA",
+    "BIAABAAACGAAfJCARvBBABBAAMGAAJJCAnBBBABAAABEAABXAABAAABJAABBAAJAAACEAABAAAJJCACDBAgBAAAfTCAMH",
+    "BABjBAAbEAAzDqBAAUAAAAJCAGFBAEDAADAAADBAAHCAAEMAAMAAABJCAGlBBABAAAFAAACqBAABsKAABDAACGAABAAAB",
+    "DAACoBAABDAACgBAABDAACGAABAAABDAACOAAB4BAABDAACiCAAOTCADPBAQ1CAACFAADrTAACQAABZAAFqCAADCCAAHB",
+    "AHRAANSAAORAAOMAABCAAPzBAAjBAAAEAAADJCAGJAAWJAAG4CBAHEAAChBAABAAAFlCAAKeAAnBJCAAdBACEAALrBAAE",
+    "ZAAGKCAlBWBAJ0BAArBJCAGJAANABA9CuBAARHAADJCApBdBANBAAAJCAArBBAajBAAcJCADCBAAJCAAjBBACKAAFqBAA",
+    "CCAApBDAABFAABBAADAAAF-FAAgC1IAACFAAClBAACFAACHAABAAABAAABAAABeAAC0BAABGAABAAADCAABGAADDAACFA",
+    "AEMAAFCAABGAAzDACAAABACFCAFABAAJCAGMBAlDAAAEAAACJAABAAADEAAGAAABAAABAAABDAABKAACDAAFEAAEAAABy",
+    "BCAABBAAECA2W7BAAuCVAA2TdAAsjBkHBAGDAADBAAJACAClBBABAAAFAAAC3BAAHAAAQWAAJGAABGAABGAABGAABGAAB",
+    "GAABGAABGAAwCAAA1OBAAAACAZIAAHEBACCCAABBAE1CAAGCAAB5CAABDAAFqBAAB9CAADDCAKfBAwBPAAgBJCAeHAABO",
+    "AAgBJAAnBOAAgK-tGBAgCs0VAAjCtBAACsIAADPAAAJCAABBAUuBAAQeAAClCAAAJCAnBIBACmDAACiCAACBAABAAABHA",
+    "AVPAABCAABDAABWAANFCAKzBBAOxBAAcJCAYFBADAAABBAABJCAAbBAKWAAZcAAHuBAAcAAAAJCAGEBABJAAAJCAAEBAB",
+    "oBAAXCAABHAAEJCAGWBADAAADxBAABAAADBAACEAACAAABAAAYCAACKAAHCAAMFAACFAACFAAJGAABGAABqBAABNAAGyD",
+    "AANJCAGj9KBAMWAAEwBAAkoItLAACpDAAmBGAAMEAAFAAABJAABMAABEAABAAABBAABBAABrDAAhBqLAAS-BAAC1BAAoB",
+    "LAA0DEAABmEAATJCAHZBAGZAAL4CAADFAACFAACFAACCAAjBLAABZAABSAABBAABOAACNAAiB6DAAMsBCAM4BAARBAA0H",
+    "cBADwBAAQaCAEfBAADCAJTBAAACAAHBAAACAFlBBAKdAACjBAAEHAABECAqB9EBACJCAGjBBAEjBAAEnBAAIzBAAMKAAB",
+    "OAABGAABBAABKAABOAABGAABBAADzBAAM2JAAJVAAKHAAYFAABpBAABIAAlCFAACAAABrBAABBAADAAACWAACHCAAWBAC",
+    "GCAAeBAIICAwBSBABBAAFECAAVBAAFCAEZBAmC3BAAEBCAABBAAPCACtBAAAABAPDAABCAABcAAKICAXcBAABCABcBAAC",
+    "CAgBHBABbAAGECAQ1BBAKVAACHCAASBAFHCAARBAXGCAwCoCBA3ByBAANyBAAHFCAAjBBAMJCAGJAAAbBAJWAA6GeCABp",
+    "BBAGBAAQCAA7BcAAAJCAAABAIVAALDCAbRBAuBUAAAGCAUWBAM0BAAadCABBBACAAANsBAAgBYAAHJCAJjBBAPJCAEABA",
+    "CAAAIiBAADAAAMvBAAODAALJCAAABABAAAETCALRBABYAATBAA-BGAABAAABDAABOAABJAAHuBAARJCALHBACBAACVAAB",
+    "GAABBAABEAADAAASAAAMEAAeJAABAAACAAABlBAABAAAZAAABAAAsB0BAASDAAFJCAFCBAevBAAUBAABAAAIJCAmFuBBA",
+    "pBDAAkBvBAAUAAALJCAmBqBBANAAAHJCAGTAAcaBAVLCAEGBA5FrBAA0D-BAAASCAMHBACAAACHAABBAABXAAPAAABAAA",
+    "OJCAmCHBACmBAAQAAABAAAcAAAKnBAAHAAAVAAALtBAATAAASoCAAnGgBAAPJCAGIBABkBAARAAAPcCAFdBAwDGAABBAA",
+    "BlBAAVAAAJJCAGFBABBAABfAAOAAAHJCA2JSBAPAAABMAABhBAAcJCA2CABAPUCArB5cBAmDuDCARjGBAsyCgDAAPvhBA",
+    "ARFAAZ68DAAFmSAA51GdAASJCAm2B4RBAHeAABJCAGuCBABJCAGdBASvBAAQDAAMJCABGAABUBAFSAAwNsBAADJCAmG-B",
+    "BAAWCApDqCBAFAAAiCMAAgCBAABAAAc3-FAAI1mBAApBJAAn3IDAABGAABBAABiJAAPAAAdCAACAAAODAAIrMAAkoCqDA",
+    "AFMAADIAAHJAA2iEJCAmuBTAAMTAAsDYAAnE0CBABmCAABBAACAAACBAACDAABLAABAAABGAABgCAABDAACHAABGAABbA",
+    "ABDAABEAABAAADGAABzKAACYAABYAABeAABYAABeAABYAABeAABYAABeAABYAABHAACxBCAg4BeBAGFAAlI9BAAyEsBAA",
+    "KGAACJCAEABAhKdAASrBAAEJCA2ObBAEJCA2GdBACAAAAJCAlPGBABDAABBAABOAABkGAACICAwBjCBAHAAAEJCA3Y6BA",
+    "ABCAABDAAsCsBAABOAAiGDBABaAABBAABAAACAAABJAABDAABAAABAAAGAAAEAAABAAABAAABCAABBAABAAACAAABAAAB",
+    "AAABAAABAAABBAABAAACDAABGAABDAABDAABAAABJAABQAAFCAABEAABQAAkSMCAj3CJAAmgB-2pBBAgB5hEAAG9GAACh",
+    "0FAAOwpHAAPtTAAitC9QAAivBq6EAAF-iEAA",
+    NULL};
+/* 185 rows; a: what to add; b: to each code point, or each second one */
+static const char *const db__unicode_lower[] = {
+    "hCZgCClDWAABGAAhBuB9BCDEAACOAACsBAABAzHBAE0HCDAiNBAChNCBA6MBAA5MABB4MAAA3MACA8EAAA2HAAACAAAzM",
+    "ABA4MAAAEABAIAAADAAA-MADAkNAAAEABACAAEpNCBAyNBAAxNABAyNACAxNABAyNAAAxNABBwNAACvNCBA0NBAAzNADA",
+    "AAHACAAABABACAAABABACAAQBCCQAACACBACBCBAjGBAAyCAAmByDCBAlIBBQmICHA0iVBAAziVABAnKAAA2sVACAtiVA",
+    "BAnMAAAwQAAAEAAIrEChJCAADAABIAmHAGA7EABCBABA2BABBBABQ9BABIAAjBAvBAIWNCFA5DBCA6DABAPAAAQACClIA",
+    "APkNAAf-CAwBgB9BCJ0BAABAcBAMbCC+CAAClB+CBp6ClBgjOABAAAFAAAyWvCg39BAAFv8rCAzkCANAGqBh8FACCAAgK",
+    "0Ei8FCJA-7OBB+Cg8OCJHRBIFAAKHAAIHAAIFAALGACIHABYHAAIHAAIHAAIBAAABjEAAAiEALD5EAAA6EALBCAAB3FAM",
+    "B4FAABvGAAAyGALBxHAABEAAAqHApJAn1OADAj2BAAAyHAGAkmQAtBPXATAdAyZZyBAw5BvBsBAwBA9CABAv-UAAAixNA",
+    "AAhwNACEw+UCBA5hVBAA+BAAAjCAAACABA+hVACAAAIB-jVAAiDgkVCICAAEAABtqesBACTaAAnEMAAD8BAAKCAABApgl",
+    "CBAIqglCCEAABBAxyyCACCyyyCCDSAABAp0yCBAAVAAAIAAAUAAAFABAkDAAAvBAAAqBAAAqr0CAAO95BCBAhDBAAlxyC",
+    "AAA2wNAACyjlCCBAv2yCBAOw2yCCBAjkzCBYAkkzCAr5VZ+BAlmBnBQAoEjBAA8EKBABOAABGAABBAAq3ByByBA9EV-BA",
+    "65CfAAgsVfAAgCYJAnyehBOA",
+    NULL};
+/* 333 rows; a: the canonical combining class */
+static const char *const db__unicode_combining[] = {
+    "gYUsOAAAEAADXAAAYAAAfAAEIAABjBAADkBAABjBAAKkBAAE1NAAD2NAAHUAAAUAAATAACTAACUAABTABCUAADTAAAUAA",
+    "AEAABXAAAUAAAGAABCAAABAABCAAABAAMFAzIEAApIATAADUAAATAACUAAAPAAADAAFUAAFTAABUAAATAABUAAAPAAAMA",
+    "AAEAAA3NAAACAAACAAACAAACAAACAAACAAACAAACAABCAAACAAACAAACABACABACAAACABA6MAAATABAzMAoCHoNAAAvM",
+    "AAACAAACAwBAJAAACAAACAAACAAACAAACAAACAAACAABoMAABTAAEUAAATAABUAAATAQAxLAlDGmMACDAAAATAAAUACBA",
+    "ABATAABUAAATAjBAvLAeAkMAAATAABUAAATAABUAACTAAAUAABTAAAUAAATAACUAAATAAAUAAATAAAUAAATAAAUAAATAA",
+    "BUAgFGAAAATAAAUAiBDAABIAABCAABEAArBCTA4DNUABATAABUAAATAABUAAATAACUAACTAAAhMAAACAAACAACyMAAATA",
+    "ABUAABTAAEUA8BA9NAQAEADA6NAAATAABUAnDA9NAQAEAuDADAQAEAuDADAQAEAuDADAQAEA-DAAA-DAAAHA2EAAAOAlD",
+    "AnFAQAEA-DAAA8DAAAtDB8FAAA7FANDkGAsDBWAODIAsCBkGAbAAABAAABAHA3BAtFAAACABAEAFDDACAAABBoGAAA5NA",
+    "BB6NA+BATAwDApNABBEAyCAmNAvWCUA0dA5NAfAAA9EAAAKA6NArGADAvEALAAAQAAATA7GAUAAATAnCAlNAUH6NACATA",
+    "wBEUAAFTAABUAAATA2DApNAPAEAmBA6NAAATAAGUA2BB5NA6BADALBEAjCADA4EC+NABApOAAE2NAABUAADTAAAUABGpO",
+    "AEA2NAGAUADBAAmGBAAAATAAGUAAATAABUAAAIAAAnBAAAMAAAjBAAkB4BAFAAAAAGAAAZAAAUAAATAwWBUAABpOAADqO",
+    "AACpOAABqOAEAAADBpOAAAqOAAATAAAUAABpOAAD2NAAAUA+-CCAAtEA5NAgDf6NAqRAXAAAUAAAIAAATAABEApDBvNA0",
+    "udA8NAEJAAgBBAAwCBAA0IA5NA9FAAAbR6NA5BCTAlBAlNA-CADAMAEAvHA6NABBAAAATACBUAFBAABAAA0BA5NA2HAAA",
+    "w5TAiBAhYG4MAAGTAABUAteATAiHAAA1EEUAy0BATABAUAoBAAAAApOAAA2NAEAlNAlFA6NAAATA-qBAlNA4BAAA5BAAA",
+    "AADAlCC+NAwBB5NA+BADAsCAEAJADAqDAEAAADAyFAAAAAEAxCADAQAEAYG6NADEAAtGA5NADADA7DAEAAADA7HAEAAAD",
+    "A+DAEA2DAAAAADAzDAEAzoBAAAw1TEPA7BGqOAnrUApOAmmFBuNAACtNADAiOAAETAIHIACEUAABTAeDUA0ECAA7tDGAA",
+    "BQAACGAABBAABEAAllCGTAtDFUAAA9NA",
+    NULL};
+/* 941 rows; first is a with b behind it, both ways */
+static const char *const db__unicode_pairs[] = {
+    "gGAiEgwBAAACAAACAAACAAAKAAAEBAE6BAAEtCAAACAAACAAAMAAIPAAACAAACAAAMBAKJAACFAAACAAACAAACAAAKCAM",
+    "PAAACAAACAAAMAAINCAQBAAACAAACAAACAAAKAAAEBAE6BAAEtCAAACAAACAAAMAAIPAAACAAACAAAMBAKJAACFAAACAA",
+    "ACAAACAAAKCAMPAAACAAACAAAMAAINBAAOAAvDHAAgCAAA-BEAAgCAAA-BkCAAgCAAA7BtCAAgCAAA-BCAAgCAAA-BKAA",
+    "gCAAA-BKAAgCAAA9BAAAgCACA9BPAAgCAAA-BEAAgCAAA-BCAAgCAAA-BiCAAgCAAA-B3BAAgCAAA7BTAAgCAAA-BIAAg",
+    "CAAA-BCAAgCAAA-BgCAAgCAAA9BpCAAgCACA9BCAAgCAAA-BCAAgCAAA-BEAAgCAAA-BkCAAgCAAA-BhCDACJAAgCAAA9",
+    "BqCAAgCABA9BrCAAgCAAA-BsCAAgCAAA-B1BAAgCAEA7BVAAgCAAA-BsCAAgCAAA-B1BAAgCADA9BPAAgCAAA-BEAAgCA",
+    "AA-BKAAgCACA5BTAAgCAAA-BsCAAgCAAA-B1BAAgCAAA9BVAAgCAAA-BCAAgCAAA-BqCAAgCAAA-B1BAAgCAAA9B2BAAg",
+    "CAAA-B1BAAgCACA9BRAAgCAAA-BCAAgCAAA-BEAAgCAAA-BIAAgCAAA-BCAAgCAAA-B6BAAgCAAA7BrCAAgCAAA7BAAAg",
+    "CAAA-BMAACNAAgCAAA-BMAAgCAAA-BKAAgCAhBA1CeAAgCANAzBAAAgCAcAnDdAAgCAAAvBAAAgCAAAzBAAAgCAAAzBAA",
+    "AgCAAAuGPAAgCAAA-BFAAgCAAA-BWAAgCAAA-BXAAgCABAvDIAAgCAAAkUAAACAAAhWAAAgCACA9JQAAgCAAA3BAAAgCA",
+    "AA3B4BAAgCAAA2XnCAACAAAnDQAA2NAAAviBADAlCVAAgCACAxBBAAgCAAAuFCAAgCAAA9BAAAgCAAAbAAAgCAAAtLcAA",
+    "gCAAA-BEAAgCAAA3BDAAgCAAA-BEAAgCAAA3BDAAgCAAA-BEAAgCAAAzBDAAgCAAA-BEAAgCAAA5BDAAgCAAA-BEAAgCA",
+    "AA5BDAAgCAAA-BEAAgCAAAjCqBAAgCAAA9BAAAgCACA3CzBAAgCAGAtCJAAgCAAA3BgCAAgCAAAiHlCAAgCAAAhCAAAgC",
+    "AAArKGAAgCAAA+bFAACAAArdAAAgCAxKA+CFAAyuBABAIAAAEAAAEABAMABAMAAAIAAAiCAZAhDOAAYAAAYNAAIAAAEAA",
+    "AEAAAkBAZAjBOAAYAAALNAAMAAAIAEASAAAAOrBAmEPAAAQBADNDAZOEAoBNAADBAAWMKAVAfAgCAWAFLAAAQBADNDAmC",
+    "OEA3BNAADBAAWMXAiDSAACApCA9FRAAgCANArCAAAgCAAA-BEAAgCACA1BDAAgCACAmKEAACAAAlMAAAgCAAA9BAAAgCA",
+    "CA9BHAAgCAAA-BIAAgCAAAzBAAAgCACA0KAAACAAA3LAAAgCAAAzCHAAgCAAA-BIAAgCAAA-BGAAgCAAA3BFAAgCACA3B",
+    "AAAgCAoJA4d20BAAACAAiCAAAhCCAAmCB5EA2IABAnBAQAiBA1SAslBwuBHAQACAGA2EAoJkIAAAyB7LAgY+XCAAvBAAA",
+    "yBnCA2EgI1BAoDxBAACAAAByB7DAgI+H3DAyH+HGAOAAAACBAAnBAAImB+DA4HyGAACAAAByBtEAmJmHBAAKAAGJAAFqB",
+    "nSA4kB+kB-2CAguFuwFBAEABAEABAEABAEADAIAoBAyCABAEACAEAAACABAGA8VAhwN-gMAAgCAAA9B7BAAgCAAA-B4BA",
+    "AgCAAA-BcAAgCAAAqG-CAAgCAAAlKMAAgCAAA-B4BAAgCAAA-BcAAgCAAA-BTAAgCAAA-BMAAgCAAA8K5CAACAAABCAAC",
+    "AAA7M4CAAgCAAA-BGAAgCAAAmczCAACAAAleCAAgCAAA9BFAAgCAAA9BGAAgCAAA-B4BAAgCAAA-B1BAAgCAAA-B+BAAg",
+    "CAAA-BOAAgCAAA9BEAAgCAAAsG9CAAgCAAAnKAAAgCAAA-BkCAAgCAAA-BcAAgCAAA9BbAAgCAAA08O9BAACAAA1+O6CA",
+    "AgCAAA-BHAAgCAAA9B3CAAgCAAA-BMAAgCAAA-B4BAAgCAAA9B3BAAgCAAA-B4BAAgCAAA-BcAAgCAAA-BHAAgCAAAuG3",
+    "CAAgCAAA-BOAAgCAAAuFPAACAAABCAACAAA5PAAAgCAAA-BMAAgCAAA7BAAAgCAAA-B4BAAgCAAAw+O9BAACAAAxgP6CA",
+    "AgCAAA9BzCAAgCAAA-B4BAAgCAAAuO3BAACAAAKAAACAAAiwOAAACAAA9gPAAAgCAAA-B4BAAgCAAA-BcAAgCAAA-BHAA",
+    "gCAAA9BRAAgCAAA-BYAAgCAAA-BFAAgCAAAmP3CAACAAACOAACAAApRJAAgCAAA-BgCAAgCAAA9BlCAAgCAAA-BCAAgCA",
+    "AA-BOAAgCAAA-BBAAgCAAA-B4BAAgCAAA9B3BAAgCAAA-BCAAgCAAA9BBAAgCAAA9BJAAgCAAA-BiCAAgCAAA-BcAAgCA",
+    "AAjBAAAYxCAAGEAAEABAsQFEA7T4BAAgCAAA-BzBAAgCAAAiGPAAgCAAA-BBAAgCAAA-BSAAgCAAA-BLAAgCAAA87OBAA",
+    "CAAA95OBAACAAABBAACAAABSAACAAABLAACAAA65OGAACAAA3lP6BAAgCAAA-BzBAAgCAAA-BLAAgCAAAqGDAAgCAAA-B",
+    "BAAgCAAA-BSAAgCAAA-BLAAgCAAA88OBAACAAA-mPOAAgCAAA-B0BAAgCAAAzBAAAgCAAA-BzBAAgCAAAqGPAAgCAAA-B",
+    "BAAgCAAA-BSAAgCAAA-BLAAgCAAAw9OBAACAAA5yOBAACAAABBAACAAABSAACAAABLAACAAABgCAACAAA3UAAAgCAAA-B",
+    "zBAAgCAAA0TPAACAAABBAACAAABSAACAAABLAACAAABgCAACAAAtVlCAAgCAAA-BmCAAgCAAA-BzBAAgCAAA-BLAAgCAG",
+    "AwzBgBAAACAA+0NnBAACAAABCAACAAABiEAACAAA-2N9CAAACAAu3NnBAACAAABCAACAAABiEAACAAAn1N9CAAACAA21N",
+    "nBAACAAABCAACACA33NkBAAACAAm4NnBAACAAABCAACACAj2NkBAAACAAy2NnBAACAAABCAACAAABiEAACAAAz4N9CAAA",
+    "CAAi5NnBAACAAABCAACAAABiEAACAAA-2N9CAAACAAu3NnBAACAAABCAACAAABiEAACAAAv5N9CAAACAA+5NnBAACAAAB",
+    "CAACAAABiEAACAAAz3N9CAAACAAi4NnBAACAAABCAACACAj6NkBAAACAAy6NnBAACAAABCAACACAn4NkBAAACAA24NnBA",
+    "ACAAABCAACAAABiEAACABA36N7CBAo7NnBBAACBAAiEAA-4N9CAAACAAu5NnBAACAAABCAACAAABiEAACAAAv7N9CAAAC",
+    "AA+7NnBAACAAABCAACAAABiEAACAAAv7NjEBAIABAEABAEABAMABAMABAIADAuzNqEAACAAACAAACAAACAAACAAACAAAC",
+    "AAACAAACAAACAAACAAACAAACAAACAAACAAAiBAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAAC",
+    "AAACAAAiDAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAACAAA77N9DAAADAA+7NiEAA97N",
+    "AAAJABAKFAAqgOGAApiO9DAAADAAAHBAAqEEAxuBFAA4sPGAA57NAAARABASFAA+gOGAAhjOpEBAEABAAqEAAwiOpEAAA",
+    "CAAAiEAArgO3DAAADAAiBHDAhBkEAAiBAAAhD3DAAADAAAHCAqmOAAAACAAAiEAAxjO3DAAADAAMHBATmBAAACAAI8CAA",
+    "MAAArC3DAAADAAAHBAHoBAAxvBnBEAotPqEAAl7NAAAKABAJFAA6iOGAAtlOpEBAUABAAqE9MAu+OZAAEASAEAeA4DAAA",
+    "IAAADA0BAiDAEAKACAGAXAwBABAEAaAuBACAOACAEABAGAWA1gRABAoiRAKAnBAAAhhRAAAEAAAsiRAAACACAaAAACACA",
+    "GAAACAGAGAAACACAOAAACACAGAAACAiBA2BAAAMAAACAAAEAwBA9CAAACAAAoBAAACAGAgCAAACAAACAAACA+qDAs5Gi2",
+    "WBAEABAEABAEABAEABAEABAEABAEABAEABAEABAEABAEACAGABAEABAEAGAOAAAACBAGBAAACBAGBAAACBAGBAAACBAGB",
+    "AAACWApDBJAuFANAcABAEABAEABAEABAEABAEABAEABAEABAEABAEABAEABAEACAGABAEABAEAGAOAAAACBAGBAAACBAG",
+    "BAAACBAGBAAACBAGBAAACWApDBCAyEAAACAAACAAACADAWA783BA45vDiiwDBAEAOAUAiEA4I6GAACA7QAqhBuhBAAAyB",
+    "uLAkXmWAAATBAAa7HA+PkPAACA8bA43Bi4B",
+    NULL};
+/* 1120 rows; first becomes a, or a with b behind it, and never back */
+static const char *const db__unicode_singles[] = {
+    "gaAgwBAAACABAkBAAAViwBvBA9EhwBJA7nBAIA4HAwuBA8lE4zEAACAAACAAAKAAAKAAACAAASAAAIA8DAkHgIAACABAa",
+    "AzCAmIgICAMAiBAjCAAACAAAKACAeA9HAsPgQAACAlfAgiC2nCJAUAEAKAEAKAEAKAMA1BDJAiDlEBAAEAAiEYBACAIAj",
+    "EARAiCuDJAUAEAKAEAKAEAKAMA1BD39DAn+Fp7HBACABACABACABA6BABACABACA9BAvEACAmDAKAhDABACAHAOAHALAH",
+    "AsCAHAjCACARAAApyBAJA4yBABAGABA1tBACA80PAAACAkJAzlOADA71BAAA0HA9PAm0XAAACAx9BA3yCwzBjxzBA22wB",
+    "vzBAAn1SAAAs9TAAAjgBAAAt-OAAA9pQAAAm7CAAAu7lBAAAAAAA1kjBAAAgocAAAzkeAAAi8BAAA8qEAAAmnKAAA4xEA",
+    "AA0rDAAA2XAAA8TAAAu5DAAA5oTAAAyxBAAA87BAAAqwBAAA+lIAAA6yGAAAuoEAAA92lBAAAmvCAAA+4LAAAuxDAAAkh",
+    "KAAAi-LAAA7sgBAAA2pJAAAk+KAAAu5BAAA1pTAAA+wPAAAukDAAAp1UAAA6kEAAAmlDAAAk5CAAAk9OAAAv0gBAAAijB",
+    "AAAuSAAAs+IAAA+gDAAA6zDAAAutCAAA0xEAAAqgDAAAsFAAAm5DAAAm0EAAA6jCAAA2oBAAA72SAAAmPAAAiiCAAAyiD",
+    "AAA2zHAAA23FAAAx6JAAAt-YAAAqiDAAA41OAAA8hCAAA3hHAAAwmDAAAw-JAAAqjFAAA9hfAAA04BAAAi7GAAAu8BAAA",
+    "qTAAAgiHAAAwQAAAohMAAAx3hBAAAy7WAAA9qXAAAfAAAglUAAAk6BAAAmjDAAAooJAAApvFAAAhrUAAAmzDAAA4vQAAA",
+    "pseAAA86GAAA2iCAAAq3JAAAyeAAAxlRAAAo+SAAA3zUAAA0+HAAA35IAAA+rPAAAn1DAAA06LAAA91UAAA2pCAAAmqPA",
+    "AAw0GAAAimDAAA-uPAAAs-RAAAvyRAAAz4EAAAu+PAAAp0PAAAq8IAAAtrTAAA2rBAAAgGAAAwrLAAAsmKAAAw4CAAAmm",
+    "EAAA6vDAAAztfAAA6UAAAizCAAAy3CAAAytDAAAyjFAAA4yEAAAmoOAAA6rCAAA6iCAAAuDAAAljmBAAA2iKAAAirCAAA",
+    "2+RAAA7uYAAA4xBAAAgHAAA0pBAAAyoFAAAsiBAAAg0BAAAi0CAAA0iCAAA2nBAAAurHAAAvjFAAAqzFAAAuyBAAAlzgB",
+    "AAA4IAAA0hBAAA2gOAAA0-LAAAweAAAh+VAAA4SAAAs4BAAAmjEAAAgpIAAAxsEAAAhpSAAAqhEAAA8uCAAAmdAAAkmBA",
+    "AAs5JAAAuLAAAizFAAA4KAAA8+IAAAksCAAAkFAAAgNAAA5okBAAAmiVAAAsgMAAAowCAAAt9aAAA1lJAAAolBAAAoxFA",
+    "AAiFAAA01EAAAymCAAA48DAAAonCAAA0rHAAAg4FAAAixHAAApwcAAAs6XAAAp6hBAAAkvKAAAwHAAA80CAAA2VAAA62C",
+    "AAAgVAAAkxBAAAqqCAAA80NAAAhvjBAAAisIAAA0kaAAA5kjBAAA8uGAAAitIAAAg0QAAA95XAAAybAAAmtDAAAg3FAAA",
+    "+vRAAA5liBAAAseAAAslEAAA86EAAA2TAAA0VAAA6jCAAAiyDAAA4dAAAu5EAAAs1EAAAkBAAA2uEAAAsxCAAAl6hBAAA",
+    "23NAAA5pNAAAm7OAAAwsBAAAk2IAAAyqIAAAo7CAAAwkBAAAvwbAAAojDAAA6hKAAA5xDAAAqFAAAkXAAAj9EAAAtiBAA",
+    "A+rNAAAvpeAAAsnaAAA3vYAAAlDAAA+pGAAA6iCAAAmgNAAAh1QAAAy5IAAAzmDAAAuoUAAA9uDAAAigHAAAjsGAAAvrV",
+    "AAAl5GAAAgoCACA0pBABA0hHACArpKAAA40QAAAg6BAAAknBAAAkCAAAOAAA0CAAAu8OAAAvpNAAA+vBABAqlDABAsuCA",
+    "CAg0CAAAqMADAk-DAAAaAAA4CAAA4oCAAArtGAAAy9CAAAxwjBAAAyTAAAsGAAA4XAAA2BAAA6GAAA4kBAAAyGAAAkGAA",
+    "AwdAAAwGAAA47BAAAUAAAsiCAAAoNAAAsCAAAoGAAA61BAAAmJAAA+KAAAofAAAkvCAAAmKAAAwQAAA4kBAAA6LAAAufA",
+    "AA+mCAAA6KAAAWAAABAAAQAAAMAAAOAAAgDAAACAAAkLAAAiEAAA+TAAAojBAAAqBAAAwDAAAiTAAAmJAAAweAAA4IAAA",
+    "AAAA8dAAAyrCAAAsIAAA2WAAAwDAAA0ZAAAqDAAA8qBAAAkIAAA2qDAAA4RAAA4DAAAr8bAAAynxHAAArtgHACAj-ZAAA",
+    "+4BAAA5EAAAveAAAqcAAA2DAAAuUAAAmDAAAmqBAAAvEAAAoEAAAyEAAAwnBAAAyFAAAiJAAAgBAAA8QAAAsMAAA06BAA",
+    "AOAAAgJAAAoEAAA2SAAAsHAAArEAAAsIAAA7CAAAkJAAAkEAAAgZAAAwFAAAsDAAAoQAAA8RAAAmKAAAIAAA2DAAAmiCA",
+    "AAiEAAAuYAAA0ZAAAfAAAuFAAA4PAAAgVAAAyjDAAAj3CAAA0HAAA2HAAAuUAAAqJAAAqDAAAkOAAAEAAA2KAAAiBAAAy",
+    "BAAAsFAAATAAA4YAAAqeAAA+QAAA2LAAAgOAAAyJAAA0UAAAuMAAA60BAAA6JAAA04BAAAwcAAAqEAAAgBAAAySAAAyDA",
+    "AA5CAAAsDAAAFAAAhBAAA4EAAAiFAAA8XAAAgjBAAA0TAAAuSAAA6NAAAsgCAAAuGAAAmHAAAqIAAAoCAAAYAAAgDAAAu",
+    "tBAAA0oCAAA8qkGAAALAAAi5FAAAvj8HAAA2nCAAAiCAAAghpIAAAuoFAAAmgRAAA-4vHAAA2EAjCAp7sCo7CBAyBGKAR",
+    "UAAACAAg26DBAAACAAx36DVAAACAAAIAACAAACAAACAAACAAACAAACABAEAAACAAACAAACAAACABAEABAEAAACABAEAAA",
+    "CABAEAAACAAACAAACAAACAAApBFAAHMAAUAAASAvw1BAm3lHs6lHAACAAAOSAAACAAACAAACAAAC2CA0FZAACAAACSAAC",
+    "AAABCAACA-xpCA93hG92oHAAJAAASAAAiu5GAAAj84GAAA8EAAAaAAAuEAAAwHAAA+BAAA8EAAAvBAAAhjOAAA45oHAAA",
+    "5u6GAAAOAAAgBAAAmBAAAq65GAAAlmoHAAA8qOAAAsCAAA875GAAAn75GAAAaAAAvtBAAAguBAAASAAA0igJAAAz+-IAA",
+    "AcAAAnyOAAA41OAAAWAAA4CAAAKAAAj2OAAAk7OAAAEAAA2BAAAsBAAAWAAACAAAiBAAAkDAAAQAAASAAAyBAAAUAAAEA",
+    "AAAAAAAAAA6q7GAAA37sGAAArqOAAAqBAAAo47GAAAv37GAAAMAAAqBAAAwJAAArGAAAgBAAAgCAAA0DAAAoFAAA0BAAA",
+    "mEAAAgBAAAiCAAAAAAAqBAAAkBAAAQAAAeAAAoVAAA-QAAAiRAAArMAAAmCAAA5mCAAAuuDAAA-RAAAsCAAAyBAAAjIAA",
+    "AuKAAABAAA2HAAAwj+GAAAj-9GAAAKAAAeAAAoBAAAQAAAgEAAAs0+GAAAkEAAA7v+GAAA+CAAAYAAA9EAAA8IAAAv3RA",
+    "AAcAAA4gSAAAsDAAAAAAA0o-GAAApg-GAAAqBAAAeAAAYAAAqy-GAAAxx-GAAAOAAA60BAAAhzBAAAhqSAAA+tSAAAcAA",
+    "AkFAAAlDAAAu1gHAAAhqgHAAAmqgHAAAvngHAAAFAAAiBAAAqGAAACAAAl7SAAA88SAAA2CAAAqBAAA4CAAAtgTAAAiy0",
+    "HAAAtw0HAAAojTAAAGAAAGAAAoBAAAwsiJAAAnpiJAAAmjiHAAAAAAA-ywGAAA9tRAAAAAAA1lTAAAi-8HAAAkyXAAAvn",
+    "hIAAASAAAvoTAAAurTAAAmDAAAUAAAkCAAAwIAAAt0TAAA7BAAAw3TAAAgkjHAAA5gjHAAAiIAAAIAAAEAAADAAA8CAAA",
+    "oBAAAoCAAAbAAAWAAA+CAAAoBAAAIAAA0BAAAWAAAkEAAAoFAAAmCAAA4HAAA47jHAAA98jHAAAhEAAA4GAAA2BAAAiGA",
+    "AA6gkHAAA98jHAAA5FAAA3BAAA13UAAA2jVAAAqBAAA+BAAArCAAA1gVAAAmuVAAA6BAAA8plHAAAtilHAAAqRAAA9KAA",
+    "A-yVAAAw3VAAAx4VAAAnCAAA8qLAAAGAAA22KAAAnGAAAihNAAAnteAAA8zRAAAIAAAMAAA6DAAAVAAAgnmHAAAzn8HAA",
+    "AirWAAApHAAA6MAAAmDAAAw+lHAAA99lHAAA9GAAAqPAAAt3WAAAq6WAAAiGAAAuEAAA8LAAA2-lHAAAv8lHAAAlsXAAA",
+    "ywXAAAs4mHAAAl1mHAAArwXAAAoyXAAA6CAAA2BAAACAAAktnHAAAj4OAAA++OAAA3qnHAAA8moHAAA5-nHAAAcAAArGA",
+    "AA+KAAAwCAAAyDAAArDAAAwCAAAeAAAaAAAy5nHAAAz+nHAAA2PAAA+DAAA1zYAAAw5YAAAHAAA0goHAAAvtoHAAAqXAA",
+    "Ag-nHAAAgDAAAv8nHAAAmHAAA1BAAAFAAApoZAAAorZAAAmDAAALAAAsDAAAwnqGAAA-9pGAAA8xoHAAAtsoHAAA+gpHA",
+    "AAl4oHAAAaAAA2BAAAw7pHAAAv4pHAAAqBAAAgqqHAAA+NAAAzpqHAAAiBAAA9taAAAyvaAAA5uaAAAAAAA+4aAAAqBAA",
+    "AqBAAAoBAAAqEAAA96aAAAygbAAAkxrHAAAvvrHAAAo1rHAAAjyrHAAA+i2GAAA941GAAAi5sHAAAuBAAA4IAAAvkoIAA",
+    "AYAAA4ubAAA+-sHAAABAAAuCAAA0BAAAphtHAAACAAAAAAA2CAAAhxbAAAk1bAAAp0bAAAgFAAAu4pIAAA98tHAAA8DAA",
+    "AgEAAAx+bAAAm0qIAAA-suHAAAo0uHAAA2CAAArzuHAAA4FAAA3rcAAAixcAAAUAAAKAAA6yvHAAA2SAAAAAAAx7vHAAA",
+    "3ucAAAy6sIAAAp+vHAAAGAAAj6cAAAyltIAAA76vHAAAjjdAAAwkdAAAJAAA6BAAAsoxHAAAlixHAAAjmdAAAssdAAA2D",
+    "AAAmEAAAhxdAAAovvIAAA+BAAA7uvIAAAg4vIAAA91xHAAAo8xHAAAx6xHAAAqGAAAWAAAqtyHAAAyEAAAlsyHAAAw0yH",
+    "AAAvzyHAAA+u5GAAAz43HAAA6teAAAiFAAAvveAAAmzeAAAxoTAAAkvmIAAAcAAAjiaAAASAAA154GAAAGAAA05GAAAlz",
+    "lBAAAsifAAALAAAkBAAAz+XAAA8-XAAAEAAAUAAAyCAAAsl0HAAAtl0HAAAwDAAAsEAAA0EAAAzIAAA0JAAA0CAAAgHAA",
+    "AnQAAAuHAAAEAAAgBAAA0l0HAAAqTAAArJAAAz6zIAAAs8fAAAEAAAmCAAAor3HAAArm3HAAAw80HAAA980IAAAIAAAgl",
+    "1IAAAiSAAAt21IAAAqugBAAAYAAAWAAAEAAAgEAAAhCAAAsIAAA3CAAAuJAAAhFAAAmEAAA2BAAA96gBAAA0ghBAAAgCA",
+    "AAvghBAAAumhBAAAGAAAog3HAAA-42HAAAOAAAxqhBAAAqshBAAA9jqBAAAm-hJAAAwLAAAvq5IAAASAAAy9hBAAA6EAA",
+    "A6JAAA2MAAAml4HAAA5-3HAAAsBAAA0FAAA4FAAAw74HAAA1y7BAAAxj9FAAAdAAAoDAAA8u9FAAAzg9FAAAoGAAA0p7H",
+    "AAA2BAAAx16HAAA6FAAAgCAAA6h7HAAAlh7HAAA6RAAA+JAAACAAA3FAAA6XAAA4BAAAq+7HAAA9m7HAAAr-lBAAAkimB",
+    "AAAg87HAAAh5hJAAA6tmBAAAhxcAAAi3cAAAki9HAAAqNAAA36jJAAAQAAA02mBAAA0i+HAAAv1kJAAAo+kJAAA1o+HAA",
+    "AAAAA8BAAA64+HAAAnt+HAAA96mBAAAs-mBAAA8HAAA2BAAA4DAAA-inBAAAk2nJAAA7hgIAAA8SAAA6LAAA9ioBAAA+B",
+    "AAA0noBAAAu2hIAAAr9pJAAA6gqJAAAyQAAAmIAAAr9hIAAAp2oBAAAm6oBAAAKAAAOAAAUAAAOAAAqCAAAqsjIA",
+    NULL};
+/* End of the generated tables. */
+
+typedef struct db__unicode_row {
+    uint32_t first, last;
+    int32_t a, b;
+} db__unicode_row;
+
+typedef struct db__unicode_table {
+    db__unicode_row *row;
+    size_t count;
+} db__unicode_table;
+
+struct db__unicode {
+    db__unicode_table classes, lower, combining, pairs, singles;
+};
+
+/* Digits to the base 32, lowest first; values from 32 on say that another digit follows. */
+static uint32_t db__unpack_number(const char **text)
+{
+    static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                                   "0123456789+-";
+    uint32_t value = 0, digit;
+    int shift = 0;
+    do {
+        digit = (uint32_t)(strchr(alphabet, *(*text)++) - alphabet);
+        value |= (digit & 31) << shift;
+        shift += 5;
+    } while (digit & 32);
+    return value;
+}
+
+static int32_t db__unpack_signed(const char **text)
+{
+    uint32_t n = db__unpack_number(text);
+    return n & 1 ? -(int32_t)(n / 2) - 1 : (int32_t)(n / 2);
+}
+
+/* Unpacks a table: every number is the difference from the row before. */
+static void db__unpack_table(db_ctx *ctx, const char *const *lines, db__unicode_table *table)
+{
+    db__text all;
+    const char *text;
+    db__unicode_row row = {0, 0, 0, 0};
+    void *rows = NULL;
+    size_t capacity = 0;
+    memset(&all, 0, sizeof all);
+    all.ctx = ctx;
+    for (; *lines; lines++) db__text_append(&all, *lines, strlen(*lines));
+    row.last = (uint32_t)-1;
+    for (text = all.data; ctx->result == DB_OK && *text;) {
+        row.first = row.last + 1 + db__unpack_number(&text);
+        row.last = row.first + db__unpack_number(&text);
+        row.a += db__unpack_signed(&text);
+        row.b += db__unpack_signed(&text);
+        if (!db__reserve(ctx, &rows, &capacity, table->count + 1, sizeof row)) break;
+        table->row = (db__unicode_row *)rows;
+        table->row[table->count++] = row;
+    }
+    db__text_free(&all);
+}
+
+static struct db__unicode *db__load_unicode(db_ctx *ctx)
+{
+    struct db__unicode *u = (struct db__unicode *)db__alloc(ctx, 1, sizeof *u);
+    if (!u) return NULL;
+    db__unpack_table(ctx, db__unicode_classes, &u->classes);
+    db__unpack_table(ctx, db__unicode_lower, &u->lower);
+    db__unpack_table(ctx, db__unicode_combining, &u->combining);
+    db__unpack_table(ctx, db__unicode_pairs, &u->pairs);
+    db__unpack_table(ctx, db__unicode_singles, &u->singles);
+    return u;
+}
+
+static void db__free_unicode(db_ctx *ctx, struct db__unicode *u)
+{
+    if (!u) return;
+    db__free(ctx, u->classes.row);
+    db__free(ctx, u->lower.row);
+    db__free(ctx, u->combining.row);
+    db__free(ctx, u->pairs.row);
+    db__free(ctx, u->singles.row);
+    db__free(ctx, u);
+}
+
+/* The row that holds a code point, or NULL. */
+static const db__unicode_row *db__unicode_find(const db__unicode_table *t, uint32_t code)
+{
+    size_t low = 0, high = t->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (t->row[middle].last < code) low = middle + 1;
+        else high = middle;
+    }
+    return low < t->count && t->row[low].first <= code ? &t->row[low] : NULL;
+}
+
+enum { DB__OTHER = 0, DB__LETTER = 1, DB__NUMBER = 2, DB__SPACE = 3 };
+
+/* Which of \p{L}, \p{N}, \s a code point is. */
+static int db__class(const struct db__unicode *u, uint32_t c)
+{
+    const db__unicode_row *row;
+    if ((c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xA0 || c == 0x1680
+        || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F
+        || c == 0x3000)
+        return DB__SPACE;
+    row = db__unicode_find(&u->classes, c);
+    return row ? row->a : DB__OTHER;
+}
+
+static int db__combining_class(const struct db__unicode *u, uint32_t c)
+{
+    const db__unicode_row *row = db__unicode_find(&u->combining, c);
+    return row ? row->a : 0;
+}
+
+/* Korean syllables are composed by arithmetic: 19 leads x 21 vowels x (none or 27 tails). */
+enum { DB__LEAD = 0x1100, DB__VOWEL = 0x1161, DB__TAIL = 0x11A7, DB__SYLLABLE = 0xAC00 };
+
+/* Writes a code point's canonical decomposition, at most 4; returns how many. */
+static size_t db__decompose(const struct db__unicode *u, uint32_t c, uint32_t *out)
+{
+    const db__unicode_row *row;
+    size_t n;
+    if (c >= DB__SYLLABLE && c < DB__SYLLABLE + 19 * 21 * 28) {
+        c -= DB__SYLLABLE;
+        out[0] = DB__LEAD + c / (21 * 28);
+        out[1] = DB__VOWEL + c / 28 % 21;
+        out[2] = DB__TAIL + c % 28;
+        return c % 28 ? 3 : 2;
+    }
+    row = db__unicode_find(&u->pairs, c);
+    if (!row) row = db__unicode_find(&u->singles, c);
+    if (!row) {
+        out[0] = c;
+        return 1;
+    }
+    n = db__decompose(u, (uint32_t)row->a, out); /* the first part may go on, the second never */
+    if (row->b) out[n++] = (uint32_t)row->b;
+    return n;
+}
+
+/* What a and b compose to, or 0. */
+static uint32_t db__compose(const struct db__unicode *u, uint32_t a, uint32_t b)
+{
+    size_t i;
+    if (a >= DB__LEAD && a < DB__LEAD + 19 && b >= DB__VOWEL && b < DB__VOWEL + 21)
+        return DB__SYLLABLE + ((a - DB__LEAD) * 21 + (b - DB__VOWEL)) * 28;
+    if (a >= DB__SYLLABLE && a < DB__SYLLABLE + 19 * 21 * 28 && (a - DB__SYLLABLE) % 28 == 0
+        && b > DB__TAIL && b < DB__TAIL + 28)
+        return a + (b - DB__TAIL);
+    for (i = 0; i < u->pairs.count; i++)
+        if ((uint32_t)u->pairs.row[i].a == a && (uint32_t)u->pairs.row[i].b == b)
+            return u->pairs.row[i].first;
+    return 0;
+}
+
+/* Normalisation form C (Unicode Standard Annex 15), in place; `code` has room for 4 * n. `work` has
+   the same size. Returns the new length. */
+static size_t db__nfc(const struct db__unicode *u, uint32_t *code, size_t n, uint32_t *work)
+{
+    size_t i, j, total = 0, starter = 0, used = 0;
+    int previous = -1; /* combining class of the last character that stayed behind the starter */
+    for (i = 0; i < n && code[i] < 0x300; i++) {}
+    if (i == n) return n; /* below U+0300 all are composed, and no two compose */
+    for (i = 0; i < n; i++) total += db__decompose(u, code[i], work + total);
+
+    /* Marks behind a character go into the order of their classes; equal ones stay as they are. */
+    for (i = 1; i < total; i++) {
+        uint32_t c = work[i];
+        int class_ = db__combining_class(u, c);
+        for (j = i; class_ > 0 && j > 0 && db__combining_class(u, work[j - 1]) > class_; j--)
+            work[j] = work[j - 1];
+        work[j] = c;
+    }
+    /* Each character joins the starter before it, unless one of its own or a lower class stands
+       between them. */
+    for (i = 0; i < total; i++) {
+        uint32_t c = work[i], joined = 0;
+        int class_ = db__combining_class(u, c);
+        if (used > 0 && db__combining_class(u, code[starter]) == 0
+            && (used == starter + 1 || previous < class_))
+            joined = db__compose(u, code[starter], c);
+        if (joined) {
+            code[starter] = joined;
+            continue;
+        }
+        if (class_ == 0) starter = used;
+        previous = class_;
+        code[used++] = c;
+    }
+    return used;
+}
+
+/* ---- CLIP: byte pair encoding ----------------------------------------------------------------
+   A word is the UTF-8 bytes of a run of letters, of one number, or of a run of other characters.
+   Each byte has a printable stand-in in the vocabulary (and the last one of a word "</w>" behind
+   it); then the pair of neighbours that comes first in merges.txt is merged, the leftmost of equal
+   ones, until none is left.                                                                      */
+
+enum { DB__MAX_WORD = 16384 }; /* characters: merging takes time like their square */
+
+/* The stand-in of a byte: itself where Latin-1 has a visible character, else the next free one from
+   U+0100 on. */
+static uint32_t db__byte_symbol(int byte)
+{
+    if (byte < 33) return 256 + (uint32_t)byte;
+    if (byte > 126 && byte < 161) return 256 + (uint32_t)byte - 127 + 33;
+    return byte == 173 ? 256 + 33 + 34 : (uint32_t)byte;
+}
+
+static int db__by_pair(const void *a, const void *b)
+{
+    uint64_t x = ((const db__merge *)a)->pair, y = ((const db__merge *)b)->pair;
+    return x < y ? -1 : x > y;
+}
+
+static uint64_t db__pair(int32_t left, int32_t right)
+{
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
+
+static const db__merge *db__find_merge(const db_tokenizer *tok, int32_t left, int32_t right)
+{
+    db__merge key;
+    if (tok->merge_count == 0) return NULL;
+    memset(&key, 0, sizeof key);
+    key.pair = db__pair(left, right);
+    return (const db__merge *)bsearch(&key, tok->merge, tok->merge_count, sizeof key, db__by_pair);
+}
+
+/* Merges a word's n symbols in place; `rank` has room for n. Returns how many are left. */
+static size_t db__merge_word(const db_tokenizer *tok, int32_t *symbol, int32_t *rank, size_t n)
+{
+    size_t i, best;
+    const db__merge *m;
+    for (i = 0; i + 1 < n; i++) {
+        m = db__find_merge(tok, symbol[i], symbol[i + 1]);
+        rank[i] = m ? m->rank : INT32_MAX;
+    }
+    while (n > 1) {
+        for (best = 0, i = 1; i + 1 < n; i++)
+            if (rank[i] < rank[best]) best = i;
+        if (rank[best] == INT32_MAX) break;
+        m = db__find_merge(tok, symbol[best], symbol[best + 1]);
+        symbol[best] = m->result;
+        n--;
+        memmove(symbol + best + 1, symbol + best + 2, (n - best - 1) * sizeof *symbol);
+        memmove(rank + best, rank + best + 1, (n - best - 1) * sizeof *rank);
+        /* Only the pairs that the new symbol is part of have changed. */
+        for (i = best ? best - 1 : 0; i <= best && i + 1 < n; i++) {
+            m = db__find_merge(tok, symbol[i], symbol[i + 1]);
+            rank[i] = m ? m->rank : INT32_MAX;
+        }
+    }
+    return n;
+}
+
+/* Appends the ids of one word. */
+static void db__encode_word(const db_tokenizer *tok, const uint32_t *code, size_t n, db__ids *ids)
+{
+    int32_t *symbol;
+    size_t i, j, bytes = 0;
+    if (n > DB__MAX_WORD) {
+        db__fail(tok->ctx, DB_ERROR_ARGUMENT, "a word of %zu characters is too long", n);
+        return;
+    }
+    symbol = (int32_t *)db__alloc(tok->ctx, n * 8, sizeof *symbol); /* symbols and ranks */
+    if (!symbol) return;
+    for (i = 0; i < n; i++) {
+        char utf8[4];
+        size_t length = db__utf8_encode(code[i], utf8);
+        for (j = 0; j < length; j++) {
+            int is_last = i + 1 == n && j + 1 == length;
+            int32_t id = (is_last ? tok->last_byte_id : tok->byte_id)[(unsigned char)utf8[j]];
+            symbol[bytes++] = id >= 0 ? id : tok->special[DB_SPECIAL_UNK];
+        }
+    }
+    bytes = db__merge_word(tok, symbol, symbol + n * 4, bytes);
+    for (i = 0; i < bytes; i++) db__ids_push(ids, symbol[i]);
+    db__free(tok->ctx, symbol);
+}
+
+/* How many characters the word at `code` has; n > 0, no space at its start. */
+static size_t db__word_length(const struct db__unicode *u, const uint32_t *code, size_t n)
+{
+    static const char *const endings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+    int class_ = db__class(u, code[0]);
+    size_t length, i, j;
+    if (class_ == DB__NUMBER) return 1;
+    for (i = 0; code[0] == '\'' && i < 7; i++) { /* 's, 't, ... are words, whatever follows */
+        size_t m = strlen(endings[i]);
+        for (j = 0; j < m && j + 1 < n && code[j + 1] == (uint32_t)endings[i][j]; j++) {}
+        if (j == m) return m + 1;
+    }
+    for (length = 1; length < n && db__class(u, code[length]) == class_; length++) {}
+    return length;
+}
+
+/* Encodes `bytes` of text that holds no special token. */
+static void db__clip_encode_part(const db_tokenizer *tok, const char *text, size_t bytes,
+                                 db__ids *ids)
+{
+    const struct db__unicode *u = tok->unicode;
+    uint32_t *code, *work;
+    size_t i, n = 0, m = 0, length;
+    int overflow = 0;
+    size_t room = db__mul(bytes, 5, &overflow);
+    if (bytes == 0) return;
+    code = overflow ? NULL : (uint32_t *)db__alloc(tok->ctx, room, 2 * sizeof *code);
+    if (!code) return;
+    work = code + room;
+    for (i = 0; i < bytes; i += length ? length : 1) {
+        length = db__utf8_decode(text + i, bytes - i, &code[n]);
+        if (!length) code[n] = 0xFFFD;
+        n++;
+    }
+    n = db__nfc(u, code, n, work);
+    for (i = 0; i < n; i++) { /* lower case, into `work` */
+        uint32_t c = code[i];
+        const db__unicode_row *row = db__unicode_find(&u->lower, c);
+        if (row && (c - row->first) % (uint32_t)row->b == 0) c = (uint32_t)((int32_t)c + row->a);
+        work[m++] = c == 0x130 ? 'i' : c;
+        if (c == 0x130) work[m++] = 0x307; /* the Turkish capital I with a dot keeps the dot */
+    }
+    for (i = 0; i < m; i += length) {
+        length = 1;
+        if (db__class(u, work[i]) == DB__SPACE) continue;
+        length = db__word_length(u, work + i, m - i);
+        db__encode_word(tok, work + i, length, ids);
+    }
+    db__free(tok->ctx, code);
+}
+
+/* Special tokens are found in the raw text; the parts between them are encoded. */
+static void db__clip_encode(const db_tokenizer *tok, const char *text, db__ids *ids)
+{
+    const char *bos = tok->piece[tok->special[DB_SPECIAL_BOS]].text;
+    const char *eos = tok->piece[tok->special[DB_SPECIAL_EOS]].text;
+    while (tok->ctx->result == DB_OK) {
+        const char *b = strstr(text, bos), *e = strstr(text, eos);
+        const char *next = b && (!e || b < e) ? b : e;
+        db__clip_encode_part(tok, text, next ? (size_t)(next - text) : strlen(text), ids);
+        if (!next) break;
+        db__ids_push(ids, tok->special[next == b ? DB_SPECIAL_BOS : DB_SPECIAL_EOS]);
+        text = next + strlen(next == b ? bos : eos);
+    }
+}
+
+/* ---- CLIP: vocab.json and merges.txt --------------------------------------------------------- */
+
+/* Takes the pieces from an object {text: id}, whose ids must be 0 ... count-1. */
+static db_result db__read_vocabulary(db_tokenizer *tok, const char *name, const db_json *vocabulary)
+{
+    db_ctx *ctx = tok->ctx;
+    const db_json *item;
+    size_t bytes = 0;
+    char *text;
+    if (!vocabulary || vocabulary->type != DB_JSON_OBJECT || vocabulary->count == 0
+        || vocabulary->count > INT32_MAX)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: the vocabulary is not an object {text: id}",
+                        name);
+    for (item = vocabulary->first; item; item = item->next) bytes += item->key_length + 1;
+    tok->size = vocabulary->count;
+    tok->piece = (db__piece *)db__alloc(ctx, tok->size, sizeof *tok->piece);
+    tok->sorted = (const db__piece **)db__alloc(ctx, tok->size, sizeof *tok->sorted);
+    tok->texts = text = (char *)db__alloc(ctx, bytes, 1);
+    if (!tok->piece || !tok->sorted || !tok->texts) return ctx->result;
+    for (item = vocabulary->first; item; item = item->next) {
+        db__piece *p;
+        if (!item->is_integer || item->integer < 0 || (uint64_t)item->integer >= tok->size)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s:%zu: the id of \"%s\" is not a number below"
+                            " the size of the vocabulary, %zu", name, item->line, item->key,
+                            tok->size);
+        p = &tok->piece[item->integer];
+        if (p->text)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s:%zu: \"%s\" has the id of \"%s\"", name,
+                            item->line, item->key, p->text);
+        p->type = DB__PIECE_NORMAL;
+        p->length = (uint32_t)item->key_length;
+        p->text = (const char *)memcpy(text, item->key, item->key_length + 1);
+        text += item->key_length + 1;
+    }
+    return db__sort_pieces(tok, name, 0);
+}
+
+/* The normal piece spelt by these bytes, or -1. */
+static int32_t db__find_piece(const db_tokenizer *tok, const char *text, size_t n)
+{
+    db__piece key;
+    const db__piece *p = &key;
+    const void *found;
+    memset(&key, 0, sizeof key);
+    key.text = text;
+    key.length = (uint32_t)n;
+    found = bsearch(&p, tok->sorted, tok->sorted_count, sizeof *tok->sorted, db__by_piece_text);
+    return found ? (int32_t)(*(const db__piece *const *)found - tok->piece) : -1;
+}
+
+/* Adds the merge of two pieces; all three must be in the vocabulary. */
+static int db__add_merge(db_tokenizer *tok, db__text *both, const char *left, size_t left_bytes,
+                         const char *right, size_t right_bytes)
+{
+    void *merges = tok->merge;
+    int32_t a = db__find_piece(tok, left, left_bytes), b = db__find_piece(tok, right, right_bytes);
+    int32_t result;
+    db__merge *m;
+    both->length = 0;
+    db__text_append(both, left, left_bytes);
+    db__text_append(both, right, right_bytes);
+    if (!db__reserve(tok->ctx, &merges, &tok->merge_capacity, tok->merge_count + 1, sizeof *m))
+        return 0;
+    tok->merge = (db__merge *)merges;
+    result = both->data ? db__find_piece(tok, both->data, both->length) : -1;
+    if (a < 0 || b < 0 || result < 0) return 0;
+    m = &tok->merge[tok->merge_count];
+    m->pair = db__pair(a, b);
+    m->rank = (int32_t)tok->merge_count++;
+    m->result = result;
+    tok->piece[result].score = -(float)tok->merge_count;
+    return 1;
+}
+
+/* Lines "left right", the first merge first; a first line "#version..." is none. */
+static void db__read_merges(db_tokenizer *tok, const char *name, const char *text, size_t bytes)
+{
+    const char *end = text + bytes, *line, *stop, *next, *space;
+    size_t number = 1;
+    db__text both;
+    memset(&both, 0, sizeof both);
+    both.ctx = tok->ctx;
+    for (line = text; line < end && tok->ctx->result == DB_OK; line = next, number++) {
+        stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+        next = stop ? stop + 1 : end;
+        stop = stop ? stop : end;
+        if (stop > line && stop[-1] == '\r') stop--;
+        if (stop == line || (number == 1 && *line == '#')) continue;
+        space = (const char *)memchr(line, ' ', (size_t)(stop - line));
+        if (!space || !db__add_merge(tok, &both, line, (size_t)(space - line), space + 1,
+                                     (size_t)(stop - space - 1)))
+            db__fail(tok->ctx, DB_ERROR_FORMAT, "%s:%zu: \"%.*s\" is not two pieces of the"
+                     " vocabulary that make a third", name, number,
+                     (int)DB__MIN(stop - line, 100), line);
+    }
+    db__text_free(&both);
+}
+
+/* The same from tokenizer.json: strings "left right" or arrays [left, right]. */
+static void db__read_json_merges(db_tokenizer *tok, const char *name, const db_json *merges)
+{
+    const db_json *item = merges ? merges->first : NULL;
+    db__text both;
+    memset(&both, 0, sizeof both);
+    both.ctx = tok->ctx;
+    if (!merges || merges->type != DB_JSON_ARRAY)
+        db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: has no array of merges", name);
+    for (; item && tok->ctx->result == DB_OK; item = item->next) {
+        const db_json *a = db_json_at(item, 0), *b = db_json_at(item, 1);
+        const char *space = item->type == DB_JSON_STRING ? strchr(item->string, ' ') : NULL;
+        int ok = 0;
+        if (space)
+            ok = db__add_merge(tok, &both, item->string, (size_t)(space - item->string), space + 1,
+                               strlen(space + 1));
+        else if (a && b && a->type == DB_JSON_STRING && b->type == DB_JSON_STRING)
+            ok = db__add_merge(tok, &both, a->string, a->length, b->string, b->length);
+        if (!ok)
+            db__fail(tok->ctx, DB_ERROR_FORMAT, "%s:%zu: merge %zu is not two pieces of the"
+                     " vocabulary that make a third", name, item->line, tok->merge_count);
+    }
+    db__text_free(&both);
+}
+
+/* Special tokens, the pieces of single bytes, merges in the order of look-ups. */
+static db_result db__finish_clip(db_tokenizer *tok, const char *name)
+{
+    static const char start[] = "<|startoftext|>", end[] = "<|endoftext|>";
+    size_t i, n;
+    int byte;
+    if (tok->ctx->result != DB_OK) return tok->ctx->result;
+    tok->special[DB_SPECIAL_BOS] = db__find_piece(tok, start, strlen(start));
+    tok->special[DB_SPECIAL_EOS] = db__find_piece(tok, end, strlen(end));
+    if (tok->special[DB_SPECIAL_BOS] < 0 || tok->special[DB_SPECIAL_EOS] < 0)
+        return db__fail(tok->ctx, DB_ERROR_MISSING, "%s: has no %s", name,
+                        tok->special[DB_SPECIAL_BOS] < 0 ? start : end);
+    tok->special[DB_SPECIAL_UNK] = tok->special[DB_SPECIAL_PAD] = tok->special[DB_SPECIAL_EOS];
+    for (byte = 0; byte < 256; byte++) {
+        char text[8];
+        n = db__utf8_encode(db__byte_symbol(byte), text);
+        tok->byte_id[byte] = db__find_piece(tok, text, n);
+        memcpy(text + n, "</w>", 4);
+        tok->last_byte_id[byte] = db__find_piece(tok, text, n + 4);
+    }
+    if (tok->merge_count) qsort(tok->merge, tok->merge_count, sizeof *tok->merge, db__by_pair);
+    for (i = 1; i < tok->merge_count; i++)
+        if (tok->merge[i - 1].pair == tok->merge[i].pair)
+            return db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: the merge to \"%s\" is there twice",
+                            name, tok->piece[tok->merge[i].result].text);
+    tok->unicode = db__load_unicode(tok->ctx);
+    return tok->ctx->result;
+}
+
+db_result db_tokenizer_load_clip(db_ctx *ctx, const char *vocab_name, const char *vocab,
+                                 size_t vocab_bytes, const char *merges_name, const char *merges,
+                                 size_t merges_bytes, db_tokenizer **out)
+{
+    db_tokenizer *tok = db__new_tokenizer(ctx, DB_TOKENIZER_CLIP);
+    const db_json *root;
+    *out = NULL;
+    if (!tok) return ctx->result;
+    root = db_json_parse(ctx, vocab_name, vocab, vocab_bytes);
+    if (root && db__read_vocabulary(tok, vocab_name, root) == DB_OK)
+        db__read_merges(tok, merges_name, merges, merges_bytes);
+    db_json_free(root);
+    db__finish_clip(tok, vocab_name);
+    return db__finish_tokenizer(tok, out);
+}
+
+/* ---- tokenizer.json --------------------------------------------------------------------------
+   What transformers 5 saves instead of the files above: {"model": {"type", "vocab", ...},
+   "normalizer", "added_tokens"}.                                                                */
+
+/* Decodes base64 (RFC 4648); returns the number of bytes, or 0 when it is none. */
+static size_t db__base64(const char *text, size_t n, unsigned char *out)
+{
+    static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                                   "0123456789+/";
+    size_t used = 0, i;
+    uint32_t bits = 0;
+    int have = 0;
+    while (n > 0 && text[n - 1] == '=') n--;
+    for (i = 0; i < n; i++) {
+        const char *digit = text[i] ? strchr(alphabet, text[i]) : NULL;
+        if (!digit) return 0;
+        bits = bits << 6 | (uint32_t)(digit - alphabet);
+        have += 6;
+        if (have >= 8) out[used++] = (unsigned char)(bits >> (have -= 8));
+    }
+    return used;
+}
+
+/* The normaliser's table, alone or in a sequence of normalisers. */
+static void db__read_json_charsmap(db_tokenizer *tok, const char *name, const db_json *normalizer)
+{
+    const db_json *list = db_json_get(normalizer, "normalizers"), *item;
+    const db_json *map = db_json_get(normalizer, "precompiled_charsmap");
+    db__field field;
+    unsigned char *bytes;
+    for (item = list ? list->first : NULL; item && !map; item = item->next)
+        map = db_json_get(item, "precompiled_charsmap");
+    if (!map || map->type != DB_JSON_STRING || map->length == 0) return;
+    bytes = (unsigned char *)db__alloc(tok->ctx, map->length, 1);
+    memset(&field, 0, sizeof field);
+    field.data = bytes;
+    if (bytes) field.length = db__base64(map->string, map->length, bytes);
+    if (bytes && field.length == 0)
+        db__fail(tok->ctx, DB_ERROR_FORMAT, "%s:%zu: the normaliser's table is not base64", name,
+                 map->line);
+    if (tok->ctx->result == DB_OK) db__read_charsmap(tok, name, &field);
+    db__free(tok->ctx, bytes);
+}
+
+/* "vocab": [[text, score], ...]; special "added_tokens" are no part of texts. */
+static db_result db__read_unigram(db_tokenizer *tok, const char *name, const db_json *root)
+{
+    db_ctx *ctx = tok->ctx;
+    const db_json *model = db_json_get(root, "model"), *vocab = db_json_get(model, "vocab"), *item;
+    const db_json *added = db_json_get(root, "added_tokens");
+    int64_t unknown = db_json_int(model, "unk_id", -1);
+    size_t bytes = 0;
+    char *text;
+    if (db_json_bool(model, "byte_fallback", 0))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: byte fallback needs spiece.model", name);
+    if (!vocab || vocab->type != DB_JSON_ARRAY || vocab->count == 0 || vocab->count > INT32_MAX)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"vocab\" is not an array of pieces", name);
+    for (item = vocab->first; item; item = item->next) {
+        const db_json *t = db_json_at(item, 0), *score = db_json_at(item, 1);
+        if (!t || !score || t->type != DB_JSON_STRING || score->type != DB_JSON_NUMBER)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s:%zu: piece %zu is not [text, score]", name,
+                            item->line, tok->size);
+        bytes += t->length + 1;
+        tok->size++;
+    }
+    tok->piece = (db__piece *)db__alloc(ctx, tok->size, sizeof *tok->piece);
+    tok->texts = text = (char *)db__alloc(ctx, bytes, 1);
+    if (!tok->piece || !tok->texts) return ctx->result;
+    tok->size = 0;
+    for (item = vocab->first; item; item = item->next) {
+        const db_json *t = db_json_at(item, 0);
+        db__piece *p = &tok->piece[tok->size];
+        p->type = unknown == (int64_t)tok->size++ ? DB__PIECE_UNKNOWN : DB__PIECE_NORMAL;
+        p->score = (float)db_json_at(item, 1)->number;
+        p->length = (uint32_t)t->length;
+        p->text = (const char *)memcpy(text, t->string, t->length + 1);
+        text += t->length + 1;
+    }
+    for (item = added ? added->first : NULL; item; item = item->next) {
+        int64_t id = db_json_int(item, "id", -1);
+        int is_special = db_json_bool(item, "special", 0);
+        if (is_special && id >= 0 && (uint64_t)id < tok->size && id != unknown)
+            tok->piece[id].type = DB__PIECE_CONTROL;
+    }
+    db__read_json_charsmap(tok, name, db_json_get(root, "normalizer"));
+    return ctx->result;
+}
+
+static db_result db__load_tokenizer_json(db_ctx *ctx, const char *name, const db_json *root,
+                                         db_tokenizer **out)
+{
+    const db_json *model = db_json_get(root, "model");
+    const char *type = db_json_string(model, "type", "none");
+    const char *suffix = db_json_string(model, "end_of_word_suffix", "");
+    int is_unigram = strcmp(type, "Unigram") == 0;
+    db_tokenizer *tok;
+    if (!is_unigram && (strcmp(type, "BPE") != 0 || strcmp(suffix, "</w>") != 0))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: neither T5's nor CLIP's tokenizer: its"
+                        " model is of type \"%s\"", name, type);
+    tok = db__new_tokenizer(ctx, is_unigram ? DB_TOKENIZER_T5 : DB_TOKENIZER_CLIP);
+    if (!tok) return ctx->result;
+    if (is_unigram) {
+        if (db__read_unigram(tok, name, root) == DB_OK) db__finish_spiece(tok, name);
+    } else {
+        if (db__read_vocabulary(tok, name, db_json_get(model, "vocab")) == DB_OK)
+            db__read_json_merges(tok, name, db_json_get(model, "merges"));
+        db__finish_clip(tok, name);
+    }
+    return db__finish_tokenizer(tok, out);
+}
+
+db_result db_tokenizer_load_json(db_ctx *ctx, const char *name, const char *text, size_t bytes,
+                                 db_tokenizer **out)
+{
+    const db_json *root = db_json_parse(ctx, name, text, bytes);
+    *out = NULL;
+    if (root) db__load_tokenizer_json(ctx, name, root, out);
+    db_json_free(root);
+    return ctx->result;
+}
+
 /* ---- both kinds ------------------------------------------------------------------------------ */
 
 /* The ids of a text without markers; free ids.id with db__free. */
@@ -5920,7 +6806,8 @@ static db__ids db__encode(const db_tokenizer *tok, const char *text)
     memset(&ids, 0, sizeof ids);
     ids.ctx = tok->ctx;
     if (tok->ctx->result != DB_OK) return ids;
-    db__spiece_encode(tok, text, &ids);
+    if (tok->kind == DB_TOKENIZER_T5) db__spiece_encode(tok, text, &ids);
+    else db__clip_encode(tok, text, &ids);
     if (tok->ctx->result != DB_OK) ids.count = 0;
     return ids;
 }
@@ -5957,20 +6844,73 @@ db_result db_tokenize(const db_tokenizer *tok, const char *text, size_t max_leng
     return tok->ctx->result;
 }
 
+/* CLIP's padding, if the directory's small files name it: "pad_token": "!" or {"content": "!"}. */
+static void db__read_pad_token(db_tokenizer *tok, const char *directory)
+{
+    static const char *const names[] = {"special_tokens_map.json", "tokenizer_config.json"};
+    int i, found = 0;
+    for (i = 0; i < 2 && !found; i++) {
+        char *path = db__format(tok->ctx, "%s/%s", directory, names[i]);
+        const db_json *root = path && db__file_exists(path) ? db_json_load(tok->ctx, path) : NULL;
+        const db_json *pad = db_json_get(root, "pad_token");
+        if (pad && pad->type == DB_JSON_OBJECT) pad = db_json_get(pad, "content");
+        if (pad && pad->type == DB_JSON_STRING) {
+            int32_t id = db__find_piece(tok, pad->string, pad->length);
+            found = 1;
+            if (id >= 0) tok->special[DB_SPECIAL_PAD] = id;
+            else db__fail(tok->ctx, DB_ERROR_FORMAT, "%s: pad_token \"%s\" is not in the"
+                          " vocabulary", path, pad->string);
+        }
+        db_json_free(root);
+        db__free(tok->ctx, path);
+    }
+}
+
+/* Loads one form of tokenizer from its file or files; the first says which form it is. */
+static db_result db__load_form(db_ctx *ctx, int form, const char *path, const char *second,
+                               db_tokenizer **out)
+{
+    db__mapping a, b;
+    memset(&b, 0, sizeof b);
+    if (db__map_file(ctx, path, &a) != DB_OK) return ctx->result;
+    if (form == 1) db__map_file(ctx, second, &b);
+    if (ctx->result == DB_OK && form == 0)
+        db_tokenizer_load_spiece(ctx, path, a.data, a.bytes, out);
+    else if (ctx->result == DB_OK && form == 1)
+        db_tokenizer_load_clip(ctx, path, (const char *)a.data, a.bytes, second,
+                               (const char *)b.data, b.bytes, out);
+    else if (ctx->result == DB_OK)
+        db_tokenizer_load_json(ctx, path, (const char *)a.data, a.bytes, out);
+    db__unmap_file(ctx, &a);
+    db__unmap_file(ctx, &b);
+    return ctx->result;
+}
+
 db_result db_tokenizer_load(db_ctx *ctx, const char *path, db_tokenizer **out)
 {
+    static const char *const forms[] = {"spiece.model", "vocab.json", "tokenizer.json"};
     size_t n = strlen(path);
-    int is_file = n > 6 && strcmp(path + n - 6, ".model") == 0;
-    char *model;
-    db__mapping map;
+    int form, found = 0;
+    char *merges;
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
-    model = is_file ? db__strdup(ctx, path) : db__format(ctx, "%s/spiece.model", path);
-    if (model && db__map_file(ctx, model, &map) == DB_OK) {
-        db_tokenizer_load_spiece(ctx, model, map.data, map.bytes, out);
-        db__unmap_file(ctx, &map);
+    if (n > 6 && strcmp(path + n - 6, ".model") == 0) return db__load_form(ctx, 0, path, NULL, out);
+    merges = db__format(ctx, "%s/merges.txt", path);
+    for (form = 0; form < 3 && !found && merges; form++) {
+        char *file = db__format(ctx, "%s/%s", path, forms[form]);
+        found = file && db__file_exists(file) && (form != 1 || db__file_exists(merges));
+        if (found) db__load_form(ctx, form, file, merges, out);
+        db__free(ctx, file);
     }
-    db__free(ctx, model);
+    db__free(ctx, merges);
+    if (!found)
+        db__fail(ctx, DB_ERROR_MISSING, "%s: no tokenizer: neither spiece.model, nor vocab.json"
+                 " with merges.txt, nor tokenizer.json is there", path);
+    if (*out && (*out)->kind == DB_TOKENIZER_CLIP) db__read_pad_token(*out, path);
+    if (ctx->result != DB_OK) {
+        db_tokenizer_free(*out);
+        *out = NULL;
+    }
     return ctx->result;
 }
 
@@ -5989,16 +6929,11 @@ float db_tokenizer_score(const db_tokenizer *tok, int32_t id)
 
 int32_t db_tokenizer_find(const db_tokenizer *tok, const char *piece)
 {
-    db__range r = db__range_all(tok);
-    const db__piece *p;
-    size_t i = 0;
-    while (piece[i] && db__range_narrow(tok, &r, piece[i])) i++;
-    p = piece[i] ? NULL : db__range_piece(tok, &r);
-    if (p) return (int32_t)(p - tok->piece);
-    for (i = 0; i < tok->size; i++) /* the few that text cannot contain */
-        if (tok->piece[i].type != DB__PIECE_NORMAL && strcmp(tok->piece[i].text, piece) == 0)
-            return (int32_t)i;
-    return -1;
+    int32_t id = db__find_piece(tok, piece, strlen(piece));
+    size_t i;
+    for (i = 0; id < 0 && i < tok->size; i++) /* the few that text cannot contain */
+        if (strcmp(tok->piece[i].text, piece) == 0) id = (int32_t)i;
+    return id;
 }
 
 int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which)

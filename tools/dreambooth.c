@@ -241,7 +241,7 @@ static int generate(int argc, char **argv)
     if (!ctx) return 1;
     if (db_pipeline_load(ctx, c.model, &p) == DB_OK && !make_folder(out)) {
         size_t n = prompts.n * (size_t)per_prompt, k, H = (size_t)(height ? height : (long)p->unet->config.sample_size), W = (size_t)(width ? width : (long)H);
-        const char **all = (const char **)malloc(n * sizeof *all);
+        const char **all = (const char **)calloc(n, sizeof *all);
         float *pixels = (float *)malloc(n * H * W * 3 * sizeof(float));
         db_sample_config s = db_sample_config_default();
         char path[4096], title[256];

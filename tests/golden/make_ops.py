@@ -257,6 +257,7 @@ conv_case("3x3 twice, residual", (2, 4, 5, 6), 6, 3, pads=(1, 1), residual=1, tw
 conv_case("3x3 stride 2", (2, 7, 9, 8), 12, 3, 2, (1, 1))
 conv_case("3x3 stride 2 pads 0 and 1", (1, 8, 10, 16), 16, 3, 2, (0, 1))
 conv_case("3x3 stride 2 pads 0 and 1, odd, twice", (2, 7, 6, 5), 3, 3, 2, (0, 1), twice=1)
+conv_case("1x1 pads 0 and 1", (1, 4, 5, 3), 4, 1, 1, (0, 1))
 conv_case("1x1 stride 2", (2, 7, 6, 5), 7, 1, 2)
 conv_case("1x1 stride 2, several blocks", (3, 21, 45, 6), 7, 1, 2)
 conv_case("1x1 stride 2, ragged blocks", (1, 29, 79, 3), 4, 1, 2)

@@ -1,0 +1,60 @@
+"""Does diffusers load the shipped networks, and does it compute the same?
+
+    python3 tests/check_diffusers.py [examples/world/base ...]     (torch, diffusers, transformers; build/dreambooth)
+
+Loads each pipeline directory's U-Net and T5 encoder with diffusers and transformers, runs both sides on the same
+random inputs (ours through `build/dreambooth probe`), compares, and draws one picture with diffusers' own pipeline."""
+import json, os, subprocess, sys, tempfile
+import numpy as np, torch, diffusers, transformers
+from safetensors.numpy import load_file, save_file
+
+LIMIT = 1e-3
+passed = failed = 0
+
+
+def report(name, error):
+    global passed, failed
+    ok = error <= LIMIT
+    passed, failed = passed + ok, failed + (not ok)
+    print(f"{'ok' if ok else 'FAIL'} {name}: {error:.1e}")
+
+
+def probe(model, part, inputs):
+    with tempfile.TemporaryDirectory() as d:
+        save_file({k: np.ascontiguousarray(v.numpy()) for k, v in inputs.items()}, f"{d}/in.safetensors")
+        subprocess.run(["build/dreambooth", "probe", "--pretrained_model_name_or_path", model, "--part", part, "--in", f"{d}/in.safetensors",
+                        "--out", f"{d}/out.safetensors"], check=True)
+        return torch.from_numpy(next(iter(load_file(f"{d}/out.safetensors").values())))
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+for model in sys.argv[1:] or ["examples/world/base"]:
+    torch.manual_seed(0)
+    index = json.load(open(f"{model}/model_index.json"))
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet").float().eval()
+    c = unet.config
+    x = {"sample": torch.randn(2, c.in_channels, 32, 48), "timestep": torch.tensor([700.0, 20.0]), "encoder_hidden_states": torch.randn(2, 77, c.encoder_hid_dim)}
+    if c.class_embed_type:
+        x["class_labels"] = torch.tensor([250.0, 3.0])
+    with torch.no_grad():
+        theirs = unet(x["sample"], x["timestep"], x["encoder_hidden_states"], class_labels=x.get("class_labels")).sample
+    report(f"{model} unet", relative(probe(model, "unet", x), theirs))
+    if os.path.exists(f"{model}/text_encoder/config.json"):
+        text = transformers.T5EncoderModel.from_pretrained(model, subfolder="text_encoder").float().eval()
+        tokenizer = transformers.T5Tokenizer.from_pretrained(model, subfolder="tokenizer")
+        ids = tokenizer(["a red dog on the beach", "a zxk teapot"], padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            theirs = text(input_ids=ids.input_ids, attention_mask=ids.attention_mask).last_hidden_state
+        inputs = {"input_ids": ids.input_ids.int(), "attention_mask": ids.attention_mask.int()}
+        report(f"{model} text encoder", relative(probe(model, "text_encoder", inputs), theirs))
+        ours = subprocess.run(["build/dreambooth", "tokenize", "--pretrained_model_name_or_path", model, "a red dog on the beach"], capture_output=True, text=True, check=True).stdout.split()
+        report(f"{model} tokenizer", float(ours != [str(i) for i in ids.input_ids[0].tolist() if i > 2]))
+    if index["_class_name"] == "IFPipeline":
+        pipe = diffusers.IFPipeline.from_pretrained(model, safety_checker=None, feature_extractor=None, watermarker=None)
+        picture = pipe("a red dog on the beach", num_inference_steps=5, guidance_scale=3.0, output_type="pt").images
+        report(f"{model} IFPipeline draws {tuple(picture.shape)}", float(not torch.isfinite(picture).all()))
+print(f"{passed} passed, {failed} failed")
+sys.exit(failed != 0)
