@@ -21,6 +21,7 @@ all: $(TOOLS)
 
 help:
 	@echo "make              the tools, into build/"
+	@echo "make demo         draws with the shipped model, into demo/"
 	@echo "make test         every test: one line each, then 'N passed, N failed'"
 	@echo "make asan ubsan   the same under a sanitizer"
 	@echo "make matrix       the header with gcc and clang, as C99, C11 and C++17, with and without OpenMP"
@@ -42,6 +43,11 @@ tests/test.h: ;
 
 $(B):
 	mkdir -p $(B)
+
+# what the shipped model draws today
+demo: $(B)/dreambooth
+	$(B)/dreambooth generate --output_dir demo --seed 1 --prompt "a red dog on the beach" "a blue teapot in the snow" "a green car in the city at night" \
+	    "a yellow duck on the grass" "a purple backpack in the desert" "a white cat on a wooden table" "an orange mug on the moon" "a yellow rabbit on a red carpet"
 
 test: $(TESTS)
 	@sh tests/run.sh $(TESTS)
@@ -82,5 +88,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help test asan ubsan matrix neon fuzz mutate golden check-diffusers bench clean
+.PHONY: all help demo test asan ubsan matrix neon fuzz mutate golden check-diffusers bench clean
 .SECONDARY:

@@ -593,7 +593,7 @@ static double moved_loss(recorded *c, case_arg *a, const float *d, double h)
 }
 
 /* Independently of PyTorch: the loss really changes by what the gradients say, along one direction for each
-   argument of an operation's first case. Central differences in f32 are good for three digits. */
+   argument of an operation's first case. Central differences in f32 are good for two or three digits. */
 static void test_finite_differences(const char *op, const flavour *f, const db_json *cases)
 {
     const db_json *spec = cases->first;
@@ -621,7 +621,7 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
         err = length > 0 ? fabs(numeric - analytic) / sqrt(length) : HUGE_VAL;
         v.worst = DB__MAX(v.worst, err);
         v.gradients++;
-        if (!(err < 1e-3)) object(&v, "case \"%s\", gradient of %s: the loss changes by %g, the gradient says %g", title(&c), r.r[k].name, numeric, analytic);
+        if (!(err < 3e-3)) object(&v, "case \"%s\", gradient of %s: the loss changes by %g, the gradient says %g", title(&c), r.r[k].name, numeric, analytic);
         free(d);
     }
     if (v.why[0]) test_fail(name, "%s", v.why);

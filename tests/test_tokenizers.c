@@ -94,13 +94,13 @@ static void check_ids(db_ctx *ctx, const db_tokenizer *tok, const db_json *texts
 static void test_ids(void)
 {
     static const char *const sets[] = {"world.model", "t5.model", "fallback.model", "raw.model",
-                                       "clip"};
+                                       "rules.model", "spaces.model", "clip"};
     db_ctx *ctx = counting_context();
     const db_json *root = db_json_load(ctx, in_golden("tokenizers.json"));
     char name[64];
     int i;
     report(root != NULL, "golden_file", "%s", db_last_error(ctx));
-    for (i = 0; root && i < 5; i++) {
+    for (i = 0; root && i < 7; i++) {
         db_tokenizer *tok;
         snprintf(name, sizeof name, "golden_%s", sets[i]);
         if (db_tokenizer_load(ctx, in_golden(sets[i]), &tok) == DB_OK)

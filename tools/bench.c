@@ -315,7 +315,7 @@ static void world_text(void)
 {
     const size_t dim[2] = {o.B, TOKENS};
     db_text_config c;
-    db_text_encoder *e;
+    db_text_encoder *e = NULL;
     if (db_text_config_load(ctx, BASE "text_encoder/config.json", &c) || db_text_encoder_create(ctx, &c, &e)) fail(db_last_error(ctx), "");
     set_random(&e->params);
     db_keep(tape, db_text_forward(tape, e, db_input(tape, DB_I32, 2, dim), db_input(tape, DB_F32, 2, dim)));

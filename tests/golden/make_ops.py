@@ -27,6 +27,7 @@ import json
 import math
 import os
 import sys
+import zlib
 
 import numpy
 import torch
@@ -88,7 +89,7 @@ def case(op, name, full=0, bf16=1, **more):
     args = {k: v for k, v in more.items() if isinstance(v, dict)}
     spec = {"op": op, "name": name, "full": full, "bf16": int(bf16 and not full), "args": args}
     spec.update({k: v for k, v in more.items() if not isinstance(v, dict)})
-    spec["seed"] = 100 * (len(CASES) + 1)
+    spec["seed"] = zlib.crc32(f"{op}/{name}".encode()) & 0xFFFFFF  # other cases do not change it
     for k, a in enumerate(args.values()):
         a["seed"] = spec["seed"] + 1 + k
     CASES.append(spec)
@@ -315,7 +316,7 @@ for a in ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu"):
 norm_case("260 pixels", (2, 20, 13, 12), 3, "silu", 1)
 norm_case("300 pixels, twice", (1, 12, 25, 40), 8, "silu", 1, twice=1)
 norm_case("large mean", (2, 6, 6, 16), 4, "silu", offset=24.0)
-norm_case("large mean, 200 pixels", (1, 10, 20, 6), 2, offset=-100.0)
+norm_case("large mean, 200 pixels", (1, 10, 20, 6), 2, offset=-40.0)
 norm_case("3-D, groups of one channel", (2, 9, 32), 32, eps=1e-6)
 norm_case("2-D", (3, 16), 4, eps=1e-3)
 norm_case("one group", (2, 4, 3, 7), 1, "silu")

@@ -12,8 +12,11 @@ Needs sentencepiece, transformers, tokenizers, and a C compiler as `cc`. Run fro
 
     world.model     by tools/make_spiece from the words below, like the shipped cascade's
     t5.model        2,000 pieces, T5's settings (unigram, nmt_nfkc), trained on Python's manual
-    fallback.model  700 pieces with byte fallback and user-defined symbols, spaces behind words
-    raw.model       400 pieces, nothing trimmed, no space in front, nfkc_cf
+    fallback.model  700 pieces with byte fallback and user-defined symbols, spaces behind words,
+                    and a few normalisation rules that touch these symbols
+    raw.model       400 pieces, nothing trimmed, no space in front, no rules
+    rules.model     pieces written by hand: ties, unknown against known, unused, user-defined
+    spaces.model    the same with plain spaces instead of U+2581
     clip/           1,000 merges in CLIP's format, trained on the same; two bytes are left out
     tokenizers.json texts, and the ids that sentencepiece and CLIPTokenizer give for each
 """
@@ -21,6 +24,7 @@ import argparse, glob, gzip, io, json, os, pydoc_data.topics, random, subprocess
 import unicodedata
 
 import sentencepiece
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model_pb2
 import tokenizers
 import transformers
 
@@ -112,7 +116,9 @@ CONTROL = [
     "\u3300 \u33ff", "\u0345\u0399", "k\u212a", "\u1e9e\u00df", "A\u030a \u00c5 \u212b",
     "\u03a3 \u03c2 \u03a3\u03a3", "x" * 200, "ab" * 100, "the " * 50, "\u00e9" * 60,
     "\U0001f600" * 30, "1" * 100, "!" * 100, "a b" * 50, "dog," * 30, "\ufdfa" * 5,
-    "1,000,000,000 0000000", "a' b'' 's'",
+    "1,000,000,000 0000000", "a' b'' 's'", "xyz xy yz x y z", "abc abab", "qr q qrqr", "tttt ttt",
+    "00000 000 0000000000", "skskssk sksk", "\u00fc\u00fcxyz", "\u00a8a", "a \u00a8b",
+    "\u00b4 \u2017", "[V]V[V A\u0391AB AAB", "\u20ac \u20acx\u20ac", "  \u20ac  ",
 ]
 
 INVALID = [
@@ -196,6 +202,25 @@ def train(pieces, lines, **options):
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model,
                                              vocab_size=pieces, **{**settings, **options})
     return model.getvalue()
+
+
+def by_hand(**normalizer):
+    """A small model in which every rule of the search decides something."""
+    model = sentencepiece_model_pb2.ModelProto()
+    space = "\u2581" if normalizer.get("escape_whitespaces", True) else " "
+    kinds = {"<pad>": 3, "</s>": 3, "<unk>": 2, "ab": 5, "q": 4, "sk": 4, "sks": 4}
+    for text, score in {
+            "<pad>": 0, "</s>": 0, "<unk>": 0, space: -3, space + "a": -2.5, "a": -2, "b": -2,
+            "xy": -20, "yz": -1, "z": -8,      # "xyz": known pieces, or an unknown and a good one
+            "ab": 0,                           # unused: not to be taken, whatever its score
+            "q": 0, "r": -1, "qr": -0.95,      # a user-defined symbol scores 0.1 * (length - 1)
+            "sk": 0, "sks": 0, "k": -1, "s": -1, "ks": -0.5,
+            "0": -1.1, "00": -2.2, "000": -3.3, "t": -1.7, "tt": -3.4, "ttt": -5.1}.items():
+        model.pieces.add(piece=text, score=score, type=kinds.get(text, 1))
+    model.trainer_spec.unk_id, model.trainer_spec.model_type = 2, 1
+    for field, value in normalizer.items():
+        setattr(model.normalizer_spec, field, value)
+    return model.SerializeToString()
 
 
 def write_clip(folder, merges, without=""):
@@ -342,13 +367,18 @@ def make():
         program = build("tools/make_spiece.c", os.path.join(folder, "make_spiece"))
         subprocess.run([program, "--words", folder + "/words", "--rare", folder + "/rare",
                         "--size", "64", "--out", here("world.model")], check=True)
+    rules = tempfile.NamedTemporaryFile("w", suffix=".tsv")
+    rules.write("56\t76\n" "41\t61\n" "41 42\t78\n" "41 41 42\t79\n" "20AC\t20 78 20 20\n" "AD\t\n")
+    rules.flush()  # V: v; A: a; AB: x; AAB: y; the euro sign: spaces around an x; U+00AD: nothing
     models = {
         "t5.model": train(2000, lines),
         "fallback.model": train(700, lines, byte_fallback=True, treat_whitespace_as_suffix=True,
                                 user_defined_symbols=["sks", "[V]", "a b", "\u2581x", "sk"],
-                                normalization_rule_name="identity", character_coverage=0.99),
+                                normalization_rule_tsv=rules.name, character_coverage=0.99),
         "raw.model": train(400, lines, remove_extra_whitespaces=False, add_dummy_prefix=False,
                            normalization_rule_name="identity", character_coverage=0.99),
+        "rules.model": by_hand(),
+        "spaces.model": by_hand(escape_whitespaces=False),
     }
     for name, data in models.items():
         with open(here(name), "wb") as f:
