@@ -134,6 +134,9 @@ typedef struct db_param_table {
 
 db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
 
+/* Makes room for gradients: tapes recorded afterwards compute them. */
+db_result db_params_require_grad(db_param_table *p);
+
 /* A parameter, or its gradient, in PyTorch's order; out and in hold item->count floats. */
 void db_param_get(const db_param *item, const float *from, float *out);
 void db_param_set(const db_param *item, float *to, const float *in);
@@ -965,20 +968,19 @@ static void db__free(db_ctx *ctx, void *memory)
     ctx->config.release(ctx->config.user, ((db__block *)memory)[-1].base);
 }
 
-/* Grows *array (of `size`-byte items) so that it holds at least `count` items. */
-static int db__reserve(db_ctx *ctx, void **array, size_t *capacity, size_t count, size_t size)
+/* The array (of `size`-byte items) with room for at least `count` items, moved if need be; NULL, and the array as it was,
+   when memory is short. */
+static void *db__grow(db_ctx *ctx, void *array, size_t *capacity, size_t count, size_t size)
 {
-    size_t wanted = DB__MAX(count, *capacity * 2);
+    size_t wanted = DB__MAX(DB__MAX(count, *capacity * 2), 16);
     void *grown;
-    if (count <= *capacity) return 1;
-    wanted = DB__MAX(wanted, 16);
+    if (count <= *capacity) return array;
     grown = db__alloc(ctx, wanted, size);
-    if (!grown) return 0;
-    if (*array) memcpy(grown, *array, *capacity * size);
-    db__free(ctx, *array);
-    *array = grown;
+    if (!grown) return NULL;
+    if (array) memcpy(grown, array, *capacity * size);
+    db__free(ctx, array);
     *capacity = wanted;
-    return 1;
+    return grown;
 }
 
 static char *db__strdup(db_ctx *ctx, const char *text)
@@ -1309,6 +1311,7 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
 {
     db_tensor x;
     db__value *v;
+    void *grown;
     int d, overflow = 0;
     size_t bytes = db_dtype_size(dtype);
     x = db__none;
@@ -1323,8 +1326,9 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
         db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large", db__shape(x, s));
         return db__none;
     }
-    if (!db__reserve(t->ctx, (void **)&t->value, &t->cap_values, t->n_values + 1, sizeof *t->value))
-        return db__none;
+    grown = db__grow(t->ctx, t->value, &t->cap_values, t->n_values + 1, sizeof *t->value);
+    if (!grown) return db__none;
+    t->value = (db__value *)grown;
     v = &t->value[t->n_values];
     memset(v, 0, sizeof *v);
     v->kind = kind;
@@ -1391,13 +1395,16 @@ void db_require_grad(db_tape *t, db_tensor x)
 static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
 {
     db__node *node;
+    void *grown;
     int k;
     if (t->ctx->result != DB_OK) return NULL;
     if (t->planned) {
         db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operation was recorded on a tape already planned");
         return NULL;
     }
-    if (!db__reserve(t->ctx, (void **)&t->node, &t->cap_nodes, t->n_nodes + 1, sizeof *t->node)) return NULL;
+    grown = db__grow(t->ctx, t->node, &t->cap_nodes, t->n_nodes + 1, sizeof *t->node);
+    if (!grown) return NULL;
+    t->node = (db__node *)grown;
     node = &t->node[t->n_nodes++];
     memset(node, 0, sizeof *node);
     node->op = op;
@@ -1470,7 +1477,7 @@ static void db__grad_pass(db_tape *t, db_tensor x, db_tensor g)
     }
     arg[1] = g, arg[2] = db__none;
     {
-        int add;
+        int add = 0;
         arg[0] = db__grad_target(t, x, &add);
         n = db__record(t, DB_OP_AXPBY, 3, arg);
         if (n) n->f[0] = 1.0f, n->i[0] = add;
@@ -1519,7 +1526,7 @@ void db_checkpoint_end(db_tape *t) { t->segment = -1; }
 
 db_result db_backward(db_tape *t, db_tensor loss)
 {
-    int add;
+    int add = 0;
     size_t n;
     db_tensor seed = db__grad_target(t, loss, &add);
     db__node *fill = db__record(t, DB_OP_FILL, 1, &seed);
@@ -3770,8 +3777,11 @@ db_param *db_params_find(const db_param_table *p, const char *name)
 static db_param *db__params_declare(db_param_table *p, const char *name, int n_dims, const size_t *dim)
 {
     db_param *item;
+    void *grown;
     int d;
-    if (!db__reserve(p->ctx, (void **)&p->item, &p->capacity, p->n + 1, sizeof *p->item)) return NULL;
+    grown = db__grow(p->ctx, p->item, &p->capacity, p->n + 1, sizeof *p->item);
+    if (!grown) return NULL;
+    p->item = (db_param *)grown;
     item = &p->item[p->n];
     memset(item, 0, sizeof *item);
     item->name = db__strdup(p->ctx, name);
@@ -3987,7 +3997,7 @@ static void db__text_append(db__text *t, const char *bytes, size_t n)
 {
     void *data = t->data;
     if (t->ctx->result != DB_OK) return;
-    if (!db__reserve(t->ctx, &data, &t->capacity, t->length + n + 1, 1)) return;
+    if (!(data = db__grow(t->ctx, data, &t->capacity, t->length + n + 1, 1))) return;
     t->data = (char *)data;
     if (n) memcpy(t->data + t->length, bytes, n);
     t->length += n;
@@ -4145,7 +4155,9 @@ static db_result db__read_all(db_ctx *ctx, const char *path, FILE *file, db__map
 {
     size_t capacity = 0, got;
     do {
-        if (!db__reserve(ctx, &out->owner, &capacity, out->bytes + 65536, 1)) break;
+        void *grown = db__grow(ctx, out->owner, &capacity, out->bytes + 65536, 1);
+        if (!grown) break;
+        out->owner = grown;
         got = fread((char *)out->owner + out->bytes, 1, capacity - out->bytes, file);
         out->bytes += got;
     } while (got > 0);
@@ -4898,8 +4910,8 @@ static db_result db__read_header(db_safetensors *st)
     shard->header = db_json_parse(ctx, shard->name, (const char *)shard->map.data + 8,
                                   (size_t)length);
     if (!shard->header) return ctx->result;
-    if (!db__reserve(ctx, &tensors, &st->capacity, st->count + shard->header->count,
-                     sizeof *st->tensor))
+    if (!(tensors = db__grow(ctx, tensors, &st->capacity, st->count + shard->header->count,
+                     sizeof *st->tensor)))
         return ctx->result;
     st->tensor = (db_file_tensor *)tensors;
     for (entry = shard->header->first; entry; entry = entry->next) {
@@ -4916,7 +4928,7 @@ static db_result db__add_shard(db_safetensors *st, const char *name, db__mapping
 {
     void *shards = st->shard;
     db__shard *shard;
-    if (!db__reserve(st->ctx, &shards, &st->shard_capacity, st->shard_count + 1, sizeof *shard)) {
+    if (!(shards = db__grow(st->ctx, shards, &st->shard_capacity, st->shard_count + 1, sizeof *shard))) {
         db__unmap_file(st->ctx, map);
         return st->ctx->result;
     }
@@ -5191,7 +5203,7 @@ db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_
         return db__writer_note(w);
     }
     tensors = w->tensor;
-    if (!db__reserve(w->ctx, &tensors, &w->capacity, w->count + 1, sizeof *t))
+    if (!(tensors = db__grow(w->ctx, tensors, &w->capacity, w->count + 1, sizeof *t)))
         return db__writer_note(w);
     w->tensor = (db_file_tensor *)tensors;
     t = &w->tensor[w->count];
@@ -5860,7 +5872,7 @@ typedef struct db__ids {
 static void db__ids_push(db__ids *ids, int32_t id)
 {
     void *grown = ids->id;
-    if (!db__reserve(ids->ctx, &grown, &ids->capacity, ids->count + 1, sizeof *ids->id)) return;
+    if (!(grown = db__grow(ids->ctx, grown, &ids->capacity, ids->count + 1, sizeof *ids->id))) return;
     ids->id = (int32_t *)grown;
     ids->id[ids->count++] = id;
 }
@@ -6213,7 +6225,7 @@ static void db__unpack_table(db_ctx *ctx, const char *const *lines, db__unicode_
         row.last = row.first + db__unpack_number(&text);
         row.a += db__unpack_signed(&text);
         row.b += db__unpack_signed(&text);
-        if (!db__reserve(ctx, &rows, &capacity, table->count + 1, sizeof row)) break;
+        if (!(rows = db__grow(ctx, rows, &capacity, table->count + 1, sizeof row))) break;
         table->row = (db__unicode_row *)rows;
         table->row[table->count++] = row;
     }
@@ -6569,7 +6581,7 @@ static int db__add_merge(db_tokenizer *tok, db__text *both, const char *left, si
     both->length = 0;
     db__text_append(both, left, left_bytes);
     db__text_append(both, right, right_bytes);
-    if (!db__reserve(tok->ctx, &merges, &tok->merge_capacity, tok->merge_count + 1, sizeof *m))
+    if (!(merges = db__grow(tok->ctx, merges, &tok->merge_capacity, tok->merge_count + 1, sizeof *m)))
         return 0;
     tok->merge = (db__merge *)merges;
     result = both->data ? db__find_piece(tok, both->data, both->length) : -1;

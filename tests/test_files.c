@@ -527,6 +527,8 @@ static void test_safetensors_round_trip(void)
 
     /* Cut short at every length of the header and some of the data: refused, never read beyond. */
     db__map_file(ctx, path, &m);
+    report(m.bytes > 8 && m.data[0] % 8 == 0, "safetensors_aligned", "a header of %d bytes",
+           (int)m.data[0]);
     for (i = 0, wrong = 0; i < m.bytes; i += i < 5000 ? 1 : 997) {
         unsigned char *exact = (unsigned char *)malloc(i ? i : 1);
         memcpy(exact, m.data, i);

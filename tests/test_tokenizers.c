@@ -282,17 +282,15 @@ static void test_spiece_refused(void)
 {
     static const struct {
         const char *name, *message;
-    } cases[] = {{"nothing_wrong", ""}, {"two_unknown", "two unknown"},
-                 {"no_unknown", "no unknown"},
-                 {"no_end", "no </s>"}, {"twice", "is there twice"}, {"empty_piece", "is empty"},
-                 {"type", "invalid type"}, {"score", "score"}, {"bpe", "only unigram"},
-                 {"byte_piece", "byte"}, {"byte_fallback", "256"}, {"short_table",
-                                                                    "table is damaged"},
-                 {"long_table", "table is damaged"}, {"reserved_twice", "is there twice"},
-                 {"endless_varint", "not a SentencePiece model"}, {"group",
-                                                                   "not a SentencePiece model"},
-                 {"no_pieces", "no pieces"}, {"wild_table", ""}, {"no_final_nul",
-                                                                  "table is damaged"}};
+    } cases[] = {
+        {"nothing_wrong", ""}, {"two_unknown", "two unknown"}, {"no_unknown", "no unknown"},
+        {"no_end", "no </s>"}, {"twice", "is there twice"}, {"empty_piece", "is empty"},
+        {"type", "invalid type"}, {"score", "score"}, {"bpe", "only unigram"},
+        {"byte_piece", "byte"}, {"byte_fallback", "256"}, {"short_table", "table is damaged"},
+        {"long_table", "table is damaged"}, {"reserved_twice", "is there twice"},
+        {"endless_varint", "not a SentencePiece model"}, {"group", "not a SentencePiece model"},
+        {"no_pieces", "no pieces"}, {"wild_table", ""}, {"no_final_nul", "table is damaged"},
+        {"far_value", ""}, {"byte_name", "no byte piece"}};
     db_ctx *ctx = counting_context();
     size_t i;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -315,7 +313,8 @@ static void test_spiece_refused(void)
         if (i == 9) spiece__piece(&m, 0, "<0x41>", 0, 6);
         if (i == 13) spiece__piece(&m, 0, "<pad>", 0, 3);
         if (i == 8) spiece__number(&s, 3, 2);
-        if (i == 10) spiece__number(&s, 35, 1);
+        if (i == 10 || i == 20) spiece__number(&s, 35, 1);
+        if (i == 20) spiece__piece(&m, 0, "<0x4g>", 0, 6);
         if (s.length) spiece__string(&m, 2, s.data, s.length);
         s.length = 0;
         if (i == 11) spiece__string(&s, 2, "\4\0\0\0\0\0\0\0", 8);
@@ -332,6 +331,16 @@ static void test_spiece_refused(void)
             spiece__string(&s, 2, table, sizeof table);
         }
         if (i == 18) spiece__string(&s, 2, "\4\0\0\0\0\0\0\0ab", 10);
+        if (i == 19) { /* the rule for "d" gives a string far behind the end of the table */
+            unsigned char table[4 + 1024 + 1];
+            uint32_t root = 128u << 10, d = 'd' | 1u << 8 | 1u << 10, value = 0x80FFFFFFu;
+            memset(table, 0, sizeof table);
+            memcpy(table, "\0\4\0\0", 4);
+            memcpy(table + 4, &root, 4);
+            memcpy(table + 4 + 4 * (128 ^ 'd'), &d, 4);
+            memcpy(table + 4 + 4 * (128 ^ 'd' ^ 1), &value, 4);
+            spiece__string(&s, 2, table, sizeof table);
+        }
         if (s.length) spiece__string(&m, 3, s.data, s.length);
         if (i == 14) spiece__put(&m, "\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 12);
         if (i == 15) spiece__put(&m, "\x0b", 1);
