@@ -264,6 +264,230 @@ static int generate(int argc, char **argv)
     return finish(ctx) || status;
 }
 
+/* ---- train -------------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t interrupted;
+static void on_signal(int s) { (void)s, interrupted = 1; }
+
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* The names in a folder, sorted, without those that begin with a dot; NULL when it cannot be read. */
+static char **list_folder(const char *path, size_t *n)
+{
+    DIR *d = opendir(path);
+    struct dirent *e;
+    char **names = NULL;
+    *n = 0;
+    if (!d) return NULL;
+    names = (char **)calloc(1, sizeof *names);
+    while ((e = readdir(d))) {
+        if (e->d_name[0] == '.') continue;
+        names = (char **)realloc(names, (*n + 2) * sizeof *names);
+        names[*n] = (char *)malloc(strlen(e->d_name) + 1);
+        strcpy(names[(*n)++], e->d_name);
+    }
+    closedir(d);
+    if (*n) qsort(names, *n, sizeof *names, by_name);
+    return names;
+}
+
+/* Loads every picture of a folder that can be one; the others are named and left out. */
+static img_image *load_photos(const char *folder, size_t resolution, size_t *n)
+{
+    size_t files, k;
+    char **names = list_folder(folder, &files), path[4096], err[IMG_ERROR_SIZE];
+    img_image *photos;
+    *n = 0;
+    if (!names) {
+        fail("cannot read the folder %s", folder);
+        return NULL;
+    }
+    photos = (img_image *)calloc(files + 1, sizeof *photos);
+    for (k = 0; k < files; k++) {
+        img_image *p = &photos[*n];
+        snprintf(path, sizeof path, "%s/%s", folder, names[k]);
+        free(names[k]);
+        if (img_load(path, p, err, sizeof err) != IMG_OK) {
+            fprintf(stderr, "skipped: %s\n", err);
+        } else if (p->w < 32 || p->h < 32) {
+            fprintf(stderr, "skipped: %s is a thumbnail of %zu x %zu pixels\n", path, p->w, p->h);
+            img_free(p);
+        } else {
+            if (p->w < resolution || p->h < resolution) fprintf(stderr, "warning: %s has %zu x %zu pixels and is enlarged to %zu\n", path, p->w, p->h, resolution);
+            ++*n;
+        }
+    }
+    free(names);
+    return photos;
+}
+
+/* Class images [n,S,S,3] from the folder, those that are missing drawn first by the untouched model. */
+static float *class_images(db_pipeline *p, const char *folder, const char *prompt, size_t n, size_t S, const db_sample_config *sampling)
+{
+    float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
+    char path[4096], err[IMG_ERROR_SIZE];
+    size_t k, i, drawn = 0;
+    double began = now();
+    if (make_folder(folder)) return NULL;
+    for (k = 0; k < n; k++) {
+        img_image image;
+        float *x = pixels + k * S * S * 3;
+        snprintf(path, sizeof path, "%s/%05zu.png", folder, k);
+        if (!db__exists(path)) {
+            db_sample_config c = *sampling;
+            c.seed = db_class_image_seed(prompt, k);
+            if (db_generate(p, &prompt, 1, NULL, &c, S, S, x) != DB_OK || save_picture(x, S, S, path)) return NULL;
+            drawn++;
+        }
+        if (img_load(path, &image, err, sizeof err) != IMG_OK) return fail("%s", err), NULL;
+        if (image.w != S || image.h != S) return fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path, S, S), NULL;
+        for (i = 0; i < S * S * 3; i++) x[i] = (float)image.rgb[i] / 127.5f - 1; /* what is stored is what is trained on */
+        img_free(&image);
+    }
+    if (drawn) printf("%zu class images of \"%s\" drawn in %.1f s\n", drawn, prompt, now() - began);
+    return pixels;
+}
+
+/* The highest N of OUTPUT/checkpoint-N, or 0; with `keep`, removes all but the newest `keep` of them. */
+static long newest_checkpoint(const char *out, long keep)
+{
+    size_t files, k;
+    char **names = list_folder(out, &files), path[4096];
+    long steps[1024], best = 0;
+    int n = 0, i, j;
+    for (k = 0; names && k < files; k++) {
+        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024) steps[n++] = atol(names[k] + 11);
+        free(names[k]);
+    }
+    free(names);
+    for (i = 0; i < n; i++) {
+        int newer = 0;
+        best = steps[i] > best ? steps[i] : best;
+        for (j = 0; j < n; j++) newer += steps[j] > steps[i];
+        if (keep > 0 && newer >= keep) {
+            snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]), remove(path);
+            snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
+        }
+    }
+    return best;
+}
+
+static void save_checkpoint(const db_dreambooth *d, const char *out, long limit)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/checkpoint-%zu", out, db_dreambooth_steps_done(d));
+    if (make_folder(path)) return;
+    snprintf(path, sizeof path, "%s/checkpoint-%zu/state.safetensors", out, db_dreambooth_steps_done(d));
+    if (db_dreambooth_save(d, path) == DB_OK && limit > 0) newest_checkpoint(out, limit);
+}
+
+static int train(int argc, char **argv)
+{
+    common c = common_default;
+    db_dreambooth_config config = db_dreambooth_config_default();
+    const char *photos_dir = NULL, *class_dir = "class_images", *prompt = NULL, *class_prompt = NULL, *out = "dreambooth-model", *resume = NULL, *scheduler = "constant";
+    long n_class = 100, steps = 400, batch = 4, accumulation = 1, every = 500, limit = 0, seed = 0, resolution = 0, warmup = 0, class_steps = 100;
+    int prior = 0, center = 0, checkpointing = 0, text_too = 0;
+    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, class_guidance = 1;
+    const flag flags[] = {{"instance_data_dir", TEXT, &photos_dir, "the photos"}, {"instance_prompt", TEXT, &prompt, "\"a zxk dog\""},
+        {"with_prior_preservation", SWITCH, &prior, "keep the class"}, {"class_prompt", TEXT, &class_prompt, "\"a dog\""}, {"class_data_dir", TEXT, &class_dir, "class images, completed if need be"},
+        {"num_class_images", WHOLE, &n_class, ""}, {"class_steps", WHOLE, &class_steps, "sampling steps of a class image (DDPM)"}, {"class_guidance", REAL, &class_guidance, "and its guidance"},
+        {"prior_loss_weight", REAL, &lambda, "lambda"}, {"output_dir", TEXT, &out, "a directory that diffusers loads"}, {"resolution", WHOLE, &resolution, "0: the model's"},
+        {"center_crop", SWITCH, &center, "instead of random crops"}, {"train_text_encoder", SWITCH, &text_too, ""}, {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
+        {"max_train_steps", WHOLE, &steps, ""}, {"learning_rate", REAL, &rate, ""}, {"lr_scheduler", TEXT, &scheduler, "constant, constant_with_warmup, linear or cosine"},
+        {"lr_warmup_steps", WHOLE, &warmup, ""}, {"gradient_accumulation_steps", WHOLE, &accumulation, ""}, {"gradient_checkpointing", SWITCH, &checkpointing, "less memory, more time"},
+        {"adam_beta1", REAL, &b1, ""}, {"adam_beta2", REAL, &b2, ""}, {"adam_weight_decay", REAL, &decay, ""}, {"adam_epsilon", REAL, &eps, ""}, {"max_grad_norm", REAL, &norm, ""},
+        {"checkpointing_steps", WHOLE, &every, ""}, {"checkpoints_total_limit", WHOLE, &limit, "0: keep all"}, {"resume_from_checkpoint", TEXT, &resume, "a checkpoint folder, or latest"},
+        {"seed", WHOLE, &seed, ""}, COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
+    int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL);
+    db_ctx *ctx;
+    db_pipeline *p = NULL;
+    db_dreambooth *d = NULL;
+    img_image *photos = NULL;
+    db_image *views = NULL;
+    float *classes = NULL, *curve[3] = {NULL, NULL, NULL};
+    size_t n_photos = 0, S, k, done = 0;
+    char path[4096];
+    if (status) return status == 1;
+    if (!photos_dir || !prompt) return fail("train needs --instance_data_dir and --instance_prompt");
+    if (prior && !class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
+    if (steps < 1 || batch < 1 || accumulation < 1 || (prior && n_class < 1)) return fail("steps, batch sizes and the number of class images must be positive");
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    if (db_pipeline_load(ctx, c.model, &p) != DB_OK) return finish(ctx);
+    S = resolution > 0 ? (size_t)resolution : p->unet->config.sample_size;
+    photos = load_photos(photos_dir, S, &n_photos);
+    if (!photos || !n_photos) status = fail("%s holds no photos (PNG or JPEG)", photos_dir);
+    if (!status) status = make_folder(out);
+    if (!status && prior) {
+        db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
+        s.num_inference_steps = (size_t)class_steps, s.guidance_scale = (float)class_guidance;
+        classes = class_images(p, class_dir, class_prompt, (size_t)n_class, S, &s);
+        status = !classes;
+    }
+    if (!status) {
+        config.instance_prompt = prompt, config.class_prompt = prior ? class_prompt : NULL, config.prior_loss_weight = (float)lambda;
+        config.resolution = S, config.center_crop = center, config.train_batch_size = config.class_batch_size = (size_t)batch;
+        config.gradient_accumulation_steps = (size_t)accumulation, config.gradient_checkpointing = checkpointing, config.max_train_steps = (size_t)steps;
+        config.learning_rate = (float)rate, config.lr_warmup_steps = (size_t)warmup, config.train_text_encoder = text_too, config.seed = (uint64_t)seed;
+        config.lr_scheduler = !strcmp(scheduler, "linear") ? DB_LR_LINEAR : !strcmp(scheduler, "cosine") ? DB_LR_COSINE : !strcmp(scheduler, "constant_with_warmup") ? DB_LR_CONSTANT_WITH_WARMUP : DB_LR_CONSTANT;
+        config.optimizer.beta1 = (float)b1, config.optimizer.beta2 = (float)b2, config.optimizer.weight_decay = (float)decay, config.optimizer.eps = (float)eps, config.optimizer.max_grad_norm = (float)norm;
+        views = (db_image *)calloc(n_photos, sizeof *views);
+        for (k = 0; k < n_photos; k++) views[k].rgb = photos[k].rgb, views[k].w = photos[k].w, views[k].h = photos[k].h;
+        status = db_dreambooth_create(p, p, &config, views, n_photos, classes, prior ? (size_t)n_class : 0, &d) != DB_OK;
+    }
+    if (!status && resume) {
+        if (!strcmp(resume, "latest")) snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, newest_checkpoint(out, 0));
+        else snprintf(path, sizeof path, "%s/state.safetensors", resume);
+        if (strcmp(resume, "latest") || newest_checkpoint(out, 0)) status = db_dreambooth_resume(d, path) != DB_OK;
+    }
+    if (!status) {
+        db_memory_plan plan;
+        double began = now();
+        db_dreambooth_plan(d, &plan);
+        printf("%zu photos%s; %.2fM parameters: %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; %.1f GFLOP a step\n", n_photos,
+               prior ? ", prior preservation" : "", (double)p->unet->params.count / 1e6, (double)p->unet->params.count * 16 / 1e6, (double)plan.arena_bytes / 1e6,
+               (double)plan.scratch_bytes / 1e6, plan.flops * (double)accumulation / 1e9);
+        for (k = 0; k < 3; k++) curve[k] = (float *)calloc((size_t)steps + 1, sizeof(float));
+        signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+        while (db_dreambooth_steps_done(d) < (size_t)steps && !interrupted) {
+            db_dreambooth_losses l;
+            if (db_dreambooth_step(d, &l) != DB_OK) break;
+            curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
+            if (!c.quiet && (done % 20 == 0 || done == 1)) {
+                double each = (now() - began) / (double)done;
+                printf("step %zu of %ld  loss %.4f  photos %.4f  class %.4f  %.2f s a step, %.0f s left\n", db_dreambooth_steps_done(d), steps, (double)l.total, (double)l.instance,
+                       (double)l.prior, each, each * (double)((size_t)steps - db_dreambooth_steps_done(d)));
+                fflush(stdout);
+            }
+            if (every > 0 && db_dreambooth_steps_done(d) % (size_t)every == 0) save_checkpoint(d, out, limit);
+        }
+        if (db_status(ctx) == DB_OK && interrupted) {
+            save_checkpoint(d, out, limit);
+            printf("stopped after step %zu; go on with --resume_from_checkpoint latest\n", db_dreambooth_steps_done(d));
+        } else if (db_status(ctx) == DB_OK) {
+            const char *const labels[] = {"total", "photos", "class"};
+            img_curve curves[3];
+            img_plot_config plot = img_plot_config_default();
+            img_image picture;
+            char err[IMG_ERROR_SIZE];
+            db_pipeline_save(p, out, DB_F16);
+            memset(curves, 0, sizeof curves);
+            for (k = 0; k < 3; k++) curves[k].label = labels[k], curves[k].y = curve[k], curves[k].n = done;
+            plot.title = "Loss", plot.x_label = "step", plot.smooth = 20;
+            snprintf(path, sizeof path, "%s/loss.png", out);
+            if (done && img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) == IMG_OK) img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err), img_free(&picture);
+            printf("trained for %zu steps in %.1f s -> %s\n", done, now() - began, out);
+        }
+    }
+    db_dreambooth_free(d);
+    for (k = 0; photos && k < n_photos; k++) img_free(&photos[k]);
+    for (k = 0; k < 3; k++) free(curve[k]);
+    free(photos), free(views), free(classes);
+    db_pipeline_free(p);
+    return finish(ctx) || status;
+}
+
 /* ---- tokenize, info ------------------------------------------------------------------------------------- */
 
 static int tokenize(int argc, char **argv)
@@ -454,6 +678,7 @@ static int probe(int argc, char **argv)
 int main(int argc, char **argv)
 {
     const struct { const char *name; int (*run)(int, char **); const char *what; } commands[] = {
+        {"train", train, "photos of a subject -> a model that knows it"},
         {"generate", generate, "prompts -> pictures and a labelled grid"},
         {"tokenize", tokenize, "a text -> its ids"},
         {"info", info, "what a model directory holds and needs"},
