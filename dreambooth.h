@@ -7546,6 +7546,10 @@ static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char
             c->block_out_channels[k] % c->norm_num_groups || cross[k] != cross[0])
             db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
     }
+    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) /* diffusers, too, needs whole heads */
+        if ((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[k] % c->attention_head_dim[k]) ||
+            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[c->n_levels - 1 - k] % c->attention_head_dim[k]))
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, c->attention_head_dim[k], k);
     return ctx->result;
 }
 

@@ -53,7 +53,7 @@ for model in sys.argv[1:] or ["examples/world/base"]:
         ours = subprocess.run(["build/dreambooth", "tokenize", "--pretrained_model_name_or_path", model, "a red dog on the beach"], capture_output=True, text=True, check=True).stdout.split()
         report(f"{model} tokenizer", float(ours != [str(i) for i in ids.input_ids[0].tolist() if i > 2]))
     if index["_class_name"] == "IFPipeline":
-        pipe = diffusers.IFPipeline.from_pretrained(model, safety_checker=None, feature_extractor=None, watermarker=None)
+        pipe = diffusers.IFPipeline.from_pretrained(model, safety_checker=None, feature_extractor=None, watermarker=None, torch_dtype=torch.float32)
         picture = pipe("a red dog on the beach", num_inference_steps=5, guidance_scale=3.0, output_type="pt").images
         report(f"{model} IFPipeline draws {tuple(picture.shape)}", float(not torch.isfinite(picture).all()))
 print(f"{passed} passed, {failed} failed")

@@ -112,8 +112,8 @@ static db_result model_create(model *m, db_ctx *ctx, int checkpoints)
     if (db_tape_create(ctx, &net.tape) != DB_OK) return db_status(ctx);
     network(&net, m, 0);
     db_tape_destroy(net.tape);
-    if (db_status(ctx) != DB_OK || db__params_allocate(&m->params) != DB_OK ||
-        db_params_require_grad(&m->params) != DB_OK) return db_status(ctx);
+    if (db_status(ctx) != DB_OK || db__params_allocate(&m->params) != DB_OK) return db_status(ctx);
+    if (db_params_require_grad(&m->params) != DB_OK) return db_status(ctx);
     for (k = 0; k < m->params.n; k++) {
         db_param *p = &m->params.item[k];
         int norm = p->n_dims == 1 && strstr(p->name, "norm") && strstr(p->name, "weight");
@@ -149,8 +149,8 @@ static void test_checkpointing(void)
         float loss[2] = {0, 1}, dx[2][384], kept[2][384];
         size_t nodes;
         memset(dx, 0, sizeof dx);
-        if (model_create(&a, ctx, 0) != DB_OK || model_create(&b, ctx, 1) != DB_OK || db_run(a.tape, 5, 3) != DB_OK ||
-            db_run(b.tape, 5, 3) != DB_OK) {
+        if (model_create(&a, ctx, 0) != DB_OK || model_create(&b, ctx, 1) != DB_OK ||
+            db_run(a.tape, 5, 3) != DB_OK || db_run(b.tape, 5, 3) != DB_OK) {
             test_fail(name, "%s", db_last_error(ctx));
             exit(test_summary());
         }
@@ -158,19 +158,15 @@ static void test_checkpointing(void)
         db_download(a.tape, a.loss, &loss[0]), db_download(b.tape, b.loss, &loss[1]);
         db_download(a.tape, a.kept, kept[0]), db_download(b.tape, b.kept, kept[1]);
         db_download(a.tape, db_grad(a.tape, a.x), dx[0]), db_download(b.tape, db_grad(b.tape, b.x), dx[1]);
-        if (!(loss[0] > 0) || loss[0] != loss[1]) test_fail(name, "the loss is %g with it, %g without", (double)loss[1],
-            (double)loss[0]);
+        if (!(loss[0] > 0) || loss[0] != loss[1]) test_fail(name, "the loss is %g with it, %g without", (double)loss[1], (double)loss[0]);
         else if (memcmp(kept[0], kept[1], db_count(a.kept) * sizeof(float))) test_fail(name, "an activation has other bits");
-        else if (memcmp(dx[0], dx[1], db_count(a.x) * sizeof(float))) test_fail(name,
-            "the gradient of the input has other bits");
-        else if (memcmp(a.params.grad, b.params.grad, a.params.count * sizeof(float))) test_fail(name,
-            "a parameter's gradient has other bits");
+        else if (memcmp(dx[0], dx[1], db_count(a.x) * sizeof(float))) test_fail(name, "the gradient of the input has other bits");
+        else if (memcmp(a.params.grad, b.params.grad, a.params.count * sizeof(float)))
+            test_fail(name, "a parameter's gradient has other bits");
         else if (test_largest(a.params.grad, a.params.count) == 0) test_fail(name, "all gradients are zero");
         else if (nodes == 0 || b.tape->arena_bytes >= a.tape->arena_bytes)
-            test_fail(name, "%zu operations more and %zu bytes of activations instead of %zu", nodes,
-                b.tape->arena_bytes, a.tape->arena_bytes);
-        else test_pass(name, "the same bits, %zu operations again, %zu bytes of activations instead of %zu", nodes,
-            b.tape->arena_bytes, a.tape->arena_bytes);
+            test_fail(name, "%zu operations more, %zu bytes instead of %zu", nodes, b.tape->arena_bytes, a.tape->arena_bytes);
+        else test_pass(name, "the same bits, %zu operations again, %zu bytes instead of %zu", nodes, b.tape->arena_bytes, a.tape->arena_bytes);
         model_free(&a), model_free(&b);
         test_check(ctx->live_bytes == 0, half ? "tape frees all, bf16" : "tape frees all, f32", "no memory left in use");
         db_destroy(ctx);
@@ -178,6 +174,8 @@ static void test_checkpointing(void)
 }
 
 /* ---- the memory plan ------------------------------------------------------------------------------------- */
+
+static int in_arena(const db__value *v) { return v->kind == DB__ACTIVATION || v->kind == DB__KEPT; }
 
 /* By brute force: values that are in use at the same time lie apart. */
 static void test_memory_plan(void)
@@ -210,12 +208,12 @@ static void test_memory_plan(void)
             if (m.tape->value[i].kind == DB__KEPT) first[i] = 0, last[i] = (int)m.tape->n_nodes;
         for (i = 0; i < m.tape->n_values; i++) {
             const db__value *v = &m.tape->value[i], *w;
-            if ((v->kind != DB__ACTIVATION && v->kind != DB__KEPT) || first[i] < 0) continue;
+            if (!in_arena(v) || first[i] < 0) continue;
             sum += v->bytes;
             if (v->offset % DB__ALIGN || v->offset + v->bytes > plan.arena_bytes) bad = (int)i;
             for (j = 0; j < i; j++) {
                 w = &m.tape->value[j];
-                if ((w->kind != DB__ACTIVATION && w->kind != DB__KEPT) || first[j] < 0) continue;
+                if (!in_arena(w) || first[j] < 0) continue;
                 if (last[i] < first[j] || last[j] < first[i]) continue;
                 pairs++;
                 if (v->offset < w->offset + w->bytes && w->offset < v->offset + v->bytes) bad = (int)i;
@@ -224,17 +222,14 @@ static void test_memory_plan(void)
         for (n = 0; n < m.tape->n_nodes; n++) { /* what is in use during node n */
             size_t now = 0;
             for (i = 0; i < m.tape->n_values; i++)
-                if ((m.tape->value[i].kind == DB__ACTIVATION || m.tape->value[i].kind == DB__KEPT) &&
-                    first[i] <= (int)n && (int)n <= last[i])
-                    now += m.tape->value[i].bytes;
+                if (in_arena(&m.tape->value[i]) && first[i] <= (int)n && (int)n <= last[i]) now += m.tape->value[i].bytes;
             most = DB__MAX(most, now);
         }
         if (bad >= 0) test_fail(name, "value %d lies outside the arena or on another that is in use", bad);
-        else if (plan.n_operations != m.tape->n_nodes || plan.arena_bytes != m.tape->arena_bytes ||
-            plan.arena_bytes > most + most / 4)
-            test_fail(name, "%zu bytes, at most %zu of them in use at once, take an arena of %zu", sum, most,
-                plan.arena_bytes);
-        else test_pass(name, "%zu pairs of values in use at once are apart; %zu bytes, at most %zu in use, take an arena of %zu", pairs, sum, most, plan.arena_bytes);
+        else if (plan.n_operations != m.tape->n_nodes || plan.arena_bytes != m.tape->arena_bytes || plan.arena_bytes > most + most / 4)
+            test_fail(name, "%zu bytes, at most %zu of them in use at once, take an arena of %zu", sum, most, plan.arena_bytes);
+        else test_pass(name, "%zu pairs of values in use at once lie apart; %zu bytes, at most %zu in use, take an arena of %zu", pairs, sum,
+                       most, plan.arena_bytes);
         free(first);
         model_free(&m);
         db_destroy(ctx);
@@ -267,8 +262,7 @@ static void test_operation_count(void)
     q = db_attention(n.tape, q, q, q, none, none, 1, 1, 0);
     db_backward(n.tape, db_mse(n.tape, q, input(n.tape, DB_F32, 2, 30, 7, 0), none, none, NULL));
     db_plan(n.tape, &plan);
-    if (plan.flops != 3 * conv + 7 * attention) test_fail("operation count", "%g, not %g", plan.flops,
-        3 * conv + 7 * attention);
+    if (plan.flops != 3 * conv + 7 * attention) test_fail("operation count", "%g, not %g", plan.flops, 3 * conv + 7 * attention);
     else test_pass("operation count", "%g", plan.flops);
     db_tape_destroy(n.tape);
     db__params_free(&p);
@@ -314,8 +308,8 @@ static db_result training(allocator *a, int checkpoints)
         r = db_run(m.tape, 1, 0);
         if (r == DB_OK) r = db_optimizer_step(&o, 1e-3f, 1, NULL);
     }
-    if (r != db_status(ctx) || (r != DB_OK && !strstr(db_last_error(ctx), "memory"))) r = DB_ERROR_ARGUMENT;
-        /* says one thing, returns another */
+    if (r != db_status(ctx) || (r != DB_OK && !strstr(db_last_error(ctx), "memory")))
+        r = DB_ERROR_ARGUMENT; /* says one thing, returns another */
     db_optimizer_free(&o);
     model_free(&m);
     db_destroy(ctx);
@@ -335,10 +329,8 @@ static void test_out_of_memory(void)
             a.calls = 0, a.fail_at = n;
             r = training(&a, checkpoints);
             if (a.live) test_fail(name, "when allocation %ld fails, %ld blocks are never freed", n, a.live);
-            else if (a.calls > n && r != DB_ERROR_MEMORY) test_fail(name,
-                "when allocation %ld fails, the result is \"%s\"", n, db_result_name(r));
-            else if (a.calls <= n && r != DB_OK) test_fail(name, "with all the memory it wants the result is \"%s\"",
-                db_result_name(r));
+            else if (a.calls > n && r != DB_ERROR_MEMORY) test_fail(name, "when allocation %ld fails, the result is \"%s\"", n, db_result_name(r));
+            else if (a.calls <= n && r != DB_OK) test_fail(name, "with all the memory it wants the result is \"%s\"", db_result_name(r));
             else if (a.calls > n) continue;
             else test_pass(name, "each of %ld allocations", n);
             break;
@@ -354,22 +346,18 @@ static void test_philox(void)
         uint32_t counter[4], key[2], out[4];
     } known[] = {
         {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}, {0x408f276d, 0x41c83b0e,
-            0xa20bc7c6, 0x6d5451fd}},
-        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}, {0xd16cfe09, 0x94fdcceb,
-            0x5001e420, 0x24126ea1}}};
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
     size_t k, j;
     int good = 1;
     for (k = 0; k < 3; k++) {
         uint32_t out[4];
         db_rng rng;
         uint64_t block = (uint64_t)known[k].counter[1] << 32 | known[k].counter[0];
-        rng.seed = (uint64_t)known[k].key[1] << 32 | known[k].key[0], rng.step = known[k].counter[2],
-            rng.purpose = known[k].counter[3];
+        rng.seed = (uint64_t)known[k].key[1] << 32 | known[k].key[0], rng.step = known[k].counter[2], rng.purpose = known[k].counter[3];
         db__philox(rng.seed, rng.purpose, rng.step, block, out);
         good = good && !memcmp(out, known[k].out, sizeof out);
-        for (j = 0; j < 4 && block < (uint64_t)1 << 62; j++) good = good && db_random_bits(&rng,
-            block * 4 + j) == known[k].out[j];
+        for (j = 0; j < 4 && block < (uint64_t)1 << 62; j++) good = good && db_random_bits(&rng, block * 4 + j) == known[k].out[j];
     }
     test_check(good, "philox4x32-10", "Random123's published vectors");
 }
@@ -391,8 +379,7 @@ static void test_distributions(void)
         if (below < 7) count[below]++;
     }
     for (k = 0; k < 7; k++) even = even && fabs((double)count[k] - N / 7.0) < 5 * sqrt(N / 7.0);
-    test_check(inside && fabs(mean - 0.5) < 0.004 && fabs(square - 1.0 / 3) < 0.004, "uniform numbers",
-        "[0,1), mean 1/2, mean square 1/3");
+    test_check(inside && fabs(mean - 0.5) < 0.004 && fabs(square - 1.0 / 3) < 0.004, "uniform numbers", "[0,1), mean 1/2, mean square 1/3");
     test_check(even, "random_below", "seven values equally often");
     db_random_normal(&rng, N, z);
     for (k = 0; k < N; k++) {
@@ -401,8 +388,7 @@ static void test_distributions(void)
         if (k) pairs += x * (double)z[k - 1] / N;
     }
     /* five standard deviations of each of these means */
-    if (!(fabs(m[1]) < 0.0112 && fabs(m[2] - 1) < 0.0158 && fabs(m[3]) < 0.0433 && fabs(m[4] - 3) < 0.11 &&
-        fabs(pairs) < 0.0112))
+    if (!(fabs(m[1]) < 0.0112 && fabs(m[2] - 1) < 0.0158 && fabs(m[3]) < 0.0433 && fabs(m[4] - 3) < 0.11 && fabs(pairs) < 0.0112))
         test_fail("normal numbers", "moments %g %g %g %g, neighbours %g", m[1], m[2], m[3], m[4], pairs);
     else test_pass("normal numbers", "moments %.4f %.4f %.4f %.4f, neighbours %.4f", m[1], m[2], m[3], m[4], pairs);
     free(z);
@@ -464,15 +450,15 @@ static const char *adamw_run(db_ctx *ctx, const db_safetensors *golden, double *
     char name[40];
     memset(&p, 0, sizeof p);
     p.ctx = ctx;
-    for (k = 0; k < 3; k++) snprintf(name, sizeof name, "p%d", (int)k), db__params_declare(&p, name, adamw_dims[k],
-        adamw_dim[k]);
+    for (k = 0; k < 3; k++) snprintf(name, sizeof name, "p%d", (int)k), db__params_declare(&p, name, adamw_dims[k], adamw_dim[k]);
     db__params_declare(&p, "frozen", 1, &eight)->frozen = 1;
     db__params_allocate(&p);
     config.beta2 = 0.99f, config.weight_decay = 0.05f;
-    if (!norms || !lr || n_norms != ADAMW_STEPS || db_optimizer_init(&o, &p,
-        &config) != DB_OK) return "no golden values, or no optimiser";
-    for (k = 0; k < 3; k++) test_formula((uint32_t)(9000 + k), p.item[k].count, 1, 0, 0, row), db_param_set(&p.item[k],
-        p.item[k].data, row);
+    if (!norms || !lr || n_norms != ADAMW_STEPS || db_optimizer_init(&o, &p, &config) != DB_OK) return "no golden values, or no optimiser";
+    for (k = 0; k < 3; k++) {
+        test_formula((uint32_t)(9000 + k), p.item[k].count, 1, 0, 0, row);
+        db_param_set(&p.item[k], p.item[k].data, row);
+    }
     for (k = 0; k < 8; k++) p.item[3].data[k] = 2, p.item[3].grad[k] = 1000; /* neither moves nor counts */
     ema = (float *)calloc(p.count, sizeof *ema);
     memcpy(ema, p.data, p.count * sizeof *ema);
@@ -504,8 +490,7 @@ static const char *adamw_run(db_ctx *ctx, const db_safetensors *golden, double *
     /* a gradient that is not a number changes nothing */
     p.item[1].grad[3] = (float)NAN;
     memcpy(row, p.item[1].data, 33 * sizeof *row);
-    if (db_optimizer_step(&o, 0.1f, 1, &norm) != DB_ERROR_NUMERIC || o.step != ADAMW_STEPS || memcmp(row,
-        p.item[1].data, 33 * sizeof *row))
+    if (db_optimizer_step(&o, 0.1f, 1, &norm) != DB_ERROR_NUMERIC || o.step != ADAMW_STEPS || memcmp(row, p.item[1].data, 33 * sizeof *row))
         why = "an update with a gradient that is not a number";
     db_clear_error(ctx);
     db_zero_grad(&p);
@@ -538,8 +523,7 @@ static void test_optimizer(const db_safetensors *golden)
 
 static void test_schedules(db_ctx *ctx, const db_safetensors *golden)
 {
-    static const char *const names[] = {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
-        "polynomial"};
+    static const char *const names[] = {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"};
     const char *text = db_safetensors_metadata(golden, "schedules");
     const db_json *list = text ? db_json_parse(ctx, "schedules", text, strlen(text)) : NULL, *s = list ? list->first : NULL;
     size_t k, n, i;
@@ -554,8 +538,10 @@ static void test_schedules(db_ctx *ctx, const db_safetensors *golden)
         snprintf(name, sizeof name, "learning rate %s, warmup %d of %d", kind, (int)warmup, (int)total);
         snprintf(key, sizeof key, "lr/%d", (int)k);
         want = test_golden_values(golden, key, &n);
-        for (i = 0; i < n; i++) worst = DB__MAX(worst, fabs(db_lr_factor((db_lr_schedule)id, i, warmup, total, cycles,
-            power) - (double)want[i]));
+        for (i = 0; i < n; i++) {
+            double factor = db_lr_factor((db_lr_schedule)id, i, warmup, total, cycles, power);
+            worst = DB__MAX(worst, fabs(factor - (double)want[i]));
+        }
         if (n && worst < 1e-6) test_pass(name, "err %.1e", worst);
         else test_fail(name, "err %.1e over %zu updates", worst, n);
         free(want);
@@ -571,8 +557,7 @@ static void expect(db_ctx *ctx, const char *name, db_result code, const char *wo
 {
     const char *text = db_last_error(ctx);
     if (db_status(ctx) != code || !strstr(text, word) || !strstr(text, other))
-        test_fail(name, "\"%s\": %s, instead of \"%s\" with '%s' and '%s'", db_result_name(db_status(ctx)), text,
-            db_result_name(code), word, other);
+        test_fail(name, "\"%s\": %s, instead of \"%s\" with '%s' and '%s'", db_result_name(db_status(ctx)), text, db_result_name(code), word, other);
     else test_pass(name, "%s", text);
     db_clear_error(ctx);
 }
@@ -590,8 +575,8 @@ static void test_errors(void)
     x = input(t, DB_F32, 2, 5, 6, 4), w = input(t, DB_F32, 7, 3, 3, 3), y = input(t, DB_F32, 2, 9, 0, 0);
     db_conv2d(t, x, w, none, none, 1, 1, 1), expect(ctx, "error of conv2d", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[7, 3, 3, 3]");
     db_linear(t, x, y, none, none), expect(ctx, "error of linear", DB_ERROR_SHAPE, "4]", "[2, 9]");
-    db_group_norm(t, x, y, y, none, 2, 1e-5f, DB_ACT_NONE), expect(ctx, "error of group_norm", DB_ERROR_SHAPE,
-        "group_norm", "[2, 9]");
+    db_group_norm(t, x, y, y, none, 2, 1e-5f, DB_ACT_NONE);
+    expect(ctx, "error of group_norm", DB_ERROR_SHAPE, "group_norm", "[2, 9]");
     db_layer_norm(t, x, y, none, 1e-5f), expect(ctx, "error of layer_norm", DB_ERROR_SHAPE, "layer_norm", "[2, 9]");
     db_multiply(t, x, y), expect(ctx, "error of multiply", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
     db_weighted_sum(t, 1, x, 1, y), expect(ctx, "error of weighted_sum", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
@@ -605,8 +590,7 @@ static void test_errors(void)
     db_input(t, DB_F32, 4, huge), expect(ctx, "error of sizes that overflow", DB_ERROR_SHAPE, "too large", "[");
     db_conv2d(t, x, w, none, none, 1, 1, 1);
     test_check(db_multiply(t, x, x).id < 0 && db_run(t, 0, 0) == DB_ERROR_SHAPE && db_backward(t, x) == DB_ERROR_SHAPE,
-        "an error sticks",
-               "operations do nothing after one");
+               "an error sticks", "operations do nothing after one");
     db_clear_error(ctx);
     db_plan(t, NULL);
     db_multiply(t, x, x), expect(ctx, "error of recording after the plan", DB_ERROR_ARGUMENT, "recorded", "planned");
@@ -615,20 +599,17 @@ static void test_errors(void)
     db_destroy(ctx);
 
     config.isa = "mmx";
-    test_check(db_create(&other, &config) == DB_ERROR_UNSUPPORTED && !other, "an unknown instruction set",
-        "refused, without a context");
+    test_check(db_create(&other, &config) == DB_ERROR_UNSUPPORTED && !other, "an unknown instruction set", "refused, without a context");
     config = db_config_default();
     config.release = NULL;
-    test_check(db_create(&other, &config) == DB_ERROR_ARGUMENT && !other, "allocate without release",
-        "refused, without a context");
+    test_check(db_create(&other, &config) == DB_ERROR_ARGUMENT && !other, "allocate without release", "refused, without a context");
     config = db_config_default();
     lame.run[DB_OP_MUL] = NULL, lame.name = "lame";
     config.backend = &lame;
     if (db_create(&ctx, &config) != DB_OK) exit(1);
     db_tape_create(ctx, &t);
     x = input(t, DB_F32, 2, 2, 0, 0);
-    db_multiply(t, x, x), db_run(t, 0, 0), expect(ctx, "an operation that a backend lacks", DB_ERROR_UNSUPPORTED,
-        "lame", "mul");
+    db_multiply(t, x, x), db_run(t, 0, 0), expect(ctx, "an operation that a backend lacks", DB_ERROR_UNSUPPORTED, "lame", "mul");
     db_tape_destroy(t);
     db_destroy(ctx);
     for (k = 0; (name = db_isa_name(k)) != NULL; k++) {

@@ -8,12 +8,11 @@ three repetitions each (--quick: one) after two calls to warm up, and the median
 contiguous and channels_last, bf16 by autocast and as a model cast to bf16 (which then trains bf16 weights; ours stay f32):
 the first round tries them all, the second repeats the fastest. Attention is scaled_dot_product_attention, AdamW fused.
 
-GFLOP/s of both sides count our multiplications and additions of convolutions, matrix products and attention. The share
-is that of ours in the peak: multiply-adds on registers alone, on all threads. Peak MB is VmHWM, the largest resident
-memory of a process; of PyTorch's, torch_libraries_mb are there after the import. Without PyTorch: ours alone.
+GFLOP/s of both sides count our multiplications and additions of convolutions, matrix products and attention; share is
+ours in the peak, multiply-adds on registers alone. MB is VmHWM, the largest resident memory of a process; of PyTorch's,
+torch_libraries_mb are there after the import. Without PyTorch the table has ours alone.
 """
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -64,11 +63,10 @@ class Variant:
         """A tensor or a module in this type and layout."""
         return x.to(self.dtype, memory_format=self.layout if isinstance(x, torch.nn.Module) or x.dim() == 4 else torch.preserve_format)
 
-    def context(self):
-        return torch.autocast("cpu", torch.bfloat16) if self.way == "autocast" else contextlib.nullcontext()
+    def context(self): return torch.autocast("cpu", torch.bfloat16, enabled=self.way == "autocast")
 
     def forward(self, function, *args, **named):
-        """A call of the function without gradients."""
+        """A function without arguments that calls the other one without gradients."""
         def run():
             with torch.inference_mode(), self.context(): return function(*args, **named)
         return run
@@ -78,14 +76,12 @@ def split_attention(a, *qkv):
     q, k, v = (x.view(a["B"], -1, a["heads"], a["C"] // a["heads"]).transpose(1, 2) for x in qkv)  # [B,heads,T,head width]
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
-
 OPERATIONS = {  # the function, the shapes of what flows through it, those of its weights
     "conv3x3": (lambda a, x, w, b: F.conv2d(x, w, b, padding=1), ["B C H W"], ["OC C 3 3", "OC"]),
     "linear": (lambda a, x, w, b: F.linear(x, w, b), ["B C"], ["OC C", "OC"]),
     "attention": (split_attention, ["B T C", "B S C", "B S C"], []),
     "group_norm": (lambda a, x, w, b: F.silu(F.group_norm(x, a["groups"], w, b, 1e-5)), ["B C H W"], ["C", "C"]),
 }
-
 
 def operation(a, variant):
     """The function, or those of its gradients that the pass asks for."""
@@ -115,11 +111,9 @@ def world_base_forward(a, variant):
     net, x, t, text = unet(a, variant, a["batch"])
     return variant.forward(net, x, t, encoder_hidden_states=text)
 
-
 def world_base_train_step(a, variant):
     net, x, t, text = unet(a, variant, a["batch"])
-    params = list(net.parameters())
-    average = [p.detach().clone() for p in params]
+    params, average = list(net.parameters()), [p.detach().clone() for p in net.parameters()]
     weight, alpha, sigma = torch.rand(a["batch"], 1, a["size"], a["size"]), 0.8, 0.6
     try: optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
     except RuntimeError: optimizer = torch.optim.AdamW(params, lr=1e-4, foreach=True)
@@ -135,7 +129,6 @@ def world_base_train_step(a, variant):
         with torch.no_grad(): torch._foreach_lerp_(average, params, 5e-4)
     return run
 
-
 def world_generate(a, variant):
     from diffusers import DDIMScheduler
     net, noise, _, text = unet(a, variant, 2 * a["batch"])
@@ -150,19 +143,16 @@ def world_generate(a, variant):
             x = scheduler.step(uncond + 3 * (cond - uncond), t, x).prev_sample
     return run
 
-
 def world_text(a, variant):
     from transformers import T5Config, T5EncoderModel
     net = variant.place(T5EncoderModel(T5Config(**config("text_encoder/config.json")))).eval()
     ids, mask = torch.randint(100, (a["batch"], TOKENS)), torch.ones(a["batch"], TOKENS)
     return variant.forward(net, input_ids=ids, attention_mask=mask)
 
-
 def world_base(a, variant):
     from safetensors.torch import load_file
     net = unet(dict(a, size=64), variant, 1)[0]
     return lambda: net.load_state_dict(load_file(a["file"]))
-
 
 NETWORKS = {f.__name__: f for f in (world_base_forward, world_base_train_step, world_generate, world_text, world_base)}
 
@@ -191,11 +181,13 @@ def torch_process(command, variant, threads, repetitions):
 # ---- the comparison -----------------------------------------------------------------------------------------------------
 
 def start(arguments, threads, repetitions):
-    """The JSON that a process prints; None if it fails, after its last words."""
+    """The JSON that a process prints. Ours may not fail; of PyTorch's failures the last words are shown."""
     arguments += ["--threads", str(threads), "--repetitions", str(repetitions)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
     if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
-    print(f"  failed: {' '.join(arguments)}\n  {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    message = f"failed: {' '.join(arguments)}\n  {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    if arguments[0] == BENCH: sys.exit(message)
+    print(message)
 
 
 def ours(command, dtype, *how): return start([BENCH, *command.split(), "--dtype", dtype], *how)
@@ -204,18 +196,16 @@ def median(runs): return statistics.median(s for run in runs for s in run["secon
 
 
 def compare(command, dtype, peak, with_torch, *how):
-    """An entry of bench.json; None without ours. What PyTorch has no value for is None."""
+    """An entry of bench.json; what there is no value for is None."""
     layouts = ["contiguous"] if command.split()[1] in ONE_LAYOUT else ["contiguous", "channels_last"]
     ways = ["f32"] if dtype == "f32" else ["cast"] if command.startswith("op") else ["autocast", "cast"]
     variants = [f"{layout} {way}" for layout in layouts for way in ways] if with_torch else []
     mine, other = [], {v: [] for v in variants}
     for _ in range(ROUNDS):
         mine.append(ours(command, dtype, *how))
-        if not mine[-1]: return None
         for v in variants: other[v].append(theirs(command, v, *how))
         variants = sorted((v for v in variants if other[v][-1]), key=lambda v: median(other[v]))[:1]
-    entry = dict.fromkeys([k for _, k, _ in COLUMNS] + ["torch_libraries_mb"])
-    seconds, gflop = median(mine), mine[0]["flops"] / 1e9
+    seconds, gflop, entry = median(mine), mine[0]["flops"] / 1e9, dict.fromkeys(k for _, k, _ in COLUMNS)
     entry.update(ours_s=seconds, ours_peak_mb=max(r["peak_mb"] for r in mine))
     if gflop: entry.update(ours_gflops=gflop / seconds, share_of_peak=gflop / seconds / peak)
     for v in variants:  # the fastest, or none
@@ -246,18 +236,15 @@ def main():
     peak, results = {}, {"machine": {"threads": o.threads, "repetitions": ROUNDS * how[1], "load_before": load}}
     for dtype in ("f32", "bf16"):
         registers, gemm = (ours("peak " + name, dtype, o.threads, 5) for name in ("registers", "gemm"))
-        if not registers or not gemm: sys.exit(1)
         peak[dtype], product = (r["flops"] / min(r["seconds"]) / 1e9 for r in (registers, gemm))
         results["machine"].update({"isa": gemm["isa"], f"peak_{dtype}_gflops": peak[dtype], f"gemm_{dtype}_gflops": product})
-        print(f"peak {dtype}: {peak[dtype]:.0f} GFLOP/s ({gemm['isa']}, {o.threads} threads); "
-              f"the header's product near the processor: {product:.0f} ({product / peak[dtype]:.0%})")
+        print(f"peak {dtype}: {peak[dtype]:.0f} GFLOP/s ({gemm['isa']}, {o.threads} threads); the header's product: {product:.0f}")
     print(" " * 34 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
     for key, command in CASES.items():
         for dtype in ("f32",) if command.startswith("load") else ("f32", "bf16"):
             name = key if dtype == "f32" else key + "_bf16"
-            entry = compare(command, dtype, peak[dtype], with_torch, *how) if re.search(o.only, name) else None
-            if not entry: continue
-            results[name] = entry
+            if not re.search(o.only, name): continue
+            results[name] = entry = compare(command, dtype, peak[dtype], with_torch, *how)
             print(f"{name:34}" + "".join(f"{'-' if entry[k] is None else form.format(entry[k]):>9}" for _, k, form in COLUMNS), flush=True)
     with open(OUT, "w") as f: json.dump(results, f, indent=1)
     print(f"-> {OUT}")
