@@ -2207,7 +2207,7 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
     db__conv v = db__conv_of(kern, x, dy, c->s[0], c->s[1], 1, (long)c->s[2], 512);
     size_t size = kern->size, n_panels, ldc, ld_columns, strip_rows, k_image, k_rows, per_group, blocks, n_groups, parts, oc_step, n_oc;
-    size_t strip_bytes, panel_bytes, dyt_bytes, thread_bytes, acc_floats;
+    size_t strip_bytes, panel_bytes, dyt_bytes, thread_bytes, acc_floats, ld_dyt;
     char *own;
     float *acc, *sums;
     long task;
@@ -2227,7 +2227,8 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     n_oc = DB__CEIL_DIV(v.OC, oc_step);
     strip_bytes = DB__ROUND_UP(strip_rows * ld_columns * v.K * size, DB__ALIGN);
     panel_bytes = DB__ROUND_UP(per_group * k_rows * v.K * size, DB__ALIGN);
-    dyt_bytes = DB__ROUND_UP(oc_step * per_group * k_image * size + k_image * oc_step * size, DB__ALIGN);
+    ld_dyt = per_group * k_image + DB__ALIGN / size; /* rows a power of two apart would share the few lines of one cache set */
+    dyt_bytes = DB__ROUND_UP(oc_step * ld_dyt * size + k_image * oc_step * size, DB__ALIGN);
     thread_bytes = strip_bytes + panel_bytes + dyt_bytes;
     own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     acc = (float *)db__scratch(c, parts * acc_floats * sizeof(float));
@@ -2239,12 +2240,12 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
             size_t part = (size_t)task / n_oc, oc0 = (size_t)task % n_oc * oc_step, oc = DB__MIN(oc_step, v.OC - oc0);
             size_t from = n_groups * part / parts, to = n_groups * (part + 1) / parts, group, i, kdy;
             char *strip = own + thread_bytes * (size_t)db__thread_index(), *panels = strip + strip_bytes, *dyt = panels + panel_bytes;
-            char *lines = dyt + oc_step * per_group * k_image * size; /* one block of dY with its ragged columns filled */
+            char *lines = dyt + oc_step * ld_dyt * size; /* one block of dY with its ragged columns filled */
             float *part_acc = acc + part * acc_floats, *part_sum = sums + part * v.OC + oc0;
             memset(part_sum, 0, oc * sizeof(float));
             for (group = from; group < to; group++) {
                 size_t n = DB__MIN(per_group, blocks - group * per_group);
-                size_t ld_dyt = per_group * k_image, panel = per_group * k_rows * 16;
+                size_t panel = per_group * k_rows * 16;
                 if (v.stride > 1) memset(panels, 0, panel_bytes);
                 for (i = 0; i < n; i++) {
                     size_t block = group * per_group + i, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;

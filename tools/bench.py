@@ -51,7 +51,6 @@ ONE_LAYOUT = {"linear", "attention", "world_text", "world_base"}  # neither imag
 
 
 # ---- PyTorch's side: functions of the flags and the variant, which return what is to be timed ------------------------
-
 class Variant:
     """A layout and a way to compute: 'contiguous f32', 'channels_last autocast', 'contiguous cast', ..."""
     def __init__(self, name):
@@ -179,15 +178,13 @@ def torch_process(command, variant, threads, repetitions):
 
 
 # ---- the comparison -----------------------------------------------------------------------------------------------------
-
 def start(arguments, threads, repetitions):
     """The JSON that a process prints. Ours may not fail; of PyTorch's failures the last words are shown."""
     arguments += ["--threads", str(threads), "--repetitions", str(repetitions)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
     if done.returncode == 0: return json.loads(done.stdout.splitlines()[-1])
     message = f"failed: {' '.join(arguments)}\n  {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-    if arguments[0] == BENCH: sys.exit(message)
-    print(message)
+    (sys.exit if arguments[0] == BENCH else print)(message)
 
 
 def ours(command, dtype, *how): return start([BENCH, *command.split(), "--dtype", dtype], *how)
@@ -250,5 +247,4 @@ def main():
     print(f"-> {OUT}")
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__": main()
