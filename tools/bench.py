@@ -229,7 +229,7 @@ def main():
     if not os.path.exists(BENCH): sys.exit(f"bench.py: {BENCH} is missing: make {BENCH}")
     with_torch, load, how = find_spec("torch") is not None, os.getloadavg()[0], (o.threads, 1 if o.quick else 3)
     if not with_torch: print(f"PyTorch is missing in {sys.executable}: ours alone (make bench PYTHON=... takes another Python)")
-    if load > 0.5: print(f"load average {load:.1f}: other programs are running; figures are low and uneven")
+    if load > 0.5: print(f"load average {load:.1f}: other programs are running. Threads spin while they wait: some figures are tens of times too low")
     peak, results = {}, {"machine": {"threads": o.threads, "repetitions": ROUNDS * how[1], "load_before": load}}
     for dtype in ("f32", "bf16"):
         registers, gemm = (ours("peak " + name, dtype, o.threads, 5) for name in ("registers", "gemm"))
