@@ -20,6 +20,7 @@ import argparse
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,7 @@ def main():
         for name, start, end, kind in found:
             print(f"{text.count(chr(10), 0, start) + 1}: {name}: {kind}: {' '.join(text[start:end].split())}  [{len(changes(text[start:end], kind))}]")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder goes
     rng = random.Random(a.seed)
     rng.shuffle(found)
     caught, survivors = 0, []

@@ -236,13 +236,13 @@ def main():
         peak[dtype], product = (r["flops"] / min(r["seconds"]) / 1e9 for r in (registers, gemm))
         results["machine"].update({"isa": gemm["isa"], f"peak_{dtype}_gflops": peak[dtype], f"gemm_{dtype}_gflops": product})
         print(f"peak {dtype}: {peak[dtype]:.0f} GFLOP/s ({gemm['isa']}, {o.threads} threads); the header's product: {product:.0f}")
-    print(" " * 34 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
+    print(" " * 36 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
     for key, command in CASES.items():
         for dtype in ("f32",) if command.startswith("load") else ("f32", "bf16"):
             name = key if dtype == "f32" else key + "_bf16"
             if not re.search(o.only, name): continue
             results[name] = entry = compare(command, dtype, peak[dtype], with_torch, *how)
-            print(f"{name:34}" + "".join(f"{'-' if entry[k] is None else form.format(entry[k]):>9}" for _, k, form in COLUMNS), flush=True)
+            print(f"{name:36}" + "".join(f"{'-' if entry[k] is None else form.format(entry[k]):>9}" for _, k, form in COLUMNS), flush=True)
     with open(OUT, "w") as f: json.dump(results, f, indent=1)
     print(f"-> {OUT}")
 

@@ -549,6 +549,7 @@ def main():
                 f"transformers {transformers.__version__}, safetensors {safetensors.__version__}"}
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ops.safetensors")
     save_file(out, path, metadata)
+    os.chmod(path, 0o644)
     print(f"{path}: {len(CASES)} cases, {len(out)} tensors, {os.path.getsize(path)} bytes")
 
 
