@@ -12,7 +12,7 @@
 
 The tests are compiled with -O1 -DDB_NO_SIMD first: a kernel's body is written once for all instruction sets, so the
 scalar one shows nearly every change, and compiles in 3 s instead of 12. What survives that (the ends of vectors can) is
-tried again with all of them. A change that the compiler refuses is not counted; another one of that statement is drawn.
+tried again with all of them and the address sanitizer. A change that the compiler refuses is not counted; another one of that statement is drawn.
 Prints one line for each: `caught` with the first FAIL line (or how the test died) or `SURVIVED`; then the survivors
 again, and `N caught of M`. The exit status is 0 if all were caught.
 """
@@ -143,7 +143,7 @@ def build_and_run(header, folder, timeout):
     for simd, test in [(0, t) for t in sources] + [(1, t) for t in sources[:2]]:
         program = os.path.join(folder, test)
         cc = [os.environ.get("CC", "cc"), "-std=c99", "-O1", "-w", "-fopenmp", "-I" + folder, "-I" + ROOT,
-              os.path.join(HERE, test + ".c"), "-o", program, "-lm"] + ([] if simd else ["-DDB_NO_SIMD"])
+              os.path.join(HERE, test + ".c"), "-o", program, "-lm", "-fsanitize=address" if simd else "-DDB_NO_SIMD"]
         r = subprocess.run(cc, capture_output=True, text=True)
         if r.returncode: return "compiler", r.stderr.strip().splitlines()[0] if r.stderr else "?"
         try:

@@ -8,7 +8,8 @@
 
    All trainings keep their whole state in --state FILE and go on from it. They stop after the step
    in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than
-   --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end.
+   --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end. A new
+   training starts from the weights in --init FILE, or from random ones.
 
    The base, as PAPER_NOTES.md explains: prediction of v; the loss weighted threefold inside the
    renderer's object mask; an auxiliary head, dropped afterwards, that predicts mask and normals from
@@ -31,7 +32,7 @@ enum { TOKENS = 77, TEXT_TOKENS = 32, PIECES_MULTIPLE = 64 };
 enum { FOR_INIT = 1000, FOR_BATCH, FOR_TIME, FOR_NOISE, FOR_MASK, FOR_CROP, FOR_LEVEL, FOR_LOW_RES }; /* purposes of random streams */
 
 typedef struct options {
-    const char *dir, *text, *pool, *state, *sheets;
+    const char *dir, *text, *pool, *state, *sheets, *init;
     long steps, batch, size, scale, warmup, decay, save_every, sheet_every, threads;
     double lr, ema, aux;
     int bf16;
@@ -173,6 +174,29 @@ static db_dtype config_dtype(const options *o) { return o->bf16 ? DB_BF16 : DB_F
 
 static float ema_decay(const options *o, uint64_t step) { return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10)); }
 
+/* Weights of a finished training; what the file lacks (the auxiliary head) keeps its random start. */
+static db_result load_weights(db_param_table *params, const char *path)
+{
+    db_safetensors *st = NULL;
+    float *row = (float *)malloc(params->count * sizeof *row);
+    size_t k;
+    if (row && db_safetensors_open(params->ctx, path, &st) == DB_OK) {
+        for (k = 0; k < params->n; k++) {
+            const db_file_tensor *f = db_safetensors_find(st, params->item[k].name);
+            if (!f) continue;
+            if (f->count != params->item[k].count) {
+                db__fail(params->ctx, DB_ERROR_SHAPE, "%s: %s has another size", path, f->name);
+                break;
+            }
+            db_file_tensor_to_f32(f, row);
+            db_param_set(&params->item[k], params->item[k].data, row);
+        }
+        db_safetensors_close(st);
+    }
+    free(row);
+    return db_status(params->ctx);
+}
+
 static db_result init_trainer(trainer *t, db_param_table *params, const options *o, int state_there)
 {
     db_optimizer_config c = db_optimizer_config_default();
@@ -182,6 +206,7 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
     db_optimizer_init(&t->opt, params, &c);
     if (db_status(params->ctx) != DB_OK) return db_status(params->ctx);
     initialise(params, o->seed);
+    if (o->init && !state_there && load_weights(params, o->init) != DB_OK) return db_status(params->ctx);
     memcpy(t->ema, params->data, params->count * sizeof(float));
     return state_there ? load_state(t, o->state) : DB_OK;
 }
@@ -576,7 +601,7 @@ int main(int argc, char **argv)
     if (argc < 2) return fail("vocabulary, text, base or sr?", NULL);
     for (k = 2; k + 1 < argc; k += 2) {
         const struct { const char *name; long *n; double *d; const char **s; } flags[] = {
-            {"--dir", NULL, NULL, &o.dir}, {"--text", NULL, NULL, &o.text}, {"--pool", NULL, NULL, &o.pool}, {"--state", NULL, NULL, &o.state}, {"--sheets", NULL, NULL, &o.sheets},
+            {"--dir", NULL, NULL, &o.dir}, {"--text", NULL, NULL, &o.text}, {"--pool", NULL, NULL, &o.pool}, {"--state", NULL, NULL, &o.state}, {"--sheets", NULL, NULL, &o.sheets}, {"--init", NULL, NULL, &o.init},
             {"--steps", &o.steps, NULL, NULL}, {"--batch", &o.batch, NULL, NULL}, {"--size", &o.size, NULL, NULL}, {"--scale", &o.scale, NULL, NULL}, {"--warmup", &o.warmup, NULL, NULL},
             {"--decay", &o.decay, NULL, NULL}, {"--save_every", &o.save_every, NULL, NULL}, {"--sheet_every", &o.sheet_every, NULL, NULL},
             {"--threads", &o.threads, NULL, NULL}, {"--lr", NULL, &o.lr, NULL}, {"--ema", NULL, &o.ema, NULL}, {"--aux", NULL, &o.aux, NULL}};

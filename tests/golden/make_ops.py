@@ -498,7 +498,7 @@ def optimizer(out):
     shapes = ((5, 7), (33,), (4, 2, 3, 3))
     p = [torch.nn.Parameter(torch.from_numpy(formula(9000 + k, s))) for k, s in enumerate(shapes)]
     ema = [q.detach().clone() for q in p]
-    opt = torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.05)
+    opt = torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.99), eps=1e-3, weight_decay=0.05)  # an eps that shows
     norms, lrs = [], [1e-2, 2e-2, 1e-2, 5e-3, 0.0, 1e-2, 1e-3, 2e-2]
     for step, lr in enumerate(lrs):
         for k, (q, s) in enumerate(zip(p, shapes)):
