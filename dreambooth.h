@@ -68,7 +68,10 @@ typedef struct db_config {
     void *(*allocate)(void *user, size_t bytes);    /* default: malloc, free                       */
     void (*release)(void *user, void *memory);
     void (*log)(void *user, db_log_level level, const char *line); /* default: none                */
-    void *user;                  /* handed to the three                                            */
+    int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
+                                    after each step of sampling and training; not 0 cancels, with
+                                    DB_ERROR_CANCELLED                                             */
+    void *user;                  /* handed to the four                                             */
     int threads;                 /* 0: as many as OpenMP would take                                */
     db_dtype compute;            /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
     const char *isa;             /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"; NULL:
@@ -322,6 +325,7 @@ typedef struct db_optimizer {
     db_param_table *params; /* not owned */
     float *m, *v;           /* first and second moments, like params->data */
     uint64_t step;
+    const db_param_table *clipped_with; /* its gradients count towards the same norm; or NULL */
 } db_optimizer;
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
@@ -665,6 +669,10 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
 double db_noise_variance(const db_schedule *noising, double level); /* sigma^2 of a level                   */
 double db_noise_level(const db_schedule *noising, double variance); /* the level of a variance              */
 
+/* The small image of a training pair: means of factor x factor pixels. image [H,W,C] -> out
+   [H/factor, W/factor, C]; what is left over at the right and the bottom is not read. */
+void db_downsample(const float *image, size_t H, size_t W, size_t C, size_t factor, float *out);
+
 /* What a super-resolution network reads beside x_t: the small image low [h,w,C], upscaled to H x W with aligned
    corners and noised at `level`; the window [y0,y0+wh) x [x0,x0+ww) of it into out [wh,ww,C]. Training and
    sampling both go through here, so that they cannot differ. */
@@ -738,7 +746,9 @@ typedef struct db_dreambooth_config {
     const char *instance_prompt;  /* "a [V] dog"                                                              */
     const char *class_prompt;     /* "a dog"; NULL: no prior preservation                                     */
     float prior_loss_weight;      /* lambda                                                                   */
-    size_t resolution;            /* of the pictures trained on                                               */
+    size_t resolution;            /* photos are scaled until their shorter side has this many pixels          */
+    size_t crop_size;             /* side of the squares trained on; 0: the resolution. Super-resolution
+                                     learns from crops and draws whole pictures                               */
     int center_crop;              /* 0: random crops                                                          */
     size_t train_batch_size, class_batch_size;
     size_t gradient_accumulation_steps, max_train_steps;
@@ -749,6 +759,7 @@ typedef struct db_dreambooth_config {
     double lr_num_cycles, lr_power;
     db_optimizer_config optimizer;
     double noise_level;           /* super-resolution: the level of the small image's noise                   */
+    size_t upscale;               /* super-resolution: how many times smaller the small image is              */
     uint64_t seed;
 } db_dreambooth_config;
 
@@ -763,7 +774,8 @@ typedef struct db_dreambooth_losses {
 
 /* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text encoder: p
    itself for the base. Photos are copied: the shorter side is scaled to the resolution, then cropped. Class
-   images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation. */
+   images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation. Fails
+   without photos, without class images for a class prompt, and when sizes or batches are 0 or do not fit. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
                                const float *class_images, size_t n_class, db_dreambooth **out);
 void db_dreambooth_free(db_dreambooth *d);
@@ -771,7 +783,11 @@ void db_dreambooth_free(db_dreambooth *d);
 void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan); /* of one step; parameters besides */
 size_t db_dreambooth_steps_done(const db_dreambooth *d);
 
-/* One update of the weights. */
+/* A pass forward and backward that changes nothing: time it to know what a step will take. */
+db_result db_dreambooth_rehearse(db_dreambooth *d);
+
+/* One update of the weights. A loss or gradient that is not a number changes nothing and gives
+   DB_ERROR_NUMERIC; cancelled by db_config.progress, the update is done and DB_ERROR_CANCELLED told. */
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
 
 /* The whole state of training: weights, moments, step. A run resumed from it goes on to the same bits. */
@@ -874,6 +890,7 @@ struct db_ctx {
     db_result result;        /* the first failure; DB_OK while there is none */
     char message[1024];
     size_t live_bytes, peak_bytes; /* of memory that this context has allocated */
+    size_t batches_before, batches; /* of sampling: what progress is reported of    */
 };
 
 /* ---- errors ---------------------------------------------------------------------------------- */
@@ -899,6 +916,14 @@ DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const ch
         ctx->result = code;
     }
     return code;
+}
+
+/* Tells the caller how far something is; does nothing once there is an error. */
+static db_result db__progress(db_ctx *ctx, const char *what, size_t done, size_t total)
+{
+    if (ctx->result != DB_OK || !ctx->config.progress) return ctx->result;
+    if (!ctx->config.progress(ctx->config.user, what, done, total)) return DB_OK;
+    return db__fail(ctx, DB_ERROR_CANCELLED, "%s was cancelled after step %zu of %zu", what, done, total);
 }
 
 DB__PRINTF(3, 4) static void db__log(db_ctx *ctx, db_log_level level, const char *format, ...)
@@ -3882,7 +3907,7 @@ void db_zero_grad(db_param_table *p)
 }
 
 /* The norm of all gradients: squares in pieces, pieces in order. */
-static double db__grad_norm(db_param_table *p)
+static double db__grad_norm(const db_param_table *p)
 {
     double total = 0;
     size_t k;
@@ -3906,7 +3931,9 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     double grad_norm;
     long k;
     if (ctx->result != DB_OK) return ctx->result;
-    grad_norm = db__grad_norm(p) * (double)grad_scale;
+    grad_norm = db__grad_norm(p);
+    if (o->clipped_with) grad_norm = hypot(grad_norm, db__grad_norm(o->clipped_with));
+    grad_norm *= (double)grad_scale;
     if (norm) *norm = (float)grad_norm;
     if (!(grad_norm < 1e30))
         return db__fail(ctx, DB_ERROR_NUMERIC, "the gradient's norm is %g at update %llu: lower the learning rate", grad_norm,
@@ -7837,6 +7864,20 @@ double db_noise_level(const db_schedule *s, double variance)
     return (low + high) / 2;
 }
 
+void db_downsample(const float *image, size_t H, size_t W, size_t C, size_t factor, float *out)
+{
+    size_t h = H / factor, w = W / factor, y, x, ch, dy, dx;
+    for (y = 0; y < h; y++)
+        for (x = 0; x < w; x++)
+            for (ch = 0; ch < C; ch++) {
+                const float *block = image + (y * factor * W + x * factor) * C + ch;
+                float sum = 0;
+                for (dy = 0; dy < factor; dy++)
+                    for (dx = 0; dx < factor; dx++) sum += block[(dy * W + dx) * C];
+                out[(y * w + x) * C + ch] = sum / (float)(factor * factor);
+            }
+}
+
 void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C, size_t H, size_t W, size_t y0,
                           size_t x0, size_t wh, size_t ww, float *out)
 {
@@ -7923,7 +7964,10 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
         if (config->sampler == DB_SAMPLER_DDPM || config->eta > 0) db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
         if (ctx->result == DB_OK) db_sampler_step(s, config->sampler, config->eta, steps[k], previous, B, P, C, CP, pred, noise, out);
+        db__progress(ctx, "sampling", ctx->batches_before * config->num_inference_steps + k + 1,
+                     DB__MAX(ctx->batches, (size_t)1) * config->num_inference_steps);
     }
+    if (ctx->result != DB_OK) goto done;
     for (k = 0; k < B * n; k++) {
         if (out[k] != out[k]) db__fail(ctx, DB_ERROR_NUMERIC, "a sampled picture is not a number: the weights or the precision are at fault");
         out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
@@ -8106,7 +8150,9 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
             c.low_res = condition;
             c.noise_level = (float)level;
         }
+        ctx->batches_before = from / DB__AT_ONCE, ctx->batches = DB__CEIL_DIV(n, DB__AT_ONCE);
         if (ctx->result == DB_OK) db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H, W, 3, out + from * H * W * 3);
+        ctx->batches_before = ctx->batches = 0;
     }
     if (total_cut) db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends", total_cut, T);
     db__free(ctx, states);
@@ -8150,6 +8196,7 @@ typedef struct db__term {
     uint32_t purpose;  /* of its random streams, and the two numbers after it */
     size_t B, n;       /* batch; pictures to draw from                        */
     float **picture;   /* [n] each [h][w][3] in [-1,1]                        */
+    float **low;       /* super-resolution: [n] each [h/f][w/f][3]            */
     size_t (*size)[2]; /* [n] h, w                                            */
     db_tensor x, alpha, sigma, minus, time, words, ids, mask, low_res, labels, loss;
     float *text;       /* [T,D]: the prompt's encoding, computed once, while the text encoder is frozen */
@@ -8185,6 +8232,7 @@ db_dreambooth_config db_dreambooth_config_default(void)
     c.lr_num_cycles = c.lr_power = 1;
     c.optimizer = db_optimizer_config_default();
     c.noise_level = -1;
+    c.upscale = 4;
     return c;
 }
 
@@ -8233,7 +8281,7 @@ db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, floa
 static db_tensor db__denoising_loss(db_dreambooth *d, db__term *term)
 {
     db_tape *t = d->tape;
-    size_t B = term->B, S = d->config.resolution, T = DB_PROMPT_TOKENS, dim[4];
+    size_t B = term->B, S = d->config.crop_size, T = DB_PROMPT_TOKENS, dim[4];
     db_prediction kind = d->p->scheduler.prediction_type;
     db_tensor eps, x_t, target, pred;
     dim[0] = B, dim[1] = dim[2] = S, dim[3] = 3;
@@ -8270,7 +8318,7 @@ static db_tensor db__dreambooth_loss(db_dreambooth *d)
    draws the same. */
 static void db__draw_batch(db_dreambooth *d, db__term *term, uint32_t run)
 {
-    size_t S = d->config.resolution, P = S * S * 3, T = DB_PROMPT_TOKENS, B = term->B, k, y, i;
+    size_t S = d->config.crop_size, P = S * S * 3, T = DB_PROMPT_TOKENS, B = term->B, k, y, i;
     const db_schedule *s = &d->p->scheduler;
     float *x = d->host, *low = x + B * P, *alpha = low + B * P, *sigma = alpha + B, *minus = sigma + B, *time = minus + B, *labels = time + B;
     db_rng rng;
@@ -8284,18 +8332,10 @@ static void db__draw_batch(db_dreambooth *d, db__term *term, uint32_t run)
         y0 = d->config.center_crop ? (h - S) / 2 : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
         x0 = d->config.center_crop ? (w - S) / 2 : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
         for (y = 0; y < S; y++) memcpy(x + k * P + y * S * 3, term->picture[at] + ((y0 + y) * w + x0) * 3, S * 3 * sizeof(float));
-        if (d->p->super_resolution) { /* the small picture is the crop's own, 4 x 4 pixels averaged */
-            size_t f = 4, hs = S / f, ch, dy, dx;
-            float *small = labels + B;
-            for (y = 0; y < hs * hs; y++)
-                for (ch = 0; ch < 3; ch++) {
-                    float sum = 0;
-                    for (dy = 0; dy < f; dy++)
-                        for (dx = 0; dx < f; dx++) sum += x[k * P + ((y / hs * f + dy) * S + y % hs * f + dx) * 3 + ch];
-                    small[y * 3 + ch] = sum / (float)(f * f);
-                }
+        if (d->p->super_resolution) { /* the crop's window of the whole small picture, as in sampling */
+            size_t f = d->config.upscale;
             rng.purpose = term->purpose + 10 + (uint32_t)k;
-            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, small, hs, hs, 3, S, S, 0, 0, S, S, low + k * P);
+            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, term->low[at], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
             labels[k] = (float)d->config.noise_level;
         }
         db_schedule_coefficients(s, step_t, &alpha[k], &sigma[k]);
@@ -8337,7 +8377,9 @@ static void db__term_free(db_ctx *ctx, db__term *term)
 {
     size_t k;
     for (k = 0; k < term->n && term->picture; k++) db__free(ctx, term->picture[k]);
+    for (k = 0; k < term->n && term->low; k++) db__free(ctx, term->low[k]);
     db__free(ctx, term->picture);
+    db__free(ctx, term->low);
     db__free(ctx, term->size);
     db__free(ctx, term->text);
     db__free(ctx, term->tokens);
@@ -8348,8 +8390,30 @@ static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, 
     term->prompt = prompt, term->purpose = purpose, term->B = B, term->n = n;
     term->x = term->words = term->ids = term->mask = term->low_res = term->labels = db__none;
     term->picture = (float **)db__alloc(ctx, n, sizeof *term->picture);
+    term->low = (float **)db__alloc(ctx, n, sizeof *term->low);
     term->size = (size_t(*)[2])db__alloc(ctx, n, sizeof *term->size);
     return ctx->result;
+}
+
+/* Room for picture k of h x w pixels. */
+static float *db__term_room(db_dreambooth *d, db__term *term, size_t k, size_t h, size_t w)
+{
+    term->size[k][0] = h, term->size[k][1] = w;
+    term->picture[k] = (float *)db__alloc(d->ctx, h * w, 3 * sizeof(float));
+    return term->picture[k];
+}
+
+/* The small picture that belongs to picture k, whose sides lose what is not a whole block of it. */
+static db_result db__term_pair(db_dreambooth *d, db__term *term, size_t k)
+{
+    size_t f = d->config.upscale, w = term->size[k][1], h = term->size[k][0] / f * f, cut = w / f * f, y;
+    float *x = term->picture[k];
+    if (!d->p->super_resolution) return DB_OK;
+    for (y = 0; y < h && cut < w; y++) memmove(x + y * cut * 3, x + y * w * 3, cut * 3 * sizeof *x);
+    term->size[k][0] = h, term->size[k][1] = cut;
+    term->low[k] = (float *)db__alloc(d->ctx, h / f, cut / f * 3 * sizeof(float));
+    if (term->low[k]) db_downsample(x, h, cut, 3, f, term->low[k]);
+    return d->ctx->result;
 }
 
 void db_dreambooth_free(db_dreambooth *d)
@@ -8369,7 +8433,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
 {
     db_ctx *ctx = p->ctx;
     db_dreambooth *d;
-    size_t S = config->resolution, k, B = DB__MAX(config->train_batch_size, config->class_batch_size), room;
+    size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S, f = config->upscale, k;
+    size_t B = DB__MAX(config->train_batch_size, config->class_batch_size), room;
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
     if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
@@ -8378,9 +8443,13 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
         return db__fail(ctx, DB_ERROR_MISSING, "prior preservation needs class images of \"%s\"", config->class_prompt);
     if (!config->instance_prompt || !S || !config->train_batch_size || !config->class_batch_size || !config->gradient_accumulation_steps)
         return db__fail(ctx, DB_ERROR_ARGUMENT, "the instance prompt, the resolution and all batch sizes must be given");
+    if (crop > S) return db__fail(ctx, DB_ERROR_ARGUMENT, "crops of %zu pixels do not fit photos scaled to %zu", crop, S);
+    if (p->super_resolution && (!f || S % f || S < f))
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "photos scaled to %zu pixels have no whole small image %zu times smaller", S, f);
     d = (db_dreambooth *)db__alloc(ctx, 1, sizeof *d);
     if (!d) return ctx->result;
     d->ctx = ctx, d->p = p, d->text = text, d->config = *config;
+    d->config.crop_size = crop;
     if (db__term_init(ctx, &d->instance, config->instance_prompt, DB__FOR_INSTANCE, config->train_batch_size, n_photos) != DB_OK) goto fail;
     for (k = 0; k < n_photos; k++) { /* the shorter side becomes S */
         size_t w = photos[k].w, h = photos[k].h, shorter = DB__MIN(w, h);
@@ -8388,26 +8457,30 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
             db__fail(ctx, DB_ERROR_ARGUMENT, "photo %zu is empty", k);
             goto fail;
         }
-        d->instance.size[k][0] = h == shorter ? S : (size_t)((double)h * (double)S / (double)shorter + 0.5);
-        d->instance.size[k][1] = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
-        d->instance.picture[k] = (float *)db__alloc(ctx, d->instance.size[k][0] * d->instance.size[k][1], 3 * sizeof(float));
-        if (!d->instance.picture[k] || db_resize(ctx, &photos[k], d->instance.size[k][1], d->instance.size[k][0], d->instance.picture[k]) != DB_OK) goto fail;
+        h = h == shorter ? S : (size_t)((double)h * (double)S / (double)shorter + 0.5);
+        w = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
+        if (!db__term_room(d, &d->instance, k, h, w)) goto fail;
+        if (db_resize(ctx, &photos[k], w, h, d->instance.picture[k]) != DB_OK) goto fail;
+        if (db__term_pair(d, &d->instance, k) != DB_OK) goto fail;
     }
     if (config->class_prompt) {
         if (db__term_init(ctx, &d->prior, config->class_prompt, DB__FOR_PRIOR, config->class_batch_size, n_class) != DB_OK) goto fail;
         for (k = 0; k < n_class; k++) {
-            d->prior.size[k][0] = d->prior.size[k][1] = S;
-            d->prior.picture[k] = (float *)db__alloc(ctx, S * S, 3 * sizeof(float));
-            if (!d->prior.picture[k]) goto fail;
+            if (!db__term_room(d, &d->prior, k, S, S)) goto fail;
             memcpy(d->prior.picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
+            if (db__term_pair(d, &d->prior, k) != DB_OK) goto fail;
         }
     }
     db__prepare_prompt(d, &d->instance);
     if (d->prior.n) db__prepare_prompt(d, &d->prior);
     db_optimizer_init(&d->opt, &p->unet->params, &config->optimizer);
-    if (config->train_text_encoder) db_optimizer_init(&d->text_opt, &text->text_encoder->params, &config->optimizer);
-    room = DB__MAX(2 * S * S * 3, (size_t)DB_PROMPT_TOKENS * text->text_encoder->config.d_model) + 5 + S * S;
-    d->host = (float *)db__alloc(ctx, B * room, 2 * sizeof(float));
+    if (config->train_text_encoder) { /* one norm over both networks' gradients, as train_dreambooth.py clips */
+        db_optimizer_init(&d->text_opt, &text->text_encoder->params, &config->optimizer);
+        d->opt.clipped_with = d->text_opt.params;
+        d->text_opt.clipped_with = d->opt.params;
+    }
+    room = DB__MAX(2 * crop * crop * 3 + 5, (size_t)DB_PROMPT_TOKENS * (text->text_encoder->config.d_model + 1));
+    d->host = (float *)db__alloc(ctx, B * room, sizeof(float));
     if (db_tape_create(ctx, &d->tape) != DB_OK) goto fail;
     if (config->gradient_checkpointing) d->tape->checkpoint_blocks = 1;
     d->loss = db__dreambooth_loss(d);
@@ -8422,6 +8495,17 @@ fail:
 
 void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan) { db_plan(d->tape, plan); }
 size_t db_dreambooth_steps_done(const db_dreambooth *d) { return d->step; }
+
+db_result db_dreambooth_rehearse(db_dreambooth *d)
+{
+    size_t k;
+    for (k = 0; k < d->config.gradient_accumulation_steps; k++) {
+        db__draw_batch(d, &d->instance, 0);
+        if (d->prior.n) db__draw_batch(d, &d->prior, 0);
+        db_run(d->tape, d->config.seed, 0);
+    }
+    return d->ctx->result; /* the next step begins by clearing the gradients */
+}
 
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
 {
@@ -8450,7 +8534,7 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     if (c->train_text_encoder && db_optimizer_step(&d->text_opt, l.lr, 1.0f / (float)runs, NULL) != DB_OK) return ctx->result;
     d->step++;
     if (losses) *losses = l;
-    return DB_OK;
+    return db__progress(ctx, "training", d->step, c->max_train_steps);
 }
 
 /* The names under which one table's state is stored, and where it lies. */

@@ -1,354 +1,474 @@
-/* dreambooth - the command-line tool: `build/dreambooth COMMAND --flag value ...`, `--help` at each level. */
+/* dreambooth - the command-line tool: `build/dreambooth COMMAND --flag value ...`
+
+   Each command is one function below, in the order of the work: train, generate, upscale, the
+   identifier's choice, and what looks inside a model; `demo` does all of it. `--help` at each level. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
-#include <ctype.h>
-#include <dirent.h>
-#include <signal.h>
-#include <time.h>
+#include "cli.h"
 
-/* ---- flags ------------------------------------------------------------------------------------- */
+/* ---- models: one stage, or a cascade of them --------------------------------------------------- */
 
-enum { MAX_LIST = 64 };
+enum { MAX_STAGES = 3 };
 
-typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST } kind;
-
-typedef struct list {
-    const char *item[MAX_LIST];
+typedef struct cascade {
+    db_pipeline *stage[MAX_STAGES]; /* owned; base first; a super-resolver alone is stage 0    */
     size_t n;
-} list;
+    db_pipeline *text;              /* the stage whose text encoder all use                    */
+    db_pipeline *beside;            /* owned: where a lone super-resolver finds its text, or NULL */
+} cascade;
 
-typedef struct flag {
-    const char *name;
-    kind kind;
-    void *value;      /* const char **, long *, double *, int *, list * */
-    const char *help;
-} flag;
-
-static int fail(const char *format, ...)
+static void free_cascade(cascade *c)
 {
-    va_list args;
-    va_start(args, format);
-    fprintf(stderr, "dreambooth: ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "\n");
-    va_end(args);
-    return 1;
+    size_t k;
+    for (k = 0; k < c->n; k++) db_pipeline_free(c->stage[k]);
+    db_pipeline_free(c->beside);
 }
 
-/* How many single-letter edits lead from a to b. */
-static size_t distance(const char *a, const char *b)
+/* DIRECTORY is a diffusers pipeline, or a folder with pipelines named base, sr256, sr1024.
+   `upscalers` (or NULL) follow. A super-resolver without a text encoder uses that of the base
+   beside it. */
+static int load_cascade(db_ctx *ctx, const char *directory, const list *upscalers, cascade *c)
 {
-    size_t row[128], n = strlen(b), i, j;
-    if (n > 126 || strlen(a) > 126) return 1000;
-    for (j = 0; j <= n; j++) row[j] = j;
-    for (i = 0; a[i]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (j = 0; j < n; j++) {
-            size_t change = diagonal + (a[i] != b[j]), best;
-            diagonal = row[j + 1];
-            best = row[j] + 1 < diagonal + 1 ? row[j] + 1 : diagonal + 1;
-            row[j + 1] = change < best ? change : best;
+    static const char *const names[MAX_STAGES] = {"base", "sr256", "sr1024"};
+    char path[4096];
+    size_t k;
+    memset(c, 0, sizeof *c);
+    snprintf(path, sizeof path, "%s/base/model_index.json", directory);
+    if (db__exists(path)) {
+        for (k = 0; k < MAX_STAGES && db_status(ctx) == DB_OK; k++) {
+            snprintf(path, sizeof path, "%s/%s/model_index.json", directory, names[k]);
+            if (!db__exists(path)) break;
+            snprintf(path, sizeof path, "%s/%s", directory, names[k]);
+            if (db_pipeline_load(ctx, path, &c->stage[c->n]) == DB_OK) c->n++;
         }
+    } else if (db_pipeline_load(ctx, directory, &c->stage[0]) == DB_OK) {
+        c->n = 1;
     }
-    return row[n];
-}
-
-static void print_flags(const char *command, const char *what, const flag *flags)
-{
-    printf("build/dreambooth %s: %s\n\n", command, what);
-    for (; flags->name; flags++) {
-        char value[64] = "";
-        if (flags->kind == TEXT) snprintf(value, sizeof value, "TEXT%s%s", *(const char **)flags->value ? " = " : "", *(const char **)flags->value ? *(const char **)flags->value : "");
-        if (flags->kind == LIST) snprintf(value, sizeof value, "TEXT ...");
-        if (flags->kind == WHOLE) snprintf(value, sizeof value, "N = %ld", *(long *)flags->value);
-        if (flags->kind == REAL) snprintf(value, sizeof value, "X = %g", *(double *)flags->value);
-        printf("  --%-32s %-28s %s\n", flags->name, value, flags->help);
+    for (k = 0; upscalers && k < upscalers->n && db_status(ctx) == DB_OK; k++) {
+        if (c->n == MAX_STAGES) return fail("a cascade has at most %d stages", MAX_STAGES);
+        if (db_pipeline_load(ctx, upscalers->item[k], &c->stage[c->n]) != DB_OK) break;
+        if (!c->stage[c->n++]->super_resolution)
+            return fail("%s is no super-resolution pipeline", upscalers->item[k]);
     }
-}
-
-/* Reads the flags after the command; '-' and '_' are the same. Returns 0, 1 after a complaint, or 2 after --help. */
-static int parse(int argc, char **argv, const char *command, const char *what, const flag *flags, list *loose)
-{
-    int i;
-    for (i = 2; i < argc; i++) {
-        const flag *f, *nearest = flags;
-        char name[128];
-        size_t k;
-        if (strncmp(argv[i], "--", 2)) {
-            if (!loose || loose->n == MAX_LIST) return fail("what is \"%s\"? Flags begin with --", argv[i]);
-            loose->item[loose->n++] = argv[i];
-            continue;
-        }
-        snprintf(name, sizeof name, "%s", argv[i] + 2);
-        for (k = 0; name[k]; k++) name[k] = name[k] == '-' ? '_' : name[k];
-        if (!strcmp(name, "help")) {
-            print_flags(command, what, flags);
-            return 2;
-        }
-        for (f = flags; f->name && strcmp(f->name, name); f++)
-            if (distance(f->name, name) < distance(nearest->name, name)) nearest = f;
-        if (!f->name) return fail("%s has no flag --%s; did you mean --%s?", command, name, distance(nearest->name, name) < 1000 ? nearest->name : "help");
-        if (f->kind == SWITCH) {
-            *(int *)f->value = 1;
-            continue;
-        }
-        if (i + 1 == argc) return fail("--%s needs a value", name);
-        if (f->kind == LIST) {
-            list *l = (list *)f->value;
-            while (i + 1 < argc && strncmp(argv[i + 1], "--", 2)) {
-                if (l->n == MAX_LIST) return fail("--%s takes at most %d values", name, MAX_LIST);
-                l->item[l->n++] = argv[++i];
-            }
-            continue;
-        }
-        i++;
-        if (f->kind == TEXT) *(const char **)f->value = argv[i];
-        else {
-            char *end;
-            double v = strtod(argv[i], &end);
-            if (*end || end == argv[i]) return fail("--%s takes a number, not \"%s\"", name, argv[i]);
-            if (f->kind == REAL) *(double *)f->value = v;
-            else *(long *)f->value = (long)v;
-        }
+    if (db_status(ctx) != DB_OK) return 1;
+    c->text = c->stage[0];
+    if (!c->text->text_encoder && c->text->super_resolution) {
+        snprintf(path, sizeof path, "%s/../base", directory);
+        if (db_pipeline_load(ctx, path, &c->beside) != DB_OK) return 1;
+        c->text = c->beside;
     }
     return 0;
 }
 
-/* ---- common ---------------------------------------------------------------------------------------- */
-
-typedef struct common {
-    const char *model, *precision, *isa;
-    long threads;
-    int quiet;
-} common;
-
-#define COMMON_FLAGS(c)                                                                              \
-    {"pretrained_model_name_or_path", TEXT, &(c).model, "a diffusers directory"},                     \
-    {"mixed_precision", TEXT, &(c).precision, "no or bf16"},                                          \
-    {"threads", WHOLE, &(c).threads, "0: all cores"}, {"isa", TEXT, &(c).isa, "instruction set"},     \
-    {"quiet", SWITCH, &(c).quiet, "no progress"}
-
-static const common common_default = {"examples/world/base", "no", NULL, 0, 0};
-
-static void print_log(void *user, db_log_level level, const char *line)
+/* One stage's directory: DIRECTORY itself, or NAME in the folder of a cascade. */
+static const char *stage_directory(const char *directory, const char *name)
 {
-    (void)user;
-    fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
+    static char path[4096];
+    snprintf(path, sizeof path, "%s/%s/model_index.json", directory, name);
+    if (!db__exists(path)) return directory;
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    return path;
 }
 
-static db_ctx *open_context(const common *c)
+static size_t stage_size(const db_pipeline *p) { return p->unet->config.sample_size; }
+
+/* ---- generate ---------------------------------------------------------------------------------- */
+
+typedef struct drawing {
+    const char *negative, *scheduler;
+    long steps, height, width, seed, upscale_steps;
+    double guidance, upscale_guidance, noise_variance;
+} drawing;
+
+static const drawing drawing_default = {NULL, "ddim", 30, 0, 0, 0, 10, 3, 1, 1e-3};
+
+#define UPSCALE_FLAGS(d)                                                                           \
+    {"upscale_steps", WHOLE, &(d).upscale_steps, "sampling steps of a super-resolver"},            \
+    {"upscale_guidance", REAL, &(d).upscale_guidance, "its guidance; 1: none"},                    \
+    {"noise_variance", REAL, &(d).noise_variance, "put on its small image (IF's level 250: .154)"}
+
+#define DRAWING_FLAGS(d)                                                                           \
+    {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
+    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps"},                                  \
+    {"guidance_scale", REAL, &(d).guidance, "1: none"},                                            \
+    {"scheduler", TEXT, &(d).scheduler, "ddpm or ddim"},                                           \
+    {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
+
+static int check_drawing(const drawing *d)
 {
-    db_config config = db_config_default();
-    db_ctx *ctx = NULL;
-    config.threads = (int)c->threads;
-    config.isa = c->isa;
-    config.log = print_log;
-    if (!strcmp(c->precision, "bf16")) config.compute = DB_BF16;
-    else if (strcmp(c->precision, "no")) fail("--mixed_precision takes no or bf16, not \"%s\"", c->precision);
-    if (db_create(&ctx, &config) != DB_OK) fail("this build or processor has no instruction set \"%s\"", c->isa ? c->isa : "?");
-    return ctx;
+    if (strcmp(d->scheduler, "ddpm") && strcmp(d->scheduler, "ddim"))
+        return fail("--scheduler takes ddpm or ddim, not \"%s\"", d->scheduler);
+    if (!d->steps || !d->upscale_steps) return fail("sampling needs at least one step");
+    if (d->height % 8 || d->width % 8) return fail("--height and --width must be multiples of 8");
+    if (d->noise_variance < 0 || d->noise_variance >= 1)
+        return fail("--noise_variance must lie in [0,1)");
+    return 0;
 }
 
-static double now(void)
+static db_sample_config sampling(const drawing *d, int upscaling)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    db_sample_config s = db_sample_config_default();
+    s.sampler = !strcmp(d->scheduler, "ddpm") ? DB_SAMPLER_DDPM : DB_SAMPLER_DDIM;
+    s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
+    s.guidance_scale = (float)(upscaling ? d->upscale_guidance : d->guidance);
+    s.seed = (uint64_t)d->seed;
+    return s;
 }
 
-/* Prints the context's error, if there is one; the exit status. */
-static int finish(db_ctx *ctx)
+/* Draws n prompts through all stages: pictures[k] [n,h,w,3] of stage k, owned by the caller, with
+   its size in h[k], w[k]. */
+static int draw(const cascade *c, const drawing *d, const char *const *prompts, size_t n,
+                float *pictures[MAX_STAGES], size_t h[MAX_STAGES], size_t w[MAX_STAGES])
 {
-    int bad = db_status(ctx) != DB_OK;
-    if (bad) fail("%s", db_last_error(ctx));
-    db_destroy(ctx);
-    return bad;
+    size_t k, base = stage_size(c->stage[0]);
+    db_ctx *ctx = c->stage[0]->ctx;
+    if (c->stage[0]->super_resolution)
+        return fail("%s enlarges pictures; to draw some, name a base, or a cascade's folder",
+                    c->stage[0]->directory);
+    for (k = 0; k < c->n && db_status(ctx) == DB_OK; k++) {
+        db_sample_config s = sampling(d, k > 0);
+        size_t scale = k ? stage_size(c->stage[k]) / stage_size(c->stage[k - 1]) : 1;
+        h[k] = k ? h[k - 1] * scale : d->height ? (size_t)d->height : base;
+        w[k] = k ? w[k - 1] * scale : d->width ? (size_t)d->width : base;
+        pictures[k] = (float *)malloc(n * h[k] * w[k] * 3 * sizeof(float));
+        if (!pictures[k]) return fail("out of memory for %zu pictures of %zu x %zu", n, w[k], h[k]);
+        bar_start(k ? "upscaling" : "drawing");
+        if (k)
+            db_upscale(c->stage[k], c->text, prompts, n, &s,
+                       db_noise_level(&c->stage[k]->image_noising, d->noise_variance),
+                       pictures[k - 1], h[k - 1], w[k - 1], h[k], w[k], pictures[k]);
+        else
+            db_generate(c->stage[k], prompts, n, d->negative, &s, h[k], w[k], pictures[k]);
+    }
+    return db_status(ctx) != DB_OK;
 }
-
-static uint8_t to_byte(float x)
-{
-    float v = (x + 1) * 127.5f + 0.5f;
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
-/* Writes picture k of pixels [n][h][w][3] as PNG. */
-static int save_picture(const float *pixels, size_t h, size_t w, const char *path)
-{
-    size_t i, n = h * w * 3;
-    uint8_t *rgb = (uint8_t *)malloc(n);
-    char err[IMG_ERROR_SIZE];
-    int bad;
-    for (i = 0; i < n; i++) rgb[i] = to_byte(pixels[i]);
-    bad = img_save_png(path, rgb, w, h, err, sizeof err) != IMG_OK;
-    free(rgb);
-    return bad ? fail("%s", err) : 0;
-}
-
-/* A labelled grid of n pictures. */
-static int save_grid(const float *pixels, size_t n, size_t h, size_t w, const char *const *labels, const char *title, const char *path)
-{
-    uint8_t *rgb = (uint8_t *)malloc(n * h * w * 3);
-    const uint8_t **each = (const uint8_t **)malloc(n * sizeof *each);
-    img_grid_config g = img_grid_config_default();
-    img_image sheet;
-    char err[IMG_ERROR_SIZE];
-    size_t i;
-    int bad;
-    for (i = 0; i < n * h * w * 3; i++) rgb[i] = to_byte(pixels[i]);
-    for (i = 0; i < n; i++) each[i] = rgb + i * h * w * 3;
-    g.title = title, g.scale = w < 128 ? 2 : 1, g.columns = n < 8 ? n : 8;
-    bad = img_grid(each, labels, n, w, h, &g, &sheet, err, sizeof err) != IMG_OK || img_save_png(path, sheet.rgb, sheet.w, sheet.h, err, sizeof err) != IMG_OK;
-    if (!bad) img_free(&sheet);
-    free(rgb);
-    free((void *)each);
-    return bad ? fail("%s", err) : 0;
-}
-
-static int make_folder(const char *path)
-{
-    if (mkdir(path, 0777) == 0 || errno == EEXIST) return 0;
-    return fail("cannot make the folder %s: %s", path, strerror(errno));
-}
-
-static db_sampler sampler_named(const char *name)
-{
-    return !strcmp(name, "ddpm") ? DB_SAMPLER_DDPM : DB_SAMPLER_DDIM;
-}
-
-/* ---- generate ----------------------------------------------------------------------------------------- */
 
 static int generate(int argc, char **argv)
 {
     common c = common_default;
-    list prompts = {{NULL}, 0};
-    const char *negative = NULL, *scheduler = "ddim", *out = "generated";
-    long per_prompt = 1, steps = 30, height = 0, width = 0, seed = 0;
-    double guidance = 3;
-    const flag flags[] = {{"prompt", LIST, &prompts, "one or more"}, {"negative_prompt", TEXT, &negative, ""}, {"num_images", WHOLE, &per_prompt, "of each prompt"},
-        {"num_inference_steps", WHOLE, &steps, ""}, {"guidance_scale", REAL, &guidance, ""}, {"scheduler", TEXT, &scheduler, "ddpm or ddim"},
-        {"height", WHOLE, &height, "0: the model's"}, {"width", WHOLE, &width, ""}, {"seed", WHOLE, &seed, ""}, {"output_dir", TEXT, &out, ""}, COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
+    drawing d = drawing_default;
+    list prompts = {{NULL}, 0}, upscalers = {{NULL}, 0};
+    const char *out = "generated";
+    long each = 1;
+    const flag flags[] = {
+        {"prompt", LIST, &prompts, "one or more"},
+        {"num_images", WHOLE, &each, "of each prompt"},
+        {"height", WHOLE, &d.height, "0: the model's"},
+        {"width", WHOLE, &d.width, "0: the model's"},
+        {"upscalers", LIST, &upscalers, "directories of further stages"},
+        {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
+        DRAWING_FLAGS(d), COMMON_FLAGS(c)};
     int status = parse(argc, argv, "generate", "draws pictures of prompts", flags, NULL);
+    float *pictures[MAX_STAGES] = {NULL, NULL, NULL};
+    size_t h[MAX_STAGES], w[MAX_STAGES], n, k;
+    const char **all;
+    char path[4096], title[512];
+    cascade m;
     db_ctx *ctx;
-    db_pipeline *p = NULL;
+    double began = now();
     if (status) return status == 1;
-    if (!prompts.n) return fail("generate needs --prompt");
-    if (strcmp(scheduler, "ddpm") && strcmp(scheduler, "ddim")) return fail("--scheduler takes ddpm or ddim");
+    if (!prompts.n || !each) return fail("generate needs --prompt, and at least one picture of it");
+    if (check_drawing(&d)) return 1;
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (db_pipeline_load(ctx, c.model, &p) == DB_OK && !make_folder(out)) {
-        size_t n = prompts.n * (size_t)per_prompt, k, H = (size_t)(height ? height : (long)p->unet->config.sample_size), W = (size_t)(width ? width : (long)H);
-        const char **all = (const char **)calloc(n, sizeof *all);
-        float *pixels = (float *)malloc(n * H * W * 3 * sizeof(float));
-        db_sample_config s = db_sample_config_default();
-        char path[4096], title[256];
-        double began = now();
-        s.sampler = sampler_named(scheduler), s.num_inference_steps = (size_t)steps, s.guidance_scale = (float)guidance, s.seed = (uint64_t)seed;
-        for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)per_prompt];
-        if (db_generate(p, all, n, negative, &s, H, W, pixels) == DB_OK) {
-            for (k = 0; k < n && !status; k++) snprintf(path, sizeof path, "%s/%05zu.png", out, k), status = save_picture(pixels + k * H * W * 3, H, W, path);
-            snprintf(title, sizeof title, "%s, %s %ld steps, guidance %g, seed %ld", c.model, scheduler, steps, guidance, seed);
-            snprintf(path, sizeof path, "%s/grid.png", out);
-            status |= save_grid(pixels, n, H, W, all, title, path);
-            printf("%zu pictures in %s, %.1f s\n", n, out, now() - began);
-        }
-        free((void *)all);
-        free(pixels);
-    } else {
-        status = 1;
+    n = prompts.n * (size_t)each;
+    all = (const char **)calloc(n, sizeof *all);
+    for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
+    status = load_cascade(ctx, c.model, &upscalers, &m) || make_folder(out) ||
+             draw(&m, &d, all, n, pictures, h, w);
+    for (k = 0; k < m.n && !status; k++) {
+        snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model, w[k],
+                 d.scheduler, k ? d.upscale_steps : d.steps, k ? d.upscale_guidance : d.guidance,
+                 d.seed);
+        snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
+        status = save_grid(pictures[k], n, h[k], w[k], all, 8, title, path);
     }
-    db_pipeline_free(p);
+    for (k = 0; k < n && !status; k++) {
+        size_t last = m.n - 1;
+        snprintf(path, sizeof path, "%s/%05zu.png", out, k);
+        status = save_picture(pictures[last] + k * h[last] * w[last] * 3, h[last], w[last], path);
+    }
+    if (!status) printf("%zu pictures in %s, %.1f s\n", n, out, now() - began);
+    for (k = 0; k < MAX_STAGES; k++) free(pictures[k]);
+    free((void *)all);
+    free_cascade(&m);
     return finish(ctx) || status;
 }
 
-/* ---- train -------------------------------------------------------------------------------------------- */
+/* ---- upscale ----------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t interrupted;
-static void on_signal(int s) { (void)s, interrupted = 1; }
-
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
-
-/* The names in a folder, sorted, without those that begin with a dot; NULL when it cannot be read. */
-static char **list_folder(const char *path, size_t *n)
+static int upscale(int argc, char **argv)
 {
-    DIR *d = opendir(path);
-    struct dirent *e;
-    char **names = NULL;
-    *n = 0;
-    if (!d) return NULL;
-    names = (char **)calloc(1, sizeof *names);
-    while ((e = readdir(d))) {
-        if (e->d_name[0] == '.') continue;
-        names = (char **)realloc(names, (*n + 2) * sizeof *names);
-        names[*n] = (char *)malloc(strlen(e->d_name) + 1);
-        strcpy(names[(*n)++], e->d_name);
+    common c = common_default;
+    drawing d = drawing_default;
+    const char *in = NULL, *out = "upscaled", *prompt = "";
+    int reduce = 0;
+    const flag flags[] = {
+        {"images", TEXT, &in, "a folder of pictures"},
+        {"prompt", TEXT, &prompt, "what they show"},
+        {"downsample", SWITCH, &reduce, "first make them smaller by the same factor, to compare"},
+        {"scheduler", TEXT, &d.scheduler, "ddpm or ddim"}, {"seed", WHOLE, &d.seed, ""},
+        {"output_dir", TEXT, &out, "pictures, and a labelled grid"}, UPSCALE_FLAGS(d),
+        COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "upscale", "super-resolution of given pictures", flags, NULL);
+    char path[4096];
+    photos p;
+    cascade m;
+    db_ctx *ctx;
+    size_t k;
+    if (status) return status == 1;
+    if (!in) return fail("upscale needs --images");
+    c.model = stage_directory(c.model, "sr256");
+    if (check_drawing(&d)) return 1;
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    if (load_cascade(ctx, c.model, NULL, &m) || load_photos(in, 0, &p) || make_folder(out)) {
+        free_cascade(&m);
+        return finish(ctx) || 1;
     }
-    closedir(d);
-    if (*n) qsort(names, *n, sizeof *names, by_name);
-    return names;
-}
-
-/* Loads every picture of a folder that can be one; the others are named and left out. */
-static img_image *load_photos(const char *folder, size_t resolution, size_t *n)
-{
-    size_t files, k;
-    char **names = list_folder(folder, &files), path[4096], err[IMG_ERROR_SIZE];
-    img_image *photos;
-    *n = 0;
-    if (!names) {
-        fail("cannot read the folder %s", folder);
-        return NULL;
-    }
-    photos = (img_image *)calloc(files + 1, sizeof *photos);
-    for (k = 0; k < files; k++) {
-        img_image *p = &photos[*n];
-        snprintf(path, sizeof path, "%s/%s", folder, names[k]);
-        free(names[k]);
-        if (img_load(path, p, err, sizeof err) != IMG_OK) {
-            fprintf(stderr, "skipped: %s\n", err);
-        } else if (p->w < 32 || p->h < 32) {
-            fprintf(stderr, "skipped: %s is a thumbnail of %zu x %zu pixels\n", path, p->w, p->h);
-            img_free(p);
-        } else {
-            if (p->w < resolution || p->h < resolution) fprintf(stderr, "warning: %s has %zu x %zu pixels and is enlarged to %zu\n", path, p->w, p->h, resolution);
-            ++*n;
+    if (!m.stage[0]->super_resolution) status = fail("%s is no super-resolution pipeline", c.model);
+    for (k = 0; k < p.n && !status; k++) {
+        db_sample_config s = sampling(&d, 1);
+        size_t f = 4, w = p.view[k].w, h = p.view[k].h, big_w, big_h, n = 0, i;
+        size_t small_w = reduce ? w / f : w, small_h = reduce ? h / f : h;
+        float *small = (float *)malloc(w * h * 3 * sizeof(float)), *grid, *result;
+        const char *labels[3];
+        big_w = small_w * f, big_h = small_h * f;
+        grid = (float *)malloc(3 * big_w * big_h * 3 * sizeof(float));
+        status = db_resize(ctx, &p.view[k], w, h, small) != DB_OK;
+        if (reduce) { /* original, reduced, restored */
+            for (i = 0; i < big_h; i++)
+                memcpy(grid + i * big_w * 3, small + i * w * 3, big_w * 3 * sizeof(float));
+            labels[n++] = "original";
+            db_downsample(grid, big_h, big_w, 3, f, small);
         }
+        for (i = 0; i < big_h * big_w * 3; i++)
+            grid[n * big_h * big_w * 3 + i] =
+                small[(i / 3 / big_w / f * small_w + i / 3 % big_w / f) * 3 + i % 3];
+        labels[n++] = "given";
+        result = grid + n * big_h * big_w * 3;
+        labels[n++] = "restored";
+        bar_start("upscaling");
+        if (!status)
+            status = db_upscale(m.stage[0], m.text, &prompt, 1, &s,
+                                db_noise_level(&m.stage[0]->image_noising, d.noise_variance), small,
+                                small_h, small_w, big_h, big_w, result) != DB_OK;
+        snprintf(path, sizeof path, "%s/%05zu.png", out, k);
+        if (!status) status = save_picture(result, big_h, big_w, path);
+        snprintf(path, sizeof path, "%s/grid_%05zu.png", out, k);
+        if (!status) status = save_grid(grid, n, big_h, big_w, labels, 3, p.name[k], path);
+        free(small), free(grid);
     }
-    free(names);
-    return photos;
+    if (!status) printf("%zu pictures in %s\n", p.n, out);
+    free_photos(&p);
+    free_cascade(&m);
+    return finish(ctx) || status;
 }
 
-/* Class images [n,S,S,3] from the folder, those that are missing drawn first by the untouched model. */
-static float *class_images(db_pipeline *p, const char *folder, const char *prompt, size_t n, size_t S, const db_sample_config *sampling)
+/* ---- identifiers ------------------------------------------------------------------------------- */
+
+/* The letters of a piece, without the mark of a word's beginning (SentencePiece) or end (CLIP);
+   NULL when it is no whole word of lower-case letters. */
+static const char *whole_word(const db_tokenizer *tok, int32_t id, char *out, size_t size)
 {
+    const char *p = db_tokenizer_piece(tok, id);
+    size_t n, k;
+    int spiece = db_tokenizer_kind_of(tok) == DB_TOKENIZER_T5;
+    if (!p) return NULL;
+    if (spiece && strncmp(p, "\xe2\x96\x81", 3)) return NULL;
+    p += spiece ? 3 : 0;
+    n = strlen(p);
+    if (!spiece && (n < 4 || strcmp(p + n - 4, "</w>"))) return NULL;
+    n -= spiece ? 0 : 4;
+    for (k = 0; k < n; k++)
+        if (p[k] < 'a' || p[k] > 'z') return NULL;
+    if (!n || n >= size) return NULL;
+    snprintf(out, size, "%.*s", (int)n, p);
+    return out;
+}
+
+typedef struct candidate {
+    int32_t id;
+    float score;
+} candidate;
+
+static int rarest_first(const void *a, const void *b)
+{
+    float x = ((const candidate *)a)->score, y = ((const candidate *)b)->score;
+    return x < y ? -1 : x > y ? 1 : ((const candidate *)a)->id - ((const candidate *)b)->id;
+}
+
+/* Whole words of 3 letters, the rarest first: [n] into out; returns how many there are. Paper,
+   section 3.2: rare tokens first, then their text. */
+static size_t rare_words(const db_tokenizer *tok, candidate *out, size_t n)
+{
+    size_t size = db_tokenizer_size(tok), found = 0, id;
+    candidate *all = (candidate *)malloc((size + 1) * sizeof *all);
+    char word[8];
+    for (id = 0; id < size; id++)
+        if (whole_word(tok, (int32_t)id, word, sizeof word) && strlen(word) == 3)
+            all[found].id = (int32_t)id, all[found++].score = db_tokenizer_score(tok, (int32_t)id);
+    qsort(all, found, sizeof *all, rarest_first);
+    memcpy(out, all, DB__MIN(found, n) * sizeof *all);
+    free(all);
+    return DB__MIN(found, n);
+}
+
+/* What is wrong with an identifier, or NULL: unknown, split into letters, a common word. */
+static const char *identifier_fault(const db_tokenizer *tok, const char *word)
+{
+    int32_t ids[256];
+    size_t n = db_tokenizer_split(tok, word, ids, 256), k, letters = 0, rarer = 0, words = 0, id;
+    char text[64];
+    if (!n) return "disappears: the tokenizer drops it";
+    for (k = 0; k < n && k < 256; k++) {
+        const char *p = db_tokenizer_piece(tok, ids[k]);
+        if (ids[k] == db_tokenizer_special(tok, DB_SPECIAL_UNK)) return "is unknown to the tokenizer";
+        if (p && !strncmp(p, "\xe2\x96\x81", 3)) p += 3;
+        letters += p && (strlen(p) <= 1 || !strcmp(p + 1, "</w>"));
+    }
+    if (n > 2 && letters + 1 >= n) return "splits into single letters, which have meanings of their own";
+    if (n > 1) return NULL;
+    for (id = 0; id < db_tokenizer_size(tok); id++) {
+        if (!whole_word(tok, (int32_t)id, text, sizeof text)) continue;
+        words++;
+        rarer += db_tokenizer_score(tok, (int32_t)id) < db_tokenizer_score(tok, ids[0]);
+    }
+    return words && rarer * 4 > words ? "is a common word, with a meaning that resists" : NULL;
+}
+
+/* Warns about words of the instance prompt that the class prompt lacks and that make bad
+   identifiers. Without a class prompt, the first and the last word are not taken for one. */
+static void check_identifier(const db_tokenizer *tok, const char *prompt, const char *class_prompt)
+{
+    char text[1024], other[1026], wanted[128], *word, *next;
+    size_t at = 0;
+    snprintf(text, sizeof text, "%s", prompt);
+    snprintf(other, sizeof other, " %s ", class_prompt ? class_prompt : "a an the photo of");
+    for (word = strtok(text, " "); word; word = next, at++) {
+        const char *fault;
+        candidate rare[3];
+        char name[3][8] = {"", "", ""};
+        size_t k, n;
+        next = strtok(NULL, " ");
+        snprintf(wanted, sizeof wanted, " %s ", word);
+        if (strstr(other, wanted) || (!class_prompt && !next)) continue;
+        fault = identifier_fault(tok, word);
+        if (!fault) continue;
+        n = rare_words(tok, rare, 3);
+        for (k = 0; k < n; k++) whole_word(tok, rare[k].id, name[k], sizeof name[k]);
+        fprintf(stderr, "warning: the identifier \"%s\" %s; better: %s%s%s%s%s\n", word, fault, name[0],
+                n > 1 ? ", " : "", name[1], n > 2 ? ", " : "", name[2]);
+    }
+}
+
+static int identifier(int argc, char **argv)
+{
+    common c = common_default;
+    list words = {{NULL}, 0};
+    long n = 10;
+    const flag flags[] = {{"count", WHOLE, &n, "how many to propose"}, COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "identifier",
+                       "proposes rare identifiers; examines those that are given", flags, &words);
+    candidate *rare;
+    cascade m;
+    db_ctx *ctx;
+    size_t k, i, found;
+    if (status) return status == 1;
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    if (load_cascade(ctx, c.model, NULL, &m) || !m.text->tokenizer) {
+        free_cascade(&m);
+        return finish(ctx) || fail("%s has no tokenizer", c.model);
+    }
+    for (k = 0; k < words.n; k++) {
+        int32_t ids[256];
+        size_t pieces = DB__MIN(db_tokenizer_split(m.text->tokenizer, words.item[k], ids, 256), (size_t)256);
+        const char *fault = identifier_fault(m.text->tokenizer, words.item[k]);
+        printf("%s:", words.item[k]);
+        for (i = 0; i < pieces; i++) printf(" %s(%d)", db_tokenizer_piece(m.text->tokenizer, ids[i]), (int)ids[i]);
+        printf("; %s\n", fault ? fault : "a usable identifier");
+    }
+    rare = (candidate *)calloc((size_t)n + 1, sizeof *rare);
+    found = words.n ? 0 : rare_words(m.text->tokenizer, rare, (size_t)n);
+    for (k = 0; k < found; k++) {
+        char text[8];
+        printf("%-6s id %d, score %.3f\n", whole_word(m.text->tokenizer, rare[k].id, text, sizeof text),
+               (int)rare[k].id, (double)rare[k].score);
+    }
+    free(rare);
+    free_cascade(&m);
+    return finish(ctx);
+}
+
+/* ---- train ------------------------------------------------------------------------------------- */
+
+typedef struct training {
+    db_dreambooth_config config;
+    const char *class_dir, *out, *resume;
+    long n_class, class_steps, every, limit;
+    double class_guidance;
+} training;
+
+typedef struct outcome { /* of a training */
+    double seconds, class_seconds;
+    size_t steps;
+    db_memory_plan plan;
+    float first, last; /* mean loss of the first and the last tenth */
+} outcome;
+
+/* Class images [n,S,S,3] from the folder, those that are missing drawn first by the untouched
+   model; NULL after a message. Image k depends on the prompt and k alone. */
+static float *class_images(db_pipeline *p, const training *t, size_t S)
+{
+    enum { AT_ONCE = 8 };
+    const char *prompts[AT_ONCE];
+    size_t n = (size_t)t->n_class, k, i, j, missing = 0;
     float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
     char path[4096], err[IMG_ERROR_SIZE];
-    size_t k, i, drawn = 0;
-    double began = now();
-    if (make_folder(folder)) return NULL;
-    for (k = 0; k < n; k++) {
-        img_image image;
-        float *x = pixels + k * S * S * 3;
-        snprintf(path, sizeof path, "%s/%05zu.png", folder, k);
-        if (!db__exists(path)) {
-            db_sample_config c = *sampling;
-            c.seed = db_class_image_seed(prompt, k);
-            if (db_generate(p, &prompt, 1, NULL, &c, S, S, x) != DB_OK || save_picture(x, S, S, path)) return NULL;
-            drawn++;
+    db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
+    s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
+    if (!pixels || make_folder(t->class_dir)) return free(pixels), NULL;
+    for (k = 0; k < n; k += j) {
+        for (j = 0; j < AT_ONCE && k + j < n; j++) { /* a run of those that are missing */
+            snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
+            if (db__exists(path)) break;
+            prompts[j] = t->config.class_prompt;
         }
-        if (img_load(path, &image, err, sizeof err) != IMG_OK) return fail("%s", err), NULL;
-        if (image.w != S || image.h != S) return fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path, S, S), NULL;
-        for (i = 0; i < S * S * 3; i++) x[i] = (float)image.rgb[i] / 127.5f - 1; /* what is stored is what is trained on */
+        missing += j;
+        if (j && p->super_resolution) {
+            fail("a super-resolver draws no class images: put %zu of %zu x %zu pixels into %s as "
+                 "00000.png and so on", n, S, S, t->class_dir);
+            return free(pixels), NULL;
+        }
+        s.seed = db_class_image_seed(t->config.class_prompt, k);
+        bar_start("class images");
+        if (j && db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK) return free(pixels), NULL;
+        for (i = 0; i < j; i++) {
+            snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
+            if (save_picture(pixels + i * S * S * 3, S, S, path)) return free(pixels), NULL;
+        }
+        j = DB__MAX(j, (size_t)1);
+    }
+    for (k = 0; k < n; k++) { /* what is stored is what is trained on */
+        img_image image;
+        snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k);
+        if (img_load(path, &image, err, sizeof err) != IMG_OK) return fail("%s", err), free(pixels), NULL;
+        if (image.w != S || image.h != S) {
+            fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path, S, S);
+            return img_free(&image), free(pixels), NULL;
+        }
+        for (i = 0; i < S * S * 3; i++) pixels[k * S * S * 3 + i] = (float)image.rgb[i] / 127.5f - 1;
         img_free(&image);
     }
-    if (drawn) printf("%zu class images of \"%s\" drawn in %.1f s\n", drawn, prompt, now() - began);
+    printf("%zu class images of \"%s\", %zu of them new\n", n, t->config.class_prompt, missing);
     return pixels;
 }
 
-/* The highest N of OUTPUT/checkpoint-N, or 0; with `keep`, removes all but the newest `keep` of them. */
+/* The highest N of OUTPUT/checkpoint-N, or 0; with `keep`, removes all but the newest `keep`. */
 static long newest_checkpoint(const char *out, long keep)
 {
     size_t files, k;
@@ -356,135 +476,238 @@ static long newest_checkpoint(const char *out, long keep)
     long steps[1024], best = 0;
     int n = 0, i, j;
     for (k = 0; names && k < files; k++) {
-        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024) steps[n++] = atol(names[k] + 11);
+        snprintf(path, sizeof path, "%s/%s/state.safetensors", out, names[k]);
+        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && db__exists(path))
+            steps[n++] = atol(names[k] + 11);
         free(names[k]);
     }
     free(names);
     for (i = 0; i < n; i++) {
         int newer = 0;
-        best = steps[i] > best ? steps[i] : best;
+        best = DB__MAX(best, steps[i]);
         for (j = 0; j < n; j++) newer += steps[j] > steps[i];
-        if (keep > 0 && newer >= keep) {
-            snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]), remove(path);
-            snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
-        }
+        if (keep <= 0 || newer < keep) continue;
+        snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]), remove(path);
+        snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
     }
     return best;
 }
 
-static void save_checkpoint(const db_dreambooth *d, const char *out, long limit)
+static int save_checkpoint(const db_dreambooth *d, const training *t)
 {
     char path[4096];
-    snprintf(path, sizeof path, "%s/checkpoint-%zu", out, db_dreambooth_steps_done(d));
-    if (make_folder(path)) return;
-    snprintf(path, sizeof path, "%s/checkpoint-%zu/state.safetensors", out, db_dreambooth_steps_done(d));
-    if (db_dreambooth_save(d, path) == DB_OK && limit > 0) newest_checkpoint(out, limit);
+    size_t step = db_dreambooth_steps_done(d);
+    snprintf(path, sizeof path, "%s/checkpoint-%zu", t->out, step);
+    if (make_folder(path)) return 1;
+    snprintf(path, sizeof path, "%s/checkpoint-%zu/state.safetensors", t->out, step);
+    if (db_dreambooth_save(d, path) != DB_OK) return 1;
+    newest_checkpoint(t->out, t->limit);
+    return 0;
+}
+
+static int resume(db_dreambooth *d, const training *t)
+{
+    char path[4096];
+    long newest = newest_checkpoint(t->out, 0);
+    if (strcmp(t->resume, "latest")) {
+        snprintf(path, sizeof path, "%s/state.safetensors", t->resume);
+    } else {
+        if (!newest) return 0; /* nothing saved yet: from the beginning */
+        snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", t->out, newest);
+    }
+    return db_dreambooth_resume(d, path) != DB_OK;
+}
+
+static int draw_curves(float *const curve[3], size_t n, int prior, const char *path)
+{
+    const char *const labels[] = {"total", "photos", "class"};
+    img_curve curves[3];
+    img_plot_config plot = img_plot_config_default();
+    img_image picture;
+    char err[IMG_ERROR_SIZE];
+    size_t k;
+    int bad;
+    memset(curves, 0, sizeof curves);
+    for (k = 0; k < 3; k++) curves[k].label = labels[k], curves[k].y = curve[k], curves[k].n = n;
+    plot.title = "Denoising loss", plot.x_label = "step", plot.y_label = "mean squared error", plot.smooth = 20;
+    if (!n) return 0;
+    if (img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) != IMG_OK) return fail("%s", err);
+    bad = img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err) != IMG_OK;
+    img_free(&picture);
+    return bad ? fail("%s", err) : 0;
+}
+
+static void print_plan(const db_pipeline *p, const training *t, const db_memory_plan *plan, double step)
+{
+    const db_dreambooth_config *c = &t->config;
+    size_t weights = p->unet->params.count + (c->train_text_encoder ? p->text_encoder->params.count : 0);
+    printf("%.2fM parameters, %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; "
+           "%zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
+           (double)weights / 1e6, (double)weights * 16 / 1e6, (double)plan->arena_bytes / 1e6,
+           (double)plan->scratch_bytes / 1e6, plan->n_operations,
+           plan->flops * (double)c->gradient_accumulation_steps / 1e9,
+           step * (double)c->max_train_steps, c->max_train_steps);
+    fflush(stdout);
+}
+
+/* Fine-tunes p in place, with class images, checkpoints and resume, and writes it to t->out with
+   its loss curve. */
+static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t, outcome *o)
+{
+    const db_dreambooth_config *c = &t->config;
+    db_ctx *ctx = p->ctx;
+    db_dreambooth *d = NULL;
+    float *classes = NULL, *curve[3] = {NULL, NULL, NULL};
+    size_t k, done = 0, tenth;
+    char path[4096];
+    double began = now();
+    int status = 0;
+    memset(o, 0, sizeof *o);
+    if (c->class_prompt) {
+        classes = class_images(p, t, c->resolution);
+        o->class_seconds = now() - began;
+        if (!classes) return 1;
+    }
+    for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
+    status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class, &d) != DB_OK;
+    if (!status) status = db_dreambooth_rehearse(d) != DB_OK; /* touches all memory: not timed */
+    if (!status && t->resume) status = resume(d, t);
+    if (!status) {
+        began = now();
+        status = db_dreambooth_rehearse(d) != DB_OK;
+        db_dreambooth_plan(d, &o->plan);
+        print_plan(p, t, &o->plan, now() - began);
+        began = now();
+        bar_start("training");
+    }
+    while (!status && db_dreambooth_steps_done(d) < c->max_train_steps) {
+        db_dreambooth_losses l;
+        db_result r = db_dreambooth_step(d, &l);
+        if (r != DB_OK && r != DB_ERROR_CANCELLED) {
+            status = 1;
+            break;
+        }
+        curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
+        if (r == DB_ERROR_CANCELLED) { /* Ctrl-C: the step is done */
+            db_clear_error(ctx);
+            if (!save_checkpoint(d, t))
+                printf("\nstopped after step %zu; go on with --resume_from_checkpoint latest\n",
+                       db_dreambooth_steps_done(d));
+            status = 1;
+            break;
+        }
+        snprintf(bar.detail, sizeof bar.detail, "loss %.4f%s", (double)l.total, "");
+        if (c->class_prompt)
+            snprintf(bar.detail, sizeof bar.detail, "loss %.4f = %.4f + %g x %.4f", (double)l.total,
+                     (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
+        bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
+        if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0) status = save_checkpoint(d, t);
+    }
+    if (!status) {
+        o->seconds = now() - began, o->steps = done;
+        tenth = DB__MAX(done / 10, (size_t)1);
+        for (k = 0; k < tenth && done; k++) o->first += curve[0][k] / (float)tenth, o->last += curve[0][done - 1 - k] / (float)tenth;
+        snprintf(path, sizeof path, "%s/loss.png", t->out);
+        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK || draw_curves(curve, done, c->class_prompt != NULL, path);
+    }
+    if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
+    db_dreambooth_free(d);
+    for (k = 0; k < 3; k++) free(curve[k]);
+    free(classes);
+    return status;
+}
+
+static training training_default(void)
+{
+    training t;
+    memset(&t, 0, sizeof t);
+    t.config = db_dreambooth_config_default();
+    t.class_dir = "class_images", t.out = "dreambooth-model";
+    t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500;
+    return t;
 }
 
 static int train(int argc, char **argv)
 {
+    static const char *const schedules[] = {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"};
     common c = common_default;
-    db_dreambooth_config config = db_dreambooth_config_default();
-    const char *photos_dir = NULL, *class_dir = "class_images", *prompt = NULL, *class_prompt = NULL, *out = "dreambooth-model", *resume = NULL, *scheduler = "constant";
-    long n_class = 100, steps = 400, batch = 4, accumulation = 1, every = 500, limit = 0, seed = 0, resolution = 0, warmup = 0, class_steps = 100;
-    int prior = 0, center = 0, checkpointing = 0, text_too = 0;
-    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, class_guidance = 1;
-    const flag flags[] = {{"instance_data_dir", TEXT, &photos_dir, "the photos"}, {"instance_prompt", TEXT, &prompt, "\"a zxk dog\""},
-        {"with_prior_preservation", SWITCH, &prior, "keep the class"}, {"class_prompt", TEXT, &class_prompt, "\"a dog\""}, {"class_data_dir", TEXT, &class_dir, "class images, completed if need be"},
-        {"num_class_images", WHOLE, &n_class, ""}, {"class_steps", WHOLE, &class_steps, "sampling steps of a class image (DDPM)"}, {"class_guidance", REAL, &class_guidance, "and its guidance"},
-        {"prior_loss_weight", REAL, &lambda, "lambda"}, {"output_dir", TEXT, &out, "a directory that diffusers loads"}, {"resolution", WHOLE, &resolution, "0: the model's"},
-        {"center_crop", SWITCH, &center, "instead of random crops"}, {"train_text_encoder", SWITCH, &text_too, ""}, {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
-        {"max_train_steps", WHOLE, &steps, ""}, {"learning_rate", REAL, &rate, ""}, {"lr_scheduler", TEXT, &scheduler, "constant, constant_with_warmup, linear or cosine"},
-        {"lr_warmup_steps", WHOLE, &warmup, ""}, {"gradient_accumulation_steps", WHOLE, &accumulation, ""}, {"gradient_checkpointing", SWITCH, &checkpointing, "less memory, more time"},
-        {"adam_beta1", REAL, &b1, ""}, {"adam_beta2", REAL, &b2, ""}, {"adam_weight_decay", REAL, &decay, ""}, {"adam_epsilon", REAL, &eps, ""}, {"max_grad_norm", REAL, &norm, ""},
-        {"checkpointing_steps", WHOLE, &every, ""}, {"checkpoints_total_limit", WHOLE, &limit, "0: keep all"}, {"resume_from_checkpoint", TEXT, &resume, "a checkpoint folder, or latest"},
-        {"seed", WHOLE, &seed, ""}, COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
-    int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL);
+    training t = training_default();
+    db_dreambooth_config *k = &t.config;
+    const char *folder = NULL, *schedule = "constant";
+    long steps = 400, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
+    int prior = 0, overwrite = 0;
+    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5;
+    const flag flags[] = {
+        {"instance_data_dir", TEXT, &folder, "the photos"},
+        {"instance_prompt", TEXT, &k->instance_prompt, "\"a zxk dog\""},
+        {"with_prior_preservation", SWITCH, &prior, "keep the class"},
+        {"class_prompt", TEXT, &k->class_prompt, "\"a dog\""},
+        {"class_data_dir", TEXT, &t.class_dir, "class images, completed if need be"},
+        {"num_class_images", WHOLE, &t.n_class, ""},
+        {"class_steps", WHOLE, &t.class_steps, "sampling steps of a class image (DDPM)"},
+        {"class_guidance", REAL, &t.class_guidance, "and its guidance; 1: none"},
+        {"prior_loss_weight", REAL, &lambda, "lambda"},
+        {"output_dir", TEXT, &t.out, "a directory that diffusers loads"},
+        {"overwrite", SWITCH, &overwrite, "even if it holds something"},
+        {"resolution", WHOLE, &resolution, "0: the model's"},
+        {"crop_size", WHOLE, &crop, "0: the resolution; 64 in super-resolution"},
+        {"center_crop", SWITCH, &k->center_crop, "instead of random crops"},
+        {"noise_variance", REAL, &variance, "super-resolution: on the small image"},
+        {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
+        {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
+        {"max_train_steps", WHOLE, &steps, ""},
+        {"learning_rate", REAL, &rate, ""},
+        {"lr_scheduler", TEXT, &schedule, "constant, constant_with_warmup, linear, cosine, ..."},
+        {"lr_warmup_steps", WHOLE, &warmup, "of all schedules but constant"},
+        {"lr_num_cycles", REAL, &cycles, "of cosine_with_restarts"},
+        {"lr_power", REAL, &power, "of polynomial"},
+        {"gradient_accumulation_steps", WHOLE, &accumulation, ""},
+        {"gradient_checkpointing", SWITCH, &k->gradient_checkpointing, "less memory, more time"},
+        {"adam_beta1", REAL, &b1, ""}, {"adam_beta2", REAL, &b2, ""},
+        {"adam_weight_decay", REAL, &decay, ""}, {"adam_epsilon", REAL, &eps, ""},
+        {"max_grad_norm", REAL, &norm, "0: no clipping"},
+        {"checkpointing_steps", WHOLE, &t.every, "0: none"},
+        {"checkpoints_total_limit", WHOLE, &t.limit, "0: keep all"},
+        {"resume_from_checkpoint", TEXT, &t.resume, "a checkpoint folder, or latest"},
+        {"seed", WHOLE, &seed, ""}, COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL), i;
+    photos photo;
+    outcome o;
+    cascade m;
     db_ctx *ctx;
-    db_pipeline *p = NULL;
-    db_dreambooth *d = NULL;
-    img_image *photos = NULL;
-    db_image *views = NULL;
-    float *classes = NULL, *curve[3] = {NULL, NULL, NULL};
-    size_t n_photos = 0, S, k, done = 0;
-    char path[4096];
     if (status) return status == 1;
-    if (!photos_dir || !prompt) return fail("train needs --instance_data_dir and --instance_prompt");
-    if (prior && !class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
-    if (steps < 1 || batch < 1 || accumulation < 1 || (prior && n_class < 1)) return fail("steps, batch sizes and the number of class images must be positive");
+    if (!folder || !k->instance_prompt) return fail("train needs --instance_data_dir and --instance_prompt");
+    if (prior && !k->class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
+    if (!prior) k->class_prompt = NULL;
+    if (!steps || !batch || !accumulation || (prior && (!t.n_class || !t.class_steps)))
+        return fail("steps, batch sizes and the number of class images must be positive");
+    for (i = 0; i < 6 && strcmp(schedules[i], schedule); i++) {}
+    if (i == 6) return fail("--lr_scheduler takes constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial, not \"%s\"", schedule);
+    k->lr_scheduler = (db_lr_schedule)i; /* the table has the enumeration's order */
+    if (!t.resume && !overwrite && is_folder_in_use(t.out))
+        return fail("%s exists and holds something: choose another --output_dir, go on with --resume_from_checkpoint latest, or --overwrite", t.out);
+    c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (db_pipeline_load(ctx, c.model, &p) != DB_OK) return finish(ctx);
-    S = resolution > 0 ? (size_t)resolution : p->unet->config.sample_size;
-    photos = load_photos(photos_dir, S, &n_photos);
-    if (!photos || !n_photos) status = fail("%s holds no photos (PNG or JPEG)", photos_dir);
-    if (!status) status = make_folder(out);
-    if (!status && prior) {
-        db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
-        s.num_inference_steps = (size_t)class_steps, s.guidance_scale = (float)class_guidance;
-        classes = class_images(p, class_dir, class_prompt, (size_t)n_class, S, &s);
-        status = !classes;
+    if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    k->resolution = resolution ? (size_t)resolution : stage_size(m.stage[0]);
+    k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? DB__MIN(k->resolution, (size_t)64) : k->resolution;
+    k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
+    k->gradient_accumulation_steps = (size_t)accumulation, k->max_train_steps = (size_t)steps;
+    k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
+    k->seed = (uint64_t)seed;
+    k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2, k->optimizer.weight_decay = (float)decay;
+    k->optimizer.eps = (float)eps, k->optimizer.max_grad_norm = (float)norm;
+    if (m.stage[0]->super_resolution) k->noise_level = db_noise_level(&m.stage[0]->image_noising, variance);
+    if (load_photos(folder, k->resolution, &photo)) {
+        status = 1;
+        goto done;
     }
-    if (!status) {
-        config.instance_prompt = prompt, config.class_prompt = prior ? class_prompt : NULL, config.prior_loss_weight = (float)lambda;
-        config.resolution = S, config.center_crop = center, config.train_batch_size = config.class_batch_size = (size_t)batch;
-        config.gradient_accumulation_steps = (size_t)accumulation, config.gradient_checkpointing = checkpointing, config.max_train_steps = (size_t)steps;
-        config.learning_rate = (float)rate, config.lr_warmup_steps = (size_t)warmup, config.train_text_encoder = text_too, config.seed = (uint64_t)seed;
-        config.lr_scheduler = !strcmp(scheduler, "linear") ? DB_LR_LINEAR : !strcmp(scheduler, "cosine") ? DB_LR_COSINE : !strcmp(scheduler, "constant_with_warmup") ? DB_LR_CONSTANT_WITH_WARMUP : DB_LR_CONSTANT;
-        config.optimizer.beta1 = (float)b1, config.optimizer.beta2 = (float)b2, config.optimizer.weight_decay = (float)decay, config.optimizer.eps = (float)eps, config.optimizer.max_grad_norm = (float)norm;
-        views = (db_image *)calloc(n_photos, sizeof *views);
-        for (k = 0; k < n_photos; k++) views[k].rgb = photos[k].rgb, views[k].w = photos[k].w, views[k].h = photos[k].h;
-        status = db_dreambooth_create(p, p, &config, views, n_photos, classes, prior ? (size_t)n_class : 0, &d) != DB_OK;
-    }
-    if (!status && resume) {
-        if (!strcmp(resume, "latest")) snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, newest_checkpoint(out, 0));
-        else snprintf(path, sizeof path, "%s/state.safetensors", resume);
-        if (strcmp(resume, "latest") || newest_checkpoint(out, 0)) status = db_dreambooth_resume(d, path) != DB_OK;
-    }
-    if (!status) {
-        db_memory_plan plan;
-        double began = now();
-        db_dreambooth_plan(d, &plan);
-        printf("%zu photos%s; %.2fM parameters: %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; %.1f GFLOP a step\n", n_photos,
-               prior ? ", prior preservation" : "", (double)p->unet->params.count / 1e6, (double)p->unet->params.count * 16 / 1e6, (double)plan.arena_bytes / 1e6,
-               (double)plan.scratch_bytes / 1e6, plan.flops * (double)accumulation / 1e9);
-        for (k = 0; k < 3; k++) curve[k] = (float *)calloc((size_t)steps + 1, sizeof(float));
-        signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
-        while (db_dreambooth_steps_done(d) < (size_t)steps && !interrupted) {
-            db_dreambooth_losses l;
-            if (db_dreambooth_step(d, &l) != DB_OK) break;
-            curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
-            if (!c.quiet && (done % 20 == 0 || done == 1)) {
-                double each = (now() - began) / (double)done;
-                printf("step %zu of %ld  loss %.4f  photos %.4f  class %.4f  %.2f s a step, %.0f s left\n", db_dreambooth_steps_done(d), steps, (double)l.total, (double)l.instance,
-                       (double)l.prior, each, each * (double)((size_t)steps - db_dreambooth_steps_done(d)));
-                fflush(stdout);
-            }
-            if (every > 0 && db_dreambooth_steps_done(d) % (size_t)every == 0) save_checkpoint(d, out, limit);
-        }
-        if (db_status(ctx) == DB_OK && interrupted) {
-            save_checkpoint(d, out, limit);
-            printf("stopped after step %zu; go on with --resume_from_checkpoint latest\n", db_dreambooth_steps_done(d));
-        } else if (db_status(ctx) == DB_OK) {
-            const char *const labels[] = {"total", "photos", "class"};
-            img_curve curves[3];
-            img_plot_config plot = img_plot_config_default();
-            img_image picture;
-            char err[IMG_ERROR_SIZE];
-            db_pipeline_save(p, out, DB_F16);
-            memset(curves, 0, sizeof curves);
-            for (k = 0; k < 3; k++) curves[k].label = labels[k], curves[k].y = curve[k], curves[k].n = done;
-            plot.title = "Loss", plot.x_label = "step", plot.smooth = 20;
-            snprintf(path, sizeof path, "%s/loss.png", out);
-            if (done && img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) == IMG_OK) img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err), img_free(&picture);
-            printf("trained for %zu steps in %.1f s -> %s\n", done, now() - began, out);
-        }
-    }
-    db_dreambooth_free(d);
-    for (k = 0; photos && k < n_photos; k++) img_free(&photos[k]);
-    for (k = 0; k < 3; k++) free(curve[k]);
-    free(photos), free(views), free(classes);
-    db_pipeline_free(p);
+    if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
+    status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
+    free_photos(&photo);
+done:
+    free_cascade(&m);
     return finish(ctx) || status;
 }
 
@@ -494,7 +717,7 @@ static int tokenize(int argc, char **argv)
 {
     common c = common_default;
     list texts = {{NULL}, 0};
-    const flag flags[] = {COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
+    const flag flags[] = {COMMON_FLAGS(c)};
     int status = parse(argc, argv, "tokenize", "prints the ids of a text", flags, &texts);
     db_ctx *ctx;
     db_tokenizer *tok = NULL;
@@ -502,6 +725,7 @@ static int tokenize(int argc, char **argv)
     size_t k, i;
     if (status) return status == 1;
     if (!texts.n) return fail("tokenize needs a text");
+    c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
     if (!ctx) return 1;
     snprintf(path, sizeof path, "%s/tokenizer", c.model);
@@ -516,37 +740,51 @@ static int tokenize(int argc, char **argv)
     return finish(ctx);
 }
 
+/* What one stage holds, and what a forward pass of it needs. */
+static void describe(const db_pipeline *p, const char *precision)
+{
+    const db_unet_config *u = &p->unet->config;
+    size_t k, dim[4], text[3];
+    db_memory_plan plan;
+    db_tape *t = NULL;
+    db_tensor x, time, words, labels = db__none;
+    printf("%s: %s\n", p->directory, p->super_resolution ? "IFSuperResolutionPipeline" : "IFPipeline");
+    if (p->text_encoder)
+        printf("text encoder   %.2fM parameters, %zu layers, width %zu\n",
+               (double)p->text_encoder->params.count / 1e6, p->text_encoder->config.num_layers,
+               p->text_encoder->config.d_model);
+    printf("unet           %.2fM parameters, %zu tensors, channels", (double)p->unet->params.count / 1e6,
+           p->unet->params.n);
+    for (k = 0; k < u->n_levels; k++) printf(" %zu", u->block_out_channels[k]);
+    printf(", %zu -> %zu, %zu px\n", u->in_channels, u->out_channels, u->sample_size);
+    if (db_tape_create(p->ctx, &t) != DB_OK) return;
+    dim[0] = 1, dim[1] = dim[2] = u->sample_size, dim[3] = u->in_channels;
+    text[0] = 1, text[1] = DB_PROMPT_TOKENS, text[2] = u->encoder_hid_dim;
+    x = db_input(t, DB_F32, 4, dim), time = db_input(t, DB_F32, 1, dim), words = db_input(t, DB_F32, 3, text);
+    if (u->class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
+    db_unet_forward(t, p->unet, x, time, words, labels, NULL);
+    if (db_plan(t, &plan) == DB_OK)
+        printf("forward pass   %.2f GFLOP, %.1f MB of activations, %.1f MB of scratch (one picture, %s, %s)\n",
+               plan.flops / 1e9, (double)plan.arena_bytes / 1e6, (double)plan.scratch_bytes / 1e6, precision,
+               db_isa(p->ctx));
+    db_tape_destroy(t);
+}
+
 static int info(int argc, char **argv)
 {
     common c = common_default;
-    const flag flags[] = {COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
-    int status = parse(argc, argv, "info", "what a pipeline directory holds, and what a step of it needs", flags, NULL);
+    const flag flags[] = {COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "info", "what a model directory holds, and what a step of it needs", flags, NULL);
+    size_t k;
+    cascade m;
     db_ctx *ctx;
-    db_pipeline *p = NULL;
     if (status) return status == 1;
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (db_pipeline_load(ctx, c.model, &p) == DB_OK) {
-        size_t k, dim[4], text[3];
-        db_memory_plan plan;
-        db_tape *t = NULL;
-        const db_unet_config *u = &p->unet->config;
-        printf("%s: %s\n", c.model, p->super_resolution ? "IFSuperResolutionPipeline" : "IFPipeline");
-        if (p->text_encoder) printf("text encoder   %.2fM parameters, %zu layers, width %zu\n", (double)p->text_encoder->params.count / 1e6, p->text_encoder->config.num_layers, p->text_encoder->config.d_model);
-        printf("unet           %.2fM parameters, %zu tensors, channels", (double)p->unet->params.count / 1e6, p->unet->params.n);
-        for (k = 0; k < u->n_levels; k++) printf(" %zu", u->block_out_channels[k]);
-        printf(", %zu -> %zu, %zu px\n", u->in_channels, u->out_channels, u->sample_size);
-        db_tape_create(ctx, &t);
-        dim[0] = 1, dim[1] = dim[2] = u->sample_size, dim[3] = u->in_channels;
-        text[0] = 1, text[1] = DB_PROMPT_TOKENS, text[2] = u->encoder_hid_dim;
-        db_unet_forward(t, p->unet, db_input(t, DB_F32, 4, dim), db_input(t, DB_F32, 1, dim), db_input(t, DB_F32, 3, text), u->class_embed_timestep ? db_input(t, DB_F32, 1, dim) : db__none, NULL);
-        if (db_plan(t, &plan) == DB_OK)
-            printf("forward pass   %.2f GFLOP, %.1f MB of activations, %.1f MB of scratch (one picture, %s, %s)\n", plan.flops / 1e9, (double)plan.arena_bytes / 1e6,
-                   (double)plan.scratch_bytes / 1e6, c.precision, db_isa(ctx));
-        db_tape_destroy(t);
-    }
-    db_pipeline_free(p);
-    return finish(ctx);
+    status = load_cascade(ctx, c.model, NULL, &m);
+    for (k = 0; k < m.n && !status; k++) describe(m.stage[k], c.precision);
+    free_cascade(&m);
+    return finish(ctx) || status;
 }
 
 /* ---- probe ------------------------------------------------------------------------------------------------ */
@@ -602,7 +840,7 @@ static int probe(int argc, char **argv)
     common c = common_default;
     const char *part = "unet", *in = NULL, *out = NULL, *grads = NULL;
     const flag flags[] = {{"part", TEXT, &part, "unet or text_encoder"}, {"in", TEXT, &in, "safetensors with diffusers' argument names"}, {"out", TEXT, &out, "safetensors"},
-        {"grads", TEXT, &grads, "also write the gradients of mean((output - target)^2)"}, COMMON_FLAGS(c), {NULL, TEXT, NULL, NULL}};
+        {"grads", TEXT, &grads, "also write the gradients of mean((output - target)^2)"}, COMMON_FLAGS(c)};
     int status = parse(argc, argv, "probe", "runs one network on given tensors", flags, NULL), is_unet;
     db_ctx *ctx;
     db_safetensors *st = NULL;
@@ -616,6 +854,7 @@ static int probe(int argc, char **argv)
     if (!in || !out) return fail("probe needs --in and --out");
     ctx = open_context(&c);
     if (!ctx) return 1;
+    c.model = stage_directory(c.model, "base");
     snprintf(path, sizeof path, "%s/%s/config.json", c.model, part);
     if (db__exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
     else snprintf(path, sizeof path, "%s", c.model); /* the part's own directory */
@@ -673,21 +912,215 @@ static int probe(int argc, char **argv)
     return finish(ctx);
 }
 
-/* ---- main ---------------------------------------------------------------------------------------------------- */
+/* ---- demo: all of it, on one subject ------------------------------------------------------------- */
+
+/* What is asked of the subject: PREFIX a[n] [adjective] zxk dog SUFFIX. Rows of six. */
+static const struct { const char *before, *after, *shows; int animals; } scenes[] = {
+    {"", "on the moon", "new places", -1}, {"", "in the snow", "", -1}, {"", "in the forest", "", -1},
+    {"", "under water", "", -1}, {"", "on a cobblestone street", "", -1}, {"", "on pink fabric", "", -1},
+    {"", "seen from the side", "new views", -1}, {"", "seen from the back", "", -1}, {"", "seen from above", "", -1},
+    {"", "wearing a hat", "accessories", -1}, {"", "wearing a crown", "", -1}, {"", "wearing sunglasses", "", -1},
+    {"a pencil sketch of", "", "styles", -1}, {"pixel art of", "", "", -1}, {"a poster of", "", "", -1},
+    {"a watercolour of", "", "", -1}, {"purple", "", "colours", -1}, {"green", "", "", -1},
+    {"smiling", "", "expressions", 1}, {"surprised", "", "", 1}, {"angry", "", "", 1},
+    {"sleeping", "", "", 1}, {"jumping", "in the desert", "", 1}, {"", "sitting on a red carpet", "", 1},
+    {"red", "", "", 0}, {"blue", "", "", 0}, {"black", "", "", 0},
+    {"striped", "", "patterns", 0}, {"spotted", "", "", 0}, {"yellow", "", "", 0}};
+enum { COLUMNS = 6, SCENES = sizeof scenes / sizeof scenes[0], CLASS_PICTURES = 6 };
+
+static int is_animal(const char *class_noun)
+{
+    static const char *const animals[] = {"dog", "cat", "duck", "rabbit", "bear", "turtle", "owl"};
+    size_t k;
+    for (k = 0; k < sizeof animals / sizeof *animals; k++)
+        if (!strcmp(animals[k], class_noun)) return 1;
+    return 0;
+}
+
+/* "a zxk dog on the moon": style before the article, adjectives behind it. */
+static void scene_prompt(size_t k, const char *subject, char *out, size_t size)
+{
+    const char *before = scenes[k].before;
+    int style = strstr(before, " of") != NULL, vowel = *before == 'a' && !style;
+    snprintf(out, size, "%s%sa%s %s%s%s%s%s", style ? before : "", style ? " " : "", vowel ? "n" : "",
+             style ? "" : before, *before && !style ? " " : "", subject, *scenes[k].after ? " " : "",
+             scenes[k].after);
+}
+
+/* The photos of the first row and all pictures of one stage, labelled. */
+static int demo_grid(db_ctx *ctx, const photos *photo, const float *pictures, size_t size,
+                     char (*const prompts)[96], size_t n, const char *title, const char *path)
+{
+    size_t rows = 1 + (n + COLUMNS - 1) / COLUMNS, k, P = size * size * 3;
+    float *all = (float *)calloc(rows * COLUMNS * P, sizeof *all);
+    const char *labels[(1 + SCENES / COLUMNS) * COLUMNS + COLUMNS];
+    char photo_label[COLUMNS][32];
+    int bad = 0;
+    for (k = 0; k < rows * COLUMNS; k++) labels[k] = NULL;
+    for (k = 0; k < photo->n && k < COLUMNS && !bad; k++) {
+        snprintf(photo_label[k], sizeof photo_label[k], "photo %zu", k + 1);
+        labels[k] = photo_label[k];
+        bad = square(ctx, &photo->view[k], size, all + k * P);
+    }
+    for (k = 0; k < n; k++) labels[COLUMNS + k] = prompts[k];
+    memcpy(all + COLUMNS * P, pictures, n * P * sizeof *all);
+    if (!bad) bad = save_grid(all, rows * COLUMNS, size, size, labels, COLUMNS, title, path);
+    free(all);
+    return bad;
+}
+
+/* Six pictures of "a dog" before and after, from the same noise. */
+static int class_grid(const float *before, const float *after, size_t size, const char *prompt, const char *path)
+{
+    size_t P = size * size * 3, k;
+    float *all = (float *)malloc(2 * CLASS_PICTURES * P * sizeof *all);
+    const char *labels[2 * CLASS_PICTURES];
+    char title[256];
+    int bad;
+    for (k = 0; k < CLASS_PICTURES; k++) labels[k] = "before", labels[CLASS_PICTURES + k] = "after";
+    memcpy(all, before, CLASS_PICTURES * P * sizeof *all);
+    memcpy(all + CLASS_PICTURES * P, after, CLASS_PICTURES * P * sizeof *all);
+    snprintf(title, sizeof title, "\"%s\" before and after fine-tuning", prompt);
+    bad = save_grid(all, 2 * CLASS_PICTURES, size, size, labels, CLASS_PICTURES, title, path);
+    free(all);
+    return bad;
+}
+
+static int demo(int argc, char **argv)
+{
+    common c = common_default;
+    drawing d = drawing_default;
+    training base = training_default(), sr = training_default();
+    const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
+    long steps = 400, sr_steps = 150, batch = 4;
+    double rate = 1e-4, sr_rate = 1e-4, variance = 1e-5;
+    const flag flags[] = {
+        {"instance_data_dir", TEXT, &folder, "photos of the subject"},
+        {"class_noun", TEXT, &noun, "what it is"}, {"identifier", TEXT, &word, "a rare word for it"},
+        {"output_dir", TEXT, &out, "all results; must be empty or not exist"},
+        {"max_train_steps", WHOLE, &steps, "of the base"}, {"learning_rate", REAL, &rate, ""},
+        {"upscaler_train_steps", WHOLE, &sr_steps, "of the super-resolver"},
+        {"upscaler_learning_rate", REAL, &sr_rate, ""}, {"train_batch_size", WHOLE, &batch, ""},
+        {"num_class_images", WHOLE, &base.n_class, ""}, {"class_steps", WHOLE, &base.class_steps, ""},
+        DRAWING_FLAGS(d), COMMON_FLAGS(c)};
+    char path[4096], class_dir[4096], base_dir[4096], sr_dir[4096], subject[64], class_prompt[72], instance[72], title[256];
+    char prompts[SCENES][96];
+    const char *each[SCENES], *classes[CLASS_PICTURES];
+    float *before[MAX_STAGES] = {NULL, NULL, NULL}, *after[MAX_STAGES] = {NULL, NULL, NULL}, *pictures[MAX_STAGES] = {NULL, NULL, NULL};
+    size_t h[MAX_STAGES], w[MAX_STAGES], k, n = 0;
+    double began = now(), at[6];
+    photos photo;
+    outcome o[2];
+    cascade m;
+    db_ctx *ctx;
+    FILE *summary;
+    int status;
+    base.n_class = 40, base.class_steps = 30, c.precision = "auto";
+    status = parse(argc, argv, "demo", "photos of a subject -> the subject in new places, through the whole cascade", flags, NULL);
+    if (status) return status == 1;
+    if (!folder) return fail("demo needs --instance_data_dir");
+    if (is_folder_in_use(out)) return fail("%s exists and holds something: remove it, or choose another --output_dir", out);
+    if (!steps || !sr_steps || !batch || check_drawing(&d)) return fail("steps and batch sizes must be positive");
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    snprintf(subject, sizeof subject, "%s %s", word, noun), snprintf(instance, sizeof instance, "a %s", subject);
+    snprintf(class_prompt, sizeof class_prompt, "a%s %s", strchr("aeiou", noun[0]) ? "n" : "", noun);
+    for (k = 0; k < SCENES; k++) {
+        if (scenes[k].animals >= 0 && scenes[k].animals != is_animal(noun)) continue;
+        scene_prompt(k, subject, prompts[n], sizeof prompts[n]);
+        each[n] = prompts[n], n++;
+    }
+    for (k = 0; k < CLASS_PICTURES; k++) classes[k] = class_prompt;
+    if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    if (m.n < 2) status = fail("%s has no super-resolution stage", c.model);
+    if (status || load_photos(folder, 64, &photo)) {
+        status = 1;
+        goto done;
+    }
+    check_identifier(m.text->tokenizer, instance, class_prompt);
+    snprintf(class_dir, sizeof class_dir, "%s/class_images", out), snprintf(path, sizeof path, "%s/model", out);
+    snprintf(base_dir, sizeof base_dir, "%s/model/base", out), snprintf(sr_dir, sizeof sr_dir, "%s/model/sr256", out);
+    status = make_folder(out) || make_folder(path) || make_folder(base_dir) || make_folder(sr_dir);
+
+    printf("\n%zu photos of \"%s\", a%s\n", photo.n, instance, class_prompt + 1);
+    at[0] = now();
+    if (!status) status = draw(&m, &d, classes, CLASS_PICTURES, before, h, w);
+    at[1] = now();
+
+    base.config.instance_prompt = sr.config.instance_prompt = instance;
+    base.config.class_prompt = class_prompt;
+    base.config.resolution = stage_size(m.stage[0]), base.config.max_train_steps = (size_t)steps;
+    base.config.learning_rate = (float)rate, base.config.seed = sr.config.seed = (uint64_t)d.seed;
+    base.config.train_batch_size = base.config.class_batch_size = (size_t)batch;
+    base.class_dir = class_dir, base.out = base_dir, base.every = 0;
+    if (!status) status = fine_tune(m.stage[0], m.text, &photo, &base, &o[0]);
+    at[2] = now();
+
+    sr.config.resolution = m.n > 1 ? stage_size(m.stage[1]) : 0, sr.config.crop_size = 64;
+    sr.config.max_train_steps = (size_t)sr_steps, sr.config.learning_rate = (float)sr_rate;
+    sr.config.train_batch_size = (size_t)batch, sr.out = sr_dir, sr.every = 0;
+    if (!status) {
+        sr.config.noise_level = db_noise_level(&m.stage[1]->image_noising, variance);
+        status = fine_tune(m.stage[1], m.text, &photo, &sr, &o[1]);
+    }
+    at[3] = now();
+
+    d.noise_variance = variance; /* what it was tuned for */
+    if (!status) status = draw(&m, &d, each, n, pictures, h, w);
+    for (k = 0; k < m.n && !status; k++) {
+        snprintf(title, sizeof title, "%s: photos in, the subject in new places, views and guises; %zu px", instance, w[k]);
+        snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
+        status = demo_grid(ctx, &photo, pictures[k], w[k], prompts, n, title, path);
+    }
+    d.noise_variance = drawing_default.noise_variance;
+    if (!status) status = draw(&m, &d, classes, CLASS_PICTURES, after, h, w);
+    snprintf(path, sizeof path, "%s/class.png", out);
+    if (!status) status = class_grid(before[0], after[0], w[0], class_prompt, path);
+    at[4] = now();
+
+    snprintf(path, sizeof path, "%s/summary.txt", out);
+    summary = status ? NULL : fopen(path, "w");
+    if (summary) {
+        fprintf(summary, "subject        \"%s\", %zu photos from %s\n", instance, photo.n, folder);
+        fprintf(summary, "class          \"%s\", %ld images, DDPM %ld steps, guidance %g, lambda %g\n", class_prompt, base.n_class, base.class_steps, base.class_guidance, (double)base.config.prior_loss_weight);
+        fprintf(summary, "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g, frozen text encoder; loss %.4f -> %.4f\n", m.stage[0]->directory, o[0].steps, batch, batch, rate, (double)o[0].first, (double)o[0].last);
+        fprintf(summary, "super-res.     %s: %zu steps, batch %ld, learning rate %g, noise variance %g; loss %.4f -> %.4f\n", m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first, (double)o[1].last);
+        fprintf(summary, "drawn with     %s %ld steps, guidance %g; upscaled in %ld steps, guidance %g; seed %ld\n", d.scheduler, d.steps, d.guidance, d.upscale_steps, d.upscale_guidance, d.seed);
+        fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n", strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32", db_isa(ctx), c.threads);
+        fprintf(summary, "seconds        class before %.1f, class images %.1f, base %.1f, super-resolution %.1f, drawing %.1f; in all %.1f\n", at[1] - at[0], o[0].class_seconds, o[0].seconds, o[1].seconds, at[4] - at[3], now() - began);
+        fprintf(summary, "peak memory    %.0f MB\n", (double)db_peak_bytes(ctx) / 1e6);
+        status = fclose(summary) != 0;
+    }
+    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, class.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
+    free_photos(&photo);
+done:
+    for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);
+    free_cascade(&m);
+    return finish(ctx) || status;
+}
+
+/* ---- main ---------------------------------------------------------------------------------------- */
 
 int main(int argc, char **argv)
 {
-    const struct { const char *name; int (*run)(int, char **); const char *what; } commands[] = {
-        {"train", train, "photos of a subject -> a model that knows it"},
-        {"generate", generate, "prompts -> pictures and a labelled grid"},
+    static const struct { const char *name; int (*run)(int, char **); const char *what; } commands[] = {
+        {"demo", demo, "photos of a subject -> the subject in new places, through the whole cascade"},
+        {"train", train, "fine-tunes one stage on a folder of photos"},
+        {"generate", generate, "prompts -> pictures and labelled grids"},
+        {"upscale", upscale, "super-resolution of given pictures"},
+        {"identifier", identifier, "proposes rare identifiers, or examines given ones"},
         {"tokenize", tokenize, "a text -> its ids"},
         {"info", info, "what a model directory holds and needs"},
         {"probe", probe, "one network on given tensors, to compare with other implementations"}};
-    size_t k, n = sizeof commands / sizeof *commands;
-    for (k = 0; k < n; k++)
-        if (argc > 1 && !strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
+    size_t k, n = sizeof commands / sizeof *commands, nearest = 0;
+    for (k = 0; argc > 1 && k < n; k++) {
+        if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
+        if (distance(argv[1], commands[k].name) < distance(argv[1], commands[nearest].name)) nearest = k;
+    }
+    if (argc > 1 && strcmp(argv[1], "--help"))
+        return fail("there is no command \"%s\"; did you mean %s?", argv[1], commands[nearest].name);
     printf("build/dreambooth COMMAND --flag value ...\n\n");
     for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
     printf("\nEach has --help.\n");
-    return argc > 1 && strcmp(argv[1], "--help") ? fail("there is no command \"%s\"", argv[1]) : argc < 2;
+    return argc < 2;
 }

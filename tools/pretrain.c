@@ -424,21 +424,20 @@ static void read_picture(const world_pool *pool, size_t i, size_t size, float *r
 }
 
 /* A random crop of picture i, and the low-resolution image around it as the network will read it: the whole
-   picture downsampled by `scale`, upscaled and noised by the library. */
-static void read_crop(const options *o, const world_pool *pool, size_t i, const db_schedule *noising, double level, const db_rng *rng, float *rgb, float *low_res)
+   picture downsampled by `scale`, upscaled and noised by the library. `room` holds a whole picture and its small one. */
+static void read_crop(const options *o, const world_pool *pool, size_t i, const db_schedule *noising, double level, const db_rng *rng, float *room, float *rgb,
+                      float *low_res)
 {
-    static float small[512 * 512 * 3];
-    size_t S = pool->header->size, f = (size_t)o->scale, size = (size_t)o->size, h = S / f, x, y, ch, x0, y0;
+    size_t S = pool->header->size, f = (size_t)o->scale, size = (size_t)o->size, x0, y0, y, k;
     const unsigned char *p = pool->rgb + i * S * S * 3;
+    float *small = room + S * S * 3;
     db_rng at = *rng;
     at.purpose = FOR_CROP;
     x0 = db_random_below(&at, 2 * i, (uint32_t)(S - size + 1)), y0 = db_random_below(&at, 2 * i + 1, (uint32_t)(S - size + 1));
-    for (y = 0; y < h; y++)
-        for (x = 0; x < h; x++)
-            for (ch = 0; ch < 3; ch++) small[(y * h + x) * 3 + ch] = average(p, S, 3, y, x, f, ch) / 127.5f - 1;
-    for (y = 0; y < size; y++)
-        for (x = 0; x < size * 3; x++) rgb[y * size * 3 + x] = (float)p[((y0 + y) * S + x0) * 3 + x] / 127.5f - 1;
-    db_condition_low_res(noising, level, rng, small, h, h, 3, S, S, y0, x0, size, size, low_res);
+    for (k = 0; k < S * S * 3; k++) room[k] = (float)p[k] / 127.5f - 1;
+    db_downsample(room, S, S, 3, f, small);
+    for (y = 0; y < size; y++) memcpy(rgb + y * size * 3, room + ((y0 + y) * S + x0) * 3, size * 3 * sizeof(float));
+    db_condition_low_res(noising, level, rng, small, S / f, S / f, 3, S, S, y0, x0, size, size, low_res);
 }
 
 /* Noise levels of super-resolution: half of them uniform over the schedule, as IF has it, half with a variance
@@ -448,6 +447,19 @@ static double draw_level(const db_schedule *noising, const db_rng *rng, uint64_t
     double u = (double)db_random_uniform(rng, 2 * k + 1);
     if (db_random_uniform(rng, 2 * k) < 0.5f) return u * (double)(noising->num_train_timesteps - 1);
     return db_noise_level(noising, 1e-5 * pow(2e4, u));
+}
+
+/* A timestep with density min(1, 5 sigma_t^2): where little noise hides little, predicting it to the
+   last digit would take most of the gradient and teach no shapes. */
+static size_t draw_timestep(const db_schedule *s, const db_rng *rng, uint64_t k)
+{
+    uint64_t j;
+    size_t t = 0;
+    for (j = 0; j < 50; j++) {
+        t = db_random_below(rng, 100 * k + 2 * j, (uint32_t)s->num_train_timesteps);
+        if ((double)db_random_uniform(rng, 100 * k + 2 * j + 1) < 5 * (1 - s->alphas_cumprod[t])) break;
+    }
+    return t;
 }
 
 static int train_unet(const options *o, db_ctx *ctx, int sr)
@@ -466,14 +478,15 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     db_tensor eps, x_t, v, loss, total, aux_loss = db__none, ids, valid, encoded;
     size_t B = (size_t)o->batch, S = (size_t)o->size, P = S * S, A = S / 2, T = TOKENS, k, i, dim[4];
     float *pixels = (float *)malloc(B * P * 3 * 4), *weights = (float *)malloc(B * P * 4), *goals = (float *)malloc(B * A * A * 4 * 4);
-    float *lows = (float *)malloc(B * P * 3 * 4), a[256], g[256], m[256], tm[256], aw[256], levels[256], *text, *mask = (float *)malloc(B * T * 4);
+    float *room = NULL, *lows = (float *)malloc(B * P * 3 * 4), a[256], g[256], m[256], tm[256], aw[256], levels[256], *text, *mask = (float *)malloc(B * T * 4);
     int32_t *tokens = (int32_t *)malloc(2 * B * T * 4);
     double sum = 0, aux_sum = 0, began;
     memset(&tr, 0, sizeof tr);
     if (B > 256) return fail("--batch is at most 256", NULL);
     if (world_pool_open(o->pool ? o->pool : "", &pool, err, sizeof err)) return fail(err, NULL);
     if (!sr && pool.header->size != S && pool.header->size != 2 * S) return fail("--size must be the pool's or half of it", NULL);
-    if (sr && (pool.header->size < S || pool.header->size / (size_t)o->scale > 512)) return fail("--size and --scale do not fit the pool", NULL);
+    if (sr && (pool.header->size < S || pool.header->size % (size_t)o->scale)) return fail("--size and --scale do not fit the pool", NULL);
+    if (sr) room = (float *)malloc((size_t)pool.header->size * pool.header->size * 2 * 3 * sizeof(float));
     snprintf(path, sizeof path, "%s/tokenizer", o->text), db_tokenizer_load(ctx, path, &tok);
     snprintf(path, sizeof path, "%s/text_encoder", o->text), db_text_encoder_load(ctx, path, &e);
     snprintf(path, sizeof path, "%s/scheduler/scheduler_config.json", o->dir), db_schedule_load(ctx, path, &s);
@@ -538,12 +551,13 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
         for (k = 0; k < B; k++) {
             size_t at, step_t;
             rng.purpose = FOR_BATCH, at = db_random_below(&rng, k, (uint32_t)pool.header->count);
-            rng.purpose = FOR_TIME, step_t = db_random_below(&rng, k, (uint32_t)s.num_train_timesteps);
+            rng.purpose = FOR_TIME;
+            step_t = sr ? db_random_below(&rng, k, (uint32_t)s.num_train_timesteps) : draw_timestep(&s, &rng, k);
             if (sr) {
                 double level;
                 rng.purpose = FOR_LEVEL, level = draw_level(&noising, &rng, k);
                 rng.purpose = FOR_LOW_RES + (uint32_t)k;
-                read_crop(o, &pool, at, &noising, level, &rng, pixels + k * P * 3, lows + k * P * 3);
+                read_crop(o, &pool, at, &noising, level, &rng, room, pixels + k * P * 3, lows + k * P * 3);
                 levels[k] = (float)level;
             } else {
                 read_picture(&pool, at, S, pixels + k * P * 3, weights + k * P, goals + k * A * A * 4);

@@ -1,0 +1,396 @@
+/* cli.h - what the commands of tools/dreambooth.c share: flags, folders, pictures, progress.
+
+   Included once, behind dreambooth.h and images.h.                                              */
+
+#ifndef CLI_H
+#define CLI_H
+
+#include <ctype.h>
+#include <dirent.h>
+#include <signal.h>
+#include <time.h>
+
+static int fail(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "dreambooth: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    return 1;
+}
+
+/* ---- flags ------------------------------------------------------------------------------------ */
+
+enum { MAX_LIST = 256 };
+
+typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST } kind;
+
+typedef struct list {
+    const char *item[MAX_LIST];
+    size_t n;
+} list;
+
+typedef struct flag {
+    const char *name;
+    kind kind;
+    void *value; /* const char **, long *, double *, int *, list * */
+    const char *help;
+} flag;
+
+/* How many single-letter edits lead from a to b. */
+static size_t distance(const char *a, const char *b)
+{
+    size_t row[128], n = strlen(b), i, j;
+    if (n > 126 || strlen(a) > 126) return 1000;
+    for (j = 0; j <= n; j++) row[j] = j;
+    for (i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (j = 0; j < n; j++) {
+            size_t change = diagonal + (a[i] != b[j]), best;
+            diagonal = row[j + 1];
+            best = row[j] + 1 < diagonal + 1 ? row[j] + 1 : diagonal + 1;
+            row[j + 1] = change < best ? change : best;
+        }
+    }
+    return row[n];
+}
+
+static void print_flags(const char *command, const char *what, const flag *f)
+{
+    printf("build/dreambooth %s: %s\n\n", command, what);
+    for (; f->name; f++) {
+        char value[96] = "";
+        if (f->kind == TEXT) {
+            const char *preset = *(const char **)f->value;
+            snprintf(value, sizeof value, "TEXT%s%s", preset ? " = " : "", preset ? preset : "");
+        }
+        if (f->kind == LIST) snprintf(value, sizeof value, "TEXT ...");
+        if (f->kind == WHOLE) snprintf(value, sizeof value, "N = %ld", *(long *)f->value);
+        if (f->kind == REAL) snprintf(value, sizeof value, "X = %g", *(double *)f->value);
+        printf("  --%-30s %-24s %s\n", f->name, value, f->help);
+    }
+}
+
+/* Reads the flags behind the command; '-' and '_' are the same; what is no flag goes to `loose`,
+   or is an error where that is NULL. Returns 0, 1 after a complaint, or 2 after --help. */
+static int parse(int argc, char **argv, const char *command, const char *what, const flag *flags,
+                 list *loose)
+{
+    int i;
+    for (i = 2; i < argc; i++) {
+        const flag *f, *nearest = flags;
+        char name[128], *end;
+        size_t k;
+        if (strncmp(argv[i], "--", 2)) {
+            if (!loose || loose->n == MAX_LIST)
+                return fail("what is \"%s\"? Flags begin with --", argv[i]);
+            loose->item[loose->n++] = argv[i];
+            continue;
+        }
+        snprintf(name, sizeof name, "%s", argv[i] + 2);
+        for (k = 0; name[k]; k++) name[k] = name[k] == '-' ? '_' : name[k];
+        if (!strcmp(name, "help")) {
+            print_flags(command, what, flags);
+            return 2;
+        }
+        for (f = flags; f->name && strcmp(f->name, name); f++)
+            if (distance(f->name, name) < distance(nearest->name, name)) nearest = f;
+        if (!f->name)
+            return fail("%s has no flag --%s; did you mean --%s?", command, name, nearest->name);
+        if (f->kind == SWITCH) {
+            *(int *)f->value = 1;
+            continue;
+        }
+        if (f->kind == LIST) {
+            list *l = (list *)f->value;
+            while (i + 1 < argc && strncmp(argv[i + 1], "--", 2)) {
+                if (l->n == MAX_LIST) return fail("--%s takes at most %d values", name, MAX_LIST);
+                l->item[l->n++] = argv[++i];
+            }
+            if (!l->n) return fail("--%s needs a value", name);
+            continue;
+        }
+        if (i + 1 == argc) return fail("--%s needs a value", name);
+        i++;
+        if (f->kind == TEXT) {
+            *(const char **)f->value = argv[i];
+        } else if (f->kind == REAL) {
+            *(double *)f->value = strtod(argv[i], &end);
+            if (*end || end == argv[i])
+                return fail("--%s takes a number, not \"%s\"", name, argv[i]);
+        } else {
+            *(long *)f->value = strtol(argv[i], &end, 10);
+            if (*end || end == argv[i] || *(long *)f->value < 0)
+                return fail("--%s takes a whole number from 0, not \"%s\"", name, argv[i]);
+        }
+    }
+    return 0;
+}
+
+/* ---- the context and its progress ------------------------------------------------------------ */
+
+typedef struct common {
+    const char *model, *precision, *isa;
+    long threads;
+    int quiet;
+} common;
+
+#define COMMON_FLAGS(c)                                                                            \
+    {"pretrained_model_name_or_path", TEXT, &(c).model, "a diffusers directory, or a cascade's"},  \
+    {"mixed_precision", TEXT, &(c).precision, "no, bf16, or auto: bf16 where it is fast"},         \
+    {"threads", WHOLE, &(c).threads, "0: all cores"},                                              \
+    {"isa", TEXT, &(c).isa, "instruction set"},                                                    \
+    {"quiet", SWITCH, &(c).quiet, "no progress"},                                                  \
+    {NULL, TEXT, NULL, NULL}
+
+static const common common_default = {"examples/world", "no", NULL, 0, 0};
+
+static volatile sig_atomic_t interrupted;
+static void on_signal(int s) { (void)s, interrupted = 1; }
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* What the progress bar shows besides what the library reports. */
+static struct {
+    int quiet;
+    char stage[32];       /* "" or what is being sampled     */
+    char detail[96];      /* losses                          */
+    double began;
+    long shown;           /* the last tenth, or column, that was drawn */
+} bar;
+
+static void bar_start(const char *stage)
+{
+    snprintf(bar.stage, sizeof bar.stage, "%s", stage);
+    bar.detail[0] = 0;
+    bar.began = now();
+    bar.shown = -1;
+}
+
+/* A bar on a terminal, a plain line for every tenth otherwise. */
+static void bar_draw(const char *what, size_t done, size_t total)
+{
+    double spent = now() - bar.began, left = spent / (double)done * (double)(total - done);
+    int terminal = isatty(1), k, width = 30;
+    long mark = terminal ? (long)done : (long)(done * 10 / total);
+    char line[32];
+    if (bar.quiet || mark == bar.shown) return;
+    bar.shown = mark;
+    for (k = 0; k < width; k++) line[k] = (size_t)k * total < done * (size_t)width ? '#' : '.';
+    line[width] = 0;
+    printf("%s%-12s %s%s%s %zu/%zu %s  %.3g/s, %.0f s left%s", terminal ? "\r" : "",
+           bar.stage[0] ? bar.stage : what, terminal ? "[" : "", terminal ? line : "",
+           terminal ? "]" : "", done, total, bar.detail, (double)done / DB__MAX(spent, 1e-9), left,
+           terminal ? "\x1b[K" : "\n");
+    if (terminal && done == total) printf("\n");
+    fflush(stdout);
+}
+
+static int on_progress(void *user, const char *what, size_t done, size_t total)
+{
+    (void)user;
+    if (strcmp(what, "training")) bar_draw(what, done, total); /* train draws its own, with losses */
+    return interrupted;
+}
+
+static void print_log(void *user, db_log_level level, const char *line)
+{
+    (void)user;
+    fflush(stdout);
+    fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
+}
+
+static db_ctx *open_context(const common *c)
+{
+    db_config config = db_config_default();
+    db_ctx *ctx = NULL;
+    const char *isa = c->isa ? c->isa : db_isa_name(0);
+    int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
+    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") && strcmp(c->precision, "auto")) {
+        fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
+        return NULL;
+    }
+    bar.quiet = c->quiet;
+    config.threads = (int)c->threads;
+    config.isa = c->isa;
+    config.log = print_log;
+    config.progress = on_progress;
+    if (!strcmp(c->precision, "bf16") || (!strcmp(c->precision, "auto") && fast))
+        config.compute = DB_BF16;
+    if (db_create(&ctx, &config) != DB_OK)
+        fail("this build or processor has no instruction set \"%s\"", c->isa ? c->isa : "?");
+    signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+    return ctx;
+}
+
+/* Prints the context's error, if there is one; the exit status. */
+static int finish(db_ctx *ctx)
+{
+    int bad = db_status(ctx) != DB_OK;
+    if (bad) fail("%s", db_last_error(ctx));
+    db_destroy(ctx);
+    return bad;
+}
+
+/* ---- folders ----------------------------------------------------------------------------------- */
+
+static int make_folder(const char *path)
+{
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return 0;
+    return fail("cannot make the folder %s: %s", path, strerror(errno));
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names in a folder, sorted, without those that begin with a dot; NULL when it cannot be read.
+   Free each and the list. */
+static char **list_folder(const char *path, size_t *n)
+{
+    DIR *d = opendir(path);
+    struct dirent *e;
+    char **names = NULL;
+    *n = 0;
+    if (!d) return NULL;
+    names = (char **)calloc(1, sizeof *names);
+    while ((e = readdir(d))) {
+        if (e->d_name[0] == '.') continue;
+        names = (char **)realloc(names, (*n + 2) * sizeof *names);
+        names[*n] = (char *)malloc(strlen(e->d_name) + 1);
+        strcpy(names[(*n)++], e->d_name);
+    }
+    closedir(d);
+    if (*n) qsort(names, *n, sizeof *names, by_name);
+    return names;
+}
+
+static int is_folder_in_use(const char *path)
+{
+    size_t n, k;
+    char **names = list_folder(path, &n);
+    for (k = 0; names && k < n; k++) free(names[k]);
+    free(names);
+    return n > 0;
+}
+
+/* ---- pictures ---------------------------------------------------------------------------------- */
+
+static uint8_t to_byte(float x)
+{
+    float v = (x + 1) * 127.5f + 0.5f;
+    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+/* Writes one picture [h][w][3] in [-1,1] as PNG. */
+static int save_picture(const float *pixels, size_t h, size_t w, const char *path)
+{
+    size_t i, n = h * w * 3;
+    uint8_t *rgb = (uint8_t *)malloc(n);
+    char err[IMG_ERROR_SIZE];
+    int bad;
+    for (i = 0; i < n; i++) rgb[i] = to_byte(pixels[i]);
+    bad = img_save_png(path, rgb, w, h, err, sizeof err) != IMG_OK;
+    free(rgb);
+    return bad ? fail("%s", err) : 0;
+}
+
+/* A labelled grid of pictures [n][h][w][3]; a label NULL leaves its place empty. */
+static int save_grid(const float *pixels, size_t n, size_t h, size_t w, const char *const *labels,
+                     size_t columns, const char *title, const char *path)
+{
+    uint8_t *rgb = (uint8_t *)malloc(n * h * w * 3);
+    const uint8_t **each = (const uint8_t **)malloc(n * sizeof *each);
+    img_grid_config g = img_grid_config_default();
+    img_image sheet;
+    char err[IMG_ERROR_SIZE];
+    size_t i;
+    int bad;
+    for (i = 0; i < n * h * w * 3; i++) rgb[i] = to_byte(pixels[i]);
+    for (i = 0; i < n; i++) each[i] = labels[i] ? rgb + i * h * w * 3 : NULL;
+    g.title = title, g.scale = w < 128 ? 2 : 1, g.columns = n < columns ? n : columns;
+    bad = img_grid(each, labels, n, w, h, &g, &sheet, err, sizeof err) != IMG_OK;
+    if (!bad) {
+        bad = img_save_png(path, sheet.rgb, sheet.w, sheet.h, err, sizeof err) != IMG_OK;
+        img_free(&sheet);
+    }
+    free(rgb);
+    free((void *)each);
+    return bad ? fail("%s", err) : 0;
+}
+
+typedef struct photos {
+    img_image *image; /* owned               */
+    db_image *view;   /* the same, borrowed  */
+    char (*name)[256];
+    size_t n;
+} photos;
+
+static void free_photos(photos *p)
+{
+    size_t k;
+    for (k = 0; k < p->n; k++) img_free(&p->image[k]);
+    free(p->image), free(p->view), free(p->name);
+    memset(p, 0, sizeof *p);
+}
+
+/* Loads every picture of a folder that can be one; the others are named and left out. Not 0 when
+   there is none. Pictures smaller than `resolution` get a warning; 0: none. */
+static int load_photos(const char *folder, size_t resolution, photos *p)
+{
+    size_t files, k;
+    char **names = list_folder(folder, &files), path[4096], err[IMG_ERROR_SIZE];
+    memset(p, 0, sizeof *p);
+    if (!names) return fail("cannot read the folder %s: %s", folder, strerror(errno));
+    p->image = (img_image *)calloc(files + 1, sizeof *p->image);
+    p->view = (db_image *)calloc(files + 1, sizeof *p->view);
+    p->name = (char(*)[256])calloc(files + 1, sizeof *p->name);
+    for (k = 0; k < files; k++) {
+        img_image *i = &p->image[p->n];
+        snprintf(path, sizeof path, "%s/%s", folder, names[k]);
+        if (img_load(path, i, err, sizeof err) != IMG_OK) {
+            fprintf(stderr, "skipped: %s\n", err);
+        } else if (i->w < 32 || i->h < 32) {
+            fprintf(stderr, "skipped: %s is a thumbnail of %zu x %zu pixels\n", path, i->w, i->h);
+            img_free(i);
+        } else {
+            if (i->w < resolution || i->h < resolution)
+                fprintf(stderr, "warning: %s has %zu x %zu pixels and is enlarged to %zu\n", path,
+                        i->w, i->h, resolution);
+            p->view[p->n].rgb = i->rgb, p->view[p->n].w = i->w, p->view[p->n].h = i->h;
+            snprintf(p->name[p->n], sizeof p->name[0], "%s", names[k]);
+            p->n++;
+        }
+        free(names[k]);
+    }
+    free(names);
+    if (p->n) return 0;
+    free_photos(p);
+    return fail("%s holds no photos (PNG or JPEG)", folder);
+}
+
+/* The middle square of a photo at size x size pixels, [size][size][3] in [-1,1]. */
+static int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
+{
+    size_t shorter = DB__MIN(photo->w, photo->h), y;
+    size_t w = (photo->w * size + shorter / 2) / shorter, h = (photo->h * size + shorter / 2) / shorter;
+    float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
+    int bad = db_resize(ctx, photo, w, h, whole) != DB_OK;
+    for (y = 0; y < size && !bad; y++)
+        memcpy(out + y * size * 3, whole + ((y + (h - size) / 2) * w + (w - size) / 2) * 3,
+               size * 3 * sizeof *out);
+    free(whole);
+    return bad;
+}
+
+#endif
