@@ -545,28 +545,33 @@ int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
 
 /* ---- [DB-07] text encoder -------------------------------------------------------------------------- */
 
-typedef struct db_text_config { /* T5 v1.1 encoder, transformers' names in config.json */
+typedef enum db_text_kind { DB_TEXT_T5, DB_TEXT_CLIP } db_text_kind;
+
+typedef struct db_text_config { /* the names of T5's config.json, for both kinds */
+    db_text_kind kind;          /* model_type "t5" (v1.1's encoder) or "clip_text_model"          */
     size_t vocab_size, d_model, d_kv, d_ff, num_layers, num_heads;
-    size_t relative_attention_num_buckets, relative_attention_max_distance;
+    size_t relative_attention_num_buckets, relative_attention_max_distance; /* T5 */
+    size_t max_position_embeddings;                                         /* CLIP */
     float layer_norm_epsilon;
     db_activation act; /* of the feed-forward network */
-    int gated;
+    int gated;         /* T5 */
 } db_text_config;
 
 typedef struct db_text_encoder {
-    db_ctx *ctx;
-    db_text_config config;
     db_param_table params;
+    db_text_config config;
 } db_text_encoder;
 
 /* Reads config.json. */
 db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out);
 /* Declares and allocates the parameters, zero. Free with db_text_encoder_free. */
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out);
-/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. */
+/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. CLIP's tensors may lack the
+   prefix "text_model.", as transformers 5 writes them; the table always has it. */
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out);
 void db_text_encoder_free(db_text_encoder *e);
-/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to -> last hidden state [B,T,d_model] */
+/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to, or none (Stable Diffusion never masks)
+   -> last hidden state, after the final normalisation, [B,T,d_model] */
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask);
 
 /* ---- [DB-08] the U-Net ------------------------------------------------------------------------------- */
@@ -593,9 +598,8 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
 } db_unet_config;
 
 typedef struct db_unet {
-    db_ctx *ctx;
-    db_unet_config config;
     db_param_table params;
+    db_unet_config config;
 } db_unet;
 
 typedef struct db_unet_features {
@@ -7074,33 +7078,56 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
     return db__shape(x, buffer);
 }
 
-db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+/* What files may call the parameter `name`, besides that: alternative 1, 2, ... into out [256];
+   0 when there are no more. */
+typedef int (*db__names)(const char *name, int alternative, char *out);
+
+static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name, db__names names)
+{
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    char other[256];
+    int k;
+    for (k = 1; !f && names && names(name, k, other); k++) f = db_safetensors_find(st, other);
+    return f;
+}
+
+/* Equal shapes; [OC,IC,1,1], a convolution of single pixels, is [OC,IC]. */
+static int db__same_shape(const db_file_tensor *f, const db_param *item)
+{
+    int d, rank = DB__MAX(f->rank, item->n_dims);
+    for (d = 0; d < rank; d++)
+        if ((d < f->rank ? f->dim[d] : 1) != (d < item->n_dims ? item->dim[d] : 1)) return 0;
+    return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
+}
+
+static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what, db__names names)
 {
     db_ctx *ctx = p->ctx;
-    size_t k, largest = 1, unexpected = 0;
+    size_t k, largest = 1;
     float *row;
     for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
     row = (float *)db__alloc(ctx, largest, sizeof(float));
-    if (!row) return ctx->result;
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
-        const db_file_tensor *f = db_safetensors_find(st, item->name);
+        const db_file_tensor *f = db__find_renamed(st, item->name, names);
         char wanted[96], found[96];
         if (!f) {
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing", what, item->name, db__dims(item->n_dims, item->dim, wanted));
-        } else if (f->rank != item->n_dims || memcmp(f->dim, item->dim, (size_t)f->rank * sizeof(size_t))) {
-            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, item->name,
+        } else if (!db__same_shape(f, item)) {
+            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         } else {
             db_file_tensor_to_f32(f, row);
             db_param_set(item, item->data, row);
         }
     }
-    for (k = 0; k < db_safetensors_count(st); k++)
-        if (!db_params_find(p, db_safetensors_at(st, k)->name)) unexpected++;
-    if (unexpected) db__log(ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, unexpected);
     db__free(ctx, row);
     return ctx->result;
+}
+
+db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+{
+    return db__params_load(p, st, what, NULL);
 }
 
 db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype)
@@ -7154,6 +7181,85 @@ static db_activation db__activation_named(db_ctx *ctx, const char *name, const c
     return DB_ACT_NONE;
 }
 
+/* ---- config.json + weights -> network ------------------------------------------------------------------ */
+
+/* A kind of network: a struct that begins with its db_param_table and holds its configuration. */
+typedef struct db__network {
+    size_t bytes, config, config_bytes; /* of the struct; where in it the configuration lies; of that */
+    const char *weights;                /* name of the file, without .safetensors                      */
+    db_result (*parse)(db_ctx *ctx, const db_json *j, const char *path, void *config);
+    void (*record)(db_net *n, const void *config); /* runs the forward pass on the smallest input      */
+    db__names names;                    /* what older or newer files call its tensors, or NULL         */
+} db__network;
+
+static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path, void *config)
+{
+    const db_json *j = db_json_load(ctx, path);
+    memset(config, 0, kind->config_bytes);
+    if (j) kind->parse(ctx, j, path, config);
+    db_json_free(j);
+    return ctx->result;
+}
+
+static void db__network_free(void *network)
+{
+    db_param_table *params = (db_param_table *)network;
+    db_ctx *ctx = params ? params->ctx : NULL;
+    if (!params) return;
+    db__params_free(params);
+    db__free(ctx, network);
+}
+
+/* Declares the parameters by recording the forward pass once, and makes room for them: zero. */
+static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config)
+{
+    char *network = (char *)db__alloc(ctx, 1, kind->bytes);
+    db_param_table *params = (db_param_table *)(void *)network;
+    db_net n;
+    memset(&n, 0, sizeof n);
+    if (!network) return NULL;
+    params->ctx = ctx;
+    memcpy(network + kind->config, config, kind->config_bytes);
+    n.params = params, n.declaring = 1;
+    if (db_tape_create(ctx, &n.tape) == DB_OK) kind->record(&n, config);
+    db_tape_destroy(n.tape);
+    if (ctx->result == DB_OK) db__params_allocate(params);
+    if (ctx->result == DB_OK) return network;
+    db__network_free(network);
+    return NULL;
+}
+
+/* Fills a network from an open file, and says what in the file no parameter took. */
+static db_result db__network_fill(const db__network *kind, db_param_table *params, const db_safetensors *st)
+{
+    const char *what = st->shard[0].name;
+    size_t k, left = db_safetensors_count(st);
+    if (db__params_load(params, st, what, kind->names) != DB_OK) return params->ctx->result;
+    for (k = 0; k < params->n; k++) left -= db__find_renamed(st, params->item[k].name, kind->names) != NULL;
+    for (k = 0; k < db_safetensors_count(st); k++) /* a constant that old transformers saved: 0, 1, 2 ... */
+        left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
+    if (left) db__log(params->ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, left);
+    return DB_OK;
+}
+
+/* From DIRECTORY/config.json and DIRECTORY/WEIGHTS*.safetensors. */
+static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *directory)
+{
+    char path[DB__PATH];
+    void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
+    db_safetensors *st = NULL;
+    if (config && db__join(ctx, path, directory, "config.json") && db__config_load(ctx, kind, path, config) == DB_OK &&
+        db_weights_open(ctx, directory, kind->weights, &st) == DB_OK) {
+        network = db__network_create(ctx, kind, config);
+        if (network) db__network_fill(kind, (db_param_table *)network, st);
+    }
+    db_safetensors_close(st);
+    db__free(ctx, config);
+    if (ctx->result == DB_OK) return network;
+    db__network_free(network);
+    return NULL;
+}
+
 /* ---- T5 ---------------------------------------------------------------------------------------------------
    Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
 
@@ -7162,12 +7268,10 @@ static db_activation db__activation_named(db_ctx *ctx, const char *name, const c
    - "gated-gelu" is the tanh approximation.
    - One table of relative positions, in block 0, serves all blocks.                                       */
 
-db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *c)
+static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
 {
-    const db_json *j = db_json_load(ctx, path);
-    const char *ff;
-    memset(c, 0, sizeof *c);
-    if (!j) return ctx->result;
+    const char *ff = db_json_string(j, "feed_forward_proj", "relu");
+    c->kind = DB_TEXT_T5;
     c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
     c->d_model = db__config_size(ctx, j, "d_model", path);
     c->d_kv = db__config_size(ctx, j, "d_kv", path);
@@ -7177,11 +7281,8 @@ db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *c)
     c->relative_attention_num_buckets = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
     c->relative_attention_max_distance = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
-    ff = db_json_string(j, "feed_forward_proj", "relu");
     c->gated = !strncmp(ff, "gated-", 6);
     c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
-    db_json_free(j);
-    return ctx->result;
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
@@ -7233,57 +7334,127 @@ static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids
     return db__rms_norm_layer(n, "encoder.final_layer_norm", x, c->layer_norm_epsilon);
 }
 
+/* ---- CLIP -------------------------------------------------------------------------------------------------
+   Radford et al., 2021; the encoder that Stable Diffusion 1.x (ViT-L/14's) and 2.x (OpenCLIP's) read.
+
+   Easy to get wrong
+   - Every token sees itself and those before it only, the end marker and the padding after it included.
+   - "quick_gelu" is x sigmoid(1.702 x); OpenCLIP has "gelu".
+   - Stable Diffusion takes the last hidden state *after* the final normalisation.                         */
+
+static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
+{
+    c->kind = DB_TEXT_CLIP;
+    c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
+    c->d_model = db__config_size(ctx, j, "hidden_size", path);
+    c->d_ff = db__config_size(ctx, j, "intermediate_size", path);
+    c->num_layers = db__config_size(ctx, j, "num_hidden_layers", path);
+    c->num_heads = db__config_size(ctx, j, "num_attention_heads", path);
+    c->max_position_embeddings = (size_t)DB__MAX(1, db_json_int(j, "max_position_embeddings", 77));
+    c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_eps", 1e-5);
+    c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
+    c->d_kv = c->d_model / c->num_heads;
+    if (c->d_model % c->num_heads)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path, c->num_heads, c->d_model);
+}
+
+/* A pre-norm transformer layer as CLIP's encoders of text and of images have it. x [B,T,D] */
+static db_tensor db__clip_layer(db_net *n, db_tensor x, size_t heads, size_t d_ff, float eps, db_activation act, db_tensor mask, int causal)
+{
+    size_t D = x.dim[2], here;
+    db_tensor h = db__layer_norm_layer(n, "layer_norm1", x, eps), q, k, v; /* [B,T,D] */
+    here = db__enter(n, "self_attn");
+    q = db__linear_layer(n, "q_proj", h, D, 1, db__none);
+    k = db__linear_layer(n, "k_proj", h, D, 1, db__none);
+    v = db__linear_layer(n, "v_proj", h, D, 1, db__none);
+    h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)), causal);
+    x = db__linear_layer(n, "out_proj", h, D, 1, x); /* [B,T,D] */
+    db__leave(n, here);
+    h = db__layer_norm_layer(n, "layer_norm2", x, eps);
+    here = db__enter(n, "mlp");
+    h = db_activate(n->tape, db__linear_layer(n, "fc1", h, d_ff, 1, db__none), act); /* [B,T,F] */
+    x = db__linear_layer(n, "fc2", h, D, 1, x);
+    db__leave(n, here);
+    return x;
+}
+
+static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+{
+    db_tape *t = n->tape;
+    size_t root = db__enter(n, "text_model"), here, l;
+    db_tensor table = db__weight(n, "embeddings.token_embedding.weight", c->vocab_size, c->d_model, 0, 0), x;
+    db_tensor places = db__weight(n, "embeddings.position_embedding.weight", c->max_position_embeddings, c->d_model, 0, 0);
+    if (ids.id >= 0 && ids.dim[1] > places.dim[0]) return db__shape_fail(t, "CLIP: more tokens than positions", ids, places);
+    places.dim[0] = ids.dim[1];                                         /* the first T rows */
+    x = db_add_rows(t, db_embedding(t, ids, table), places);            /* [B,T,D] */
+    for (l = 0; l < c->num_layers; l++) {
+        here = db__enter(n, "encoder.layers.%zu", l);
+        if (t->checkpoint_blocks) db_checkpoint_begin(t);
+        x = db__clip_layer(n, x, c->num_heads, c->d_ff, c->layer_norm_epsilon, c->act, mask, 1);
+        if (t->checkpoint_blocks) db_checkpoint_end(t);
+        db__leave(n, here);
+    }
+    x = db__layer_norm_layer(n, "final_layer_norm", x, c->layer_norm_epsilon);
+    db__leave(n, root);
+    return x;
+}
+
+/* transformers 5 leaves the prefix away. */
+static int db__clip_text_names(const char *name, int alternative, char *out)
+{
+    if (alternative != 1 || strncmp(name, "text_model.", 11)) return 0;
+    snprintf(out, 256, "%s", name + 11);
+    return 1;
+}
+
+/* ---- either ------------------------------------------------------------------------------------------------ */
+
+static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    const char *type = db_json_string(j, "model_type", "t5");
+    if (!strcmp(type, "t5")) db__t5_config(ctx, j, path, (db_text_config *)config);
+    else if (!strcmp(type, "clip_text_model")) db__clip_text_config(ctx, j, path, (db_text_config *)config);
+    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\" is not supported; t5 and clip_text_model are", path, type);
+    return ctx->result;
+}
+
+static db_tensor db__text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+{
+    return c->kind == DB_TEXT_CLIP ? db__clip_text_record(n, c, ids, mask) : db__t5_record(n, c, ids, mask);
+}
+
+static void db__text_declare(db_net *n, const void *config)
+{
+    size_t dim[2] = {1, 1};
+    db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db__none);
+}
+
+static const db__network db__text_network = {sizeof(db_text_encoder), offsetof(db_text_encoder, config), sizeof(db_text_config), "model",
+                                             db__text_parse, db__text_declare, db__clip_text_names};
+
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
 {
     db_net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &e->params;
-    return db__t5_record(&n, &e->config, ids, mask);
+    return db__text_record(&n, &e->config, ids, mask);
 }
+
+db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out) { return db__config_load(ctx, &db__text_network, path, out); }
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
 {
-    db_text_encoder *e = (db_text_encoder *)db__alloc(ctx, 1, sizeof *e);
-    db_tape *t = NULL;
-    size_t dim[2];
-    *out = NULL;
-    if (!e || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
-    e->ctx = e->params.ctx = ctx;
-    e->config = *config;
-    {
-        db_net n;
-        memset(&n, 0, sizeof n);
-        n.tape = t, n.params = &e->params, n.declaring = 1;
-        dim[0] = 1, dim[1] = 2;
-        db__t5_record(&n, config, db_input(t, DB_I32, 2, dim), db__none);
-    }
-    db_tape_destroy(t);
-    if (ctx->result == DB_OK) db__params_allocate(&e->params);
-    if (ctx->result != DB_OK) db_text_encoder_free(e);
-    else *out = e;
+    *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config);
     return ctx->result;
 }
 
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out)
 {
-    char path[DB__PATH];
-    db_text_config c;
-    db_safetensors *st = NULL;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "config.json") || db_text_config_load(ctx, path, &c) != DB_OK) return ctx->result;
-    if (db_weights_open(ctx, directory, "model", &st) != DB_OK) return ctx->result;
-    if (db_text_encoder_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
-    db_safetensors_close(st);
-    if (ctx->result != DB_OK) db_text_encoder_free(*out), *out = NULL;
+    *out = (db_text_encoder *)db__network_load(ctx, &db__text_network, directory);
     return ctx->result;
 }
 
-void db_text_encoder_free(db_text_encoder *e)
-{
-    if (!e) return;
-    db__params_free(&e->params);
-    db__free(e->ctx, e);
-}
+void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
 
 /* ==== [DB-08] The U-Net ==================================================================================
 
@@ -7493,13 +7664,13 @@ static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, cons
     }
 }
 
-static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char *path, db_unet_config *c)
+static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
+    db_unet_config *c = (db_unet_config *)config;
     const db_json *channels = db_json_get(j, "block_out_channels");
     size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
     int only_bool = db_json_get(j, "only_cross_attention") && db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
     const char *text;
-    memset(c, 0, sizeof *c);
     if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
         return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
     c->n_levels = channels->count;
@@ -7554,59 +7725,35 @@ static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char
     return ctx->result;
 }
 
-db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *c)
+static void db__unet_declare(db_net *n, const void *config)
 {
-    const db_json *j = db_json_load(ctx, path);
-    if (!j) return ctx->result;
-    db__unet_config_parse(ctx, j, path, c);
-    db_json_free(j);
-    return ctx->result;
+    const db_unet_config *c = (const db_unet_config *)config;
+    size_t image[4], text[3], one = 1;
+    db_tensor x, words, number;
+    image[0] = 1, image[1] = image[2] = (size_t)1 << (c->n_levels - 1), image[3] = c->in_channels;
+    text[0] = 1, text[1] = 2, text[2] = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
+    x = db_input(n->tape, DB_F32, 4, image), words = db_input(n->tape, DB_F32, 3, text), number = db_input(n->tape, DB_F32, 1, &one);
+    db__unet_record(n, c, x, number, words, number, NULL);
 }
+
+static const db__network db__unet_network = {sizeof(db_unet), offsetof(db_unet, config), sizeof(db_unet_config), "diffusion_pytorch_model",
+                                             db__unet_parse, db__unet_declare, NULL};
+
+db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out) { return db__config_load(ctx, &db__unet_network, path, out); }
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
 {
-    db_unet *u = (db_unet *)db__alloc(ctx, 1, sizeof *u);
-    db_tape *t = NULL;
-    *out = NULL;
-    if (!u || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
-    u->ctx = u->params.ctx = ctx;
-    u->config = *config;
-    {
-        db_net n;
-        size_t image[4], text[3], one = 1;
-        memset(&n, 0, sizeof n);
-        n.tape = t, n.params = &u->params, n.declaring = 1;
-        image[0] = 1, image[1] = image[2] = (size_t)1 << (config->n_levels - 1), image[3] = config->in_channels;
-        text[0] = 1, text[1] = 2, text[2] = config->encoder_hid_dim ? config->encoder_hid_dim : config->cross_attention_dim;
-        db__unet_record(&n, config, db_input(t, DB_F32, 4, image), db_input(t, DB_F32, 1, &one), db_input(t, DB_F32, 3, text), db_input(t, DB_F32, 1, &one), NULL);
-    }
-    db_tape_destroy(t);
-    if (ctx->result == DB_OK) db__params_allocate(&u->params);
-    if (ctx->result != DB_OK) db_unet_free(u);
-    else *out = u;
+    *out = (db_unet *)db__network_create(ctx, &db__unet_network, config);
     return ctx->result;
 }
 
 db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
 {
-    char path[DB__PATH];
-    db_unet_config c;
-    db_safetensors *st = NULL;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "config.json") || db_unet_config_load(ctx, path, &c) != DB_OK) return ctx->result;
-    if (db_weights_open(ctx, directory, "diffusion_pytorch_model", &st) != DB_OK) return ctx->result;
-    if (db_unet_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
-    db_safetensors_close(st);
-    if (ctx->result != DB_OK) db_unet_free(*out), *out = NULL;
+    *out = (db_unet *)db__network_load(ctx, &db__unet_network, directory);
     return ctx->result;
 }
 
-void db_unet_free(db_unet *u)
-{
-    if (!u) return;
-    db__params_free(&u->params);
-    db__free(u->ctx, u);
-}
+void db_unet_free(db_unet *u) { db__network_free(u); }
 
 /* ==== [DB-09] Noise schedule and samplers =================================================================
 
@@ -7884,7 +8031,7 @@ static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, siz
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D, size_t B, size_t H, size_t W,
                     size_t C, float *out)
 {
-    db_ctx *ctx = u->ctx;
+    db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
     size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C, CP = u->config.out_channels, n = P * C, k, b, p;
     size_t dim[4], *steps = (size_t *)db__alloc(ctx, config->num_inference_steps, sizeof *steps);
@@ -7940,7 +8087,7 @@ done:
 
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated)
 {
-    db_ctx *ctx = e->ctx;
+    db_ctx *ctx = e->params.ctx;
     size_t dim[2], k, i, cut = 0;
     int32_t *ids = (int32_t *)db__alloc(ctx, T, 2 * sizeof *ids);
     float *mask = (float *)db__alloc(ctx, T, sizeof *mask);
