@@ -210,12 +210,13 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
 db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
 db_tensor db_avg_pool2(db_tape *t, db_tensor x);
-db_tensor db_upsample2(db_tape *t, db_tensor x); /* nearest */
+db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H, size_t W); /* nearest; 2H, 2W of x or 1 less */
 /* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
 db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
 db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows);     /* x [...,C] + rows [R,C], repeated */
+db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e);        /* x [B,...,C] + e [B,C] */
 db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
 /* Without gradients; f32 */
 db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
@@ -258,6 +259,8 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets); /* 
     X(EMBEDDING_DW, "embedding_dw", 1, db__cpu_embedding_dw, NULL)                                  \
     X(ADD_ROWS, "add_rows", 1, db__cpu_add_rows, db__add_rows_backward)                             \
     X(ADD_ROWS_DW, "add_rows_dw", 1, db__cpu_add_rows_dw, NULL)                                     \
+    X(ADD_EACH, "add_each", 1, db__cpu_add_each, db__add_each_backward)                             \
+    X(ADD_EACH_DE, "add_each_de", 1, db__cpu_add_each_de, NULL)                                     \
     X(MEAN, "mean", 1, db__cpu_mean, db__mean_backward)                                             \
     X(MEAN_DX, "mean_dx", 1, db__cpu_mean_dx, NULL)                                                 \
     X(SINUSOID, "sinusoid", 1, db__cpu_sinusoid, NULL)                                              \
@@ -578,14 +581,29 @@ db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tens
 
 enum { DB_MAX_LEVELS = 8 };
 
-typedef enum db_block { DB_BLOCK_RESNET, DB_BLOCK_SIMPLE_CROSS_ATTN } db_block;
+/* The kinds of levels, by diffusers' names X(id, way down, way up) */
+#define DB__BLOCKS(X)                                                                              \
+    X(PLAIN, "DownBlock2D", "UpBlock2D")                                                           \
+    X(CROSS_ATTN, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D")                                    \
+    X(RESNET, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")                                  \
+    X(SIMPLE_CROSS_ATTN, "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D")
+
+typedef enum db_block { /* PLAIN, CROSS_ATTN: Stable Diffusion's; RESNET, SIMPLE_CROSS_ATTN: IF's */
+#define DB__ENUM(id, down, up) DB_BLOCK_##id,
+    DB__BLOCKS(DB__ENUM)
+#undef DB__ENUM
+    DB_BLOCK_COUNT
+} db_block;
 
 typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in config.json */
     size_t in_channels, out_channels, sample_size;
     size_t n_levels;
-    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS];
+    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS], mid_block_type;
     size_t block_out_channels[DB_MAX_LEVELS], layers_per_block[DB_MAX_LEVELS];
-    size_t attention_head_dim[DB_MAX_LEVELS]; /* the width of a head */
+    size_t attention_head_dim[DB_MAX_LEVELS]; /* SIMPLE_CROSS_ATTN: the width of a head; CROSS_ATTN: their number */
+    size_t transformer_layers_per_block[DB_MAX_LEVELS]; /* CROSS_ATTN */
+    int use_linear_projection;                          /* CROSS_ATTN: proj_in and proj_out, else 1x1 convolutions */
+    int resnet_time_scale_shift; /* the time embedding scales and shifts ("scale_shift"); or is added ("default") */
     int only_cross_attention[DB_MAX_LEVELS], mid_block_only_cross_attention;
     size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
     size_t time_embedding_dim, norm_num_groups;
@@ -2978,28 +2996,34 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
 
 /* ---- resampling -------------------------------------------------------------------------------------- */
 
-/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C].  f: scale.  i: add */
+/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C] or, as the gradient of an odd image,
+   one row or column less, then 0.  f: scale.  i: add */
 static void db__cpu_pool2(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[1];
     const db__kernels *kern = db__kernels_for(ctx, y->dtype);
     size_t H = y->dim[1], W = y->dim[2], C = y->dim[3], IW = x->dim[2], IH = x->dim[1];
+    char *zero = (char *)db__scratch(c, C * kern->size);
     long r;
     if (c->measuring) return;
+    memset(zero, 0, C * kern->size);
     {
         DB__PARALLEL_FOR(ctx, static)
         for (r = 0; r < (long)(y->dim[0] * H); r++) {
             size_t b = (size_t)r / H, row = (size_t)r % H, j;
+            int below = 2 * row + 1 < IH;
             for (j = 0; j < W; j++) {
                 size_t at = ((b * IH + 2 * row) * IW + 2 * j) * C;
-                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), db__at(x, at + C), db__at(x, at + IW * C),
-                           db__at(x, at + IW * C + C), c->f[0], C, c->i[0]);
+                int right = 2 * j + 1 < IW;
+                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), right ? db__at(x, at + C) : zero, below ? db__at(x, at + IW * C) : zero,
+                           below && right ? db__at(x, at + IW * C + C) : zero, c->f[0], C, c->i[0]);
             }
         }
     }
 }
 
-/* y (+)= scale x (the nearest pixel). a: y [B,2H,2W,C], x [B,H,W,C].  f: scale.  i: add */
+/* y (+)= scale x (the nearest pixel). a: y [B,2H,2W,C] or one row or column less, x [B,H,W,C].
+   f: scale.  i: add */
 static void db__cpu_up2(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[1];
@@ -3041,7 +3065,15 @@ db_tensor db_avg_pool2(db_tape *t, db_tensor x)
     return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f);
 }
 
-db_tensor db_upsample2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_UP2, x, x.dim[1] * 2, x.dim[2] * 2, 1.0f); }
+db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H, size_t W)
+{
+    if (x.id >= 0 && ((H + 1) / 2 != x.dim[1] || (W + 1) / 2 != x.dim[2])) {
+        db_tensor y = x;
+        y.dim[1] = H, y.dim[2] = W;
+        return db__shape_fail(t, "upsample2 to", y, x);
+    }
+    return db__resample(t, DB_OP_UP2, x, H, W, 1.0f);
+}
 
 /* Each is the transpose of the other. */
 static void db__resample_backward(db_tape *t, const db__node *n)
@@ -3375,6 +3407,75 @@ db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
     if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows)) return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
     if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 2, arg + 1);
+    return arg[0];
+}
+
+/* y[b,...,:] = x[b,...,:] + e[b,:]: the same for every pixel of a sample. a: y [B,...,C], x, e [B,C] */
+enum { DB__EACH_ROWS = 64 }; /* to one piece of work */
+
+static void db__cpu_add_each(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[2].dim[0], C = c->a[2].dim[1], P = db__arg_count(&c->a[0]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS);
+    float *e = (float *)db__scratch(c, B * C * sizeof(float));
+    long i;
+    if (c->measuring) return;
+    kern->to_f32(e, c->a[2].data, B * C, 0);
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(B * pieces); i++) {
+            size_t b = (size_t)i / pieces, p = (size_t)i % pieces * DB__EACH_ROWS, at = (b * P + p) * C;
+            kern->epilogue(db__at(&c->a[0], at), C, e + b * C, 0, NULL, db__at(&c->a[1], at), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C, 0);
+        }
+    }
+}
+
+/* de[b,:] (+)= sum over the pixels of dy[b,...,:]. a: de [B,C], dy.  i: add */
+static void db__cpu_add_each_de(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[0].dim[0], C = c->a[0].dim[1], P = db__arg_count(&c->a[1]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS), b, k, ch;
+    float *sum = (float *)db__scratch(c, B * pieces * C * sizeof(float));
+    long i;
+    if (c->measuring) return;
+    memset(sum, 0, B * pieces * C * sizeof(float));
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(B * pieces); i++) {
+            size_t p = (size_t)i % pieces * DB__EACH_ROWS;
+            kern->column_sums(sum + (size_t)i * C, db__at(&c->a[1], ((size_t)i / pieces * P + p) * C), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C);
+        }
+    }
+    for (b = 0; b < B; b++) {
+        float *first = sum + b * pieces * C;
+        for (k = 1; k < pieces; k++)
+            for (ch = 0; ch < C; ch++) first[ch] += first[k * C + ch];
+        kern->from_f32(db__at(&c->a[0], b * C), first, C, c->i[0]);
+    }
+}
+
+static void db__add_each_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), arg[2];
+    db__node *made;
+    int add = 0;
+    if (dy.id < 0) return;
+    if (db__needs_grad(t, n->arg[2])) {
+        arg[0] = db__grad_target(t, n->arg[2], &add), arg[1] = dy;
+        made = db__record(t, DB_OP_ADD_EACH_DE, 2, arg);
+        if (made) made->i[0] = add;
+    }
+    db__grad_pass(t, n->arg[1], dy);
+}
+
+db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e)
+{
+    db_tensor arg[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0]) return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
+    arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = e;
+    if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db__none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
@@ -7035,13 +7136,19 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     return db_linear(n->tape, x, w, b, residual);
 }
 
-static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual, size_t stride, size_t pad_begin,
+                                       size_t pad_end)
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w = db__weight(n, "weight", OC, x.dim[3], k, k); /* [OC,IC,k,k] */
     db_tensor b = db__weight(n, "bias", OC, 0, 0, 0);
     db__leave(n, here);
-    return db_conv2d(n->tape, x, w, b, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
+    return db_conv2d(n->tape, x, w, b, residual, stride, pad_begin, pad_end); /* [B,H',W',OC] */
+}
+
+static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+{
+    return db__conv_stride_layer(n, name, x, OC, k, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
 }
 
 static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x, db_tensor scale_shift, size_t groups, float eps, db_activation act)
@@ -7458,38 +7565,52 @@ void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
 
 /* ==== [DB-08] The U-Net ==================================================================================
 
-   Imagen's and DeepFloyd IF's network (Saharia et al., 2022, appendix B; diffusers' UNet2DConditionModel
-   with ResnetDownsampleBlock2D and SimpleCrossAttnDownBlock2D), built from config.json:
+   diffusers' UNet2DConditionModel, built from config.json, with the blocks of two families:
+
+     Imagen's and DeepFloyd IF's (Saharia et al., 2022, appendix B): ResnetDownsampleBlock2D,
+     SimpleCrossAttnDownBlock2D; Stable Diffusion's (Rombach et al., 2022): DownBlock2D, CrossAttnDownBlock2D.
 
      x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way down)
        -> norm, activation -> conv_out
 
-   The time embedding scales and shifts the second normalisation of every ResNet; the pooled text is added
-   to it. The text itself is read by attention, as further keys and values beside the pixels' own.
+   IF: the time embedding scales and shifts the second normalisation of every ResNet, the pooled text is added
+   to it, and attention reads the text as further keys and values beside the pixels' own. Stable Diffusion: the
+   time embedding is added between the two convolutions; transformers attend to the pixels, then to the text.
 
    Easy to get wrong
-   - `attention_head_dim` is the width of a head here (in Stable Diffusion's files it is their number). A
-     list of them is not reversed on the way up, though every other list is: so diffusers has it.
+   - `attention_head_dim` is the width of a head in IF's blocks and the number of heads in Stable Diffusion's.
+     Where it is a list, IF's is not reversed on the way up, though every other list is: so diffusers has it.
    - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all tokens.
-   - Down- and upsampling happen inside a ResNet, between the activation and the first convolution, on the
-     residual path as well.
-   - Keys and values are [text, pixels], in that order; there is no mask over the text.
-   - The pooled text is of the encoder's own states, before encoder_hid_proj.                             */
+   - IF's down- and upsampling happens inside a ResNet, between the activation and the first convolution, on the
+     residual path as well; Stable Diffusion's is a convolution of stride 2, and one after doubling the pixels.
+   - IF's keys and values are [text, pixels], in that order; there is no mask over the text.
+   - The pooled text is of the encoder's own states, before encoder_hid_proj.
+   - The transformers' outer norm has eps 1e-6, their inner ones 1e-5, whatever norm_eps says.
+   - An odd size is rounded up on the way down; on the way up the skip says what it was.                    */
 
-/* One ResNet: norm, act, (resample,) conv, norm with the time embedding's scale and shift, act, conv.
-   x [B,H,W,C], emb [B,E] already activated; resample -1 halves, +1 doubles H and W. */
-static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
+/* What the ResNets of one network have in common. */
+typedef struct db__resnets {
+    size_t groups;
+    float eps;
+    db_activation act;
+    int scale_shift; /* how the embedding enters: as norm2's scale and shift, or added before norm2 */
+} db__resnets;
+
+/* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E] already
+   activated, or none; resample -1 halves, +1 doubles H and W. */
+static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name);
-    db_tensor h, ss;
+    db_tensor h, e = db__none;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm1", x, db__none, c->norm_num_groups, c->norm_eps, c->act);               /* [B,H,W,C] */
+    h = db__group_norm_layer(n, "norm1", x, db__none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
-    if (resample > 0) x = db_upsample2(t, x), h = db_upsample2(t, h);
+    if (resample > 0) x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]), h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
     h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
-    ss = db__linear_layer(n, "time_emb_proj", emb, 2 * OC, 1, db__none);                                      /* [B,2OC] */
-    h = db__group_norm_layer(n, "norm2", h, ss, c->norm_num_groups, c->norm_eps, c->act);
+    if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db__none); /* [B,2OC] or [B,OC] */
+    if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db__none;
+    h = db__group_norm_layer(n, "norm2", h, e, c->groups, c->eps, c->act);
     if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db__none);
     if (scale_factor == 1.0f) {
         h = db__conv_layer(n, "conv2", h, OC, 3, x);                                                          /* x + conv2(h) */
@@ -7501,6 +7622,64 @@ static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name
     db__leave(n, here);
     return h;
 }
+
+/* ---- Stable Diffusion's attention ------------------------------------------------------------------------------ */
+
+/* Attention of x [B,T,C] over source [B,S,X] and its residual: [B,T,C] */
+static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source, size_t heads, int qkv_bias, db_tensor residual)
+{
+    size_t here = db__enter(n, "%s", name), C = x.dim[2];
+    db_tensor q = db__linear_layer(n, "to_q", x, C, qkv_bias, db__none), k, v, y; /* [B,T,C] */
+    k = db__linear_layer(n, "to_k", source, C, qkv_bias, db__none);               /* [B,S,C] */
+    v = db__linear_layer(n, "to_v", source, C, qkv_bias, db__none);
+    y = db_attention(n->tape, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(C / heads)), 0);
+    y = db__linear_layer(n, "to_out.0", y, C, 1, residual);
+    db__leave(n, here);
+    return y;
+}
+
+/* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x [B,P,C] */
+static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads, int only_cross)
+{
+    db_tape *t = n->tape;
+    size_t C = x.dim[2], here;
+    db_tensor h = db__layer_norm_layer(n, "norm1", x, 1e-5f), gate; /* [B,P,C] */
+    x = db__attention_layer(n, "attn1", h, only_cross ? text : h, heads, 0, x);
+    h = db__layer_norm_layer(n, "norm2", x, 1e-5f);
+    x = db__attention_layer(n, "attn2", h, text, heads, 0, x);
+    h = db__layer_norm_layer(n, "norm3", x, 1e-5f);
+    here = db__enter(n, "ff.net");
+    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db__none);      /* [B,P,8C]: values, gates */
+    gate = db_activate(t, db_slice(t, h, 4 * C, 4 * C), DB_ACT_GELU);
+    h = db_multiply(t, db_slice(t, h, 0, 4 * C), gate);            /* [B,P,4C] */
+    x = db__linear_layer(n, "2", h, C, 1, x);                      /* [B,P,C] */
+    db__leave(n, here);
+    return x;
+}
+
+/* Transformer2DModel. x [B,H,W,C], text [B,T,X] */
+static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t heads, size_t layers, int only_cross)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", name), B = x.dim[0], C = x.dim[3], l;
+    db_tensor h;
+    if (t->checkpoint_blocks) db_checkpoint_begin(t);
+    h = db__group_norm_layer(n, "norm", x, db__none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db__none) : db__conv_layer(n, "proj_in", h, C, 1, db__none);
+    h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C);                                                                    /* [B,P,C] */
+    for (l = 0; l < layers; l++) {
+        size_t there = db__enter(n, "transformer_blocks.%zu", l);
+        h = db__transformer_block(n, h, text, heads, only_cross);
+        db__leave(n, there);
+    }
+    h = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_out", h, C, 1, x) : db__conv_layer(n, "proj_out", h, C, 1, x);
+    if (t->checkpoint_blocks) db_checkpoint_end(t);
+    db__leave(n, here);
+    return h;
+}
+
+/* ---- IF's attention and embeddings -------------------------------------------------------------------------------- */
 
 /* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
 static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t head_dim, int only_cross)
@@ -7555,12 +7734,34 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
     return y;
 }
 
+/* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the largest image;
+   `nth` from the network's input, on the way up from the middle. */
+static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r, db_block block, size_t level, size_t nth, size_t l, db_tensor h,
+                                db_tensor emb, db_tensor text)
+{
+    size_t OC = c->block_out_channels[level];
+    int only_cross = c->only_cross_attention[level];
+    char name[32];
+    snprintf(name, sizeof name, "resnets.%zu", l);
+    h = db__resnet(n, r, name, h, emb, OC, c->resnet_out_scale_factor, 0);                                                 /* [B,H,W,OC] */
+    snprintf(name, sizeof name, "attentions.%zu", l);
+    if (block == DB_BLOCK_CROSS_ATTN)
+        h = db__transformer(n, c, name, h, text, c->attention_head_dim[level], c->transformer_layers_per_block[level], only_cross);
+    if (block == DB_BLOCK_SIMPLE_CROSS_ATTN) h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[nth], only_cross);
+    return h;
+}
+
+static int db__block_resamples_in_resnet(db_block block) { return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN; }
+
 static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
 {
     db_tape *t = n->tape;
     size_t ch0 = c->block_out_channels[0], last = c->n_levels - 1, level, l, here, n_skips = 0;
+    float scale = c->resnet_out_scale_factor;
     db_tensor skip[DB_MAX_LEVELS * 16], emb, h;
+    db__resnets r;
     if (t->ctx->result != DB_OK) return db__none;
+    r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act, r.scale_shift = c->resnet_time_scale_shift;
     x = db_cast(t, x, t->compute);
     text = db_cast(t, text, t->compute);
 
@@ -7576,42 +7777,40 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     /* down */
     h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db__none); /* [B,H,W,ch0] */
     for (level = 0; level < c->n_levels; level++) {
+        db_block block = c->down_block_types[level];
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
-        for (l = 0; l < c->layers_per_block[level]; l++) {
-            char name[32];
-            snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
-            snprintf(name, sizeof name, "attentions.%zu", l);
-            if (c->down_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
-                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[level]);
+        for (l = 0; l < c->layers_per_block[level]; l++) h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
+        if (level < last) { /* [B,H/2,W/2,OC] */
+            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
+            else h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 1, 1);
             skip[n_skips++] = h;
         }
-        if (level < last) h = skip[n_skips++] = db__resnet(n, c, "downsamplers.0", h, emb, OC, c->resnet_out_scale_factor, -1); /* [B,H/2,W/2,OC] */
         db__leave(n, here);
     }
 
     /* middle */
     here = db__enter(n, "mid_block");
-    h = db__resnet(n, c, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
-    h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
-    h = db__resnet(n, c, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    h = db__resnet(n, &r, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    if (c->mid_block_type == DB_BLOCK_CROSS_ATTN) h = db__transformer(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->transformer_layers_per_block[last], 0);
+    else h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
+    h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
     db__leave(n, here);
 
     /* up: one layer more than on the way down, each with one skip */
     for (level = 0; level < c->n_levels; level++) {
+        db_block block = c->up_block_types[level];
         size_t from = last - level, OC = c->block_out_channels[from];
         here = db__enter(n, "up_blocks.%zu", level);
         for (l = 0; l <= c->layers_per_block[from]; l++) {
-            char name[32];
             h = db_concat(t, h, skip[--n_skips], 3);
-            snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
-            snprintf(name, sizeof name, "attentions.%zu", l);
-            if (c->up_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
-                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[from]);
+            h = db__unet_layer(n, c, &r, block, from, level, l, h, emb, text); /* [B,H,W,OC] */
         }
-        if (level < last) h = db__resnet(n, c, "upsamplers.0", h, emb, OC, c->resnet_out_scale_factor, 1); /* [B,2H,2W,OC] */
+        if (level < last) { /* [B,2H,2W,OC] */
+            db_tensor like = skip[n_skips - 1];
+            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "upsamplers.0", h, emb, OC, scale, 1);
+            else h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db__none);
+        }
         if (features) features->up[level] = h;
         db__leave(n, here);
     }
@@ -7648,27 +7847,55 @@ static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const 
     }
 }
 
-static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, const char *plain, const char *cross, size_t n, db_block *out)
+static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, int up, size_t n, db_block *out)
 {
+    static const char *const names[DB_BLOCK_COUNT][2] = {
+#define DB__NAMES(id, down_name, up_name) {down_name, up_name},
+        DB__BLOCKS(DB__NAMES)
+#undef DB__NAMES
+    };
     const db_json *list = db_json_get(j, key);
     size_t k;
+    int b;
     if (!list || list->type != DB_JSON_ARRAY || list->count != n) {
         db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list one block for each of %zu levels", path, key, n);
         return;
     }
     for (k = 0; k < n; k++) {
         const char *name = db_json_at(list, k)->type == DB_JSON_STRING ? db_json_at(list, k)->string : "?";
-        if (!strcmp(name, plain)) out[k] = DB_BLOCK_RESNET;
-        else if (!strcmp(name, cross)) out[k] = DB_BLOCK_SIMPLE_CROSS_ATTN;
+        for (b = 0; b < DB_BLOCK_COUNT && strcmp(name, names[b][up]); b++) {}
+        if (b < DB_BLOCK_COUNT) out[k] = (db_block)b;
         else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, name);
+    }
+}
+
+/* Refuses values of config.json that would mean another network; pairs of a key and its one value (a string, or
+   how a number or bool is written), which is also what the key's absence and null mean. */
+static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path, const char *const (*pair)[2], size_t n)
+{
+    size_t k;
+    for (k = 0; k < n; k++) {
+        const db_json *v = db_json_get(j, pair[k][0]);
+        char text[64];
+        if (!v || v->type == DB_JSON_NULL) continue;
+        if (v->type == DB_JSON_STRING) snprintf(text, sizeof text, "%s", v->string);
+        else if (v->type == DB_JSON_BOOL) snprintf(text, sizeof text, "%s", v->integer ? "true" : "false");
+        else if (v->type == DB_JSON_NUMBER) snprintf(text, sizeof text, "%g", v->number);
+        else snprintf(text, sizeof text, "[...]");
+        if (strcmp(text, pair[k][1])) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" %s is not supported", path, pair[k][0], text);
     }
 }
 
 static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
     db_unet_config *c = (db_unet_config *)config;
+    static const char *const fixed[][2] = {{"time_embedding_type", "positional"}, {"conv_in_kernel", "3"}, {"conv_out_kernel", "3"},
+        {"downsample_padding", "1"}, {"attention_type", "default"}, {"dual_cross_attention", "false"}, {"encoder_hid_dim_type", "text_proj"},
+        {"class_embeddings_concat", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
+        {"num_class_embeds", "null"}, {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
-    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
+    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
+    int sd = 0;
     int only_bool = db_json_get(j, "only_cross_attention") && db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
     const char *text;
     if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
@@ -7679,8 +7906,10 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     db__per_level(ctx, j, "attention_head_dim", path, c->n_levels, 8, c->attention_head_dim);
     db__per_level(ctx, j, "cross_attention_dim", path, c->n_levels, 1280, cross);
     db__per_level(ctx, j, "only_cross_attention", path, c->n_levels, 0, only);
-    db__block_types(ctx, j, "down_block_types", path, "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", c->n_levels, c->down_block_types);
-    db__block_types(ctx, j, "up_block_types", path, "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D", c->n_levels, c->up_block_types);
+    db__per_level(ctx, j, "transformer_layers_per_block", path, c->n_levels, 1, c->transformer_layers_per_block);
+    db__block_types(ctx, j, "down_block_types", path, 0, c->n_levels, c->down_block_types);
+    db__block_types(ctx, j, "up_block_types", path, 1, c->n_levels, c->up_block_types);
+    db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
     c->in_channels = db__config_size(ctx, j, "in_channels", path);
     c->out_channels = db__config_size(ctx, j, "out_channels", path);
     c->sample_size = (size_t)DB__MAX(1, db_json_int(j, "sample_size", 64));
@@ -7709,19 +7938,30 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->class_embed_timestep = text != NULL;
     if (text && strcmp(text, "timestep")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported", path, text);
     text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
-    if (strcmp(text, "UNetMidBlock2DSimpleCrossAttn")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
+    c->mid_block_type = !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
+    if (c->mid_block_type != DB_BLOCK_CROSS_ATTN && strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
     text = db_json_string(j, "resnet_time_scale_shift", "default");
-    if (strcmp(text, "scale_shift")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+    c->resnet_time_scale_shift = !strcmp(text, "scale_shift");
+    if (!c->resnet_time_scale_shift && strcmp(text, "default"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+    c->use_linear_projection = db_json_bool(j, "use_linear_projection", 0);
+    last = c->n_levels - 1;
     for (k = 0; k < c->n_levels; k++) {
         c->only_cross_attention[k] = (int)only[k];
+        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) || !db__block_resamples_in_resnet(c->up_block_types[k]);
         if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 || !c->attention_head_dim[k] || !c->norm_num_groups ||
-            c->block_out_channels[k] % c->norm_num_groups || cross[k] != cross[0])
+            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] || cross[k] != cross[0])
             db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
     }
-    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) /* diffusers, too, needs whole heads */
-        if ((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[k] % c->attention_head_dim[k]) ||
-            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[c->n_levels - 1 - k] % c->attention_head_dim[k]))
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, c->attention_head_dim[k], k);
+    if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported with Stable Diffusion's blocks", path);
+    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) { /* diffusers, too, needs whole heads */
+        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k], up = c->block_out_channels[last - k];
+        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN || c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN || (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
+        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) || (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, d, k);
+    }
     return ctx->result;
 }
 

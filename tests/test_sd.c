@@ -95,9 +95,50 @@ static void check_text_files(db_ctx *ctx)
     db_text_encoder_free(e);
 }
 
+/* networks/NAME/config.json with `to` in place of `from` must be refused with a sentence that holds `word`. */
+static void refuse_config(db_ctx *ctx, const char *name, const char *from, const char *to, const char *word)
+{
+    char path[300], text[8192], changed[8192], label[200];
+    FILE *f;
+    size_t n;
+    const char *where;
+    db_unet_config c;
+    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
+    f = fopen(path, "rb");
+    n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f) fclose(f);
+    text[n] = 0;
+    where = strstr(text, from);
+    snprintf(label, sizeof label, "%s with %s", name, to);
+    if (!where) {
+        test_fail(label, "%s does not hold %s", path, from);
+        return;
+    }
+    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(where - text), text, to, where + strlen(from));
+    write_text("config.json", changed);
+    db_unet_config_load(ctx, at("config.json"), &c);
+    expect(ctx, label, strstr(word, "level") || strstr(word, "head") ? DB_ERROR_FORMAT : DB_ERROR_UNSUPPORTED, "config.json", word);
+    remove(at("config.json"));
+}
+
+static void check_unet_configs(db_ctx *ctx)
+{
+    refuse_config(ctx, "sd_a", "\"CrossAttnDownBlock2D\"", "\"AttnDownBlock2D\"", "AttnDownBlock2D");
+    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"", "UNetMidBlock2D");
+    refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3", "attention_head_dim");
+    refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1]", "2 levels");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
+    refuse_config(ctx, "if1_a", "\"text_proj\"", "\"image_proj\"", "image_proj");
+}
+
 int main(int argc, char **argv)
 {
-    static const char *const clips[] = {"clip_a", "clip_b", "clip_c"};
+    static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"};
     size_t k;
     db_ctx *ctx;
     (void)argc;
@@ -106,6 +147,8 @@ int main(int argc, char **argv)
     if (!mkdtemp(scratch) || db_create(&ctx, NULL) != DB_OK) return 1;
     for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
     check_text_files(ctx);
+    for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);
+    check_unet_configs(ctx);
     db_destroy(ctx);
     rmdir(scratch);
     return test_summary();

@@ -29,6 +29,27 @@ def make_clip():
     clip("clip_c", 2, 11, [11, 4], hidden_size=20, intermediate_size=16, num_hidden_layers=1, num_attention_heads=5, max_position_embeddings=13)
 
 
+def unet(name, B, H, W, T, kinds, **config):
+    """kinds: a letter for each level, C with transformers and D without."""
+    full = dict(sample_size=max(H, W), in_channels=4, out_channels=4, mid_block_type="UNetMidBlock2DCrossAttn", _class_name="UNet2DConditionModel",
+                down_block_types=["CrossAttnDownBlock2D" if k == "C" else "DownBlock2D" for k in kinds],
+                up_block_types=["CrossAttnUpBlock2D" if k == "C" else "UpBlock2D" for k in reversed(kinds)]) | config
+    model = diffusers.UNet2DConditionModel.from_config(full).double()
+    fill(model)
+    t = {"sample": numbers(name + ".sample", (B, 4, H, W)), "timestep": torch.tensor([981.0, 37.0, 500.0][:B]).double(),
+         "encoder_hidden_states": numbers(name + ".text", (B, T, full["cross_attention_dim"]))}
+    out = model(**t).sample
+    save(name, full, t, out, numbers(name + ".target", tuple(out.shape), 1), model)
+
+
+def make_unet():
+    unet("sd_a", 2, 8, 12, 5, "CD", block_out_channels=[4, 8], layers_per_block=1, attention_head_dim=2, cross_attention_dim=12, norm_num_groups=2)
+    unet("sd_b", 1, 9, 7, 6, "CCD", block_out_channels=[4, 6, 8], layers_per_block=[1, 2, 1], attention_head_dim=[1, 3, 2], cross_attention_dim=10,
+         norm_num_groups=2, use_linear_projection=True, flip_sin_to_cos=False, freq_shift=1)
+    unet("sd_c", 3, 5, 6, 3, "CC", block_out_channels=[8, 4], layers_per_block=2, attention_head_dim=[1, 2], cross_attention_dim=7, norm_num_groups=2,
+         transformer_layers_per_block=[2, 1], only_cross_attention=[True, False], act_fn="gelu", norm_eps=1e-4, mid_block_scale_factor=1.3)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     parts = {k[5:]: f for k, f in globals().items() if k.startswith("make_")}
