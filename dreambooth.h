@@ -633,6 +633,39 @@ void db_unet_free(db_unet *u);
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
                           db_tensor class_labels, db_unet_features *features);
 
+/* ---- [DB-08] the autoencoder of Stable Diffusion ------------------------------------------------------ */
+
+typedef struct db_vae_config { /* diffusers' AutoencoderKL, names as in config.json */
+    size_t in_channels, out_channels, latent_channels, sample_size, n_levels;
+    size_t block_out_channels[DB_MAX_LEVELS], layers_per_block, norm_num_groups;
+    float scaling_factor; /* the U-Net's latents are the autoencoder's times this */
+    int use_quant_conv, use_post_quant_conv, mid_block_add_attention;
+    db_activation act;
+} db_vae_config;
+
+typedef struct db_vae {
+    db_param_table params;
+    db_vae_config config;
+} db_vae;
+
+db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out);
+db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out);
+db_result db_vae_load(db_ctx *ctx, const char *directory, db_vae **out);
+void db_vae_free(db_vae *v);
+
+size_t db_vae_factor(const db_vae *v); /* pixels to a latent, along each axis: 8 */
+
+/* x [B,H,W,in_channels] in [-1,1] -> moments [B,h,w,2*latent_channels]: means, then log variances, unscaled */
+db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x);
+/* z [B,h,w,latent_channels], unscaled -> [B,H,W,out_channels] */
+db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z);
+
+/* The same on the caller's memory, one picture after the other. */
+db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W, float *moments);
+/* latents [B,h,w,latent_channels] scaled as the U-Net has them. What is larger than `tile` latents along an axis
+   is decoded in tiles of that size that overlap by a quarter and are blended (diffusers' tiled_decode); 0: never. */
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out);
+
 /* Fills a table from an open file (every parameter must be there in its shape; what the file has
    besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
@@ -7994,6 +8027,271 @@ db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
 }
 
 void db_unet_free(db_unet *u) { db__network_free(u); }
+
+/* ---- the autoencoder -----------------------------------------------------------------------------------------
+   AutoencoderKL (Rombach et al., 2022): the same ResNets without a time embedding, one attention layer with a
+   single head in the middle of either half.
+
+   Easy to get wrong
+   - Going down pads the right and the bottom edge only.
+   - All its norms have eps 1e-6, and the decoder has one ResNet a level more than the encoder.
+   - The last activation is SiLU whatever act_fn says.
+   - `moments` are means and log variances of the latents; scaling_factor comes after drawing from them.     */
+
+/* ResNet, attention, ResNet. x [B,h,w,C] */
+static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r, db_tensor x)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "mid_block"), B = x.dim[0], C = x.dim[3];
+    db_tensor h;
+    x = db__resnet(n, r, "resnets.0", x, db__none, C, 1, 0);
+    if (c->mid_block_add_attention) {
+        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db__none, r->groups, r->eps, DB_ACT_NONE);
+        h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C); /* [B,P,C] */
+        h = db__attention_layer(n, "attentions.0", h, h, 1, 1, x);
+        x = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
+    }
+    x = db__resnet(n, r, "resnets.1", x, db__none, C, 1, 0);
+    db__leave(n, here);
+    return x;
+}
+
+static db__resnets db__vae_resnets(const db_vae_config *c)
+{
+    db__resnets r;
+    r.groups = c->norm_num_groups, r.eps = 1e-6f, r.act = c->act, r.scale_shift = 0;
+    return r;
+}
+
+static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_tensor x)
+{
+    db__resnets r = db__vae_resnets(c);
+    size_t L = 2 * c->latent_channels, root = db__enter(n, "encoder"), here, level, l;
+    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute), c->block_out_channels[0], 3, db__none); /* [B,H,W,ch0] */
+    for (level = 0; level < c->n_levels; level++) {
+        size_t OC = c->block_out_channels[level];
+        here = db__enter(n, "down_blocks.%zu", level);
+        for (l = 0; l < c->layers_per_block; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                                    /* [B,H,W,OC] */
+        }
+        if (level + 1 < c->n_levels) h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 0, 1); /* [B,H/2,W/2,OC] */
+        db__leave(n, here);
+    }
+    h = db__vae_middle(n, c, &r, h);
+    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, L, 3, db__none);                                                          /* [B,h,w,2L] */
+    db__leave(n, root);
+    return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db__none) : h;
+}
+
+static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_tensor z)
+{
+    db_tape *t = n->tape;
+    db__resnets r = db__vae_resnets(c);
+    size_t last = c->n_levels - 1, root, here, level, l;
+    db_tensor h = db_cast(t, z, t->compute);                                                   /* [B,h,w,L] */
+    if (c->use_post_quant_conv) h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db__none);
+    root = db__enter(n, "decoder");
+    h = db__conv_layer(n, "conv_in", h, c->block_out_channels[last], 3, db__none);
+    h = db__vae_middle(n, c, &r, h);
+    for (level = 0; level < c->n_levels; level++) {
+        size_t OC = c->block_out_channels[last - level];
+        here = db__enter(n, "up_blocks.%zu", level);
+        for (l = 0; l <= c->layers_per_block; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                /* [B,H,W,OC] */
+        }
+        if (level < last) h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db__none);
+        db__leave(n, here);
+    }
+    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db__none);                        /* [B,H,W,3] */
+    db__leave(n, root);
+    return h;
+}
+
+static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    static const char *const fixed[][2] = {{"shift_factor", "null"}, {"latents_mean", "null"}, {"latents_std", "null"}};
+    db_vae_config *c = (db_vae_config *)config;
+    const db_json *channels = db_json_get(j, "block_out_channels"), *list, *item;
+    size_t k;
+    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
+    c->n_levels = channels->count;
+    db__per_level(ctx, j, "block_out_channels", path, c->n_levels, 0, c->block_out_channels);
+    for (k = 0; k < 2; k++) {
+        list = db_json_get(j, k ? "up_block_types" : "down_block_types");
+        if (!list || list->type != DB_JSON_ARRAY || list->count != c->n_levels)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: the block types must list one block for each of %zu levels", path, c->n_levels);
+        for (item = list->first; item; item = item->next)
+            if (item->type != DB_JSON_STRING || strcmp(item->string, k ? "UpDecoderBlock2D" : "DownEncoderBlock2D"))
+                db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, item->type == DB_JSON_STRING ? item->string : "?");
+    }
+    db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
+    c->in_channels = (size_t)db_json_int(j, "in_channels", 3);
+    c->out_channels = (size_t)db_json_int(j, "out_channels", 3);
+    c->latent_channels = db__config_size(ctx, j, "latent_channels", path);
+    c->layers_per_block = (size_t)db_json_int(j, "layers_per_block", 1);
+    c->norm_num_groups = (size_t)db_json_int(j, "norm_num_groups", 32);
+    c->sample_size = (size_t)DB__MAX(1, db_json_int(j, "sample_size", 32));
+    c->scaling_factor = (float)db_json_number(j, "scaling_factor", 0.18215);
+    c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);
+    c->use_quant_conv = db_json_bool(j, "use_quant_conv", 1);
+    c->use_post_quant_conv = db_json_bool(j, "use_post_quant_conv", 1);
+    c->mid_block_add_attention = db_json_bool(j, "mid_block_add_attention", 1);
+    for (k = 0; k < c->n_levels; k++)
+        if (!c->block_out_channels[k] || !c->norm_num_groups || c->norm_num_groups > c->block_out_channels[k] || c->block_out_channels[k] % c->norm_num_groups)
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: the %zu channels of level %zu do not divide into \"norm_num_groups\" %zu", path, c->block_out_channels[k], k, c->norm_num_groups);
+    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 || c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or \"scaling_factor\" is out of range", path);
+    return ctx->result;
+}
+
+static void db__vae_declare(db_net *n, const void *config)
+{
+    const db_vae_config *c = (const db_vae_config *)config;
+    size_t dim[4];
+    dim[0] = 1, dim[1] = dim[2] = (size_t)1 << (c->n_levels - 1), dim[3] = c->in_channels;
+    db__vae_encode_record(n, c, db_input(n->tape, DB_F32, 4, dim));
+    dim[1] = dim[2] = 1, dim[3] = c->latent_channels;
+    db__vae_decode_record(n, c, db_input(n->tape, DB_F32, 4, dim));
+}
+
+/* Until 2023 diffusers called the attention's layers otherwise. */
+static int db__vae_names(const char *name, int alternative, char *out)
+{
+    static const char *const pair[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    size_t k;
+    for (k = 0; alternative == 1 && k < 4; k++) {
+        const char *found = strstr(name, pair[k][0]);
+        if (found) return snprintf(out, 256, "%.*s%s%s", (int)(found - name), name, pair[k][1], found + strlen(pair[k][0])) < 256;
+    }
+    return 0;
+}
+
+static const db__network db__vae_network = {sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
+                                            db__vae_parse, db__vae_declare, db__vae_names};
+
+db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out) { return db__config_load(ctx, &db__vae_network, path, out); }
+
+db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out)
+{
+    *out = (db_vae *)db__network_create(ctx, &db__vae_network, config);
+    return ctx->result;
+}
+
+db_result db_vae_load(db_ctx *ctx, const char *directory, db_vae **out)
+{
+    *out = (db_vae *)db__network_load(ctx, &db__vae_network, directory);
+    return ctx->result;
+}
+
+void db_vae_free(db_vae *v) { db__network_free(v); }
+
+size_t db_vae_factor(const db_vae *v) { return (size_t)1 << (v->config.n_levels - 1); }
+
+db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &v->params;
+    return db__vae_encode_record(&n, &v->config, x);
+}
+
+db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &v->params;
+    return db__vae_decode_record(&n, &v->config, z);
+}
+
+/* Runs one half on B inputs [H,W,C], one at a time, with one tape. */
+static db_result db__vae_run(db_vae *v, db_tensor (*half)(db_tape *, db_vae *, db_tensor), const float *in, size_t B, size_t H, size_t W, size_t C, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    db_tape *t = NULL;
+    db_tensor x, y;
+    size_t dim[4], b;
+    if (db_tape_create(ctx, &t) != DB_OK) return ctx->result;
+    dim[0] = 1, dim[1] = H, dim[2] = W, dim[3] = C;
+    x = db_input(t, DB_F32, 4, dim);
+    y = half(t, v, x);
+    db_keep(t, y);
+    for (b = 0; b < B && ctx->result == DB_OK; b++) {
+        db_upload(t, x, in + b * H * W * C);
+        db_run(t, 0, 0);
+        db_download(t, y, out + b * db_count(y));
+    }
+    db_tape_destroy(t);
+    return ctx->result;
+}
+
+db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W, float *moments)
+{
+    return db__vae_run(v, db_vae_encode_forward, x, B, H, W, v->config.in_channels, moments);
+}
+
+/* The window [y,y+h) x [x,x+w) of z [.,W,C] into out. */
+static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, size_t h, size_t w, float *out)
+{
+    size_t r;
+    for (r = 0; r < h; r++) memcpy(out + r * w * C, z + ((y + r) * W + x) * C, w * C * sizeof(float));
+}
+
+/* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or to its left). */
+static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw, size_t C, size_t n, int columns)
+{
+    size_t i, j, ch, m = DB__MIN(n, columns ? DB__MIN(aw, bw) : DB__MIN(ah, bh));
+    for (i = 0; i < (columns ? bh : m); i++)
+        for (j = 0; j < (columns ? m : bw); j++)
+            for (ch = 0; ch < C; ch++) {
+                float share = (float)(columns ? j : i) / (float)m;
+                const float *from = columns ? a + (i * aw + aw - m + j) * C : a + ((ah - m + i) * aw + j) * C;
+                b[(i * bw + j) * C + ch] = from[ch] * (1 - share) + b[(i * bw + j) * C + ch] * share;
+            }
+}
+
+/* One picture in tiles. z [h,w,L] unscaled */
+static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_t w, size_t tile, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    size_t f = db_vae_factor(v), L = v->config.latent_channels, C = v->config.out_channels, S = tile * f;
+    size_t step = DB__MAX(tile * 3 / 4, 1), n = S - step * f, columns = DB__CEIL_DIV(w, step), y, x, r;
+    float *rows = (float *)db__alloc(ctx, 2 * columns * S * S * C, sizeof(float)); /* the decoded tiles of two rows */
+    float *in = (float *)db__alloc(ctx, tile * tile * L, sizeof(float));
+    for (y = 0; y < h && rows && in && ctx->result == DB_OK; y += step)
+        for (x = 0; x < w && ctx->result == DB_OK; x += step) {
+            size_t th = DB__MIN(tile, h - y), tw = DB__MIN(tile, w - x), up = DB__MIN(tile, h - y + step), j = x / step;
+            float *above = rows + ((y / step + 1) % 2 * columns + j) * S * S * C, *here = rows + (y / step % 2 * columns + j) * S * S * C, *left = here - S * S * C;
+            db__window(z, w, L, y, x, th, tw, in);
+            if (db__vae_run(v, db_vae_decode_forward, in, 1, th, tw, L, here) != DB_OK) break;
+            if (y) db__blend(above, up * f, tw * f, here, th * f, tw * f, C, n, 0);
+            if (x) db__blend(left, th * f, DB__MIN(tile, w - x + step) * f, here, th * f, tw * f, C, n, 1);
+            for (r = 0; r < DB__MIN(th * f, S - n); r++)
+                memcpy(out + ((y * f + r) * w * f + x * f) * C, here + r * tw * f * C, DB__MIN(tw * f, S - n) * C * sizeof(float));
+        }
+    db__free(ctx, rows);
+    db__free(ctx, in);
+    return ctx->result;
+}
+
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    size_t f = db_vae_factor(v), n = h * w * v->config.latent_channels, b, k;
+    float *z = (float *)db__alloc(ctx, B * n, sizeof(float));
+    for (k = 0; z && k < B * n; k++) z[k] = latents[k] / v->config.scaling_factor;
+    if (z && (!tile || (h <= tile && w <= tile))) db__vae_run(v, db_vae_decode_forward, z, B, h, w, v->config.latent_channels, out);
+    else
+        for (b = 0; z && b < B && ctx->result == DB_OK; b++) db__vae_decode_tiled(v, z + b * n, h, w, tile, out + b * h * f * w * f * v->config.out_channels);
+    db__free(ctx, z);
+    return ctx->result;
+}
 
 /* ==== [DB-09] Noise schedule and samplers =================================================================
 

@@ -63,11 +63,20 @@ static inline float *golden(db_safetensors *st, const char *name, size_t dim[4])
     return x;
 }
 
-/* Compares the gradient of every parameter (or of those whose name begins with `prefix`) with the file; prints
+/* Whether a name begins with one of the prefixes, a list with bars between them. */
+static inline int begins_with(const char *name, const char *prefixes)
+{
+    const char *bar;
+    for (; (bar = strchr(prefixes, '|')) != NULL; prefixes = bar + 1)
+        if (!strncmp(name, prefixes, (size_t)(bar - prefixes))) return 1;
+    return !strncmp(name, prefixes, strlen(prefixes));
+}
+
+/* Compares the gradient of every parameter (or of those whose names begin with `prefixes`) with the file; prints
    how many there were. Some gradients are zero
    in theory (a key's bias drops out of the softmax; a bias that feeds only a normalisation of single
    channels): where the reference is below 1e-7, ours is held to an absolute bound and the name printed. */
-static inline void check_gradients(const char *name, const db_param_table *p, const char *prefix, db_safetensors *st, double limit)
+static inline void check_gradients(const char *name, const db_param_table *p, const char *prefixes, db_safetensors *st, double limit)
 {
     size_t k, i, n = 0, in_file = 0, wanted = 0, dim[4];
     double worst = 0;
@@ -76,7 +85,7 @@ static inline void check_gradients(const char *name, const db_param_table *p, co
     for (k = 0; k < p->n; k++) {
         float *ref, *ours;
         double e, size = 0;
-        if (strncmp(p->item[k].name, prefix, strlen(prefix))) continue;
+        if (!begins_with(p->item[k].name, prefixes)) continue;
         wanted++;
         snprintf(text, sizeof text, "grad.%s", p->item[k].name);
         ref = golden(st, text, dim);

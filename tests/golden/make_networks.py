@@ -38,7 +38,7 @@ def save(name, config, tensors, out, target, model, prefix="", only=""):
     t = {"in." + k: v.detach().numpy().astype(np.float32) if v.is_floating_point() else v.numpy().astype(np.int32) for k, v in tensors.items()}
     t |= {"out": out.detach().float().numpy(), "target": target.float().numpy(), "loss": np.array([loss.item()], np.float32)}
     for k, p in model.named_parameters():
-        if k.startswith(only):
+        if k.startswith(only) and p.grad is not None:
             t["grad." + prefix + k] = p.grad.float().numpy()
     save_file({k: np.ascontiguousarray(v) for k, v in t.items()}, os.path.join(d, "golden.safetensors"),
               metadata={"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__, "by": os.path.basename(sys.argv[0])})

@@ -50,6 +50,34 @@ def make_unet():
          transformer_layers_per_block=[2, 1], only_cross_attention=[True, False], act_fn="gelu", norm_eps=1e-4, mid_block_scale_factor=1.3)
 
 
+def vae(name, B, H, W, **config):
+    """The encoder's golden values in NAME_encoder, the decoder's in NAME_decoder."""
+    levels = len(config["block_out_channels"])
+    full = dict(_class_name="AutoencoderKL", sample_size=max(H, W), in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * levels,
+                up_block_types=["UpDecoderBlock2D"] * levels) | config
+    for part in ("encoder", "decoder"):
+        model = diffusers.AutoencoderKL.from_config(full).double()
+        fill(model)
+        h, w = -(-H >> levels - 1), -(-W >> levels - 1)
+        x = numbers(f"{name}.{part}", (B, 3, H, W) if part == "encoder" else (B, full["latent_channels"], h, w), 1)
+        out = model.encode(x).latent_dist.parameters if part == "encoder" else model.decode(x).sample
+        save(f"{name}_{part}", full, {"sample": x}, out, numbers(f"{name}.{part}.target", tuple(out.shape), 1), model)
+
+
+def make_vae():
+    vae("vae_a", 2, 8, 12, block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, latent_channels=4)
+    vae("vae_b", 1, 13, 9, block_out_channels=[4, 4, 6], layers_per_block=2, norm_num_groups=2, latent_channels=3, scaling_factor=0.3, act_fn="gelu")
+    vae("vae_c", 3, 5, 6, block_out_channels=[6], layers_per_block=1, norm_num_groups=3, latent_channels=2, use_quant_conv=False, use_post_quant_conv=False)
+    full = dict(_class_name="AutoencoderKL", sample_size=16, block_out_channels=[4, 4], layers_per_block=1, norm_num_groups=2, latent_channels=2,
+                down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2)
+    model = diffusers.AutoencoderKL.from_config(full).double()
+    fill(model)
+    model.enable_tiling()
+    x = numbers("vae_tiled", (2, 2, 15, 11))
+    out = model.decode(x / model.config.scaling_factor).sample
+    save("vae_tiled", full, {"sample": x}, out, numbers("vae_tiled.target", tuple(out.shape), 1), model, only="nothing")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     parts = {k[5:]: f for k, f in globals().items() if k.startswith("make_")}
