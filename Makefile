@@ -12,7 +12,7 @@ CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
 LDLIBS = -lm
 B      = build
 
-HEADERS = dreambooth.h tools/images.h tools/world.h tools/spiece.h tools/cli.h tests/test.h tests/counting.h
+HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/make_spiece
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
@@ -39,7 +39,6 @@ $(B)/%: tools/%.c $(HEADERS) | $(B)
 $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
-tests/test.h: ;
 
 $(B):
 	mkdir -p $(B)

@@ -213,12 +213,13 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
 db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
 db_tensor db_avg_pool2(db_tape *t, db_tensor x);
-db_tensor db_upsample2(db_tape *t, db_tensor x); /* nearest */
+db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H, size_t W); /* nearest; 2H, 2W of x or 1 less */
 /* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
 db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
 db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows);     /* x [...,C] + rows [R,C], repeated */
+db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e);        /* x [B,...,C] + e [B,C] */
 db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
 /* Without gradients; f32 */
 db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
@@ -261,6 +262,8 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets); /* 
     X(EMBEDDING_DW, "embedding_dw", 1, db__cpu_embedding_dw, NULL)                                  \
     X(ADD_ROWS, "add_rows", 1, db__cpu_add_rows, db__add_rows_backward)                             \
     X(ADD_ROWS_DW, "add_rows_dw", 1, db__cpu_add_rows_dw, NULL)                                     \
+    X(ADD_EACH, "add_each", 1, db__cpu_add_each, db__add_each_backward)                             \
+    X(ADD_EACH_DE, "add_each_de", 1, db__cpu_add_each_de, NULL)                                     \
     X(MEAN, "mean", 1, db__cpu_mean, db__mean_backward)                                             \
     X(MEAN_DX, "mean_dx", 1, db__cpu_mean_dx, NULL)                                                 \
     X(SINUSOID, "sinusoid", 1, db__cpu_sinusoid, NULL)                                              \
@@ -549,42 +552,62 @@ int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
 
 /* ---- [DB-07] text encoder -------------------------------------------------------------------------- */
 
-typedef struct db_text_config { /* T5 v1.1 encoder, transformers' names in config.json */
+typedef enum db_text_kind { DB_TEXT_T5, DB_TEXT_CLIP } db_text_kind;
+
+typedef struct db_text_config { /* the names of T5's config.json, for both kinds */
+    db_text_kind kind;          /* model_type "t5" (v1.1's encoder) or "clip_text_model"          */
     size_t vocab_size, d_model, d_kv, d_ff, num_layers, num_heads;
-    size_t relative_attention_num_buckets, relative_attention_max_distance;
+    size_t relative_attention_num_buckets, relative_attention_max_distance; /* T5 */
+    size_t max_position_embeddings;                                         /* CLIP */
     float layer_norm_epsilon;
     db_activation act; /* of the feed-forward network */
-    int gated;
+    int gated;         /* T5 */
 } db_text_config;
 
 typedef struct db_text_encoder {
-    db_ctx *ctx;
-    db_text_config config;
     db_param_table params;
+    db_text_config config;
 } db_text_encoder;
 
 /* Reads config.json. */
 db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out);
 /* Declares and allocates the parameters, zero. Free with db_text_encoder_free. */
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out);
-/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. */
+/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. CLIP's tensors may lack the
+   prefix "text_model.", as transformers 5 writes them; the table always has it. */
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out);
 void db_text_encoder_free(db_text_encoder *e);
-/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to -> last hidden state [B,T,d_model] */
+/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to, or none (Stable Diffusion never masks)
+   -> last hidden state, after the final normalisation, [B,T,d_model] */
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask);
 
 /* ---- [DB-08] the U-Net ------------------------------------------------------------------------------- */
 
 enum { DB_MAX_LEVELS = 8 };
 
-typedef enum db_block { DB_BLOCK_RESNET, DB_BLOCK_SIMPLE_CROSS_ATTN } db_block;
+/* The kinds of levels, by diffusers' names X(id, way down, way up) */
+#define DB__BLOCKS(X)                                                                              \
+    X(PLAIN, "DownBlock2D", "UpBlock2D")                                                           \
+    X(CROSS_ATTN, "CrossAttnDownBlock2D", "CrossAttnUpBlock2D")                                    \
+    X(RESNET, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")                                  \
+    X(SIMPLE_CROSS_ATTN, "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D")
+
+typedef enum db_block { /* PLAIN, CROSS_ATTN: Stable Diffusion's; RESNET, SIMPLE_CROSS_ATTN: IF's */
+#define DB__ENUM(id, down, up) DB_BLOCK_##id,
+    DB__BLOCKS(DB__ENUM)
+#undef DB__ENUM
+    DB_BLOCK_COUNT
+} db_block;
 
 typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in config.json */
     size_t in_channels, out_channels, sample_size;
     size_t n_levels;
-    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS];
+    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS], mid_block_type;
     size_t block_out_channels[DB_MAX_LEVELS], layers_per_block[DB_MAX_LEVELS];
-    size_t attention_head_dim[DB_MAX_LEVELS]; /* the width of a head */
+    size_t attention_head_dim[DB_MAX_LEVELS]; /* SIMPLE_CROSS_ATTN: the width of a head; CROSS_ATTN: their number */
+    size_t transformer_layers_per_block[DB_MAX_LEVELS]; /* CROSS_ATTN */
+    int use_linear_projection;                          /* CROSS_ATTN: proj_in and proj_out, else 1x1 convolutions */
+    int resnet_time_scale_shift; /* the time embedding scales and shifts ("scale_shift"); or is added ("default") */
     int only_cross_attention[DB_MAX_LEVELS], mid_block_only_cross_attention;
     size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
     size_t time_embedding_dim, norm_num_groups;
@@ -597,9 +620,8 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
 } db_unet_config;
 
 typedef struct db_unet {
-    db_ctx *ctx;
-    db_unet_config config;
     db_param_table params;
+    db_unet_config config;
 } db_unet;
 
 typedef struct db_unet_features {
@@ -614,6 +636,39 @@ void db_unet_free(db_unet *u);
    -> [B,H,W,out_channels]. features may be NULL. */
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
                           db_tensor class_labels, db_unet_features *features);
+
+/* ---- [DB-08] the autoencoder of Stable Diffusion ------------------------------------------------------ */
+
+typedef struct db_vae_config { /* diffusers' AutoencoderKL, names as in config.json */
+    size_t in_channels, out_channels, latent_channels, sample_size, n_levels;
+    size_t block_out_channels[DB_MAX_LEVELS], layers_per_block, norm_num_groups;
+    float scaling_factor; /* the U-Net's latents are the autoencoder's times this */
+    int use_quant_conv, use_post_quant_conv, mid_block_add_attention;
+    db_activation act;
+} db_vae_config;
+
+typedef struct db_vae {
+    db_param_table params;
+    db_vae_config config;
+} db_vae;
+
+db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out);
+db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out);
+db_result db_vae_load(db_ctx *ctx, const char *directory, db_vae **out);
+void db_vae_free(db_vae *v);
+
+size_t db_vae_factor(const db_vae *v); /* pixels to a latent, along each axis: 8 */
+
+/* x [B,H,W,in_channels] in [-1,1] -> moments [B,h,w,2*latent_channels]: means, then log variances, unscaled */
+db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x);
+/* z [B,h,w,latent_channels], unscaled -> [B,H,W,out_channels] */
+db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z);
+
+/* The same on the caller's memory, one picture after the other. */
+db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W, float *moments);
+/* latents [B,h,w,latent_channels] scaled as the U-Net has them. What is larger than `tile` latents along an axis
+   is decoded in tiles of that size that overlap by a quarter and are blended (diffusers' tiled_decode); 0: never. */
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out);
 
 /* Fills a table from an open file (every parameter must be there in its shape; what the file has
    besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
@@ -2999,28 +3054,34 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
 
 /* ---- resampling -------------------------------------------------------------------------------------- */
 
-/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C].  f: scale.  i: add */
+/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C] or, as the gradient of an odd image,
+   one row or column less, then 0.  f: scale.  i: add */
 static void db__cpu_pool2(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[1];
     const db__kernels *kern = db__kernels_for(ctx, y->dtype);
     size_t H = y->dim[1], W = y->dim[2], C = y->dim[3], IW = x->dim[2], IH = x->dim[1];
+    char *zero = (char *)db__scratch(c, C * kern->size);
     long r;
     if (c->measuring) return;
+    memset(zero, 0, C * kern->size);
     {
         DB__PARALLEL_FOR(ctx, static)
         for (r = 0; r < (long)(y->dim[0] * H); r++) {
             size_t b = (size_t)r / H, row = (size_t)r % H, j;
+            int below = 2 * row + 1 < IH;
             for (j = 0; j < W; j++) {
                 size_t at = ((b * IH + 2 * row) * IW + 2 * j) * C;
-                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), db__at(x, at + C), db__at(x, at + IW * C),
-                           db__at(x, at + IW * C + C), c->f[0], C, c->i[0]);
+                int right = 2 * j + 1 < IW;
+                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), right ? db__at(x, at + C) : zero, below ? db__at(x, at + IW * C) : zero,
+                           below && right ? db__at(x, at + IW * C + C) : zero, c->f[0], C, c->i[0]);
             }
         }
     }
 }
 
-/* y (+)= scale x (the nearest pixel). a: y [B,2H,2W,C], x [B,H,W,C].  f: scale.  i: add */
+/* y (+)= scale x (the nearest pixel). a: y [B,2H,2W,C] or one row or column less, x [B,H,W,C].
+   f: scale.  i: add */
 static void db__cpu_up2(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[1];
@@ -3062,7 +3123,15 @@ db_tensor db_avg_pool2(db_tape *t, db_tensor x)
     return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f);
 }
 
-db_tensor db_upsample2(db_tape *t, db_tensor x) { return db__resample(t, DB_OP_UP2, x, x.dim[1] * 2, x.dim[2] * 2, 1.0f); }
+db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H, size_t W)
+{
+    if (x.id >= 0 && ((H + 1) / 2 != x.dim[1] || (W + 1) / 2 != x.dim[2])) {
+        db_tensor y = x;
+        y.dim[1] = H, y.dim[2] = W;
+        return db__shape_fail(t, "upsample2 to", y, x);
+    }
+    return db__resample(t, DB_OP_UP2, x, H, W, 1.0f);
+}
 
 /* Each is the transpose of the other. */
 static void db__resample_backward(db_tape *t, const db__node *n)
@@ -3396,6 +3465,75 @@ db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
     if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows)) return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
     if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db__none;
+    db__inherit_grad(t, arg[0], 2, arg + 1);
+    return arg[0];
+}
+
+/* y[b,...,:] = x[b,...,:] + e[b,:]: the same for every pixel of a sample. a: y [B,...,C], x, e [B,C] */
+enum { DB__EACH_ROWS = 64 }; /* to one piece of work */
+
+static void db__cpu_add_each(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[2].dim[0], C = c->a[2].dim[1], P = db__arg_count(&c->a[0]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS);
+    float *e = (float *)db__scratch(c, B * C * sizeof(float));
+    long i;
+    if (c->measuring) return;
+    kern->to_f32(e, c->a[2].data, B * C, 0);
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(B * pieces); i++) {
+            size_t b = (size_t)i / pieces, p = (size_t)i % pieces * DB__EACH_ROWS, at = (b * P + p) * C;
+            kern->epilogue(db__at(&c->a[0], at), C, e + b * C, 0, NULL, db__at(&c->a[1], at), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C, 0);
+        }
+    }
+}
+
+/* de[b,:] (+)= sum over the pixels of dy[b,...,:]. a: de [B,C], dy.  i: add */
+static void db__cpu_add_each_de(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    size_t B = c->a[0].dim[0], C = c->a[0].dim[1], P = db__arg_count(&c->a[1]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS), b, k, ch;
+    float *sum = (float *)db__scratch(c, B * pieces * C * sizeof(float));
+    long i;
+    if (c->measuring) return;
+    memset(sum, 0, B * pieces * C * sizeof(float));
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)(B * pieces); i++) {
+            size_t p = (size_t)i % pieces * DB__EACH_ROWS;
+            kern->column_sums(sum + (size_t)i * C, db__at(&c->a[1], ((size_t)i / pieces * P + p) * C), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C);
+        }
+    }
+    for (b = 0; b < B; b++) {
+        float *first = sum + b * pieces * C;
+        for (k = 1; k < pieces; k++)
+            for (ch = 0; ch < C; ch++) first[ch] += first[k * C + ch];
+        kern->from_f32(db__at(&c->a[0], b * C), first, C, c->i[0]);
+    }
+}
+
+static void db__add_each_backward(db_tape *t, const db__node *n)
+{
+    db_tensor dy = db_grad(t, n->arg[0]), arg[2];
+    db__node *made;
+    int add = 0;
+    if (dy.id < 0) return;
+    if (db__needs_grad(t, n->arg[2])) {
+        arg[0] = db__grad_target(t, n->arg[2], &add), arg[1] = dy;
+        made = db__record(t, DB_OP_ADD_EACH_DE, 2, arg);
+        if (made) made->i[0] = add;
+    }
+    db__grad_pass(t, n->arg[1], dy);
+}
+
+db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e)
+{
+    db_tensor arg[3];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0]) return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
+    arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = e;
+    if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db__none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
@@ -7058,13 +7196,19 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     return db_linear(n->tape, x, w, b, residual);
 }
 
-static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual, size_t stride, size_t pad_begin,
+                                       size_t pad_end)
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w = db__weight(n, "weight", OC, x.dim[3], k, k); /* [OC,IC,k,k] */
     db_tensor b = db__weight(n, "bias", OC, 0, 0, 0);
     db__leave(n, here);
-    return db_conv2d(n->tape, x, w, b, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
+    return db_conv2d(n->tape, x, w, b, residual, stride, pad_begin, pad_end); /* [B,H',W',OC] */
+}
+
+static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+{
+    return db__conv_stride_layer(n, name, x, OC, k, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
 }
 
 static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x, db_tensor scale_shift, size_t groups, float eps, db_activation act)
@@ -7101,33 +7245,56 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
     return db__shape(x, buffer);
 }
 
-db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+/* What files may call the parameter `name`, besides that: alternative 1, 2, ... into out [256];
+   0 when there are no more. */
+typedef int (*db__names)(const char *name, int alternative, char *out);
+
+static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name, db__names names)
+{
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    char other[256];
+    int k;
+    for (k = 1; !f && names && names(name, k, other); k++) f = db_safetensors_find(st, other);
+    return f;
+}
+
+/* Equal shapes; [OC,IC,1,1], a convolution of single pixels, is [OC,IC]. */
+static int db__same_shape(const db_file_tensor *f, const db_param *item)
+{
+    int d, rank = DB__MAX(f->rank, item->n_dims);
+    for (d = 0; d < rank; d++)
+        if ((d < f->rank ? f->dim[d] : 1) != (d < item->n_dims ? item->dim[d] : 1)) return 0;
+    return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
+}
+
+static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what, db__names names)
 {
     db_ctx *ctx = p->ctx;
-    size_t k, largest = 1, unexpected = 0;
+    size_t k, largest = 1;
     float *row;
     for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
     row = (float *)db__alloc(ctx, largest, sizeof(float));
-    if (!row) return ctx->result;
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
-        const db_file_tensor *f = db_safetensors_find(st, item->name);
+        const db_file_tensor *f = db__find_renamed(st, item->name, names);
         char wanted[96], found[96];
         if (!f) {
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing", what, item->name, db__dims(item->n_dims, item->dim, wanted));
-        } else if (f->rank != item->n_dims || memcmp(f->dim, item->dim, (size_t)f->rank * sizeof(size_t))) {
-            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, item->name,
+        } else if (!db__same_shape(f, item)) {
+            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         } else {
             db_file_tensor_to_f32(f, row);
             db_param_set(item, item->data, row);
         }
     }
-    for (k = 0; k < db_safetensors_count(st); k++)
-        if (!db_params_find(p, db_safetensors_at(st, k)->name)) unexpected++;
-    if (unexpected) db__log(ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, unexpected);
     db__free(ctx, row);
     return ctx->result;
+}
+
+db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+{
+    return db__params_load(p, st, what, NULL);
 }
 
 db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype)
@@ -7181,6 +7348,85 @@ static db_activation db__activation_named(db_ctx *ctx, const char *name, const c
     return DB_ACT_NONE;
 }
 
+/* ---- config.json + weights -> network ------------------------------------------------------------------ */
+
+/* A kind of network: a struct that begins with its db_param_table and holds its configuration. */
+typedef struct db__network {
+    size_t bytes, config, config_bytes; /* of the struct; where in it the configuration lies; of that */
+    const char *weights;                /* name of the file, without .safetensors                      */
+    db_result (*parse)(db_ctx *ctx, const db_json *j, const char *path, void *config);
+    void (*record)(db_net *n, const void *config); /* runs the forward pass on the smallest input      */
+    db__names names;                    /* what older or newer files call its tensors, or NULL         */
+} db__network;
+
+static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path, void *config)
+{
+    const db_json *j = db_json_load(ctx, path);
+    memset(config, 0, kind->config_bytes);
+    if (j) kind->parse(ctx, j, path, config);
+    db_json_free(j);
+    return ctx->result;
+}
+
+static void db__network_free(void *network)
+{
+    db_param_table *params = (db_param_table *)network;
+    db_ctx *ctx = params ? params->ctx : NULL;
+    if (!params) return;
+    db__params_free(params);
+    db__free(ctx, network);
+}
+
+/* Declares the parameters by recording the forward pass once, and makes room for them: zero. */
+static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config)
+{
+    char *network = (char *)db__alloc(ctx, 1, kind->bytes);
+    db_param_table *params = (db_param_table *)(void *)network;
+    db_net n;
+    memset(&n, 0, sizeof n);
+    if (!network) return NULL;
+    params->ctx = ctx;
+    memcpy(network + kind->config, config, kind->config_bytes);
+    n.params = params, n.declaring = 1;
+    if (db_tape_create(ctx, &n.tape) == DB_OK) kind->record(&n, config);
+    db_tape_destroy(n.tape);
+    if (ctx->result == DB_OK) db__params_allocate(params);
+    if (ctx->result == DB_OK) return network;
+    db__network_free(network);
+    return NULL;
+}
+
+/* Fills a network from an open file, and says what in the file no parameter took. */
+static db_result db__network_fill(const db__network *kind, db_param_table *params, const db_safetensors *st)
+{
+    const char *what = st->shard[0].name;
+    size_t k, left = db_safetensors_count(st);
+    if (db__params_load(params, st, what, kind->names) != DB_OK) return params->ctx->result;
+    for (k = 0; k < params->n; k++) left -= db__find_renamed(st, params->item[k].name, kind->names) != NULL;
+    for (k = 0; k < db_safetensors_count(st); k++) /* a constant that old transformers saved: 0, 1, 2 ... */
+        left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
+    if (left) db__log(params->ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, left);
+    return DB_OK;
+}
+
+/* From DIRECTORY/config.json and DIRECTORY/WEIGHTS*.safetensors. */
+static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *directory)
+{
+    char path[DB__PATH];
+    void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
+    db_safetensors *st = NULL;
+    if (config && db__join(ctx, path, directory, "config.json") && db__config_load(ctx, kind, path, config) == DB_OK &&
+        db_weights_open(ctx, directory, kind->weights, &st) == DB_OK) {
+        network = db__network_create(ctx, kind, config);
+        if (network) db__network_fill(kind, (db_param_table *)network, st);
+    }
+    db_safetensors_close(st);
+    db__free(ctx, config);
+    if (ctx->result == DB_OK) return network;
+    db__network_free(network);
+    return NULL;
+}
+
 /* ---- T5 ---------------------------------------------------------------------------------------------------
    Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
 
@@ -7189,12 +7435,10 @@ static db_activation db__activation_named(db_ctx *ctx, const char *name, const c
    - "gated-gelu" is the tanh approximation.
    - One table of relative positions, in block 0, serves all blocks.                                       */
 
-db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *c)
+static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
 {
-    const db_json *j = db_json_load(ctx, path);
-    const char *ff;
-    memset(c, 0, sizeof *c);
-    if (!j) return ctx->result;
+    const char *ff = db_json_string(j, "feed_forward_proj", "relu");
+    c->kind = DB_TEXT_T5;
     c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
     c->d_model = db__config_size(ctx, j, "d_model", path);
     c->d_kv = db__config_size(ctx, j, "d_kv", path);
@@ -7204,11 +7448,8 @@ db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *c)
     c->relative_attention_num_buckets = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
     c->relative_attention_max_distance = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
-    ff = db_json_string(j, "feed_forward_proj", "relu");
     c->gated = !strncmp(ff, "gated-", 6);
     c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
-    db_json_free(j);
-    return ctx->result;
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
@@ -7260,92 +7501,176 @@ static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids
     return db__rms_norm_layer(n, "encoder.final_layer_norm", x, c->layer_norm_epsilon);
 }
 
+/* ---- CLIP -------------------------------------------------------------------------------------------------
+   Radford et al., 2021; the encoder that Stable Diffusion 1.x (ViT-L/14's) and 2.x (OpenCLIP's) read.
+
+   Easy to get wrong
+   - Every token sees itself and those before it only, the end marker and the padding after it included.
+   - "quick_gelu" is x sigmoid(1.702 x); OpenCLIP has "gelu".
+   - Stable Diffusion takes the last hidden state *after* the final normalisation.                         */
+
+static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
+{
+    c->kind = DB_TEXT_CLIP;
+    c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
+    c->d_model = db__config_size(ctx, j, "hidden_size", path);
+    c->d_ff = db__config_size(ctx, j, "intermediate_size", path);
+    c->num_layers = db__config_size(ctx, j, "num_hidden_layers", path);
+    c->num_heads = db__config_size(ctx, j, "num_attention_heads", path);
+    c->max_position_embeddings = (size_t)DB__MAX(1, db_json_int(j, "max_position_embeddings", 77));
+    c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_eps", 1e-5);
+    c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
+    c->d_kv = c->d_model / c->num_heads;
+    if (c->d_model % c->num_heads)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path, c->num_heads, c->d_model);
+}
+
+/* A pre-norm transformer layer as CLIP's encoders of text and of images have it. x [B,T,D] */
+static db_tensor db__clip_layer(db_net *n, db_tensor x, size_t heads, size_t d_ff, float eps, db_activation act, db_tensor mask, int causal)
+{
+    size_t D = x.dim[2], here;
+    db_tensor h = db__layer_norm_layer(n, "layer_norm1", x, eps), q, k, v; /* [B,T,D] */
+    here = db__enter(n, "self_attn");
+    q = db__linear_layer(n, "q_proj", h, D, 1, db__none);
+    k = db__linear_layer(n, "k_proj", h, D, 1, db__none);
+    v = db__linear_layer(n, "v_proj", h, D, 1, db__none);
+    h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)), causal);
+    x = db__linear_layer(n, "out_proj", h, D, 1, x); /* [B,T,D] */
+    db__leave(n, here);
+    h = db__layer_norm_layer(n, "layer_norm2", x, eps);
+    here = db__enter(n, "mlp");
+    h = db_activate(n->tape, db__linear_layer(n, "fc1", h, d_ff, 1, db__none), act); /* [B,T,F] */
+    x = db__linear_layer(n, "fc2", h, D, 1, x);
+    db__leave(n, here);
+    return x;
+}
+
+static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+{
+    db_tape *t = n->tape;
+    size_t root = db__enter(n, "text_model"), here, l;
+    db_tensor table = db__weight(n, "embeddings.token_embedding.weight", c->vocab_size, c->d_model, 0, 0), x;
+    db_tensor places = db__weight(n, "embeddings.position_embedding.weight", c->max_position_embeddings, c->d_model, 0, 0);
+    if (ids.id >= 0 && ids.dim[1] > places.dim[0]) return db__shape_fail(t, "CLIP: more tokens than positions", ids, places);
+    places.dim[0] = ids.dim[1];                                         /* the first T rows */
+    x = db_add_rows(t, db_embedding(t, ids, table), places);            /* [B,T,D] */
+    for (l = 0; l < c->num_layers; l++) {
+        here = db__enter(n, "encoder.layers.%zu", l);
+        if (t->checkpoint_blocks) db_checkpoint_begin(t);
+        x = db__clip_layer(n, x, c->num_heads, c->d_ff, c->layer_norm_epsilon, c->act, mask, 1);
+        if (t->checkpoint_blocks) db_checkpoint_end(t);
+        db__leave(n, here);
+    }
+    x = db__layer_norm_layer(n, "final_layer_norm", x, c->layer_norm_epsilon);
+    db__leave(n, root);
+    return x;
+}
+
+/* transformers 5 leaves the prefix away. */
+static int db__clip_text_names(const char *name, int alternative, char *out)
+{
+    if (alternative != 1 || strncmp(name, "text_model.", 11)) return 0;
+    snprintf(out, 256, "%s", name + 11);
+    return 1;
+}
+
+/* ---- either ------------------------------------------------------------------------------------------------ */
+
+static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    const char *type = db_json_string(j, "model_type", "t5");
+    if (!strcmp(type, "t5")) db__t5_config(ctx, j, path, (db_text_config *)config);
+    else if (!strcmp(type, "clip_text_model")) db__clip_text_config(ctx, j, path, (db_text_config *)config);
+    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\" is not supported; t5 and clip_text_model are", path, type);
+    return ctx->result;
+}
+
+static db_tensor db__text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+{
+    return c->kind == DB_TEXT_CLIP ? db__clip_text_record(n, c, ids, mask) : db__t5_record(n, c, ids, mask);
+}
+
+static void db__text_declare(db_net *n, const void *config)
+{
+    size_t dim[2] = {1, 1};
+    db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db__none);
+}
+
+static const db__network db__text_network = {sizeof(db_text_encoder), offsetof(db_text_encoder, config), sizeof(db_text_config), "model",
+                                             db__text_parse, db__text_declare, db__clip_text_names};
+
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
 {
     db_net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &e->params;
-    return db__t5_record(&n, &e->config, ids, mask);
+    return db__text_record(&n, &e->config, ids, mask);
 }
+
+db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out) { return db__config_load(ctx, &db__text_network, path, out); }
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
 {
-    db_text_encoder *e = (db_text_encoder *)db__alloc(ctx, 1, sizeof *e);
-    db_tape *t = NULL;
-    size_t dim[2];
-    *out = NULL;
-    if (!e || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
-    e->ctx = e->params.ctx = ctx;
-    e->config = *config;
-    {
-        db_net n;
-        memset(&n, 0, sizeof n);
-        n.tape = t, n.params = &e->params, n.declaring = 1;
-        dim[0] = 1, dim[1] = 2;
-        db__t5_record(&n, config, db_input(t, DB_I32, 2, dim), db__none);
-    }
-    db_tape_destroy(t);
-    if (ctx->result == DB_OK) db__params_allocate(&e->params);
-    if (ctx->result != DB_OK) db_text_encoder_free(e);
-    else *out = e;
+    *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config);
     return ctx->result;
 }
 
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out)
 {
-    char path[DB__PATH];
-    db_text_config c;
-    db_safetensors *st = NULL;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "config.json") || db_text_config_load(ctx, path, &c) != DB_OK) return ctx->result;
-    if (db_weights_open(ctx, directory, "model", &st) != DB_OK) return ctx->result;
-    if (db_text_encoder_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
-    db_safetensors_close(st);
-    if (ctx->result != DB_OK) db_text_encoder_free(*out), *out = NULL;
+    *out = (db_text_encoder *)db__network_load(ctx, &db__text_network, directory);
     return ctx->result;
 }
 
-void db_text_encoder_free(db_text_encoder *e)
-{
-    if (!e) return;
-    db__params_free(&e->params);
-    db__free(e->ctx, e);
-}
+void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
 
 /* ==== [DB-08] The U-Net ==================================================================================
 
-   Imagen's and DeepFloyd IF's network (Saharia et al., 2022, appendix B; diffusers' UNet2DConditionModel
-   with ResnetDownsampleBlock2D and SimpleCrossAttnDownBlock2D), built from config.json:
+   diffusers' UNet2DConditionModel, built from config.json, with the blocks of two families:
+
+     Imagen's and DeepFloyd IF's (Saharia et al., 2022, appendix B): ResnetDownsampleBlock2D,
+     SimpleCrossAttnDownBlock2D; Stable Diffusion's (Rombach et al., 2022): DownBlock2D, CrossAttnDownBlock2D.
 
      x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way down)
        -> norm, activation -> conv_out
 
-   The time embedding scales and shifts the second normalisation of every ResNet; the pooled text is added
-   to it. The text itself is read by attention, as further keys and values beside the pixels' own.
+   IF: the time embedding scales and shifts the second normalisation of every ResNet, the pooled text is added
+   to it, and attention reads the text as further keys and values beside the pixels' own. Stable Diffusion: the
+   time embedding is added between the two convolutions; transformers attend to the pixels, then to the text.
 
    Easy to get wrong
-   - `attention_head_dim` is the width of a head here (in Stable Diffusion's files it is their number). A
-     list of them is not reversed on the way up, though every other list is: so diffusers has it.
+   - `attention_head_dim` is the width of a head in IF's blocks and the number of heads in Stable Diffusion's.
+     Where it is a list, IF's is not reversed on the way up, though every other list is: so diffusers has it.
    - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all tokens.
-   - Down- and upsampling happen inside a ResNet, between the activation and the first convolution, on the
-     residual path as well.
-   - Keys and values are [text, pixels], in that order; there is no mask over the text.
-   - The pooled text is of the encoder's own states, before encoder_hid_proj.                             */
+   - IF's down- and upsampling happens inside a ResNet, between the activation and the first convolution, on the
+     residual path as well; Stable Diffusion's is a convolution of stride 2, and one after doubling the pixels.
+   - IF's keys and values are [text, pixels], in that order; there is no mask over the text.
+   - The pooled text is of the encoder's own states, before encoder_hid_proj.
+   - The transformers' outer norm has eps 1e-6, their inner ones 1e-5, whatever norm_eps says.
+   - An odd size is rounded up on the way down; on the way up the skip says what it was.                    */
 
-/* One ResNet: norm, act, (resample,) conv, norm with the time embedding's scale and shift, act, conv.
-   x [B,H,W,C], emb [B,E] already activated; resample -1 halves, +1 doubles H and W. */
-static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
+/* What the ResNets of one network have in common. */
+typedef struct db__resnets {
+    size_t groups;
+    float eps;
+    db_activation act;
+    int scale_shift; /* how the embedding enters: as norm2's scale and shift, or added before norm2 */
+} db__resnets;
+
+/* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E] already
+   activated, or none; resample -1 halves, +1 doubles H and W. */
+static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name);
-    db_tensor h, ss;
+    db_tensor h, e = db__none;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm1", x, db__none, c->norm_num_groups, c->norm_eps, c->act);               /* [B,H,W,C] */
+    h = db__group_norm_layer(n, "norm1", x, db__none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
-    if (resample > 0) x = db_upsample2(t, x), h = db_upsample2(t, h);
+    if (resample > 0) x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]), h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
     h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
-    ss = db__linear_layer(n, "time_emb_proj", emb, 2 * OC, 1, db__none);                                      /* [B,2OC] */
-    h = db__group_norm_layer(n, "norm2", h, ss, c->norm_num_groups, c->norm_eps, c->act);
+    if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db__none); /* [B,2OC] or [B,OC] */
+    if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db__none;
+    h = db__group_norm_layer(n, "norm2", h, e, c->groups, c->eps, c->act);
     if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db__none);
     if (scale_factor == 1.0f) {
         h = db__conv_layer(n, "conv2", h, OC, 3, x);                                                          /* x + conv2(h) */
@@ -7357,6 +7682,64 @@ static db_tensor db__resnet(db_net *n, const db_unet_config *c, const char *name
     db__leave(n, here);
     return h;
 }
+
+/* ---- Stable Diffusion's attention ------------------------------------------------------------------------------ */
+
+/* Attention of x [B,T,C] over source [B,S,X] and its residual: [B,T,C] */
+static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source, size_t heads, int qkv_bias, db_tensor residual)
+{
+    size_t here = db__enter(n, "%s", name), C = x.dim[2];
+    db_tensor q = db__linear_layer(n, "to_q", x, C, qkv_bias, db__none), k, v, y; /* [B,T,C] */
+    k = db__linear_layer(n, "to_k", source, C, qkv_bias, db__none);               /* [B,S,C] */
+    v = db__linear_layer(n, "to_v", source, C, qkv_bias, db__none);
+    y = db_attention(n->tape, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(C / heads)), 0);
+    y = db__linear_layer(n, "to_out.0", y, C, 1, residual);
+    db__leave(n, here);
+    return y;
+}
+
+/* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x [B,P,C] */
+static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads, int only_cross)
+{
+    db_tape *t = n->tape;
+    size_t C = x.dim[2], here;
+    db_tensor h = db__layer_norm_layer(n, "norm1", x, 1e-5f), gate; /* [B,P,C] */
+    x = db__attention_layer(n, "attn1", h, only_cross ? text : h, heads, 0, x);
+    h = db__layer_norm_layer(n, "norm2", x, 1e-5f);
+    x = db__attention_layer(n, "attn2", h, text, heads, 0, x);
+    h = db__layer_norm_layer(n, "norm3", x, 1e-5f);
+    here = db__enter(n, "ff.net");
+    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db__none);      /* [B,P,8C]: values, gates */
+    gate = db_activate(t, db_slice(t, h, 4 * C, 4 * C), DB_ACT_GELU);
+    h = db_multiply(t, db_slice(t, h, 0, 4 * C), gate);            /* [B,P,4C] */
+    x = db__linear_layer(n, "2", h, C, 1, x);                      /* [B,P,C] */
+    db__leave(n, here);
+    return x;
+}
+
+/* Transformer2DModel. x [B,H,W,C], text [B,T,X] */
+static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t heads, size_t layers, int only_cross)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", name), B = x.dim[0], C = x.dim[3], l;
+    db_tensor h;
+    if (t->checkpoint_blocks) db_checkpoint_begin(t);
+    h = db__group_norm_layer(n, "norm", x, db__none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db__none) : db__conv_layer(n, "proj_in", h, C, 1, db__none);
+    h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C);                                                                    /* [B,P,C] */
+    for (l = 0; l < layers; l++) {
+        size_t there = db__enter(n, "transformer_blocks.%zu", l);
+        h = db__transformer_block(n, h, text, heads, only_cross);
+        db__leave(n, there);
+    }
+    h = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_out", h, C, 1, x) : db__conv_layer(n, "proj_out", h, C, 1, x);
+    if (t->checkpoint_blocks) db_checkpoint_end(t);
+    db__leave(n, here);
+    return h;
+}
+
+/* ---- IF's attention and embeddings -------------------------------------------------------------------------------- */
 
 /* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
 static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t head_dim, int only_cross)
@@ -7411,12 +7794,34 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
     return y;
 }
 
+/* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the largest image;
+   `nth` from the network's input, on the way up from the middle. */
+static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r, db_block block, size_t level, size_t nth, size_t l, db_tensor h,
+                                db_tensor emb, db_tensor text)
+{
+    size_t OC = c->block_out_channels[level];
+    int only_cross = c->only_cross_attention[level];
+    char name[32];
+    snprintf(name, sizeof name, "resnets.%zu", l);
+    h = db__resnet(n, r, name, h, emb, OC, c->resnet_out_scale_factor, 0);                                                 /* [B,H,W,OC] */
+    snprintf(name, sizeof name, "attentions.%zu", l);
+    if (block == DB_BLOCK_CROSS_ATTN)
+        h = db__transformer(n, c, name, h, text, c->attention_head_dim[level], c->transformer_layers_per_block[level], only_cross);
+    if (block == DB_BLOCK_SIMPLE_CROSS_ATTN) h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[nth], only_cross);
+    return h;
+}
+
+static int db__block_resamples_in_resnet(db_block block) { return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN; }
+
 static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
 {
     db_tape *t = n->tape;
     size_t ch0 = c->block_out_channels[0], last = c->n_levels - 1, level, l, here, n_skips = 0;
+    float scale = c->resnet_out_scale_factor;
     db_tensor skip[DB_MAX_LEVELS * 16], emb, h;
+    db__resnets r;
     if (t->ctx->result != DB_OK) return db__none;
+    r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act, r.scale_shift = c->resnet_time_scale_shift;
     x = db_cast(t, x, t->compute);
     text = db_cast(t, text, t->compute);
 
@@ -7432,42 +7837,40 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     /* down */
     h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db__none); /* [B,H,W,ch0] */
     for (level = 0; level < c->n_levels; level++) {
+        db_block block = c->down_block_types[level];
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
-        for (l = 0; l < c->layers_per_block[level]; l++) {
-            char name[32];
-            snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
-            snprintf(name, sizeof name, "attentions.%zu", l);
-            if (c->down_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
-                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[level]);
+        for (l = 0; l < c->layers_per_block[level]; l++) h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
+        if (level < last) { /* [B,H/2,W/2,OC] */
+            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
+            else h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 1, 1);
             skip[n_skips++] = h;
         }
-        if (level < last) h = skip[n_skips++] = db__resnet(n, c, "downsamplers.0", h, emb, OC, c->resnet_out_scale_factor, -1); /* [B,H/2,W/2,OC] */
         db__leave(n, here);
     }
 
     /* middle */
     here = db__enter(n, "mid_block");
-    h = db__resnet(n, c, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
-    h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
-    h = db__resnet(n, c, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    h = db__resnet(n, &r, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    if (c->mid_block_type == DB_BLOCK_CROSS_ATTN) h = db__transformer(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->transformer_layers_per_block[last], 0);
+    else h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
+    h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
     db__leave(n, here);
 
     /* up: one layer more than on the way down, each with one skip */
     for (level = 0; level < c->n_levels; level++) {
+        db_block block = c->up_block_types[level];
         size_t from = last - level, OC = c->block_out_channels[from];
         here = db__enter(n, "up_blocks.%zu", level);
         for (l = 0; l <= c->layers_per_block[from]; l++) {
-            char name[32];
             h = db_concat(t, h, skip[--n_skips], 3);
-            snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, c, name, h, emb, OC, c->resnet_out_scale_factor, 0);
-            snprintf(name, sizeof name, "attentions.%zu", l);
-            if (c->up_block_types[level] == DB_BLOCK_SIMPLE_CROSS_ATTN)
-                h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[level], c->only_cross_attention[from]);
+            h = db__unet_layer(n, c, &r, block, from, level, l, h, emb, text); /* [B,H,W,OC] */
         }
-        if (level < last) h = db__resnet(n, c, "upsamplers.0", h, emb, OC, c->resnet_out_scale_factor, 1); /* [B,2H,2W,OC] */
+        if (level < last) { /* [B,2H,2W,OC] */
+            db_tensor like = skip[n_skips - 1];
+            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "upsamplers.0", h, emb, OC, scale, 1);
+            else h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db__none);
+        }
         if (features) features->up[level] = h;
         db__leave(n, here);
     }
@@ -7504,29 +7907,57 @@ static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const 
     }
 }
 
-static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, const char *plain, const char *cross, size_t n, db_block *out)
+static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, int up, size_t n, db_block *out)
 {
+    static const char *const names[DB_BLOCK_COUNT][2] = {
+#define DB__NAMES(id, down_name, up_name) {down_name, up_name},
+        DB__BLOCKS(DB__NAMES)
+#undef DB__NAMES
+    };
     const db_json *list = db_json_get(j, key);
     size_t k;
+    int b;
     if (!list || list->type != DB_JSON_ARRAY || list->count != n) {
         db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list one block for each of %zu levels", path, key, n);
         return;
     }
     for (k = 0; k < n; k++) {
         const char *name = db_json_at(list, k)->type == DB_JSON_STRING ? db_json_at(list, k)->string : "?";
-        if (!strcmp(name, plain)) out[k] = DB_BLOCK_RESNET;
-        else if (!strcmp(name, cross)) out[k] = DB_BLOCK_SIMPLE_CROSS_ATTN;
+        for (b = 0; b < DB_BLOCK_COUNT && strcmp(name, names[b][up]); b++) {}
+        if (b < DB_BLOCK_COUNT) out[k] = (db_block)b;
         else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, name);
     }
 }
 
-static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char *path, db_unet_config *c)
+/* Refuses values of config.json that would mean another network; pairs of a key and its one value (a string, or
+   how a number or bool is written), which is also what the key's absence and null mean. */
+static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path, const char *const (*pair)[2], size_t n)
 {
+    size_t k;
+    for (k = 0; k < n; k++) {
+        const db_json *v = db_json_get(j, pair[k][0]);
+        char text[64];
+        if (!v || v->type == DB_JSON_NULL) continue;
+        if (v->type == DB_JSON_STRING) snprintf(text, sizeof text, "%s", v->string);
+        else if (v->type == DB_JSON_BOOL) snprintf(text, sizeof text, "%s", v->integer ? "true" : "false");
+        else if (v->type == DB_JSON_NUMBER) snprintf(text, sizeof text, "%g", v->number);
+        else snprintf(text, sizeof text, "[...]");
+        if (strcmp(text, pair[k][1])) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" %s is not supported", path, pair[k][0], text);
+    }
+}
+
+static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    db_unet_config *c = (db_unet_config *)config;
+    static const char *const fixed[][2] = {{"time_embedding_type", "positional"}, {"conv_in_kernel", "3"}, {"conv_out_kernel", "3"},
+        {"downsample_padding", "1"}, {"attention_type", "default"}, {"dual_cross_attention", "false"}, {"encoder_hid_dim_type", "text_proj"},
+        {"class_embeddings_concat", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
+        {"num_class_embeds", "null"}, {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
-    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
+    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
+    int sd = 0;
     int only_bool = db_json_get(j, "only_cross_attention") && db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
     const char *text;
-    memset(c, 0, sizeof *c);
     if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
         return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
     c->n_levels = channels->count;
@@ -7535,8 +7966,10 @@ static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char
     db__per_level(ctx, j, "attention_head_dim", path, c->n_levels, 8, c->attention_head_dim);
     db__per_level(ctx, j, "cross_attention_dim", path, c->n_levels, 1280, cross);
     db__per_level(ctx, j, "only_cross_attention", path, c->n_levels, 0, only);
-    db__block_types(ctx, j, "down_block_types", path, "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", c->n_levels, c->down_block_types);
-    db__block_types(ctx, j, "up_block_types", path, "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D", c->n_levels, c->up_block_types);
+    db__per_level(ctx, j, "transformer_layers_per_block", path, c->n_levels, 1, c->transformer_layers_per_block);
+    db__block_types(ctx, j, "down_block_types", path, 0, c->n_levels, c->down_block_types);
+    db__block_types(ctx, j, "up_block_types", path, 1, c->n_levels, c->up_block_types);
+    db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
     c->in_channels = db__config_size(ctx, j, "in_channels", path);
     c->out_channels = db__config_size(ctx, j, "out_channels", path);
     c->sample_size = (size_t)DB__MAX(1, db_json_int(j, "sample_size", 64));
@@ -7565,74 +7998,326 @@ static db_result db__unet_config_parse(db_ctx *ctx, const db_json *j, const char
     c->class_embed_timestep = text != NULL;
     if (text && strcmp(text, "timestep")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported", path, text);
     text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
-    if (strcmp(text, "UNetMidBlock2DSimpleCrossAttn")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
+    c->mid_block_type = !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
+    if (c->mid_block_type != DB_BLOCK_CROSS_ATTN && strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
     text = db_json_string(j, "resnet_time_scale_shift", "default");
-    if (strcmp(text, "scale_shift")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+    c->resnet_time_scale_shift = !strcmp(text, "scale_shift");
+    if (!c->resnet_time_scale_shift && strcmp(text, "default"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+    c->use_linear_projection = db_json_bool(j, "use_linear_projection", 0);
+    last = c->n_levels - 1;
     for (k = 0; k < c->n_levels; k++) {
         c->only_cross_attention[k] = (int)only[k];
+        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) || !db__block_resamples_in_resnet(c->up_block_types[k]);
         if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 || !c->attention_head_dim[k] || !c->norm_num_groups ||
-            c->block_out_channels[k] % c->norm_num_groups || cross[k] != cross[0])
+            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] || cross[k] != cross[0])
             db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
     }
-    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) /* diffusers, too, needs whole heads */
-        if ((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[k] % c->attention_head_dim[k]) ||
-            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && c->block_out_channels[c->n_levels - 1 - k] % c->attention_head_dim[k]))
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, c->attention_head_dim[k], k);
+    if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported with Stable Diffusion's blocks", path);
+    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) { /* diffusers, too, needs whole heads */
+        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k], up = c->block_out_channels[last - k];
+        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN || c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN || (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
+        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) || (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, d, k);
+    }
     return ctx->result;
 }
 
-db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *c)
+static void db__unet_declare(db_net *n, const void *config)
 {
-    const db_json *j = db_json_load(ctx, path);
-    if (!j) return ctx->result;
-    db__unet_config_parse(ctx, j, path, c);
-    db_json_free(j);
-    return ctx->result;
+    const db_unet_config *c = (const db_unet_config *)config;
+    size_t image[4], text[3], one = 1;
+    db_tensor x, words, number;
+    image[0] = 1, image[1] = image[2] = (size_t)1 << (c->n_levels - 1), image[3] = c->in_channels;
+    text[0] = 1, text[1] = 2, text[2] = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
+    x = db_input(n->tape, DB_F32, 4, image), words = db_input(n->tape, DB_F32, 3, text), number = db_input(n->tape, DB_F32, 1, &one);
+    db__unet_record(n, c, x, number, words, number, NULL);
 }
+
+static const db__network db__unet_network = {sizeof(db_unet), offsetof(db_unet, config), sizeof(db_unet_config), "diffusion_pytorch_model",
+                                             db__unet_parse, db__unet_declare, NULL};
+
+db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out) { return db__config_load(ctx, &db__unet_network, path, out); }
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
 {
-    db_unet *u = (db_unet *)db__alloc(ctx, 1, sizeof *u);
-    db_tape *t = NULL;
-    *out = NULL;
-    if (!u || db_tape_create(ctx, &t) != DB_OK) return ctx->result;
-    u->ctx = u->params.ctx = ctx;
-    u->config = *config;
-    {
-        db_net n;
-        size_t image[4], text[3], one = 1;
-        memset(&n, 0, sizeof n);
-        n.tape = t, n.params = &u->params, n.declaring = 1;
-        image[0] = 1, image[1] = image[2] = (size_t)1 << (config->n_levels - 1), image[3] = config->in_channels;
-        text[0] = 1, text[1] = 2, text[2] = config->encoder_hid_dim ? config->encoder_hid_dim : config->cross_attention_dim;
-        db__unet_record(&n, config, db_input(t, DB_F32, 4, image), db_input(t, DB_F32, 1, &one), db_input(t, DB_F32, 3, text), db_input(t, DB_F32, 1, &one), NULL);
-    }
-    db_tape_destroy(t);
-    if (ctx->result == DB_OK) db__params_allocate(&u->params);
-    if (ctx->result != DB_OK) db_unet_free(u);
-    else *out = u;
+    *out = (db_unet *)db__network_create(ctx, &db__unet_network, config);
     return ctx->result;
 }
 
 db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
 {
-    char path[DB__PATH];
-    db_unet_config c;
-    db_safetensors *st = NULL;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "config.json") || db_unet_config_load(ctx, path, &c) != DB_OK) return ctx->result;
-    if (db_weights_open(ctx, directory, "diffusion_pytorch_model", &st) != DB_OK) return ctx->result;
-    if (db_unet_create(ctx, &c, out) == DB_OK) db_params_load(&(*out)->params, st, directory);
-    db_safetensors_close(st);
-    if (ctx->result != DB_OK) db_unet_free(*out), *out = NULL;
+    *out = (db_unet *)db__network_load(ctx, &db__unet_network, directory);
     return ctx->result;
 }
 
-void db_unet_free(db_unet *u)
+void db_unet_free(db_unet *u) { db__network_free(u); }
+
+/* ---- the autoencoder -----------------------------------------------------------------------------------------
+   AutoencoderKL (Rombach et al., 2022): the same ResNets without a time embedding, one attention layer with a
+   single head in the middle of either half.
+
+   Easy to get wrong
+   - Going down pads the right and the bottom edge only.
+   - All its norms have eps 1e-6, and the decoder has one ResNet a level more than the encoder.
+   - The last activation is SiLU whatever act_fn says.
+   - `moments` are means and log variances of the latents; scaling_factor comes after drawing from them.     */
+
+/* ResNet, attention, ResNet. x [B,h,w,C] */
+static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r, db_tensor x)
 {
-    if (!u) return;
-    db__params_free(&u->params);
-    db__free(u->ctx, u);
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "mid_block"), B = x.dim[0], C = x.dim[3];
+    db_tensor h;
+    x = db__resnet(n, r, "resnets.0", x, db__none, C, 1, 0);
+    if (c->mid_block_add_attention) {
+        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db__none, r->groups, r->eps, DB_ACT_NONE);
+        h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C); /* [B,P,C] */
+        h = db__attention_layer(n, "attentions.0", h, h, 1, 1, x);
+        x = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
+    }
+    x = db__resnet(n, r, "resnets.1", x, db__none, C, 1, 0);
+    db__leave(n, here);
+    return x;
+}
+
+static db__resnets db__vae_resnets(const db_vae_config *c)
+{
+    db__resnets r;
+    r.groups = c->norm_num_groups, r.eps = 1e-6f, r.act = c->act, r.scale_shift = 0;
+    return r;
+}
+
+static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_tensor x)
+{
+    db__resnets r = db__vae_resnets(c);
+    size_t L = 2 * c->latent_channels, root = db__enter(n, "encoder"), here, level, l;
+    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute), c->block_out_channels[0], 3, db__none); /* [B,H,W,ch0] */
+    for (level = 0; level < c->n_levels; level++) {
+        size_t OC = c->block_out_channels[level];
+        here = db__enter(n, "down_blocks.%zu", level);
+        for (l = 0; l < c->layers_per_block; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                                    /* [B,H,W,OC] */
+        }
+        if (level + 1 < c->n_levels) h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 0, 1); /* [B,H/2,W/2,OC] */
+        db__leave(n, here);
+    }
+    h = db__vae_middle(n, c, &r, h);
+    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, L, 3, db__none);                                                          /* [B,h,w,2L] */
+    db__leave(n, root);
+    return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db__none) : h;
+}
+
+static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_tensor z)
+{
+    db_tape *t = n->tape;
+    db__resnets r = db__vae_resnets(c);
+    size_t last = c->n_levels - 1, root, here, level, l;
+    db_tensor h = db_cast(t, z, t->compute);                                                   /* [B,h,w,L] */
+    if (c->use_post_quant_conv) h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db__none);
+    root = db__enter(n, "decoder");
+    h = db__conv_layer(n, "conv_in", h, c->block_out_channels[last], 3, db__none);
+    h = db__vae_middle(n, c, &r, h);
+    for (level = 0; level < c->n_levels; level++) {
+        size_t OC = c->block_out_channels[last - level];
+        here = db__enter(n, "up_blocks.%zu", level);
+        for (l = 0; l <= c->layers_per_block; l++) {
+            char name[32];
+            snprintf(name, sizeof name, "resnets.%zu", l);
+            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                /* [B,H,W,OC] */
+        }
+        if (level < last) h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db__none);
+        db__leave(n, here);
+    }
+    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db__none);                        /* [B,H,W,3] */
+    db__leave(n, root);
+    return h;
+}
+
+static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    static const char *const fixed[][2] = {{"shift_factor", "null"}, {"latents_mean", "null"}, {"latents_std", "null"}};
+    db_vae_config *c = (db_vae_config *)config;
+    const db_json *channels = db_json_get(j, "block_out_channels"), *list, *item;
+    size_t k;
+    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
+    c->n_levels = channels->count;
+    db__per_level(ctx, j, "block_out_channels", path, c->n_levels, 0, c->block_out_channels);
+    for (k = 0; k < 2; k++) {
+        list = db_json_get(j, k ? "up_block_types" : "down_block_types");
+        if (!list || list->type != DB_JSON_ARRAY || list->count != c->n_levels)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: the block types must list one block for each of %zu levels", path, c->n_levels);
+        for (item = list->first; item; item = item->next)
+            if (item->type != DB_JSON_STRING || strcmp(item->string, k ? "UpDecoderBlock2D" : "DownEncoderBlock2D"))
+                db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, item->type == DB_JSON_STRING ? item->string : "?");
+    }
+    db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
+    c->in_channels = (size_t)db_json_int(j, "in_channels", 3);
+    c->out_channels = (size_t)db_json_int(j, "out_channels", 3);
+    c->latent_channels = db__config_size(ctx, j, "latent_channels", path);
+    c->layers_per_block = (size_t)db_json_int(j, "layers_per_block", 1);
+    c->norm_num_groups = (size_t)db_json_int(j, "norm_num_groups", 32);
+    c->sample_size = (size_t)DB__MAX(1, db_json_int(j, "sample_size", 32));
+    c->scaling_factor = (float)db_json_number(j, "scaling_factor", 0.18215);
+    c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);
+    c->use_quant_conv = db_json_bool(j, "use_quant_conv", 1);
+    c->use_post_quant_conv = db_json_bool(j, "use_post_quant_conv", 1);
+    c->mid_block_add_attention = db_json_bool(j, "mid_block_add_attention", 1);
+    for (k = 0; k < c->n_levels; k++)
+        if (!c->block_out_channels[k] || !c->norm_num_groups || c->norm_num_groups > c->block_out_channels[k] || c->block_out_channels[k] % c->norm_num_groups)
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: the %zu channels of level %zu do not divide into \"norm_num_groups\" %zu", path, c->block_out_channels[k], k, c->norm_num_groups);
+    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 || c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or \"scaling_factor\" is out of range", path);
+    return ctx->result;
+}
+
+static void db__vae_declare(db_net *n, const void *config)
+{
+    const db_vae_config *c = (const db_vae_config *)config;
+    size_t dim[4];
+    dim[0] = 1, dim[1] = dim[2] = (size_t)1 << (c->n_levels - 1), dim[3] = c->in_channels;
+    db__vae_encode_record(n, c, db_input(n->tape, DB_F32, 4, dim));
+    dim[1] = dim[2] = 1, dim[3] = c->latent_channels;
+    db__vae_decode_record(n, c, db_input(n->tape, DB_F32, 4, dim));
+}
+
+/* Until 2023 diffusers called the attention's layers otherwise. */
+static int db__vae_names(const char *name, int alternative, char *out)
+{
+    static const char *const pair[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    size_t k;
+    for (k = 0; alternative == 1 && k < 4; k++) {
+        const char *found = strstr(name, pair[k][0]);
+        if (found) return snprintf(out, 256, "%.*s%s%s", (int)(found - name), name, pair[k][1], found + strlen(pair[k][0])) < 256;
+    }
+    return 0;
+}
+
+static const db__network db__vae_network = {sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
+                                            db__vae_parse, db__vae_declare, db__vae_names};
+
+db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out) { return db__config_load(ctx, &db__vae_network, path, out); }
+
+db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out)
+{
+    *out = (db_vae *)db__network_create(ctx, &db__vae_network, config);
+    return ctx->result;
+}
+
+db_result db_vae_load(db_ctx *ctx, const char *directory, db_vae **out)
+{
+    *out = (db_vae *)db__network_load(ctx, &db__vae_network, directory);
+    return ctx->result;
+}
+
+void db_vae_free(db_vae *v) { db__network_free(v); }
+
+size_t db_vae_factor(const db_vae *v) { return (size_t)1 << (v->config.n_levels - 1); }
+
+db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &v->params;
+    return db__vae_encode_record(&n, &v->config, x);
+}
+
+db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = &v->params;
+    return db__vae_decode_record(&n, &v->config, z);
+}
+
+/* Runs one half on B inputs [H,W,C], one at a time, with one tape. */
+static db_result db__vae_run(db_vae *v, db_tensor (*half)(db_tape *, db_vae *, db_tensor), const float *in, size_t B, size_t H, size_t W, size_t C, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    db_tape *t = NULL;
+    db_tensor x, y;
+    size_t dim[4], b;
+    if (db_tape_create(ctx, &t) != DB_OK) return ctx->result;
+    dim[0] = 1, dim[1] = H, dim[2] = W, dim[3] = C;
+    x = db_input(t, DB_F32, 4, dim);
+    y = half(t, v, x);
+    db_keep(t, y);
+    for (b = 0; b < B && ctx->result == DB_OK; b++) {
+        db_upload(t, x, in + b * H * W * C);
+        db_run(t, 0, 0);
+        db_download(t, y, out + b * db_count(y));
+    }
+    db_tape_destroy(t);
+    return ctx->result;
+}
+
+db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W, float *moments)
+{
+    return db__vae_run(v, db_vae_encode_forward, x, B, H, W, v->config.in_channels, moments);
+}
+
+/* The window [y,y+h) x [x,x+w) of z [.,W,C] into out. */
+static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, size_t h, size_t w, float *out)
+{
+    size_t r;
+    for (r = 0; r < h; r++) memcpy(out + r * w * C, z + ((y + r) * W + x) * C, w * C * sizeof(float));
+}
+
+/* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or to its left). */
+static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw, size_t C, size_t n, int columns)
+{
+    size_t i, j, ch, m = DB__MIN(n, columns ? DB__MIN(aw, bw) : DB__MIN(ah, bh));
+    for (i = 0; i < (columns ? bh : m); i++)
+        for (j = 0; j < (columns ? m : bw); j++)
+            for (ch = 0; ch < C; ch++) {
+                float share = (float)(columns ? j : i) / (float)m;
+                const float *from = columns ? a + (i * aw + aw - m + j) * C : a + ((ah - m + i) * aw + j) * C;
+                b[(i * bw + j) * C + ch] = from[ch] * (1 - share) + b[(i * bw + j) * C + ch] * share;
+            }
+}
+
+/* One picture in tiles. z [h,w,L] unscaled */
+static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_t w, size_t tile, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    size_t f = db_vae_factor(v), L = v->config.latent_channels, C = v->config.out_channels, S = tile * f;
+    size_t step = DB__MAX(tile * 3 / 4, 1), n = S - step * f, columns = DB__CEIL_DIV(w, step), y, x, r;
+    float *rows = (float *)db__alloc(ctx, 2 * columns * S * S * C, sizeof(float)); /* the decoded tiles of two rows */
+    float *in = (float *)db__alloc(ctx, tile * tile * L, sizeof(float));
+    for (y = 0; y < h && rows && in && ctx->result == DB_OK; y += step)
+        for (x = 0; x < w && ctx->result == DB_OK; x += step) {
+            size_t th = DB__MIN(tile, h - y), tw = DB__MIN(tile, w - x), up = DB__MIN(tile, h - y + step), j = x / step;
+            float *above = rows + ((y / step + 1) % 2 * columns + j) * S * S * C, *here = rows + (y / step % 2 * columns + j) * S * S * C, *left = here - S * S * C;
+            db__window(z, w, L, y, x, th, tw, in);
+            if (db__vae_run(v, db_vae_decode_forward, in, 1, th, tw, L, here) != DB_OK) break;
+            if (y) db__blend(above, up * f, tw * f, here, th * f, tw * f, C, n, 0);
+            if (x) db__blend(left, th * f, DB__MIN(tile, w - x + step) * f, here, th * f, tw * f, C, n, 1);
+            for (r = 0; r < DB__MIN(th * f, S - n); r++)
+                memcpy(out + ((y * f + r) * w * f + x * f) * C, here + r * tw * f * C, DB__MIN(tw * f, S - n) * C * sizeof(float));
+        }
+    db__free(ctx, rows);
+    db__free(ctx, in);
+    return ctx->result;
+}
+
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out)
+{
+    db_ctx *ctx = v->params.ctx;
+    size_t f = db_vae_factor(v), n = h * w * v->config.latent_channels, b, k;
+    float *z = (float *)db__alloc(ctx, B * n, sizeof(float));
+    for (k = 0; z && k < B * n; k++) z[k] = latents[k] / v->config.scaling_factor;
+    if (z && (!tile || (h <= tile && w <= tile))) db__vae_run(v, db_vae_decode_forward, z, B, h, w, v->config.latent_channels, out);
+    else
+        for (b = 0; z && b < B && ctx->result == DB_OK; b++) db__vae_decode_tiled(v, z + b * n, h, w, tile, out + b * h * f * w * f * v->config.out_channels);
+    db__free(ctx, z);
+    return ctx->result;
 }
 
 /* ==== [DB-09] Noise schedule and samplers =================================================================
@@ -7925,7 +8610,7 @@ static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, siz
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D, size_t B, size_t H, size_t W,
                     size_t C, float *out)
 {
-    db_ctx *ctx = u->ctx;
+    db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
     size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C, CP = u->config.out_channels, n = P * C, k, b, p;
     size_t dim[4], *steps = (size_t *)db__alloc(ctx, config->num_inference_steps, sizeof *steps);
@@ -7984,7 +8669,7 @@ done:
 
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated)
 {
-    db_ctx *ctx = e->ctx;
+    db_ctx *ctx = e->params.ctx;
     size_t dim[2], k, i, cut = 0;
     int32_t *ids = (int32_t *)db__alloc(ctx, T, 2 * sizeof *ids);
     float *mask = (float *)db__alloc(ctx, T, sizeof *mask);

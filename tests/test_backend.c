@@ -79,7 +79,7 @@ static db_tensor network(db_net *n, model *m, int checkpoints)
     if (checkpoints) db_checkpoint_end(t);
     m->kept = b = db_activate(t, b, DB_ACT_GELU);
     if (checkpoints) db_checkpoint_begin(t);
-    b = block(n, "up0", db_concat(t, db_upsample2(t, b), a, 3), m->temb, 6);
+    b = block(n, "up0", db_concat(t, db_upsample2(t, b, 2 * b.dim[1], 2 * b.dim[2]), a, 3), m->temb, 6);
     if (checkpoints) db_checkpoint_end(t), db_checkpoint_begin(t);
     b = db__conv_layer(n, "out", db_multiply(t, b, b), 4, 3, none);
     if (checkpoints) db_checkpoint_end(t);

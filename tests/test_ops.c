@@ -116,7 +116,11 @@ static db_tensor op_slice(recorded *c) { return db_slice(c->tape, A(c, "x"), S(c
 static db_tensor op_cast(recorded *c) { return db_cast(c->tape, A(c, "x"), DB_F32); }
 static db_tensor op_cast_to_bf16(recorded *c) { return db_cast(c->tape, db_cast(c->tape, A(c, "x"), DB_BF16), DB_F32); }
 static db_tensor op_avg_pool2(recorded *c) { return db_avg_pool2(c->tape, A(c, "x")); }
-static db_tensor op_upsample2(recorded *c) { return db_upsample2(c->tape, A(c, "x")); }
+static db_tensor op_upsample2(recorded *c)
+{
+    db_tensor x = A(c, "x");
+    return db_upsample2(c->tape, x, 2 * x.dim[1] - S(c, "less"), 2 * x.dim[2] - S(c, "less"));
+}
 static db_tensor op_attention(recorded *c)
 {
     db_tensor q = A(c, "q"), k = A(c, "k"), v = A(c, "v");
@@ -126,6 +130,7 @@ static db_tensor op_attention(recorded *c)
 }
 static db_tensor op_embedding(recorded *c) { return db_embedding(c->tape, A(c, "ids"), A(c, "table")); }
 static db_tensor op_add_rows(recorded *c) { return db_add_rows(c->tape, A(c, "x"), A(c, "rows")); }
+static db_tensor op_add_each(recorded *c) { return db_add_each(c->tape, A(c, "x"), A(c, "e")); }
 static db_tensor op_mean_tokens(recorded *c) { return db_mean_tokens(c->tape, A(c, "x")); }
 static db_tensor op_sinusoid(recorded *c) { return db_sinusoid(c->tape, A(c, "x"), S(c, "D"), I(c, "cosine_first"), N(c, "shift")); }
 static db_tensor op_resize_bilinear(recorded *c) { return db_resize_bilinear(c->tape, A(c, "x"), S(c, "H"), S(c, "W")); }
@@ -176,7 +181,7 @@ static const struct operation {
     {"conv2d", op_conv2d}, {"linear", op_linear}, {"group_norm", op_group_norm}, {"layer_norm", op_layer_norm},
     {"rms_norm", op_rms_norm}, {"activate", op_activate}, {"multiply", op_multiply}, {"weighted_sum", op_weighted_sum},
     {"concat", op_concat}, {"slice", op_slice}, {"cast", op_cast}, {"cast_to_bf16", op_cast_to_bf16}, {"avg_pool2", op_avg_pool2}, {"upsample2", op_upsample2},
-    {"attention", op_attention}, {"embedding", op_embedding}, {"add_rows", op_add_rows}, {"mean_tokens", op_mean_tokens},
+    {"attention", op_attention}, {"embedding", op_embedding}, {"add_rows", op_add_rows}, {"add_each", op_add_each}, {"mean_tokens", op_mean_tokens},
     {"sinusoid", op_sinusoid}, {"resize_bilinear", op_resize_bilinear}, {"mix", op_mix}, {"mse", op_mse},
     {"cross_entropy", op_cross_entropy}, {"position_bias", op_position_bias}, {"resnet_block", op_resnet_block},
     {"transformer_block", op_transformer_block}};

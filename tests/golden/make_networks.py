@@ -22,14 +22,14 @@ def hashed(name, shape, scale):
     return ((x >> np.uint64(8)).astype(np.float32) / np.float32(8388608) - 1).reshape(shape) * np.float32(scale)
 
 
-def fill(model):
+def fill(model, prefix=""):
     for name, p in model.named_parameters():
         fan = p[0].numel() if p.dim() > 1 else 4
         with torch.no_grad():
-            p.copy_(torch.from_numpy(hashed(name, tuple(p.shape), (3.0 / fan) ** 0.5)) + (1 if p.dim() == 1 and name.endswith("weight") else 0))
+            p.copy_(torch.from_numpy(hashed(prefix + name, tuple(p.shape), (3.0 / fan) ** 0.5)) + (1 if p.dim() == 1 and name.endswith("weight") else 0))
 
 
-def save(name, config, tensors, out, target, model):
+def save(name, config, tensors, out, target, model, prefix="", only=""):
     d = os.path.join(HERE, "networks", name)
     os.makedirs(d, exist_ok=True)
     json.dump(config, open(os.path.join(d, "config.json"), "w"), indent=1, sort_keys=True)
@@ -38,9 +38,10 @@ def save(name, config, tensors, out, target, model):
     t = {"in." + k: v.detach().numpy().astype(np.float32) if v.is_floating_point() else v.numpy().astype(np.int32) for k, v in tensors.items()}
     t |= {"out": out.detach().float().numpy(), "target": target.float().numpy(), "loss": np.array([loss.item()], np.float32)}
     for k, p in model.named_parameters():
-        t["grad." + k] = p.grad.float().numpy()
+        if k.startswith(only) and p.grad is not None:
+            t["grad." + prefix + k] = p.grad.float().numpy()
     save_file({k: np.ascontiguousarray(v) for k, v in t.items()}, os.path.join(d, "golden.safetensors"),
-              metadata={"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__, "by": "make_networks.py"})
+              metadata={"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__, "by": os.path.basename(sys.argv[0])})
     print(name, sum(p.numel() for p in model.parameters()), "parameters")
 
 

@@ -145,7 +145,7 @@ def concat(c, a, b): return torch.cat([a, b], c["axis"])
 def slice_(c, x): return x[..., c["first"]:c["first"] + c["count"]]
 def cast(c, x): return x
 def avg_pool2(c, x): return nhwc(F.avg_pool2d(nchw(x), 2))
-def upsample2(c, x): return nhwc(F.interpolate(nchw(x), scale_factor=2, mode="nearest"))
+def upsample2(c, x): return nhwc(F.interpolate(nchw(x), size=[2 * n - c.get("less", 0) for n in x.shape[1:3]], mode="nearest"))
 
 
 def attention(c, q, k=None, v=None, bias=None, mask=None):
@@ -163,6 +163,7 @@ def attention(c, q, k=None, v=None, bias=None, mask=None):
 
 def embedding(c, ids, table): return F.embedding(ids.long(), table)
 def add_rows(c, x, rows): return (x.reshape(-1, *rows.shape) + rows).reshape(x.shape)
+def add_each(c, x, e): return x + e.reshape(e.shape[0], *[1] * (x.dim() - 2), -1)
 def mean_tokens(c, x): return x.mean(1, keepdim=True)
 
 
@@ -231,7 +232,7 @@ def transformer_block(c, x, text, w0, b0, wq, wk, wv, wo, bo, w1, b1, wf, bf, wp
 
 OPS = dict(conv2d=conv2d, linear=linear, group_norm=group_norm, layer_norm=layer_norm, rms_norm=rms_norm,
            activate=activate, multiply=multiply, weighted_sum=weighted_sum, concat=concat, slice=slice_, cast=cast, cast_to_bf16=cast,
-           avg_pool2=avg_pool2, upsample2=upsample2, attention=attention, embedding=embedding, add_rows=add_rows,
+           avg_pool2=avg_pool2, upsample2=upsample2, attention=attention, embedding=embedding, add_rows=add_rows, add_each=add_each,
            mean_tokens=mean_tokens, sinusoid=sinusoid64, resize_bilinear=resize_bilinear, mix=mix, mse=mse,
            cross_entropy=cross_entropy, position_bias=position_bias, resnet_block=resnet_block,
            transformer_block=transformer_block)
@@ -379,6 +380,8 @@ case("avg_pool2", "full precision, twice", x=X(2, 2, 8, 18), twice=1, full=1)
 case("avg_pool2", "twice", x=X(2, 6, 4, 3), twice=1)
 case("upsample2", "odd", x=X(2, 3, 5, 5))
 case("upsample2", "full precision, twice", x=X(1, 2, 3, 18), twice=1, full=1)
+case("upsample2", "to an odd size", x=X(2, 3, 4, 5), less=1)
+case("upsample2", "to an odd size, twice", x=X(1, 2, 3, 17), less=1, twice=1)
 case("upsample2", "twice", x=X(2, 1, 2, 3), twice=1)
 
 
@@ -417,6 +420,9 @@ case("embedding", "twice", ids=values("ids", [[2, 2, 4]]), table=P(5, 9), twice=
 case("add_rows", "positions", x=X(3, 4, 10), rows=P(4, 10))
 case("add_rows", "one row, full precision", x=X(2, 3, 17), rows=P(1, 17), full=1)
 case("add_rows", "twice", x=X(2, 4, 6), rows=P(4, 6), twice=1)
+case("add_each", "image", x=X(3, 4, 5, 10), e=X(3, 10))
+case("add_each", "tokens, more than one piece, full precision", x=X(2, 131, 17), e=X(2, 17), full=1)
+case("add_each", "twice", x=X(2, 9, 8, 6), e=X(2, 6), twice=1)
 case("mean_tokens", "mean", x=X(2, 7, 19))
 case("mean_tokens", "full precision", x=X(3, 5, 8), full=1)
 case("mean_tokens", "twice", x=X(2, 7, 3), twice=1)

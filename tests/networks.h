@@ -1,0 +1,232 @@
+/* networks.h - what the tests of whole networks share: weights from a hash, golden files, gradients.
+
+   Include after test.h. The golden files are written by golden/make_networks.py's `save`.            */
+#ifndef NETWORKS_H
+#define NETWORKS_H
+
+/* The weights that make_networks.py drew: uniform in [-scale, scale) from the name's CRC-32 and the index. */
+static inline uint32_t crc32_of(const char *s)
+{
+    uint32_t c = 0xFFFFFFFFu;
+    int k;
+    for (; *s; s++)
+        for (c ^= (uint8_t)*s, k = 0; k < 8; k++) c = c & 1 ? c >> 1 ^ 0xEDB88320u : c >> 1;
+    return ~c;
+}
+
+static inline void hashed(const char *name, size_t n, float scale, float *out)
+{
+    uint32_t key = crc32_of(name);
+    size_t i;
+    for (i = 0; i < n; i++) {
+        uint32_t x = (uint32_t)(i * 2654435761u) + key;
+        x = (x ^ x >> 16) * 0x7FEB352Du;
+        x = (x ^ x >> 15) * 0x846CA68Bu;
+        x ^= x >> 16;
+        out[i] = ((float)(x >> 8) / 8388608.0f - 1) * scale;
+    }
+}
+
+static inline void fill_params(db_param_table *p)
+{
+    size_t k, i;
+    float *row = (float *)malloc(sizeof(float) << 20);
+    for (k = 0; k < p->n; k++) {
+        db_param *item = &p->item[k];
+        size_t fan = item->n_dims > 1 ? item->count / item->dim[0] : 4, length = strlen(item->name);
+        hashed(item->name, item->count, sqrtf(3.0f / (float)fan), row);
+        if (item->n_dims == 1 && length > 6 && !strcmp(item->name + length - 6, "weight"))
+            for (i = 0; i < item->count; i++) row[i] += 1;
+        db_param_set(item, item->data, row);
+    }
+    free(row);
+}
+
+/* [B,C,H,W] of the files <-> [B,H,W,C] */
+static inline void to_nhwc(const float *in, const size_t *d, float *out)
+{
+    size_t b, c, p, P = d[2] * d[3];
+    for (b = 0; b < d[0]; b++)
+        for (c = 0; c < d[1]; c++)
+            for (p = 0; p < P; p++) out[(b * P + p) * d[1] + c] = in[(b * d[1] + c) * P + p];
+}
+
+static inline float *golden(db_safetensors *st, const char *name, size_t dim[4])
+{
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    float *x;
+    if (!f) return NULL;
+    x = (float *)malloc((f->count + 1) * sizeof(float));
+    db_file_tensor_to_f32(f, x);
+    memset(dim, 0, 4 * sizeof *dim);
+    memcpy(dim, f->dim, (size_t)(f->rank < 4 ? f->rank : 4) * sizeof *dim);
+    return x;
+}
+
+/* Whether a name begins with one of the prefixes, a list with bars between them. */
+static inline int begins_with(const char *name, const char *prefixes)
+{
+    const char *bar;
+    for (; (bar = strchr(prefixes, '|')) != NULL; prefixes = bar + 1)
+        if (!strncmp(name, prefixes, (size_t)(bar - prefixes))) return 1;
+    return !strncmp(name, prefixes, strlen(prefixes));
+}
+
+/* Compares the gradient of every parameter (or of those whose names begin with `prefixes`) with the file; prints
+   how many there were. Some gradients are zero
+   in theory (a key's bias drops out of the softmax; a bias that feeds only a normalisation of single
+   channels): where the reference is below 1e-7, ours is held to an absolute bound and the name printed. */
+static inline void check_gradients(const char *name, const db_param_table *p, const char *prefixes, db_safetensors *st, double limit)
+{
+    size_t k, i, n = 0, in_file = 0, wanted = 0, dim[4];
+    double worst = 0;
+    char text[300], where[300] = "";
+    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
+    for (k = 0; k < p->n; k++) {
+        float *ref, *ours;
+        double e, size = 0;
+        if (!begins_with(p->item[k].name, prefixes)) continue;
+        wanted++;
+        snprintf(text, sizeof text, "grad.%s", p->item[k].name);
+        ref = golden(st, text, dim);
+        if (!ref) continue;
+        ours = (float *)malloc(p->item[k].count * sizeof(float));
+        db_param_get(&p->item[k], p->item[k].grad, ours);
+        for (i = 0; i < p->item[k].count; i++) size = fabs((double)ref[i]) > size ? fabs((double)ref[i]) : size;
+        e = test_error(ours, ref, p->item[k].count, size < 1e-7 ? 1e-1 : 1e-7, NULL);
+        if (size < 1e-7) printf("   zero in theory: %s, ours within %.1e\n", p->item[k].name, e * 0.1);
+        if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s", p->item[k].name);
+        n++;
+        free(ref);
+        free(ours);
+    }
+    snprintf(text, sizeof text, "%s gradients", name);
+    if (worst <= limit && n == wanted && n == in_file) test_pass(text, "%zu of %zu parameters compared, worst %.1e at %s", n, in_file, worst, where);
+    else test_fail(text, "%zu of %zu parameters compared, of %zu in the file; worst %.1e at %s", n, wanted, in_file, worst, where);
+}
+
+/* One line for a network's output. */
+static inline void check_output(db_ctx *ctx, const char *name, const float *ours, const float *ref, size_t n, double limit)
+{
+    char label[200];
+    double e = test_error(ours, ref, n, 1e-6, NULL);
+    snprintf(label, sizeof label, "%s output (%s)", name, db_isa(ctx));
+    if (db_status(ctx) != DB_OK) test_fail(label, "%s", db_last_error(ctx));
+    else if (!(e <= limit)) test_fail(label, "error %.1e", e);
+    else test_pass(label, "error %.1e", e);
+}
+
+static inline void check_unet(db_ctx *ctx, const char *name, double limit, double grad_limit)
+{
+    char path[300];
+    db_unet_config c;
+    db_unet *u = NULL;
+    db_safetensors *st = NULL;
+    db_tape *t = NULL;
+    db_tensor x, ts, text, labels, out, target;
+    size_t dx[4], dt[4], dc[4], one[4], d[4];
+    float *sample, *time, *words, *classes, *image;
+    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
+    db_unet_config_load(ctx, path, &c);
+    db_unet_create(ctx, &c, &u);
+    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
+    db_safetensors_open(ctx, path, &st);
+    if (db_status(ctx) != DB_OK) {
+        test_fail(name, "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    db_params_require_grad(&u->params);
+    fill_params(&u->params);
+    sample = golden(st, "in.sample", dx), time = golden(st, "in.timestep", one), words = golden(st, "in.encoder_hidden_states", dt);
+    classes = golden(st, "in.class_labels", dc);
+    d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
+    db_tape_create(ctx, &t);
+    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d), text = db_input(t, DB_F32, 3, dt);
+    labels = classes ? db_input(t, DB_F32, 1, d) : db__none;
+    out = db_unet_forward(t, u, x, ts, text, labels, NULL);
+    d[3] = c.out_channels;
+    target = db_input(t, DB_F32, 4, d);
+    image = (float *)malloc(dx[0] * dx[1] * dx[2] * dx[3] * sizeof(float));
+    to_nhwc(sample, dx, image);
+    db_keep(t, out);
+    {
+        size_t n = db_count(out), dim[4];
+        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float)), loss = 0, *ref_loss;
+        db_tensor l = db_mse(t, out, target, db__none, db__none, NULL);
+        db_backward(t, l);
+        to_nhwc(goal, dim, b);
+        db_upload(t, x, image), db_upload(t, ts, time), db_upload(t, text, words), db_upload(t, target, b);
+        if (classes) db_upload(t, labels, classes);
+        db_zero_grad(&u->params);
+        db_run(t, 0, 0);
+        db_download(t, out, a), db_download(t, l, &loss);
+        to_nhwc(ref, dim, b);
+        ref_loss = golden(st, "loss", dim);
+        check_output(ctx, name, a, b, n, limit);
+        if (!(fabs((double)loss - (double)*ref_loss) <= limit * (double)*ref_loss)) test_fail(name, "loss %.6f, not %.6f", (double)loss, (double)*ref_loss);
+        if (db_status(ctx) == DB_OK) check_gradients(name, &u->params, "", st, grad_limit);
+        free(ref), free(goal), free(a), free(b), free(ref_loss);
+    }
+    free(sample), free(time), free(words), free(classes), free(image);
+    db_tape_destroy(t);
+    db_safetensors_close(st);
+    db_unet_free(u);
+    db_clear_error(ctx);
+}
+
+static inline void check_text_encoder(db_ctx *ctx, const char *name)
+{
+    char path[300];
+    db_text_config c;
+    db_text_encoder *e = NULL;
+    db_safetensors *st = NULL;
+    db_tape *t = NULL;
+    db_tensor ids, mask, out, target;
+    size_t d[4], dm[4], k, n;
+    float *words, *valid;
+    int32_t *numbers;
+    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
+    db_text_config_load(ctx, path, &c);
+    db_text_encoder_create(ctx, &c, &e);
+    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
+    db_safetensors_open(ctx, path, &st);
+    if (db_status(ctx) != DB_OK) {
+        test_fail(name, "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    db_params_require_grad(&e->params);
+    fill_params(&e->params);
+    words = golden(st, "in.input_ids", d), valid = golden(st, "in.attention_mask", dm);
+    n = d[0] * d[1];
+    numbers = (int32_t *)malloc(n * sizeof *numbers);
+    for (k = 0; k < n; k++) numbers[k] = (int32_t)words[k];
+    for (k = 0; valid && k < n; k++) valid[k] = valid[k] > 0 ? 0.0f : -1e9f;
+    db_tape_create(ctx, &t);
+    ids = db_input(t, DB_I32, 2, d), mask = valid ? db_input(t, DB_F32, 2, d) : db__none;
+    out = db_text_forward(t, e, ids, mask);
+    target = db_input(t, DB_F32, 3, out.dim);
+    {
+        db_tensor l;
+        size_t dim[4], m = db_count(out);
+        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(m * sizeof(float)), loss = 0;
+        db_keep(t, out);
+        l = db_mse(t, out, target, db__none, db__none, NULL);
+        db_backward(t, l);
+        db_upload(t, ids, numbers), db_upload(t, target, goal);
+        if (valid) db_upload(t, mask, valid);
+        db_run(t, 0, 0);
+        db_download(t, out, a), db_download(t, l, &loss);
+        check_output(ctx, name, a, ref, m, 1e-4);
+        if (db_status(ctx) == DB_OK) check_gradients(name, &e->params, "", st, 1e-3);
+        free(ref), free(goal), free(a);
+    }
+    free(words), free(valid), free(numbers);
+    db_tape_destroy(t);
+    db_safetensors_close(st);
+    db_text_encoder_free(e);
+    db_clear_error(ctx);
+}
+
+#endif

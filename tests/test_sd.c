@@ -1,0 +1,300 @@
+/* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs and the
+   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets. */
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#include "test.h"
+#include "networks.h"
+
+/* ---- the autoencoder ------------------------------------------------------------------------------------------ */
+
+/* Opens networks/NAME: its network with the hashed weights, its golden file, its input as [B,H,W,C]. */
+static db_vae *open_vae(db_ctx *ctx, const char *name, db_safetensors **st, float **image, size_t d[4])
+{
+    char path[300];
+    db_vae_config c;
+    db_vae *v = NULL;
+    float *x;
+    size_t file[4];
+    *image = NULL;
+    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
+    if (db_vae_config_load(ctx, path, &c) == DB_OK) db_vae_create(ctx, &c, &v);
+    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
+    if (db_safetensors_open(ctx, path, st) != DB_OK) return v;
+    fill_params(&v->params);
+    x = golden(*st, "in.sample", file);
+    d[0] = file[0], d[1] = file[2], d[2] = file[3], d[3] = file[1];
+    *image = (float *)malloc(d[0] * d[1] * d[2] * d[3] * sizeof(float));
+    to_nhwc(x, file, *image);
+    free(x);
+    return v;
+}
+
+static void check_vae(db_ctx *ctx, const char *base, int decoder)
+{
+    char name[100];
+    size_t d[4], file[4];
+    db_safetensors *st = NULL;
+    db_tape *t = NULL;
+    float *image, *ref, *goal, *a;
+    db_vae *v;
+    db_tensor x, y, target, loss;
+    snprintf(name, sizeof name, "%s_%s", base, decoder ? "decoder" : "encoder");
+    v = open_vae(ctx, name, &st, &image, d);
+    if (db_status(ctx) != DB_OK || db_params_require_grad(&v->params) != DB_OK || db_tape_create(ctx, &t) != DB_OK) {
+        test_fail(name, "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    x = db_input(t, DB_F32, 4, d);
+    y = decoder ? db_vae_decode_forward(t, v, x) : db_vae_encode_forward(t, v, x);
+    db_keep(t, y);
+    target = db_input(t, DB_F32, 4, y.dim);
+    loss = db_mse(t, y, target, db__none, db__none, NULL);
+    db_backward(t, loss);
+    a = golden(st, "target", file);
+    goal = (float *)malloc(db_count(y) * sizeof(float));
+    to_nhwc(a, file, goal);
+    db_upload(t, x, image), db_upload(t, target, goal);
+    free(a), free(goal);
+    db_run(t, 0, 0);
+    a = (float *)malloc(db_count(y) * sizeof(float));
+    db_download(t, y, a);
+    goal = golden(st, "out", file);
+    ref = (float *)malloc(db_count(y) * sizeof(float));
+    to_nhwc(goal, file, ref);
+    check_output(ctx, name, a, ref, db_count(y), 1e-4);
+    if (db_status(ctx) == DB_OK) check_gradients(name, &v->params, decoder ? "decoder.|post_quant_conv." : "encoder.|quant_conv.", st, 1e-3);
+    free(image), free(ref), free(goal), free(a);
+    db_tape_destroy(t);
+    db_safetensors_close(st);
+    db_vae_free(v);
+    db_clear_error(ctx);
+}
+
+static void check_vae_tiled(db_ctx *ctx)
+{
+    size_t d[4], file[4], f, n;
+    db_safetensors *st = NULL;
+    float *image, *out, *ref, *goal;
+    db_vae *v = open_vae(ctx, "vae_tiled", &st, &image, d);
+    f = db_vae_factor(v);
+    goal = golden(st, "out", file);
+    n = file[0] * file[1] * file[2] * file[3];
+    ref = (float *)malloc(n * sizeof(float)), out = (float *)calloc(n, sizeof(float));
+    to_nhwc(goal, file, ref);
+    if (file[2] != d[1] * f || file[3] != d[2] * f) test_fail("vae_tiled", "the golden file has another size");
+    db_vae_decode(v, image, d[0], d[1], d[2], v->config.sample_size / f, out);
+    check_output(ctx, "vae_tiled", out, ref, n, 1e-4);
+    free(image), free(out), free(ref), free(goal);
+    db_safetensors_close(st);
+    db_vae_free(v);
+}
+
+/* ---- files ---------------------------------------------------------------------------------------------------- */
+
+static char scratch[300]; /* a folder for this run */
+
+static const char *at(const char *name)
+{
+    static char path[4][400];
+    static int turn;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", scratch, name);
+    return path[turn];
+}
+
+static void write_text(const char *name, const char *text)
+{
+    FILE *f = fopen(at(name), "wb");
+    if (f) fputs(text, f), fclose(f);
+}
+
+/* Writes a table without the first `skip` characters of its names; `leave` is left out, `bend` gets a further row. */
+static void write_params(db_ctx *ctx, const db_param_table *p, const char *name, size_t skip, const char *leave, const char *bend)
+{
+    db_safetensors_writer *w = db_safetensors_create(ctx, at(name));
+    float *row = (float *)calloc(1 << 20, sizeof *row);
+    size_t k, pass;
+    for (pass = 0; pass < 2; pass++)
+        for (k = 0; k < p->n; k++) {
+            size_t dim[4];
+            if (leave && !strcmp(p->item[k].name, leave)) continue;
+            memcpy(dim, p->item[k].dim, sizeof dim);
+            dim[0] += bend && !strcmp(p->item[k].name, bend);
+            db_param_get(&p->item[k], p->item[k].data, row);
+            if (!pass) db_safetensors_declare(w, p->item[k].name + skip, DB_F32, p->item[k].n_dims, dim);
+            else db_safetensors_write_f32(w, p->item[k].name + skip, row);
+        }
+    free(row);
+    db_safetensors_finish(w);
+}
+
+/* The context must have failed, with a sentence that holds both words. */
+static void expect(db_ctx *ctx, const char *name, db_result code, const char *a, const char *b)
+{
+    const char *error = db_last_error(ctx);
+    if (db_status(ctx) == code && strstr(error, a) && strstr(error, b)) test_pass(name, "%s", error);
+    else test_fail(name, "%s, \"%s\"; expected %s with \"%s\" and \"%s\"", db_result_name(db_status(ctx)), error, db_result_name(code), a, b);
+    db_clear_error(ctx);
+}
+
+static void check_text_files(db_ctx *ctx)
+{
+    static const char config[] = "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 16, \"intermediate_size\": 24, "
+                                 "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"hidden_act\": \"quick_gelu\"}";
+    static const char bias[] = "text_model.encoder.layers.0.mlp.fc1.bias";
+    db_text_encoder *e = NULL, *f = NULL;
+    db_text_config c;
+    write_text("config.json", config);
+    db_text_config_load(ctx, at("config.json"), &c);
+    if (db_text_encoder_create(ctx, &c, &e) != DB_OK) {
+        test_fail("clip files", "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    fill_params(&e->params);
+    write_params(ctx, &e->params, "model.safetensors", strlen("text_model."), NULL, NULL);
+    db_text_encoder_load(ctx, scratch, &f);
+    test_check(f && !memcmp(e->params.data, f->params.data, e->params.count * sizeof(float)), "clip without the prefix text_model.", "the same weights");
+    db_text_encoder_free(f);
+    db_clear_error(ctx);
+    write_params(ctx, &e->params, "model.safetensors", 0, bias, NULL);
+    db_text_encoder_load(ctx, scratch, &f);
+    expect(ctx, "clip, a tensor missing", DB_ERROR_MISSING, "model.safetensors", bias);
+    write_params(ctx, &e->params, "model.safetensors", 0, NULL, bias);
+    db_text_encoder_load(ctx, scratch, &f);
+    expect(ctx, "clip, a tensor misshaped", DB_ERROR_SHAPE, "has shape [25]", "asks for [24]");
+    remove(at("model.safetensors"));
+    write_text("model.safetensors.index.json", "{\"metadata\": {}, \"weight_map\": {\"text_model.final_layer_norm.bias\": \"model-0000");
+    db_text_encoder_load(ctx, scratch, &f);
+    expect(ctx, "clip, a truncated shard index", DB_ERROR_FORMAT, "model.safetensors.index.json", "");
+    write_text("config.json", "{\"model_type\": \"siglip_text_model\"}");
+    db_text_encoder_load(ctx, scratch, &f);
+    expect(ctx, "a text encoder of another kind", DB_ERROR_UNSUPPORTED, "config.json", "siglip_text_model");
+    write_text("config.json", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 15, \"intermediate_size\": 24, "
+                              "\"num_hidden_layers\": 1, \"num_attention_heads\": 2}");
+    db_text_encoder_load(ctx, scratch, &f);
+    expect(ctx, "clip, heads that do not fit", DB_ERROR_FORMAT, "config.json", "hidden_size");
+    remove(at("model.safetensors.index.json"));
+    remove(at("config.json"));
+    db_text_encoder_free(e);
+}
+
+/* networks/NAME/config.json with `to` in place of `from` must be refused with a sentence that holds `word`. */
+static void refuse_config(db_ctx *ctx, const char *name, const char *from, const char *to, const char *word)
+{
+    char path[300], text[8192], changed[8192], label[200];
+    FILE *f;
+    size_t n;
+    const char *where;
+    db_unet_config c;
+    db_vae_config v;
+    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
+    f = fopen(path, "rb");
+    n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f) fclose(f);
+    text[n] = 0;
+    where = strstr(text, from);
+    snprintf(label, sizeof label, "%s with %s", name, to);
+    if (!where) {
+        test_fail(label, "%s does not hold %s", path, from);
+        return;
+    }
+    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(where - text), text, to, where + strlen(from));
+    write_text("config.json", changed);
+    if (strncmp(name, "vae", 3)) db_unet_config_load(ctx, at("config.json"), &c);
+    else db_vae_config_load(ctx, at("config.json"), &v);
+    expect(ctx, label, strstr(word, "level") || strstr(word, "head") ? DB_ERROR_FORMAT : DB_ERROR_UNSUPPORTED, "config.json", word);
+    remove(at("config.json"));
+}
+
+static void check_configs(db_ctx *ctx)
+{
+    refuse_config(ctx, "sd_a", "\"CrossAttnDownBlock2D\"", "\"AttnDownBlock2D\"", "AttnDownBlock2D");
+    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"", "UNetMidBlock2D");
+    refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3", "attention_head_dim");
+    refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1]", "2 levels");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
+    refuse_config(ctx, "vae_a_encoder", "\"DownEncoderBlock2D\"", "\"AttnDownEncoderBlock2D\"", "AttnDownEncoderBlock2D");
+    refuse_config(ctx, "vae_a_encoder", "\"latent_channels\": 4", "\"latent_channels\": 4, \"shift_factor\": 0.1", "shift_factor");
+    refuse_config(ctx, "vae_a_encoder", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
+    refuse_config(ctx, "if1_a", "\"text_proj\"", "\"image_proj\"", "image_proj");
+}
+
+/* The attention's weights under their names of before 2023, as 1x1 convolutions too. */
+static void check_vae_files(db_ctx *ctx)
+{
+    static const char *const old[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    db_vae *v = NULL, *u = NULL;
+    db_vae_config c;
+    db_safetensors_writer *w;
+    float *row = (float *)calloc(1 << 20, sizeof *row);
+    size_t k, j, pass, renamed = 0;
+    db_vae_config_load(ctx, "tests/golden/networks/vae_a_encoder/config.json", &c);
+    if (db_vae_create(ctx, &c, &v) != DB_OK) return;
+    fill_params(&v->params);
+    w = db_safetensors_create(ctx, at("diffusion_pytorch_model.safetensors"));
+    for (pass = 0; pass < 2; pass++)
+        for (k = 0; k < v->params.n; k++) {
+            const db_param *p = &v->params.item[k];
+            const char *found = NULL;
+            char name[256];
+            size_t dim[4] = {1, 1, 1, 1};
+            int rank = p->n_dims;
+            memcpy(dim, p->dim, (size_t)rank * sizeof *dim);
+            snprintf(name, sizeof name, "%s", p->name);
+            for (j = 0; j < 4; j++) {
+                found = strstr(p->name, old[j][0]);
+                if (!found) continue;
+                snprintf(name, sizeof name, "%.*s%s%s", (int)(found - p->name), p->name, old[j][1], found + strlen(old[j][0]));
+                if (rank == 2) rank = 4;
+                renamed++;
+            }
+            db_param_get(p, p->data, row);
+            if (!pass) db_safetensors_declare(w, name, DB_F32, rank, dim);
+            else db_safetensors_write_f32(w, name, row);
+        }
+    db_safetensors_finish(w);
+    free(row);
+    {
+        FILE *in = fopen("tests/golden/networks/vae_a_encoder/config.json", "rb");
+        char text[4096];
+        size_t n = in ? fread(text, 1, sizeof text - 1, in) : 0;
+        text[n] = 0;
+        if (in) fclose(in);
+        write_text("config.json", text);
+    }
+    db_vae_load(ctx, scratch, &u);
+    test_check(u && renamed == 32 && !memcmp(u->params.data, v->params.data, v->params.count * sizeof(float)), "vae, attention under its old names", "the same weights");
+    db_clear_error(ctx);
+    remove(at("config.json"));
+    remove(at("diffusion_pytorch_model.safetensors"));
+    db_vae_free(u);
+    db_vae_free(v);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"}, *const vaes[] = {"vae_a", "vae_b", "vae_c"};
+    size_t k;
+    db_ctx *ctx;
+    (void)argc;
+    test_let_threads_sleep(argv);
+    snprintf(scratch, sizeof scratch, "%s/test_sd_XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    if (!mkdtemp(scratch) || db_create(&ctx, NULL) != DB_OK) return 1;
+    for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
+    check_text_files(ctx);
+    for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);
+    check_configs(ctx);
+    for (k = 0; k < 2 * (sizeof vaes / sizeof *vaes); k++) check_vae(ctx, vaes[k / 2], k % 2);
+    check_vae_tiled(ctx);
+    check_vae_files(ctx);
+    db_destroy(ctx);
+    rmdir(scratch);
+    return test_summary();
+}
