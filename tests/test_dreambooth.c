@@ -1,0 +1,429 @@
+/* test_dreambooth.c - the loss of DreamBooth, its gradients and ten updates against PyTorch (golden/make_dreambooth.py);
+   photos, class images, checkpoints, super-resolution's conditioning. */
+
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#include "test.h"
+#include "networks.h"
+
+#define GOLDEN "tests/golden/dreambooth/"
+enum { STEPS = 10 };
+
+typedef struct subject { /* a pipeline made of golden configurations and hashed weights, with photos */
+    db_ctx *ctx;
+    db_pipeline p;
+    uint8_t *pixels[3];
+    db_image photo[3];
+    float *classes; /* [5,size,size,3] */
+    size_t size;
+} subject;
+
+/* Pixels 0 ... 255 from the hash, as make_dreambooth.py's `photo`. */
+static void hashed_photo(const char *name, size_t n, uint8_t *out)
+{
+    float *x = (float *)malloc(n * sizeof *x);
+    size_t k;
+    hashed(name, n, 1, x);
+    for (k = 0; k < n; k++) out[k] = (uint8_t)floorf((x[k] * 0.5f + 0.5f) * 255);
+    free(x);
+}
+
+static int subject_create(subject *s, const char *name, const char *prediction, size_t size, int threads)
+{
+    static const size_t sizes[3][2] = {{24, 24}, {20, 31}, {37, 25}};
+    db_config config = db_config_default();
+    db_unet_config u;
+    db_text_config t;
+    char path[300];
+    uint8_t *bytes = (uint8_t *)malloc(size * size * 3);
+    size_t k, i;
+    memset(s, 0, sizeof *s);
+    config.threads = threads;
+    if (db_create(&s->ctx, &config) != DB_OK) return 0;
+    s->p.ctx = s->ctx, s->size = size;
+    snprintf(path, sizeof path, GOLDEN "%s.json", name);
+    db_unet_config_load(s->ctx, path, &u);
+    db_text_config_load(s->ctx, GOLDEN "text_encoder.json", &t);
+    db_unet_create(s->ctx, &u, &s->p.unet);
+    db_text_encoder_create(s->ctx, &t, &s->p.text_encoder);
+    db_tokenizer_load(s->ctx, "examples/world/base/tokenizer", &s->p.tokenizer);
+    db_schedule_init(s->ctx, "squaredcos_cap_v2", 0, 0, 1000, &s->p.scheduler);
+    db_schedule_init(s->ctx, "squaredcos_cap_v2", 0, 0, 1000, &s->p.image_noising);
+    s->p.scheduler.prediction_type = !strcmp(prediction, "epsilon") ? DB_PREDICT_EPSILON : !strcmp(prediction, "sample") ? DB_PREDICT_SAMPLE : DB_PREDICT_V;
+    s->p.super_resolution = u.class_embed_timestep;
+    if (db_status(s->ctx) != DB_OK) return 0;
+    fill_params(&s->p.unet->params);
+    fill_params(&s->p.text_encoder->params);
+    for (k = 0; k < 3; k++) {
+        char photo[16];
+        snprintf(photo, sizeof photo, "photo%d", (int)k);
+        s->photo[k].h = sizes[k][0], s->photo[k].w = sizes[k][1];
+        s->pixels[k] = (uint8_t *)malloc(sizes[k][0] * sizes[k][1] * 3);
+        hashed_photo(photo, sizes[k][0] * sizes[k][1] * 3, s->pixels[k]);
+        s->photo[k].rgb = s->pixels[k];
+    }
+    s->classes = (float *)malloc(5 * size * size * 3 * sizeof(float));
+    for (k = 0; k < 5; k++) {
+        char image[16];
+        snprintf(image, sizeof image, "class%d", (int)k);
+        hashed_photo(image, size * size * 3, bytes);
+        for (i = 0; i < size * size * 3; i++) s->classes[k * size * size * 3 + i] = (float)bytes[i] / 127.5f - 1;
+    }
+    free(bytes);
+    return 1;
+}
+
+static void subject_free(subject *s)
+{
+    size_t k;
+    for (k = 0; k < 3; k++) free(s->pixels[k]);
+    free(s->classes);
+    db_tokenizer_free(s->p.tokenizer);
+    db_text_encoder_free(s->p.text_encoder);
+    db_unet_free(s->p.unet);
+    db_schedule_free(&s->p.scheduler);
+    db_schedule_free(&s->p.image_noising);
+    db_destroy(s->ctx);
+}
+
+/* The settings of make_dreambooth.py's cases. */
+static db_dreambooth_config settings(const subject *s, int prior)
+{
+    db_dreambooth_config c = db_dreambooth_config_default();
+    c.instance_prompt = "a zxk dog", c.class_prompt = prior ? "a dog" : NULL, c.prior_loss_weight = 0.7f;
+    c.resolution = s->size, c.crop_size = 8, c.train_batch_size = 2, c.class_batch_size = 3, c.max_train_steps = STEPS;
+    c.learning_rate = 1e-3f, c.seed = 7, c.noise_level = -0.5;
+    return c;
+}
+
+/* |a - b| / |b| of one parameter: its change against the file's. Parameters without gradient in theory are named. */
+static double delta_error(const db_param *item, const float *before, db_safetensors *st, const char *prefix, double largest, int *zero)
+{
+    char name[300];
+    size_t dim[4], i;
+    float *ref, *now_ = (float *)malloc(item->count * sizeof(float)), *grad;
+    double sum = 0, norm = 0, g = 0;
+    snprintf(name, sizeof name, "delta.%s%s", prefix, item->name);
+    ref = golden(st, name, dim);
+    snprintf(name, sizeof name, "grad.%s%s", prefix, item->name);
+    grad = golden(st, name, dim);
+    db_param_get(item, item->data, now_);
+    for (i = 0; ref && i < item->count; i++) {
+        double d = (double)now_[i] - (double)before[i] - (double)ref[i];
+        sum += d * d, norm += (double)ref[i] * (double)ref[i];
+        g = fabs((double)grad[i]) > g ? fabs((double)grad[i]) : g;
+    }
+    *zero = g < 1e-7 * largest;
+    free(ref), free(grad), free(now_);
+    return norm > 0 ? sqrt(sum / norm) : sum > 0 ? 1e9 : 0;
+}
+
+static double largest_gradient(db_safetensors *st)
+{
+    size_t k, i;
+    double most = 0;
+    for (k = 0; k < db_safetensors_count(st); k++) {
+        const db_file_tensor *f = db_safetensors_at(st, k);
+        float *x;
+        if (strncmp(f->name, "grad.", 5)) continue;
+        x = (float *)malloc(f->count * sizeof(float));
+        db_file_tensor_to_f32(f, x);
+        for (i = 0; i < f->count; i++) most = fabs((double)x[i]) > most ? fabs((double)x[i]) : most;
+        free(x);
+    }
+    return most;
+}
+
+static void compare_with_pytorch(const char *name, const char *prediction, size_t size, int prior, int text, float lambda, size_t b0, size_t b1, size_t accumulation)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    db_safetensors *st = NULL;
+    char label[300], path[300], where[300] = "";
+    float *losses, *before[2] = {NULL, NULL};
+    db_param_table *table[2];
+    size_t dim[4], k, i, n = 0, in_file = 0, tables = text ? 2 : 1;
+    double worst_loss = 0, first = 0, worst = 0, largest;
+    const char *const prefix[2] = {"", "text_encoder:"};
+    if (!subject_create(&s, name, prediction, size, 2)) {
+        test_fail(name, "%s", s.ctx ? db_last_error(s.ctx) : "no context");
+        return;
+    }
+    c = settings(&s, prior);
+    c.train_text_encoder = text, c.prior_loss_weight = lambda, c.train_batch_size = b0, c.class_batch_size = b1, c.gradient_accumulation_steps = accumulation;
+    snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
+    db_safetensors_open(s.ctx, path, &st);
+    losses = golden(st, "losses", dim);
+    largest = largest_gradient(st);
+    table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
+    for (k = 0; k < tables; k++) {
+        before[k] = (float *)malloc(table[k]->count * sizeof(float));
+        memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
+    }
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, prior ? s.classes : NULL, prior ? 5 : 0, &d) != DB_OK) goto done;
+    for (k = 0; k < STEPS; k++) {
+        db_dreambooth_losses l;
+        double e[3];
+        db_dreambooth_step(d, &l);
+        e[0] = fabs((double)(l.total / losses[3 * k]) - 1), e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
+        e[2] = prior ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
+        for (i = 0; i < 3; i++) {
+            worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
+            if (!k) first = e[i] > first || e[i] != e[i] ? e[i] : first;
+        }
+        if (k) continue;
+        for (i = 0; i < tables; i++) { /* gradients are still there after the first update; averaged over the runs */
+            size_t j, m;
+            for (j = 0; j < table[i]->n; j++) {
+                db_param *item = &table[i]->item[j];
+                float *ours = (float *)malloc(item->count * sizeof(float)), *ref;
+                double err;
+                snprintf(label, sizeof label, "grad.%s%s", prefix[i], item->name);
+                ref = golden(st, label, dim);
+                db_param_get(item, item->grad, ours);
+                for (m = 0; m < item->count; m++) ours[m] /= (float)accumulation;
+                err = ref ? test_error(ours, ref, item->count, 1e-4 * largest, NULL) : 1e9;
+                if (err > worst || err != err) worst = err, snprintf(where, sizeof where, "%s", label);
+                n++;
+                free(ours), free(ref);
+            }
+        }
+    }
+    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
+    snprintf(label, sizeof label, "%s loss", name);
+    if (db_status(s.ctx) == DB_OK && first <= 1e-5 && worst_loss <= 1e-4) test_pass(label, "first step %.1e, worst of %d steps %.1e", first, STEPS, worst_loss);
+    else test_fail(label, "first step %.1e, worst of %d steps %.1e; %s", first, STEPS, worst_loss, db_last_error(s.ctx));
+    snprintf(label, sizeof label, "%s gradients", name);
+    if (worst <= 1e-3 && n == in_file) test_pass(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
+    else test_fail(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
+    worst = 0, n = 0;
+    for (i = 0; i < tables; i++)
+        for (k = 0; k < table[i]->n; k++) {
+            float *was = (float *)malloc(table[i]->item[k].count * sizeof(float));
+            int zero;
+            double e;
+            db_param_get(&table[i]->item[k], before[i] + (table[i]->item[k].data - table[i]->data), was);
+            e = delta_error(&table[i]->item[k], was, st, prefix[i], largest, &zero);
+            free(was);
+            if (zero) {
+                printf("   no gradient: %s%s\n", prefix[i], table[i]->item[k].name);
+                continue;
+            }
+            if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], table[i]->item[k].name);
+            n++;
+        }
+    snprintf(label, sizeof label, "%s ten updates", name);
+    if (worst <= 1e-2) test_pass(label, "%zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, worst, where);
+    else test_fail(label, "%zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, worst, where);
+done:
+    if (db_status(s.ctx) != DB_OK) test_fail(name, "%s", db_last_error(s.ctx));
+    free(losses), free(before[0]), free(before[1]);
+    db_safetensors_close(st);
+    db_dreambooth_free(d);
+    subject_free(&s);
+}
+
+/* The weights after `steps` updates, saved and resumed on the way if asked, hashed. */
+static uint64_t weights_after(size_t steps, size_t resume_at, int threads, const char *file)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    uint64_t hash = 0xcbf29ce484222325u;
+    size_t k;
+    int round;
+    for (round = 0; round < (resume_at ? 2 : 1); round++) { /* the second round is another process, as it were */
+        if (!subject_create(&s, "base", "v_prediction", 8, threads)) return 0;
+        c = settings(&s, 1);
+        db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+        if (round) db_dreambooth_resume(d, file);
+        while (db_status(s.ctx) == DB_OK && db_dreambooth_steps_done(d) < (resume_at && !round ? resume_at : steps)) db_dreambooth_step(d, NULL);
+        if (resume_at && !round) db_dreambooth_save(d, file);
+        if (db_status(s.ctx) != DB_OK) printf("   %s\n", db_last_error(s.ctx));
+        for (k = 0; k < s.p.unet->params.count && (!resume_at || round); k++) {
+            uint32_t bits;
+            memcpy(&bits, &s.p.unet->params.data[k], 4);
+            hash = (hash ^ bits) * 0x100000001b3u;
+        }
+        db_dreambooth_free(d), d = NULL;
+        subject_free(&s);
+    }
+    return hash;
+}
+
+static void test_determinism(void)
+{
+    const char *file = "build/test_dreambooth.state";
+    uint64_t one = weights_after(6, 0, 1, file), two = weights_after(6, 0, 2, file), resumed = weights_after(6, 3, 2, file);
+    test_check(one && one == two, "weights after 6 steps, 1 and 2 threads", "the same bits");
+    test_check(one && one == resumed, "weights after 6 steps, saved and resumed after 3", "the same bits");
+    remove(file);
+}
+
+/* The network's output for one picture 16 x 16: channels of x, conditioning, level. */
+static void forward(subject *s, const float *noise, const float *low, float level, size_t step, const char *prompt, float *out)
+{
+    db_tape *t = NULL;
+    size_t dim[4] = {1, 16, 16, 6}, text[3] = {1, DB_PROMPT_TOKENS, 8}, k;
+    float *in = (float *)malloc(16 * 16 * 6 * sizeof *in), *words = (float *)malloc(DB_PROMPT_TOKENS * 8 * sizeof *words), time = (float)step;
+    db_tensor x, ts, w, labels, y;
+    for (k = 0; k < 256; k++) memcpy(in + 6 * k, noise + 3 * k, 3 * sizeof *in), memcpy(in + 6 * k + 3, low + 3 * k, 3 * sizeof *in);
+    db_encode(s->p.text_encoder, s->p.tokenizer, &prompt, 1, DB_PROMPT_TOKENS, words, NULL);
+    db_tape_create(s->ctx, &t);
+    x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim), w = db_input(t, DB_F32, 3, text), labels = db_input(t, DB_F32, 1, dim);
+    y = db_slice(t, db_unet_forward(t, s->p.unet, x, ts, w, labels, NULL), 0, 3);
+    db_keep(t, y);
+    db_upload(t, x, in), db_upload(t, ts, &time), db_upload(t, w, words), db_upload(t, labels, &level);
+    db_run(t, 0, 0);
+    db_download(t, y, out);
+    db_tape_destroy(t);
+    free(in), free(words);
+}
+
+static double largest_difference(const float *a, const float *b, size_t n)
+{
+    double e = 0;
+    size_t k;
+    for (k = 0; k < n; k++) e = fabs((double)a[k] - (double)b[k]) > e ? fabs((double)a[k] - (double)b[k]) : e;
+    return e;
+}
+
+/* Training and sampling feed a super-resolver the same thing at the same level: what db_dreambooth_step
+   draws, and what db_upscale's only step computes, are both held to db_condition_low_res. */
+static void test_conditioning(void)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    db_sample_config sampling = db_sample_config_default();
+    float small[4 * 4 * 3], whole[16 * 16 * 3], expected[16 * 16 * 3], part[8 * 8 * 3], noise[16 * 16 * 3], drawn[16 * 16 * 3], level;
+    const char *prompt = "a zxk dog";
+    size_t k, step;
+    double e = 1;
+    db_rng rng;
+    if (!subject_create(&s, "upscaler", "sample", 16, 1)) {
+        test_fail("conditioning", "no subject");
+        return;
+    }
+    c = settings(&s, 0);
+    c.train_batch_size = 1, c.center_crop = 1;
+    s.photo[0].w = s.photo[0].h = 16; /* no resizing: the first 16 x 16 pixels of the buffer */
+    for (k = 0; k < 768; k++) whole[k] = (float)s.pixels[0][k] / 127.5f - 1;
+    db_downsample(whole, 16, 16, 3, 4, small);
+    level = (float)c.noise_level;
+    rng.seed = 7;
+
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 1, NULL, 0, &d) == DB_OK) {
+        db_dreambooth_step(d, NULL), db_dreambooth_step(d, NULL); /* the first upload of the prompt used the same room */
+        rng.step = 1, rng.purpose = DB__FOR_INSTANCE + 10;
+        db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8, part);
+        e = largest_difference(d->host + 192, part, 192);         /* x, conditioning, alpha, sigma, -sigma, t, level */
+        if (e == 0 && d->host[2 * 192 + 4] == level) test_pass("conditioning in training", "a window of the whole small photo at level %g", (double)level);
+        else test_fail("conditioning in training", "differs by %g, level %g for %g", e, (double)d->host[2 * 192 + 4], (double)level);
+    }
+
+    sampling.num_inference_steps = 1, sampling.guidance_scale = 1, sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
+    s.p.scheduler.clip_sample = 0;
+    db_upscale(&s.p, &s.p, &prompt, 1, &sampling, level, small, 4, 4, 16, 16, drawn);
+    rng.step = 0, rng.purpose = DB__FOR_LOW_RES;
+    db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, expected);
+    rng.purpose = DB__FOR_SAMPLE;
+    db_random_normal(&rng, 768, noise);
+    db_schedule_timesteps(&s.p.scheduler, 1, &step);
+    forward(&s, noise, expected, level, step, prompt, expected);
+    for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k], -1), 1);
+    e = largest_difference(drawn, expected, 768);
+    if (db_status(s.ctx) == DB_OK && e <= 1e-5) test_pass("conditioning in sampling", "the whole small photo at level %g (%.1e)", (double)level, e);
+    else test_fail("conditioning in sampling", "the picture differs by %g; %s", e, db_last_error(s.ctx));
+
+    /* without noise, a window is the whole's part */
+    db_condition_low_res(&s.p.image_noising, -1, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, whole);
+    db_condition_low_res(&s.p.image_noising, -1, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8, part);
+    for (e = 0, k = 0; k < 8; k++) e += largest_difference(part + k * 24, whole + ((k + 4) * 16 + 4) * 3, 24);
+    test_check(e == 0, "a window of the upscaled photo", "the whole's part");
+    db_dreambooth_free(d);
+    subject_free(&s);
+}
+
+static void expect(subject *s, const char *name, db_result wanted, const char *part)
+{
+    db_result r = db_status(s->ctx);
+    if (r == wanted && strstr(db_last_error(s->ctx), part)) test_pass(name, "%s", db_last_error(s->ctx));
+    else test_fail(name, "%s: \"%s\", not %s with \"%s\"", db_result_name(r), db_last_error(s->ctx), db_result_name(wanted), part);
+    db_clear_error(s->ctx);
+}
+
+static int cancel_at_two(void *user, const char *what, size_t done, size_t total)
+{
+    (void)user, (void)what, (void)total;
+    return done == 2;
+}
+
+static void test_bad_input(void)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    db_dreambooth_losses l;
+    size_t k;
+    float first;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) {
+        test_fail("bad input", "no subject");
+        return;
+    }
+    c = settings(&s, 1);
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 0, s.classes, 5, &d);
+    expect(&s, "no photos", DB_ERROR_MISSING, "no photos");
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
+    expect(&s, "prior preservation without class images", DB_ERROR_MISSING, "a dog");
+    c.crop_size = 9;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    expect(&s, "a crop larger than the photos", DB_ERROR_ARGUMENT, "9");
+    c = settings(&s, 1), c.train_batch_size = 0;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    expect(&s, "an empty batch", DB_ERROR_ARGUMENT, "batch");
+    c = settings(&s, 1), s.photo[1].w = 0;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    expect(&s, "an empty photo", DB_ERROR_ARGUMENT, "photo 1");
+    s.photo[1].w = 31;
+
+    s.ctx->config.progress = cancel_at_two;
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK) {
+        db_dreambooth_step(d, &l);
+        db_dreambooth_step(d, &l);
+    }
+    test_check(d && db_dreambooth_steps_done(d) == 2, "a cancelled step", "is done");
+    expect(&s, "cancelled by the progress callback", DB_ERROR_CANCELLED, "step 2");
+    s.ctx->config.progress = NULL;
+
+    first = s.p.unet->params.data[0];
+    for (k = 0; k < 5 * 8 * 8 * 3; k++) s.classes[k] = NAN;
+    db_dreambooth_free(d), d = NULL;
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK) db_dreambooth_step(d, &l);
+    test_check(d && s.p.unet->params.data[0] == first && !db_dreambooth_steps_done(d), "a loss that is not a number", "changes no weight");
+    expect(&s, "a loss that is not a number stops", DB_ERROR_NUMERIC, "step 1");
+    if (d) db_dreambooth_resume(d, GOLDEN "base.safetensors");
+    expect(&s, "a state of another network", DB_ERROR_SHAPE, "base.safetensors");
+    db_dreambooth_free(d);
+    subject_free(&s);
+}
+
+static void test_class_seeds(void)
+{
+    test_check(db_class_image_seed("a dog", 0) != db_class_image_seed("a cat", 0) && db_class_image_seed("a dog", 7) == db_class_image_seed("a dog", 0) + 7,
+               "class images' seeds", "of (class, index): consecutive in one class, apart between classes");
+}
+
+int main(void)
+{
+    compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1);
+    compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2);
+    compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1);
+    compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1);
+    test_determinism();
+    test_conditioning();
+    test_bad_input();
+    test_class_seeds();
+    return test_summary();
+}
