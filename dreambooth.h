@@ -678,20 +678,30 @@ db_result db_params_save(const db_param_table *p, const float *values, const cha
 /* ---- [DB-09] noise schedule and samplers --------------------------------------------------------------- */
 
 typedef enum db_prediction { DB_PREDICT_EPSILON, DB_PREDICT_SAMPLE, DB_PREDICT_V } db_prediction;
-typedef enum db_spacing { DB_SPACING_LEADING, DB_SPACING_TRAILING, DB_SPACING_LINSPACE } db_spacing;
+typedef enum db_spacing { /* DEFAULT, where the file names none: LINSPACE for DPM-Solver++, else LEADING */
+    DB_SPACING_DEFAULT, DB_SPACING_LEADING, DB_SPACING_TRAILING, DB_SPACING_LINSPACE
+} db_spacing;
 typedef enum db_variance {
-    DB_VARIANCE_FIXED_SMALL, DB_VARIANCE_FIXED_LARGE, DB_VARIANCE_LEARNED_RANGE
+    DB_VARIANCE_FIXED_SMALL, DB_VARIANCE_FIXED_SMALL_LOG, DB_VARIANCE_FIXED_LARGE, DB_VARIANCE_FIXED_LARGE_LOG,
+    DB_VARIANCE_LEARNED, DB_VARIANCE_LEARNED_RANGE
 } db_variance;
+typedef enum db_sampler { DB_SAMPLER_DDPM, DB_SAMPLER_DDIM, DB_SAMPLER_DPMSOLVER } db_sampler; /* the last: DPM-Solver++ 2M */
+typedef enum db_solver_type { DB_SOLVER_MIDPOINT, DB_SOLVER_HEUN } db_solver_type;
 
 typedef struct db_schedule { /* names as in scheduler_config.json */
     size_t num_train_timesteps;
     double *alphas_cumprod; /* [num_train_timesteps], alpha_t^2 of the paper */
     db_ctx *ctx;
+    db_sampler sampler;     /* that of the file's class; one that is not here (PNDM, Euler ...): DPM-Solver++ */
     db_prediction prediction_type;
     db_spacing timestep_spacing;
     db_variance variance_type;
     int clip_sample, thresholding, steps_offset, set_alpha_to_one;
     double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
+    /* DPM-Solver++ */
+    db_solver_type solver_type;
+    int solver_order, lower_order_final, euler_at_final, final_sigma_zero;
+    double lambda_min_clipped;
 } db_schedule;
 
 db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
@@ -701,16 +711,26 @@ void db_schedule_free(db_schedule *s);
 
 /* alpha_t and sigma_t of x_t = alpha_t x + sigma_t eps */
 void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, float *sigma);
-/* Fills steps timesteps, from noisy to clean. */
-db_result db_schedule_timesteps(const db_schedule *s, size_t steps, size_t *out);
 
-typedef enum db_sampler { DB_SAMPLER_DDPM, DB_SAMPLER_DDIM } db_sampler;
+/* One way from noise to clean images: timestep[0 ... n-1], and what a multistep solver remembers. */
+typedef struct db_trajectory {
+    const db_schedule *schedule;
+    db_sampler sampler;
+    float eta;                    /* DDIM's: 0 deterministic, 1 as noisy as DDPM                       */
+    int use_clipped_model_output; /* DDIM's: take eps anew from the clipped or thresholded x0          */
+    size_t n, *timestep;
+    float *x0, *last_x0;          /* predictions of the clean images, of this step and the one before  */
+    size_t count;
+} db_trajectory;
 
-/* One step of a sampler from x_t to the previous timestep (previous < 0: to the clean image), in
-   place. pred [B,P,CP] is the network's output after guidance, CP = C or 2C (learned variance); noise
-   [B,P,C] standard normal, unused by DDIM with eta 0 and in a last step. */
-db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, size_t t, long previous, size_t B, size_t P, size_t C, size_t CP,
-                          const float *pred, const float *noise, float *x);
+/* n timesteps for `count` numbers (all images together); eta 0. *out needs db_trajectory_free in any case. */
+db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count, db_trajectory *out);
+void db_trajectory_free(db_trajectory *tr);
+
+/* Step k, in order: x [B,P,C] from timestep[k] to the next, in place. pred [B,P,CP] is the network's output after
+   guidance, CP = C or 2C (learned variance); noise [B,P,C] standard normal, needed if db_trajectory_draws. */
+db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *noise, float *x);
+int db_trajectory_draws(const db_trajectory *tr, size_t k);
 
 /* Classifier-free guidance in place: pred holds [2B,P,CP], unconditional first; its first half becomes
    uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
@@ -741,6 +761,7 @@ typedef struct db_sample_config {
     size_t num_inference_steps;
     float guidance_scale; /* 1: none, and half the work                                           */
     float eta;            /* DDIM's                                                               */
+    int use_clipped_model_output; /* DDIM's, see db_trajectory                                    */
     uint64_t seed;        /* sample b draws its noise from (seed + b)                             */
     const float *low_res; /* super-resolution: [B,H,W,C] the conditioning image, upscaled to H, W
                              and noised already; NULL otherwise                                   */
@@ -8326,13 +8347,17 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
    The network predicts eps, x, or v = alpha_t eps - sigma_t x (Salimans and Ho, 2022).
 
    DDPM (Ho et al., 2020) is the ancestral sampler, DDIM (Song et al., 2021) the deterministic one at
-   eta = 0. Dynamic thresholding is Imagen's (section 2.3).
+   eta = 0, DPM-Solver++ (Lu et al., 2022) a solver of second order that looks back one step. Dynamic
+   thresholding is Imagen's (section 2.3).
 
    Easy to get wrong
-   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it.
+   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it. But
+     diffusers' DDIM goes to t - num_train_timesteps / steps whatever the spacing.
    - A learned variance is interpolated between log beta~ and log beta; with guidance it comes from the
      branch with the text, and only the mean is guided.
-   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile does.  */
+   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile does.
+   - DPM-Solver++ spreads n + 1 points and leaves the last away, and never clips.
+   - A file that names no timestep_spacing means another one to DPM-Solver++ than to the others.        */
 
 static db_result db__schedule_betas(db_schedule *s, const char *kind, double start, double end)
 {
@@ -8360,6 +8385,17 @@ static db_result db__schedule_betas(db_schedule *s, const char *kind, double sta
     return DB_OK;
 }
 
+/* rescale_betas_zero_snr (Lin et al., 2024): alpha_t shifted and stretched so that the last one is 0. */
+static void db__schedule_zero_snr(db_schedule *s)
+{
+    size_t t, n = s->num_train_timesteps;
+    double first = sqrt(s->alphas_cumprod[0]), last = sqrt(s->alphas_cumprod[n - 1]);
+    for (t = 0; t < n; t++) {
+        double alpha = (sqrt(s->alphas_cumprod[t]) - last) * first / (first - last);
+        s->alphas_cumprod[t] = alpha * alpha;
+    }
+}
+
 db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start, double beta_end, size_t steps, db_schedule *s)
 {
     memset(s, 0, sizeof *s);
@@ -8370,34 +8406,44 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
     s->dynamic_thresholding_ratio = 0.995;
     s->sample_max_value = 1;
     s->set_alpha_to_one = 1;
+    s->solver_order = 2;
+    s->lower_order_final = s->final_sigma_zero = 1;
+    s->lambda_min_clipped = -HUGE_VAL;
     return db__schedule_betas(s, beta_schedule, beta_start, beta_end);
 }
 
-db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+/* Which of `names` the string `key` is; `otherwise` when it is absent; refused by name when it is none. */
+static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, const char *path, const char *const *names, size_t n, int otherwise)
 {
-    const db_json *j = db_json_load(ctx, path);
-    const char *name;
-    int64_t steps;
-    memset(s, 0, sizeof *s);
-    if (!j) return ctx->result;
-    steps = db_json_int(j, "num_train_timesteps", 1000);
-    if (steps < 1 || steps > 1000000) db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_train_timesteps\" is out of range", path);
-    else db_schedule_init(ctx, db_json_string(j, "beta_schedule", "linear"), db_json_number(j, "beta_start", 1e-4), db_json_number(j, "beta_end", 0.02), (size_t)steps, s);
-    name = db_json_string(j, "prediction_type", "epsilon");
-    if (!strcmp(name, "epsilon")) s->prediction_type = DB_PREDICT_EPSILON;
-    else if (!strcmp(name, "sample")) s->prediction_type = DB_PREDICT_SAMPLE;
-    else if (!strcmp(name, "v_prediction")) s->prediction_type = DB_PREDICT_V;
-    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the prediction_type \"%s\" is not supported", path, name);
-    name = db_json_string(j, "timestep_spacing", "leading");
-    if (!strcmp(name, "leading")) s->timestep_spacing = DB_SPACING_LEADING;
-    else if (!strcmp(name, "trailing")) s->timestep_spacing = DB_SPACING_TRAILING;
-    else if (!strcmp(name, "linspace")) s->timestep_spacing = DB_SPACING_LINSPACE;
-    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the timestep_spacing \"%s\" is not supported", path, name);
-    name = db_json_string(j, "variance_type", "fixed_small");
-    if (!strcmp(name, "fixed_small") || !strcmp(name, "fixed_small_log")) s->variance_type = DB_VARIANCE_FIXED_SMALL;
-    else if (!strcmp(name, "fixed_large")) s->variance_type = DB_VARIANCE_FIXED_LARGE;
-    else if (!strcmp(name, "learned_range")) s->variance_type = DB_VARIANCE_LEARNED_RANGE;
-    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the variance_type \"%s\" is not supported", path, name);
+    const char *text = db_json_string(j, key, NULL);
+    size_t k;
+    for (k = 0; text && k < n; k++)
+        if (!strcmp(text, names[k])) return (int)k;
+    if (text) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the %s \"%s\" is not supported", path, key, text);
+    return otherwise;
+}
+
+static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, db_schedule *s)
+{
+    static const char *const classes[] = {"DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"};
+    static const char *const predictions[] = {"epsilon", "sample", "v_prediction"}, *const spacings[] = {"", "leading", "trailing", "linspace"};
+    static const char *const variances[] = {"fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"};
+    static const char *const solvers[] = {"midpoint", "heun"}, *const finals[] = {"sigma_min", "zero"};
+    static const char *const fixed[][2] = {{"algorithm_type", "dpmsolver++"}, {"use_karras_sigmas", "false"}, {"use_exponential_sigmas", "false"},
+        {"use_beta_sigmas", "false"}, {"use_lu_lambdas", "false"}, {"use_flow_sigmas", "false"}, {"use_dynamic_shifting", "false"}};
+    static const char *const trained[][2] = {{"trained_betas", "null"}};
+    const char *name = db_json_string(j, "_class_name", "DDPMScheduler");
+    int k;
+    for (k = 0; k < 3 && strcmp(name, classes[k]); k++) {}
+    s->sampler = k < 3 ? (db_sampler)k : DB_SAMPLER_DPMSOLVER;
+    if (k == 3) db__log(ctx, DB_LOG_INFO, "%s: %s is not implemented; DPM-Solver++ stands in for it unless another scheduler is asked for", path, name);
+    db__config_fixed(ctx, j, path, trained, 1);
+    if (k == DB_SAMPLER_DPMSOLVER) db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
+    s->prediction_type = (db_prediction)db__config_choice(ctx, j, "prediction_type", path, predictions, 3, DB_PREDICT_EPSILON);
+    s->timestep_spacing = (db_spacing)db__config_choice(ctx, j, "timestep_spacing", path, spacings, 4, DB_SPACING_DEFAULT);
+    s->variance_type = (db_variance)db__config_choice(ctx, j, "variance_type", path, variances, 6, DB_VARIANCE_FIXED_SMALL);
+    s->solver_type = (db_solver_type)db__config_choice(ctx, j, "solver_type", path, solvers, 2, DB_SOLVER_MIDPOINT);
+    s->final_sigma_zero = db__config_choice(ctx, j, "final_sigmas_type", path, finals, 2, 1);
     s->clip_sample = db_json_bool(j, "clip_sample", 1);
     s->clip_sample_range = db_json_number(j, "clip_sample_range", 1);
     s->thresholding = db_json_bool(j, "thresholding", 0);
@@ -8405,6 +8451,28 @@ db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
     s->sample_max_value = db_json_number(j, "sample_max_value", 1);
     s->steps_offset = (int)db_json_int(j, "steps_offset", 0);
     s->set_alpha_to_one = db_json_bool(j, "set_alpha_to_one", 1);
+    s->solver_order = (int)db_json_int(j, "solver_order", 2);
+    s->lower_order_final = db_json_bool(j, "lower_order_final", 1);
+    s->euler_at_final = db_json_bool(j, "euler_at_final", 0);
+    s->lambda_min_clipped = db_json_number(j, "lambda_min_clipped", -HUGE_VAL);
+    if (s->solver_order != 1 && s->solver_order != 2) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the solver_order %d is not supported", path, s->solver_order);
+    if (!(s->dynamic_thresholding_ratio >= 0 && s->dynamic_thresholding_ratio <= 1))
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"dynamic_thresholding_ratio\" must lie in [0, 1]", path);
+    if (db_json_bool(j, "rescale_betas_zero_snr", 0) && s->alphas_cumprod) db__schedule_zero_snr(s);
+}
+
+db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+{
+    static const char *const betas[] = {"linear", "scaled_linear", "squaredcos_cap_v2"};
+    const db_json *j = db_json_load(ctx, path);
+    int kind = db__config_choice(ctx, j, "beta_schedule", path, betas, 3, 0);
+    double start = db_json_number(j, "beta_start", 1e-4), end = db_json_number(j, "beta_end", 0.02);
+    int64_t steps = db_json_int(j, "num_train_timesteps", 1000);
+    memset(s, 0, sizeof *s);
+    if (!j) return ctx->result;
+    if (steps < 1 || steps > 1000000 || !(start > 0 && end >= start && end < 1))
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_train_timesteps\", \"beta_start\" or \"beta_end\" is out of range", path);
+    else if (db_schedule_init(ctx, betas[kind], start, end, (size_t)steps, s) == DB_OK) db__schedule_parse(ctx, j, path, s);
     db_json_free(j);
     if (ctx->result != DB_OK) db_schedule_free(s);
     return ctx->result;
@@ -8422,18 +8490,61 @@ void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, floa
     *sigma = (float)sqrt(1 - s->alphas_cumprod[t]);
 }
 
-db_result db_schedule_timesteps(const db_schedule *s, size_t steps, size_t *out)
+/* ---- trajectories ---------------------------------------------------------------------------------------------- */
+
+/* DPM-Solver++ leaves out timesteps whose lambda = log(alpha / sigma) is below lambda_min_clipped: how many stay. */
+static size_t db__lambda_steps(const db_schedule *s)
 {
-    size_t n = s->num_train_timesteps, k;
-    if (steps < 1 || steps > n) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu", steps, n);
-    for (k = 0; k < steps; k++) {
+    size_t n = s->num_train_timesteps;
+    while (n > 1 && 0.5 * log(s->alphas_cumprod[n - 1] / (1 - s->alphas_cumprod[n - 1])) < s->lambda_min_clipped) n--;
+    return n;
+}
+
+static void db__fill_timesteps(db_trajectory *tr)
+{
+    const db_schedule *s = tr->schedule;
+    int dpm = tr->sampler == DB_SAMPLER_DPMSOLVER;
+    size_t n = s->num_train_timesteps, last = dpm ? db__lambda_steps(s) : n, steps = tr->n, points = dpm ? steps + 1 : steps, k;
+    db_spacing spacing = s->timestep_spacing != DB_SPACING_DEFAULT ? s->timestep_spacing : dpm ? DB_SPACING_LINSPACE : DB_SPACING_LEADING;
+    if (spacing == DB_SPACING_TRAILING && last < n) tr->n = (size_t)ceil((double)last * (double)steps / (double)n);
+    for (k = 0; k < tr->n; k++) {
         double at = 0;
-        if (s->timestep_spacing == DB_SPACING_LEADING) at = (double)((steps - 1 - k) * (n / steps)) + s->steps_offset;
-        if (s->timestep_spacing == DB_SPACING_TRAILING) at = rint((double)n - (double)k * (double)n / (double)steps) - 1;
-        if (s->timestep_spacing == DB_SPACING_LINSPACE) at = steps > 1 ? rint((double)(n - 1) * (double)(steps - 1 - k) / (double)(steps - 1)) : 0;
-        out[k] = (size_t)DB__MIN(DB__MAX(at, 0.0), (double)(n - 1));
+        if (spacing == DB_SPACING_LEADING) at = (double)((points - 1 - k) * (last / points)) + s->steps_offset;
+        if (spacing == DB_SPACING_TRAILING) at = rint((double)last - (double)k * (double)n / (double)steps) - 1;
+        if (spacing == DB_SPACING_LINSPACE && points > 1) at = rint((double)(last - 1) * (double)(points - 1 - k) / (double)(points - 1));
+        tr->timestep[k] = (size_t)DB__MIN(DB__MAX(at, 0.0), (double)(n - 1));
     }
-    return DB_OK;
+}
+
+db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count, db_trajectory *tr)
+{
+    memset(tr, 0, sizeof *tr);
+    tr->schedule = s, tr->sampler = sampler, tr->n = n, tr->count = count;
+    if (n < 1 || n > s->num_train_timesteps) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu", n, s->num_train_timesteps);
+    tr->timestep = (size_t *)db__alloc(s->ctx, n, sizeof(size_t));
+    tr->x0 = (float *)db__alloc(s->ctx, count, sizeof(float));
+    tr->last_x0 = (float *)db__alloc(s->ctx, count, sizeof(float));
+    if (s->ctx->result == DB_OK) db__fill_timesteps(tr);
+    return s->ctx->result;
+}
+
+void db_trajectory_free(db_trajectory *tr)
+{
+    if (!tr->schedule) return;
+    db__free(tr->schedule->ctx, tr->timestep);
+    db__free(tr->schedule->ctx, tr->x0);
+    db__free(tr->schedule->ctx, tr->last_x0);
+    memset(tr, 0, sizeof *tr);
+}
+
+/* alphas_cumprod at node k of the trajectory; node n is the end. */
+static double db__alpha_bar(const db_trajectory *tr, size_t k)
+{
+    const db_schedule *s = tr->schedule;
+    double a = k < tr->n ? s->alphas_cumprod[tr->timestep[k]] : 1;
+    if (k < tr->n) return a > 0 || tr->sampler != DB_SAMPLER_DPMSOLVER ? a : ldexp(1, -24); /* rescale_betas_zero_snr: lambda stays finite */
+    if (tr->sampler == DB_SAMPLER_DDPM) return 1;
+    return (tr->sampler == DB_SAMPLER_DDIM ? s->set_alpha_to_one : s->final_sigma_zero) ? 1 : s->alphas_cumprod[0];
 }
 
 static int db__compare_floats(const void *a, const void *b)
@@ -8454,49 +8565,91 @@ static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
     for (k = 0; k < n; k++) x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
 }
 
-db_result db_sampler_step(const db_schedule *s, db_sampler sampler, float eta, size_t t, long previous, size_t B, size_t P, size_t C, size_t CP,
-                          const float *pred, const float *noise, float *x)
+/* What the network's output says the clean images are, clipped or thresholded: [B,P,C] into tr->x0. */
+static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *x)
 {
-    double a_t = s->alphas_cumprod[t];
-    double a_p = previous >= 0 ? s->alphas_cumprod[previous] : sampler == DB_SAMPLER_DDPM || s->set_alpha_to_one ? 1.0 : s->alphas_cumprod[0];
-    double alpha = sqrt(a_t), sigma = sqrt(1 - a_t), ratio = a_t / a_p, beta = 1 - ratio;
-    double small = DB__MAX((1 - a_p) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
-    size_t n = P * C, b, p, ch;
-    float *x0 = (float *)db__alloc(s->ctx, 2 * n, sizeof(float));
-    if (!x0) return s->ctx->result;
-    for (b = 0; b < B; b++) {
-        float *xb = x + b * n;
-        const float *out = pred + b * P * CP;
-        for (p = 0; p < P; p++)
-            for (ch = 0; ch < C; ch++) {
-                double y = (double)out[p * CP + ch], x_t = (double)xb[p * C + ch];
-                x0[p * C + ch] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha
-                                         : s->prediction_type == DB_PREDICT_V    ? alpha * x_t - sigma * y
-                                                                                 : y);
-            }
-        if (s->thresholding) db__threshold(s, x0, n, x0 + n);
-        else if (s->clip_sample)
-            for (p = 0; p < n; p++) x0[p] = (float)DB__MIN(DB__MAX((double)x0[p], -s->clip_sample_range), s->clip_sample_range);
-        for (p = 0; p < P; p++)
-            for (ch = 0; ch < C; ch++) {
-                double x_t = (double)xb[p * C + ch], clean = (double)x0[p * C + ch], z = noise ? (double)noise[b * n + p * C + ch] : 0, next;
-                if (sampler == DB_SAMPLER_DDPM) { /* the posterior q(x_prev | x_t, x0), DDPM eq. 7 */
-                    double mean = sqrt(a_p) * beta / (1 - a_t) * clean + sqrt(ratio) * (1 - a_p) / (1 - a_t) * x_t, variance = small;
-                    if (s->variance_type == DB_VARIANCE_FIXED_LARGE) variance = beta;
-                    if (s->variance_type == DB_VARIANCE_LEARNED_RANGE && CP >= 2 * C) {
-                        double f = ((double)out[p * CP + C + ch] + 1) / 2;
-                        variance = exp(f * log(beta) + (1 - f) * log(small));
-                    }
-                    next = mean + (previous >= 0 ? sqrt(variance) * z : 0);
-                } else { /* DDIM eq. 12, with the eps that belongs to the clipped x0 */
-                    double sd = (double)eta * sqrt(small), eps = (x_t - alpha * clean) / sigma;
-                    if (previous < 0) sd = 0;
-                    next = sqrt(a_p) * clean + sqrt(DB__MAX(0.0, 1 - a_p - sd * sd)) * eps + sd * z;
-                }
-                xb[p * C + ch] = (float)next;
-            }
+    const db_schedule *s = tr->schedule;
+    size_t n = P * C, i, b;
+    float *work = s->thresholding ? (float *)db__alloc(s->ctx, n, sizeof(float)) : NULL;
+    for (i = 0; i < B * n; i++) {
+        double y = (double)pred[i / C * CP + i % C], x_t = (double)x[i];
+        tr->x0[i] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha : s->prediction_type == DB_PREDICT_V ? alpha * x_t - sigma * y : y);
     }
-    db__free(s->ctx, x0);
+    for (b = 0; b < B && work; b++) db__threshold(s, tr->x0 + b * n, n, work);
+    if (!s->thresholding && s->clip_sample && tr->sampler != DB_SAMPLER_DPMSOLVER)
+        for (i = 0; i < B * n; i++) tr->x0[i] = (float)DB__MIN(DB__MAX((double)tr->x0[i], -s->clip_sample_range), s->clip_sample_range);
+    db__free(s->ctx, work);
+    return s->ctx->result;
+}
+
+int db_trajectory_draws(const db_trajectory *tr, size_t k)
+{
+    return tr->sampler == DB_SAMPLER_DDPM ? tr->timestep[k] > 0 : tr->sampler == DB_SAMPLER_DDIM && tr->eta > 0;
+}
+
+/* The posterior q(x_next | x_t, x0), DDPM eq. 7. */
+static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double a_n, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+{
+    db_variance kind = tr->schedule->variance_type;
+    double ratio = a_t / a_n, beta = 1 - ratio, small = DB__MAX((1 - a_n) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
+    double of_x0 = sqrt(a_n) * beta / (1 - a_t), of_x = sqrt(ratio) * (1 - a_n) / (1 - a_t);
+    size_t i;
+    for (i = 0; i < tr->count; i++) {
+        double variance = kind == DB_VARIANCE_FIXED_LARGE || kind == DB_VARIANCE_FIXED_LARGE_LOG ? beta : small;
+        double v = CP >= 2 * C ? (double)pred[i / C * CP + C + i % C] : 0;
+        if (kind == DB_VARIANCE_LEARNED && CP >= 2 * C) variance = DB__MAX(v, 0.0);
+        if (kind == DB_VARIANCE_LEARNED_RANGE && CP >= 2 * C) variance = exp((v + 1) / 2 * log(beta) + (1 - v) / 2 * log(small));
+        x[i] = (float)(of_x0 * (double)tr->x0[i] + of_x * (double)x[i] + (db_trajectory_draws(tr, k) ? sqrt(variance) * (double)noise[i] : 0));
+    }
+}
+
+/* DDIM eq. 12. eps is the network's own; or, use_clipped_model_output, the one that belongs to the clipped x0. */
+static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+{
+    db_prediction kind = tr->use_clipped_model_output ? DB_PREDICT_SAMPLE : tr->schedule->prediction_type;
+    double alpha = sqrt(a_t), sigma = sqrt(1 - a_t), sd = (double)tr->eta * sqrt(DB__MAX(0.0, (1 - a_n) / (1 - a_t) * (1 - a_t / a_n)));
+    double of_eps = sqrt(DB__MAX(0.0, 1 - a_n - sd * sd));
+    size_t i;
+    for (i = 0; i < tr->count; i++) {
+        double y = (double)pred[i / C * CP + i % C], x_t = (double)x[i], x0 = (double)tr->x0[i];
+        double eps = kind == DB_PREDICT_EPSILON ? y : kind == DB_PREDICT_V ? alpha * y + sigma * x_t : (x_t - alpha * (tr->use_clipped_model_output ? x0 : y)) / sigma;
+        x[i] = (float)(sqrt(a_n) * x0 + of_eps * eps + (sd > 0 ? sd * (double)noise[i] : 0));
+    }
+}
+
+/* DPM-Solver++ 2M: h and h_last are steps in lambda = log(alpha / sigma); first order at the first step, and at the
+   last where sigma becomes 0 or there are few. */
+static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, double a_n, float *x)
+{
+    const db_schedule *s = tr->schedule;
+    double alpha_n = sqrt(a_n), sigma_n = sqrt(1 - a_n), lambda_t = 0.5 * log(a_t / (1 - a_t)), lambda_n = 0.5 * log(a_n / (1 - a_n)), h = lambda_n - lambda_t;
+    double shrink = sigma_n / sqrt(1 - a_t), grow = alpha_n * -expm1(-h), of_d1 = 0;
+    int final = k + 1 == tr->n && (s->euler_at_final || s->final_sigma_zero || (s->lower_order_final && tr->n < 15));
+    size_t i;
+    if (k > 0 && s->solver_order == 2 && !final) {
+        double a_l = db__alpha_bar(tr, k - 1), h_last = lambda_t - 0.5 * log(a_l / (1 - a_l));
+        of_d1 = (s->solver_type == DB_SOLVER_HEUN ? alpha_n * (expm1(-h) / h + 1) : grow / 2) * h / h_last;
+    }
+    for (i = 0; i < tr->count; i++)
+        x[i] = (float)(shrink * (double)x[i] + grow * (double)tr->x0[i] + of_d1 * ((double)tr->x0[i] - (double)tr->last_x0[i]));
+}
+
+db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+{
+    const db_schedule *s = tr->schedule;
+    double a_t, a_n;
+    float *swap = tr->last_x0;
+    if (k >= tr->n || B * P * C != tr->count) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
+    a_t = db__alpha_bar(tr, k), a_n = db__alpha_bar(tr, k + 1);
+    if (tr->sampler == DB_SAMPLER_DDIM) {
+        size_t stride = s->num_train_timesteps / tr->n;
+        a_n = tr->timestep[k] >= stride ? s->alphas_cumprod[tr->timestep[k] - stride] : db__alpha_bar(tr, tr->n);
+    }
+    tr->last_x0 = tr->x0, tr->x0 = swap;
+    if (db__predict_x0(tr, sqrt(a_t), sqrt(1 - a_t), B, P, C, CP, pred, x) != DB_OK) return s->ctx->result;
+    if (tr->sampler == DB_SAMPLER_DDPM) db__ddpm_step(tr, k, a_t, a_n, C, CP, pred, noise, x);
+    if (tr->sampler == DB_SAMPLER_DDIM) db__ddim_step(tr, a_t, a_n, C, CP, pred, noise, x);
+    if (tr->sampler == DB_SAMPLER_DPMSOLVER) db__dpmsolver_step(tr, k, a_t, a_n, x);
     return DB_OK;
 }
 
@@ -8613,13 +8766,16 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
     size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C, CP = u->config.out_channels, n = P * C, k, b, p;
-    size_t dim[4], *steps = (size_t *)db__alloc(ctx, config->num_inference_steps, sizeof *steps);
+    size_t dim[4];
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)), *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
     float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)), *time = (float *)db__alloc(ctx, N, sizeof(float));
     db_tape *t = NULL;
     db_tensor x, ts, words, labels = db__none, y;
-    if (!steps || !noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
-    if (db_schedule_timesteps(s, config->num_inference_steps, steps) != DB_OK) goto done;
+    db_trajectory tr;
+    memset(&tr, 0, sizeof tr);
+    if (!noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
+    if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK) goto done;
+    tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
     dim[0] = N, dim[1] = H, dim[2] = W, dim[3] = CI;
     x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
     if (u->config.class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
@@ -8633,10 +8789,9 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         db_upload(t, labels, time);
     }
     db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
-    for (k = 0; k < config->num_inference_steps && ctx->result == DB_OK; k++) {
-        long previous = k + 1 < config->num_inference_steps ? (long)steps[k + 1] : -1;
+    for (k = 0; k < tr.n && ctx->result == DB_OK; k++) {
         for (b = 0; b < N; b++) {
-            time[b] = (float)steps[k];
+            time[b] = (float)tr.timestep[k];
             for (p = 0; p < P; p++) {
                 memcpy(in + (b * P + p) * CI, out + (b % B * P + p) * C, C * sizeof(float));
                 if (config->low_res) memcpy(in + (b * P + p) * CI + C, config->low_res + (b % B * P + p) * C, C * sizeof(float));
@@ -8647,8 +8802,8 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         db_run(t, config->seed, (uint32_t)k);
         db_download(t, y, pred);
         if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
-        if (config->sampler == DB_SAMPLER_DDPM || config->eta > 0) db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
-        if (ctx->result == DB_OK) db_sampler_step(s, config->sampler, config->eta, steps[k], previous, B, P, C, CP, pred, noise, out);
+        if (db_trajectory_draws(&tr, k)) db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
+        if (ctx->result == DB_OK) db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, out);
         db__progress(ctx, "sampling", ctx->batches_before * config->num_inference_steps + k + 1,
                      DB__MAX(ctx->batches, (size_t)1) * config->num_inference_steps);
     }
@@ -8659,7 +8814,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     }
 done:
     db_tape_destroy(t);
-    db__free(ctx, steps);
+    db_trajectory_free(&tr);
     db__free(ctx, noise);
     db__free(ctx, in);
     db__free(ctx, pred);

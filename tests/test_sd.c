@@ -226,6 +226,96 @@ static void check_configs(db_ctx *ctx)
     refuse_config(ctx, "if1_a", "\"text_proj\"", "\"image_proj\"", "image_proj");
 }
 
+/* ---- schedulers ------------------------------------------------------------------------------------------------- */
+
+/* One of diffusers' trajectories, with the linear network of make_sd.py: every step, and the timesteps. */
+static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
+{
+    enum { B = 2, C = 3, P = 4, N = B * C * P };
+    static const size_t dims[4] = {B, C, 2, 2};
+    char label[200], key[200];
+    const db_json *run;
+    const char *sampler;
+    float x[N], field[N], noise[N], row[N], pred[2 * N], want[N], *ref;
+    int32_t *times;
+    double worst = 0;
+    size_t k, i, steps, dim[4], CP, wrong = 0;
+    db_schedule s;
+    db_trajectory tr;
+    snprintf(label, sizeof label, "scheduler %s", name);
+    snprintf(key, sizeof key, "%s.run", name);
+    run = db_json_parse(ctx, key, db_safetensors_metadata(st, key), strlen(db_safetensors_metadata(st, key)));
+    write_text("scheduler_config.json", db_safetensors_metadata(st, name));
+    db_schedule_load(ctx, at("scheduler_config.json"), &s);
+    remove(at("scheduler_config.json"));
+    steps = (size_t)db_json_int(run, "steps", 0), sampler = db_json_string(run, "sampler", "");
+    if (db_trajectory_init(&s, !strncmp(sampler, "DDPM", 4) ? DB_SAMPLER_DDPM : !strncmp(sampler, "DDIM", 4) ? DB_SAMPLER_DDIM : DB_SAMPLER_DPMSOLVER, steps, N, &tr) != DB_OK) {
+        test_fail(label, "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    tr.eta = (float)db_json_number(run, "eta", 0), tr.use_clipped_model_output = (int)db_json_int(run, "clipped", 0);
+    CP = db_json_int(run, "learned", 0) && tr.sampler != DB_SAMPLER_DDIM ? 2 * C : C;
+    hashed("trajectory.x", N, 1.7f, row), to_nhwc(row, dims, x);
+    hashed("trajectory.field", N, 0.5f, row), to_nhwc(row, dims, field);
+    snprintf(key, sizeof key, "%s.t", name);
+    times = (int32_t *)malloc(steps * sizeof *times);
+    steps = db_safetensors_find(st, key)->count;
+    memcpy(times, db_safetensors_find(st, key)->data, steps * sizeof *times);
+    for (k = 0; k < tr.n && k < steps; k++) wrong += (size_t)times[k] != tr.timestep[k];
+    snprintf(key, sizeof key, "%s.x", name);
+    ref = golden(st, key, dim);
+    for (k = 0; k < tr.n && k < steps && !wrong; k++) {
+        double e;
+        snprintf(key, sizeof key, "trajectory.noise.%zu", k);
+        hashed(key, N, 1.7f, row), to_nhwc(row, dims, noise);
+        for (i = 0; i < N; i++) {
+            pred[i / C * CP + i % C] = (float)db_json_number(run, "network", 1) * 0.4f * x[i] + field[i];
+            if (CP > C) pred[i / C * CP + C + i % C] = s.variance_type == DB_VARIANCE_LEARNED ? fabsf(field[i] * 0.2f) : field[i];
+        }
+        db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, x);
+        to_nhwc(ref + k * N, dims, want);
+        e = test_error(x, want, N, 1e-6, NULL);
+        worst = e > worst ? e : worst;
+    }
+    if (wrong || tr.n != steps) test_fail(label, "%zu of %zu timesteps differ, there should be %zu", wrong, tr.n, steps);
+    else if (!(worst <= 1e-5)) test_fail(label, "error %.1e over %zu steps", worst, tr.n);
+    else test_pass(label, "error %.1e over %zu steps", worst, tr.n);
+    free(times), free(ref);
+    db_trajectory_free(&tr);
+    db_schedule_free(&s);
+    db_json_free(run);
+    db_clear_error(ctx);
+}
+
+static void check_schedulers(db_ctx *ctx)
+{
+    static const char *const bad[][2] = {{"\"beta_schedule\": \"sigmoid\"", "sigmoid"}, {"\"prediction_type\": \"flow_prediction\"", "flow_prediction"},
+        {"\"timestep_spacing\": \"karras\"", "karras"}, {"\"variance_type\": \"huge\"", "huge"}, {"\"solver_order\": 3", "solver_order 3"},
+        {"\"solver_type\": \"bh2\"", "bh2"}, {"\"use_karras_sigmas\": true", "use_karras_sigmas"}, {"\"algorithm_type\": \"sde-dpmsolver++\"", "sde-dpmsolver++"},
+        {"\"trained_betas\": [0.1]", "trained_betas"}, {"\"final_sigmas_type\": \"half\"", "half"}};
+    db_safetensors *st = test_golden(ctx, "tests/golden/schedulers.safetensors");
+    const char *cases = db_safetensors_metadata(st, "cases");
+    const db_json *list = db_json_parse(ctx, "cases", cases, strlen(cases)), *item;
+    db_schedule s;
+    size_t k;
+    for (item = list->first; item; item = item->next) check_trajectory(ctx, st, item->string);
+    for (k = 0; k < sizeof bad / sizeof *bad; k++) {
+        char text[200];
+        snprintf(text, sizeof text, "{\"_class_name\": \"DPMSolverMultistepScheduler\", %s}", bad[k][0]);
+        write_text("scheduler_config.json", text);
+        db_schedule_load(ctx, at("scheduler_config.json"), &s);
+        snprintf(text, sizeof text, "scheduler with %s", bad[k][0]);
+        expect(ctx, text, DB_ERROR_UNSUPPORTED, "scheduler_config.json", bad[k][1]);
+    }
+    write_text("scheduler_config.json", "{\"beta_end\": 1.5}");
+    db_schedule_load(ctx, at("scheduler_config.json"), &s);
+    expect(ctx, "scheduler with a beta above 1", DB_ERROR_FORMAT, "scheduler_config.json", "beta_end");
+    remove(at("scheduler_config.json"));
+    db_json_free(list);
+    db_safetensors_close(st);
+}
+
 /* The attention's weights under their names of before 2023, as 1x1 convolutions too. */
 static void check_vae_files(db_ctx *ctx)
 {
@@ -294,6 +384,7 @@ int main(int argc, char **argv)
     for (k = 0; k < 2 * (sizeof vaes / sizeof *vaes); k++) check_vae(ctx, vaes[k / 2], k % 2);
     check_vae_tiled(ctx);
     check_vae_files(ctx);
+    check_schedulers(ctx);
     db_destroy(ctx);
     rmdir(scratch);
     return test_summary();

@@ -3,8 +3,9 @@
     python3 tests/golden/make_sd.py [part ...]      (torch, diffusers, transformers, safetensors)
 
 Networks go to networks/NAME/ as make_networks.py writes them (see there); tests/test_sd.c reads all of it."""
-import os, sys
-import torch, diffusers, transformers
+import json, os, sys
+import numpy as np, torch, diffusers, transformers
+from safetensors.numpy import save_file
 from make_networks import HERE, fill, hashed, save
 
 
@@ -76,6 +77,79 @@ def make_vae():
     x = numbers("vae_tiled", (2, 2, 15, 11))
     out = model.decode(x / model.config.scaling_factor).sample
     save("vae_tiled", full, {"sample": x}, out, numbers("vae_tiled.target", tuple(out.shape), 1), model, only="nothing")
+
+
+SHAPE = (2, 3, 2, 2)
+
+
+def trajectory(name, kind, steps, eta=0.0, clipped=False, network=1.0, load_as=None, **config):
+    """diffusers' scheduler `kind` from noise to the end, with a linear network in place of a real one, in double: all
+    its steps. `load_as`: the class of the file, when another reads it."""
+    config = {"_class_name": load_as or kind} | config
+    own = {k: v for k, v in config.items() if k in getattr(diffusers, kind).__init__.__wrapped__.__code__.co_varnames} if load_as else config
+    s = getattr(diffusers, kind).from_config({k: v for k, v in own.items()})
+    last = float(s.alphas_cumprod[-1])
+    s.alphas_cumprod = torch.cumprod(1 - s.betas.double(), 0)
+    if kind.startswith("DPM"):
+        if config.get("rescale_betas_zero_snr"):
+            s.alphas_cumprod[-1] = last
+        s.lambda_t = 0.5 * torch.log(s.alphas_cumprod / (1 - s.alphas_cumprod))
+    if hasattr(s, "final_alpha_cumprod") and not config.get("set_alpha_to_one", True):
+        s.final_alpha_cumprod = s.alphas_cumprod[0]
+    s.set_timesteps(steps)
+    if kind.startswith("DPM"):  # in double as well: 1e-9 is an alphas_cumprod here
+        end = s.alphas_cumprod[:1] if config.get("final_sigmas_type") == "sigma_min" else torch.ones(1)
+        a = torch.cat([s.alphas_cumprod[s.timesteps], end])
+        s.sigmas = ((1 - a) / a).sqrt()
+    learned = str(config.get("variance_type")).startswith("learned")
+    x, field, out = numbers("trajectory.x", SHAPE, 1.7), numbers("trajectory.field", SHAPE, 0.5), []
+    for k, t in enumerate(s.timesteps):
+        noise = numbers(f"trajectory.noise.{k}", SHAPE, 1.7)
+        diffusers.schedulers.scheduling_ddpm.randn_tensor = lambda *_, **__: noise
+        pred = network * 0.4 * x + field
+        if learned:
+            pred = torch.cat([pred, (field * 0.2).abs() if config["variance_type"] == "learned" else field], 1)
+        if kind == "DDIMScheduler":
+            x = s.step(pred[:, :3], t, x, eta=eta, use_clipped_model_output=clipped, variance_noise=noise if eta else None).prev_sample
+        else:
+            x = s.step(pred, t, x).prev_sample
+        out.append(x)
+    run = {"sampler": kind, "steps": steps, "eta": eta, "clipped": int(clipped), "network": network, "learned": int(learned)}
+    return {name + ".x": torch.stack(out).float().numpy(), name + ".t": s.timesteps.numpy().astype(np.int32)}, {name: json.dumps(config), name + ".run": json.dumps(run)}
+
+
+def make_schedulers():
+    ddpm, ddim, dpm = "DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"
+    sd = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    cos = dict(beta_schedule="squaredcos_cap_v2", num_train_timesteps=1000)
+    strict = dict(thresholding=True, dynamic_thresholding_ratio=0.8, sample_max_value=1.5)
+    cases = [("ddpm", ddpm, 12, {}), ("ddpm sample", ddpm, 10, dict(prediction_type="sample", clip_sample=False)),
+             ("ddpm v, thresholding", ddpm, 12, cos | strict | dict(prediction_type="v_prediction")),
+             ("ddpm trailing, fixed_large", ddpm, 10, sd | dict(variance_type="fixed_large", timestep_spacing="trailing")),
+             ("ddpm linspace, fixed_small_log", ddpm, 11, dict(variance_type="fixed_small_log", timestep_spacing="linspace", clip_sample_range=0.7)),
+             ("ddpm learned", ddpm, 10, cos | dict(variance_type="learned")), ("ddpm learned_range", ddpm, 10, cos | strict | dict(variance_type="learned_range")),
+             ("ddpm zero snr", ddpm, 10, sd | dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")),
+             ("ddim", ddim, 12, sd), ("ddim clip", ddim, 12, dict(clip_sample=True)), ("ddim clip, clipped eps", ddim, 12, dict(clip_sample=True, clipped=True)),
+             ("ddim v, eta, clipped eps", ddim, 10, cos | strict | dict(prediction_type="v_prediction", eta=0.6, clipped=True)),
+             ("ddim sample, trailing", ddim, 13, sd | dict(prediction_type="sample", timestep_spacing="trailing")),
+             ("ddim v, linspace, eta", ddim, 11, sd | dict(prediction_type="v_prediction", timestep_spacing="linspace", eta=1.0)),
+             ("ddim zero snr", ddim, 10, sd | dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")),
+             ("dpm", dpm, 12, sd), ("dpm many steps", dpm, 20, sd), ("dpm heun, leading", dpm, 10, sd | dict(solver_type="heun", timestep_spacing="leading")),
+             ("dpm sigma_min", dpm, 12, sd | dict(final_sigmas_type="sigma_min")), ("dpm sigma_min, many steps", dpm, 16, sd | dict(final_sigmas_type="sigma_min")),
+             ("dpm sigma_min, euler_at_final", dpm, 16, sd | dict(final_sigmas_type="sigma_min", euler_at_final=True)), ("dpm first order", dpm, 10, sd | dict(solver_order=1)),
+             ("dpm v, trailing, thresholding", dpm, 15, cos | strict | dict(prediction_type="v_prediction", timestep_spacing="trailing")),
+             ("dpm sample, lambda_min", dpm, 10, cos | dict(prediction_type="sample", lambda_min_clipped=-5.1)),
+             ("dpm trailing, lambda_min", dpm, 20, cos | dict(lambda_min_clipped=-2.0, timestep_spacing="trailing", network=0.3)),
+             ("dpm learned_range", dpm, 10, cos | strict | dict(variance_type="learned_range")),
+             ("dpm zero snr", dpm, 10, sd | dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")),
+             ("pndm as ddim", ddim, 10, sd | dict(load_as="PNDMScheduler", skip_prk_steps=True)), ("pndm as dpm", dpm, 10, sd | dict(load_as="PNDMScheduler", skip_prk_steps=True))]
+    tensors, meta = {}, {"torch": torch.__version__, "diffusers": diffusers.__version__, "by": "make_sd.py"}
+    for name, kind, steps, more in cases:
+        t, m = trajectory(name, kind, steps, **more)
+        tensors |= t
+        meta |= m
+    save_file(tensors, os.path.join(HERE, "schedulers.safetensors"), metadata=meta | {"cases": json.dumps([c[0] for c in cases])})
+    print("schedulers", len(cases), "trajectories")
 
 
 if __name__ == "__main__":
