@@ -299,8 +299,9 @@ static void test_conditioning(void)
     db_sample_config sampling = db_sample_config_default();
     float small[4 * 4 * 3], whole[16 * 16 * 3], expected[16 * 16 * 3], part[8 * 8 * 3], noise[16 * 16 * 3], drawn[16 * 16 * 3], level;
     const char *prompt = "a zxk dog";
-    size_t k, step;
+    size_t k, step = 0;
     double e = 1;
+    db_trajectory tr;
     db_rng rng;
     if (!subject_create(&s, "upscaler", "sample", 16, 1)) {
         test_fail("conditioning", "no subject");
@@ -330,7 +331,8 @@ static void test_conditioning(void)
     db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, expected);
     rng.purpose = DB__FOR_SAMPLE;
     db_random_normal(&rng, 768, noise);
-    db_schedule_timesteps(&s.p.scheduler, 1, &step);
+    if (db_trajectory_init(&s.p.scheduler, sampling.sampler, 1, 768, &tr) == DB_OK) step = tr.timestep[0];
+    db_trajectory_free(&tr);
     forward(&s, noise, expected, level, step, prompt, expected);
     for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k], -1), 1);
     e = largest_difference(drawn, expected, 768);

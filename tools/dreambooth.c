@@ -94,13 +94,13 @@ static const drawing drawing_default = {NULL, "ddim", 30, 0, 0, 0, 10, 3, 1, 1e-
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
     {"num_inference_steps", WHOLE, &(d).steps, "sampling steps"},                                  \
     {"guidance_scale", REAL, &(d).guidance, "1: none"},                                            \
-    {"scheduler", TEXT, &(d).scheduler, "ddpm or ddim"},                                           \
+    {"scheduler", TEXT, &(d).scheduler, "ddpm, ddim or dpmsolver++"},                                           \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
 
 static int check_drawing(const drawing *d)
 {
-    if (strcmp(d->scheduler, "ddpm") && strcmp(d->scheduler, "ddim"))
-        return fail("--scheduler takes ddpm or ddim, not \"%s\"", d->scheduler);
+    if (strcmp(d->scheduler, "ddpm") && strcmp(d->scheduler, "ddim") && strcmp(d->scheduler, "dpmsolver++"))
+        return fail("--scheduler takes ddpm, ddim or dpmsolver++, not \"%s\"", d->scheduler);
     if (!d->steps || !d->upscale_steps) return fail("sampling needs at least one step");
     if (d->height % 8 || d->width % 8) return fail("--height and --width must be multiples of 8");
     if (d->noise_variance < 0 || d->noise_variance >= 1)
@@ -111,7 +111,9 @@ static int check_drawing(const drawing *d)
 static db_sample_config sampling(const drawing *d, int upscaling)
 {
     db_sample_config s = db_sample_config_default();
-    s.sampler = !strcmp(d->scheduler, "ddpm") ? DB_SAMPLER_DDPM : DB_SAMPLER_DDIM;
+    s.sampler = !strcmp(d->scheduler, "ddpm")   ? DB_SAMPLER_DDPM
+                : !strcmp(d->scheduler, "ddim") ? DB_SAMPLER_DDIM
+                                                : DB_SAMPLER_DPMSOLVER;
     s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
     s.guidance_scale = (float)(upscaling ? d->upscale_guidance : d->guidance);
     s.seed = (uint64_t)d->seed;
@@ -210,7 +212,7 @@ static int upscale(int argc, char **argv)
         {"images", TEXT, &in, "a folder of pictures"},
         {"prompt", TEXT, &prompt, "what they show"},
         {"downsample", SWITCH, &reduce, "first make them smaller by the same factor, to compare"},
-        {"scheduler", TEXT, &d.scheduler, "ddpm or ddim"}, {"seed", WHOLE, &d.seed, ""},
+        {"scheduler", TEXT, &d.scheduler, "ddpm, ddim or dpmsolver++"}, {"seed", WHOLE, &d.seed, ""},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid"}, UPSCALE_FLAGS(d),
         COMMON_FLAGS(c)};
     int status = parse(argc, argv, "upscale", "super-resolution of given pictures", flags, NULL);
