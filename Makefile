@@ -14,6 +14,7 @@ B      = build
 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/make_spiece
+EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
@@ -40,6 +41,11 @@ $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
 
+$(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) -pthread $< -o $@ $(LDLIBS)
+$(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
+	$(CXX) -std=c++17 $(OPT) -g $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
+
 $(B):
 	mkdir -p $(B)
 
@@ -48,8 +54,8 @@ demo: $(B)/dreambooth
 	$(B)/dreambooth generate --output_dir demo --seed 1 --prompt "a red dog on the beach" "a blue teapot in the snow" "a green car in the city at night" \
 	    "a yellow duck on the grass" "a purple backpack in the desert" "a white cat on a wooden table" "an orange mug on the moon" "a yellow rabbit on a red carpet"
 
-test: $(TESTS)
-	@sh tests/run.sh $(TESTS)
+test: $(TESTS) $(EXAMPLES)
+	@sh tests/run.sh $(TESTS) "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
 
 # sanitizers: their own build folder; the leak checker comes with asan
 asan:
