@@ -2145,12 +2145,12 @@ static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_
     return v;
 }
 
-/* A block of output pixels: rows and columns of image b. */
+/* A region of output pixels: rows and columns of image b. */
 typedef struct db__region {
     size_t b, y0, x0, rows, columns;
 } db__region;
 
-static db__region db__block_of(const db__conv *v, size_t index)
+static db__region db__region_of(const db__conv *v, size_t index)
 {
     db__region at;
     at.b = index / (v->by_y * v->by_x);
@@ -2320,37 +2320,56 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    For each (dy,dx) a matrix product whose K are the pixels, A dY transposed, and B the channels of x.
    The pixels are walked in blocks; a block's x is copied once into panels [16 channels][pixels][16], in
    which another (dy,dx) is only another offset, and stays in the second cache for all k x k products.
-   Pixels of dY that meet padding are left out. The blocks are cut into `parts`, each with a sum of its
-   own; a part of large weights into tasks, one for each dy and slice of OC.                           */
+   The blocks are cut into `parts`, each with a sum of its own; a part of large weights into slices of OC.
+   bf16 is computed on tiles where there are any, else as f32.                                        */
 
 typedef struct db__dw {
     db__conv v;
-    size_t panels, ldc;             /* of 16 channels of x; row length of a sum, k * 16 * panels */
-    size_t blocks, parts, part;     /* and the floats of a part's sum [k][OC][ldc]               */
-    size_t slice, slices, per_part; /* of OC; tasks to a part                                    */
-    int copy_dy;                    /* where it is not f32, or the task wants a slice            */
-    size_t x_floats, line_floats, dy_floats; /* of a block                                       */
+    int tiles;
+    size_t panels, ldc;             /* of 16 channels of x; row length of a sum, k * 16 * panels       */
+    size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]          */
+    size_t slice, slices;           /* of OC                                                           */
+    size_t line;                    /* tiles: pixels of a line with its halo, an even number           */
+    size_t k_region, x_region;      /* tiles: pixels of dY in a region, a multiple of 32; and of x     */
+    size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch                          */
 } db__dw;
 
-enum { DB__DW_PIXELS = 128, DB__DW_SLICE = 48 };
+enum { DB__DW_SLICE = 64 };
 
 static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *dy, size_t k, size_t stride, long pad)
 {
     db__dw w;
-    db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, DB__DW_PIXELS);
-    size_t width = (v.columns - 1) * stride + k;
-    w.v = v;
+    int tiles = kern->k_multiple == 32 && stride == 1;
+    size_t pixels = tiles ? 512 : 128, wanted, width;
+    db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, pixels);
+    width = (v.columns - 1) * stride + k;
+    memset(&w, 0, sizeof w);
+    w.v = v, w.tiles = tiles;
     w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
-    w.blocks = v.B * v.by_y * v.by_x;
+    w.regions = v.B * v.by_y * v.by_x;
+    w.per_block = tiles ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
+    w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
     w.part = k * v.OC * w.ldc;
-    w.parts = DB__MIN(w.blocks, DB__MAX(1, DB__MIN(16, ((size_t)1 << 20) / w.part)));
-    w.slice = w.parts >= 8 ? v.OC : DB__MIN(v.OC, (size_t)DB__DW_SLICE);
+    wanted = DB__MIN(w.blocks, ((size_t)1 << 21) / w.part);
+    for (w.parts = 1; w.parts < 16 && w.parts * 2 <= wanted;) w.parts *= 2;
+    w.slices = w.parts >= 8 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
+    w.slice = DB__ROUND_UP(DB__CEIL_DIV(v.OC, w.slices), 16);
     w.slices = DB__CEIL_DIV(v.OC, w.slice);
-    w.per_part = w.parts >= 8 ? 1 : k * w.slices;
-    w.copy_dy = kern->size != sizeof(float) || w.slices > 1;
-    w.x_floats = DB__ROUND_UP(((v.rows - 1) * stride + k) * width * w.panels * 16, 16);
-    w.line_floats = kern->size == sizeof(float) ? 0 : DB__ROUND_UP(width * v.C, 16);
-    w.dy_floats = w.copy_dy ? DB__ROUND_UP(v.rows * v.columns * w.slice, 16) : 0;
+    if (tiles) {
+        w.line = DB__ROUND_UP(width, 2);
+        w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
+        w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
+        w.x_bytes = (k > 1 ? 2 : 1) * w.per_block * w.x_region * w.panels * 16 * 2;
+        w.line_bytes = (w.line + 1) * v.C * 2;
+        w.dy_bytes = w.k_region * w.slice * 2;
+        w.turned_bytes = w.per_block * w.k_region * w.slice * 2;
+    } else {
+        w.x_bytes = ((v.rows - 1) * stride + k) * width * w.panels * 16 * sizeof(float);
+        w.line_bytes = kern->size == sizeof(float) ? 0 : width * v.C * sizeof(float);
+        w.dy_bytes = kern->size == sizeof(float) && w.slices == 1 ? 0 : v.rows * v.columns * w.slice * sizeof(float);
+    }
+    w.x_bytes = DB__ROUND_UP(w.x_bytes, DB__ALIGN), w.line_bytes = DB__ROUND_UP(w.line_bytes, DB__ALIGN);
+    w.dy_bytes = DB__ROUND_UP(w.dy_bytes, DB__ALIGN), w.turned_bytes = DB__ROUND_UP(w.turned_bytes, DB__ALIGN);
     return w;
 }
 
@@ -2361,34 +2380,35 @@ static void db__inside(size_t *from, size_t *to, size_t stride, long shift, size
     while (*to > *from && (long)((*to - 1) * stride) + shift >= (long)limit) --*to;
 }
 
-/* Adds to the rows [oc0, oc0 + m) of a sum the products of one block and kernel row; the last argument
-   says whether there is a sum already. */
-static void db__dw_block(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t first_dy, size_t last_dy,
-                         size_t oc0, size_t m, float *scratch, float *sum, int add)
+/* A block's products, added to the rows [oc0, oc0 + m) of a sum, or their first value. In f32; what
+   meets padding is left out. */
+static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
+                          char *scratch, float *sum, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, x->dtype), *f32 = ctx->isa->f32;
     const db__conv *v = &w->v;
-    const db__region at = db__block_of(v, block);
+    const db__region at = db__region_of(v, block);
     const char *image = db__at(x, at.b * v->H * v->W * v->C), *grad = db__at(dy, ((at.b * v->OH + at.y0) * v->OW + at.x0) * v->OC + oc0);
     size_t pad = (size_t)v->pad, s = v->stride, dy_line = v->OW * v->OC, dy_pixel = v->OC, y, kx, ky, columns, panel;
     /* the pixels of x that the block meets: rows [top, bottom), columns [left, right) */
     size_t top = at.y0 * s - DB__MIN(at.y0 * s, pad), bottom = DB__MIN(v->H, (at.y0 + at.rows - 1) * s + v->k - pad);
     size_t left = at.x0 * s - DB__MIN(at.x0 * s, pad), right = DB__MIN(v->W, (at.x0 + at.columns - 1) * s + v->k - pad);
-    float *panels = scratch, *line = panels + w->x_floats, *copy = line + w->line_floats;
+    float *panels = (float *)(void *)scratch, *line = (float *)(void *)(scratch + w->x_bytes);
+    float *copy = (float *)(void *)(scratch + w->x_bytes + w->line_bytes);
     columns = right - left, panel = (bottom - top) * columns * 16;
     for (y = top; y < bottom; y++) {
         const void *row = image + (y * v->W + left) * v->C * kern->size;
         if (kern != f32) kern->to_f32(line, row, columns * v->C, 0), row = line;
         f32->pack(panels + (y - top) * columns * 16, panel, row, columns, v->C, v->C, 1, columns);
     }
-    if (w->copy_dy) {
+    if (w->dy_bytes) {
         dy_pixel = m, dy_line = at.columns * m;
         for (y = 0; y < at.rows; y++)
             for (kx = 0; kx < at.columns; kx++)
                 kern->to_f32(copy + y * dy_line + kx * m, grad + (y * v->OW + kx) * v->OC * kern->size, m, 0);
         grad = (const char *)copy;
     }
-    for (ky = first_dy; ky < last_dy; ky++)
+    for (ky = 0; ky < v->k; ky++)
         for (kx = 0; kx < v->k; kx++) {
             size_t y0 = at.y0, y1 = at.y0 + at.rows, x0 = at.x0, x1 = at.x0 + at.columns;
             db__gemm g;
@@ -2406,6 +2426,62 @@ static void db__dw_block(db_ctx *ctx, const db__dw *w, const db_arg *x, const db
         }
 }
 
+/* The same on tiles. K runs over whole lines with their halo, where dY is zero. Pairs of pixels side by
+   side serve every second dx; for the others x is packed again, one pixel on. */
+static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
+                         char *scratch, float *sum, int add)
+{
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    const db__conv *v = &w->v;
+    size_t n = DB__MIN(w->per_block, w->regions - block * w->per_block), panel = w->per_block * w->x_region * 16, i, r, p, kx, ky;
+    size_t lines = v->rows + v->k - 1;
+    uint16_t *even = (uint16_t *)(void *)scratch, *odd = even + w->panels * panel;
+    uint16_t *line = (uint16_t *)(void *)(scratch + w->x_bytes), *grad = (uint16_t *)(void *)((char *)line + w->line_bytes);
+    uint16_t *turned = (uint16_t *)(void *)((char *)grad + w->dy_bytes);
+    for (i = 0; i < n; i++) {
+        const db__region at = db__region_of(v, block * w->per_block + i);
+        for (r = 0; r < lines; r++) {
+            long y = (long)(at.y0 + r) - v->pad, left = (long)at.x0 - v->pad, right = DB__MIN(left + (long)w->line + 1, (long)v->W);
+            size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left), at_pixel = (i * w->x_region + r * w->line) * 16;
+            if (y < 0 || y >= (long)v->H || r >= at.rows + v->k - 1) {
+                memset(line, 0, w->line_bytes);
+            } else {
+                memset(line, 0, first * v->C * 2);
+                memcpy(line + first * v->C, db__at(x, ((at.b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first)) * v->C), (last - first) * v->C * 2);
+                memset(line + last * v->C, 0, (w->line + 1 - last) * v->C * 2);
+            }
+            kern->pack(even + at_pixel, panel, line, w->line, v->C, v->C, 1, w->line);
+            if (v->k > 1) kern->pack(odd + at_pixel, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
+        }
+        for (p = 0; p < w->panels; p++) { /* what the last lines read beyond meets zeros, but has to be finite */
+            size_t end = p * panel + (i * w->x_region + lines * w->line) * 16, rest = (w->x_region - lines * w->line) * 16 * 2;
+            memset(even + end, 0, rest);
+            if (v->k > 1) memset(odd + end, 0, rest);
+        }
+        for (r = 0; r < at.rows; r++) {
+            const char *from = db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0);
+            uint16_t *to = grad + r * w->line * m;
+            if (m == v->OC) memcpy(to, from, at.columns * m * 2);
+            else for (p = 0; p < at.columns; p++) memcpy(to + p * m, from + p * v->OC * 2, m * 2);
+            memset(to + at.columns * m, 0, (w->line - at.columns) * m * 2);
+        }
+        memset(grad + at.rows * w->line * m, 0, (w->k_region - at.rows * w->line) * m * 2);
+        for (p = 0; p < w->k_region; p += 32) /* [32 pixels][m] -> [m][32] */
+            kern->transpose(turned + (i * w->k_region + p) * m, 32, grad + p * m, m, 32, m, 32);
+    }
+    for (ky = 0; ky < v->k; ky++)
+        for (kx = 0; kx < v->k; kx++) {
+            db__gemm g;
+            g.m = m, g.k = w->k_region, g.taps = n, g.panels = w->panels;
+            g.a = turned, g.lda = 32, g.a_k = m, g.a_tap = w->k_region * m;
+            g.b = (kx % 2 ? odd : even) + (ky * w->line + kx / 2 * 2) * 16;
+            g.b_panel = panel, g.b_k = 16, g.b_tap = w->x_region * 16;
+            g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
+            g.ldc = w->ldc, g.add = add;
+            kern->gemm(&g);
+        }
+}
+
 /* a: dw, dbias, x, dy.  s: k, stride, pad */
 static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
 {
@@ -2414,8 +2490,8 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     const db__dw w = db__dw_of(kern, x, dy, c->s[0], c->s[1], (long)c->s[2]);
     const db__conv *v = &w.v;
     int in_place = w.parts == 1 && w.panels * 16 == v->C; /* dW itself is the only sum */
-    size_t thread_floats = w.x_floats + w.line_floats + w.dy_floats;
-    float *own = (float *)db__scratch(c, thread_floats * sizeof(float) * (size_t)db__threads(ctx));
+    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes, pixels = v->B * v->OH * v->OW;
+    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     float *sums = (float *)db__scratch(c, in_place ? 0 : w.parts * w.part * sizeof(float));
     float *bias_sums = (float *)db__scratch(c, w.parts * v->OC * sizeof(float));
     long task;
@@ -2423,20 +2499,16 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     if (in_place && dw->present) sums = (float *)dw->data;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(w.parts * w.per_part); task++) {
-            size_t part = (size_t)task / w.per_part, piece = (size_t)task % w.per_part, block, r;
+        for (task = 0; task < (long)(w.parts * w.slices); task++) {
+            size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice, m = DB__MIN(w.slice, v->OC - oc0), block;
             size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
-            size_t oc0 = piece % w.slices * w.slice, m = DB__MIN(w.slice, v->OC - oc0);
-            size_t first_dy = piece / w.slices, last_dy = w.per_part == 1 ? v->k : first_dy + 1;
             for (block = first; block < last && dw->present; block++)
-                db__dw_block(ctx, &w, x, dy, block, first_dy, last_dy, oc0, m, own + thread_floats * (size_t)db__thread_index(),
-                             sums + part * w.part, in_place || block > first);
-            if (piece || !dbias->present) continue;
-            memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
-            for (block = first; block < last; block++) {
-                const db__region at = db__block_of(v, block);
-                for (r = 0; r < at.rows; r++)
-                    kern->column_sums(bias_sums + part * v->OC, db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC), at.columns, v->OC);
+                (w.tiles ? db__dw_tiles : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
+                                                         sums + part * w.part, in_place || block > first);
+            if (oc0 == 0 && dbias->present) {
+                size_t from = pixels * part / w.parts, to = pixels * (part + 1) / w.parts;
+                memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
+                kern->column_sums(bias_sums + part * v->OC, db__at(dy, from * v->OC), to - from, v->OC);
             }
         }
     }
@@ -9533,6 +9605,25 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 #define DB__vload_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define DB__vlow_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
 #define DB__vhigh_bf16(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), _mm512_set1_epi32((int)0xffff0000u)))
+#define DB__vzip_bf16(p, a, b) _mm512_storeu_si512((void *)(p), _mm512_or_si512( \
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(a))), \
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(b))), 16)))
+/* Four rounds, each of which interleaves the halves: row i goes with row i + 8. */
+#define DB__vturn(tile) do { \
+        __m512i db__r[16], db__s[16]; \
+        const __m512i db__low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); \
+        const __m512i db__high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); \
+        int db__i, db__round; \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = _mm512_loadu_si512((const void *)(tile)[db__i]); \
+        DB__UNROLL for (db__round = 0; db__round < 4; db__round++) { \
+            DB__UNROLL for (db__i = 0; db__i < 8; db__i++) { \
+                db__s[2 * db__i] = _mm512_permutex2var_epi32(db__r[db__i], db__low, db__r[db__i + 8]); \
+                db__s[2 * db__i + 1] = _mm512_permutex2var_epi32(db__r[db__i], db__high, db__r[db__i + 8]); \
+            } \
+            DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = db__s[db__i]; \
+        } \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) _mm512_storeu_si512((void *)(tile)[db__i], db__r[db__i]); \
+    } while (0)
 #if defined(DB__PASS_AVX512)
 #define DB__SET avx512
 #define DB__TARGET DB__TARGET_AVX512
@@ -9652,6 +9743,22 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 #define DB__vdot2(acc, pair, b) do { \
         (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), DB__vlow_bf16(b), acc); \
         (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) & 0xffff0000u)), DB__vhigh_bf16(b), acc); \
+    } while (0)
+#endif
+
+#ifndef DB__vturn
+#define DB__vzip_bf16(p, a, b) do { /* 16 and 16 numbers -> 16 pairs */ \
+        int db__i; \
+        for (db__i = 0; db__i < 16; db__i++) (p)[2 * db__i] = (a)[db__i], (p)[2 * db__i + 1] = (b)[db__i]; \
+    } while (0)
+/* transposes 16 x 16 words in place */
+#define DB__vturn(tile) do { \
+        int db__i, db__j; \
+        for (db__i = 0; db__i < 16; db__i++) \
+            for (db__j = 0; db__j < db__i; db__j++) { \
+                uint32_t db__word = (tile)[db__i][db__j]; \
+                (tile)[db__i][db__j] = (tile)[db__j][db__i], (tile)[db__j][db__i] = db__word; \
+            } \
     } while (0)
 #endif
 
@@ -9957,7 +10064,7 @@ static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_blo
     for (tap = 0; tap < g->taps; tap++) {
         const uint16_t *a = (const uint16_t *)g->a + row * g->lda + tap * g->a_tap;
         const uint16_t *b = (const uint16_t *)g->b + panel * g->b_panel + tap * g->b_tap;
-        for (k = 0; k < g->k; k += 32, a += 32, b += 32 * 16) {
+        for (k = 0; k < g->k; k += 32, a += 32 * g->a_k, b += 32 * 16) {
             _tile_loadd(4, a, g->lda * 2);
             _tile_loadd(6, b, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -10007,30 +10114,21 @@ static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
 DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
 {
 #ifdef DB__PASS_BF16
-    uint32_t pair[16];
-    int j;
-    for (j = 0; j < 16; j++) pair[j] = (uint32_t)row[j] | (uint32_t)row[next + (size_t)j] << 16;
-    memcpy(out, pair, sizeof pair);
+    DB__vzip_bf16(out, row, row + next);
 #else
     (void)next;
     memcpy(out, row, 16 * sizeof *out);
 #endif
 }
 
-/* 16 columns, each with 16 neighbouring k at a distance of `next`, -> 16 rows of a panel. */
+/* 16 columns, `next` apart, each with 16 neighbouring words of k (numbers or pairs), -> 16 rows of a panel. */
 DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next)
 {
-    int j, q;
-#ifdef DB__PASS_BF16
-    uint32_t tile[16][8], turned[8][16];
-    for (j = 0; j < 16; j++) memcpy(tile[j], column + (size_t)j * next, 32);
-    for (q = 0; q < 8; q++)
-        for (j = 0; j < 16; j++) turned[q][j] = tile[j][q];
-    memcpy(out, turned, sizeof turned);
-#else
-    for (q = 0; q < 16; q++)
-        for (j = 0; j < 16; j++) out[q * 16 + j] = column[(size_t)j * next + (size_t)q];
-#endif
+    uint32_t tile[16][16];
+    int j;
+    for (j = 0; j < 16; j++) memcpy(tile[j], column + (size_t)j * next, sizeof tile[j]);
+    DB__vturn(tile);
+    memcpy(out, tile, sizeof tile);
 }
 
 DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
@@ -10043,9 +10141,9 @@ DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size
         const DB__T *s = in + p * 16 * by_n;
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
         else memset(o + k / DB__K2 * DB__K2 * 16, 0, (k_padded - k / DB__K2 * DB__K2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / 16 * 16 : 0;
+        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / (16 * DB__K2) * (16 * DB__K2) : 0;
         if (by_n == 1) for (i = 0; i < whole; i += DB__K2) DB__FN(zip_rows)(o + i * 16, s + i * by_k, by_k);
-        else for (i = 0; i < whole; i += 16) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
+        else for (i = 0; i < whole; i += 16 * DB__K2) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
         for (i = whole; i < k; i++)
             for (j = 0; j < width; j++) o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = s[i * by_k + j * by_n];
     }
@@ -10055,7 +10153,7 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
 {
 #ifdef DB__PASS_BF16
     const float *in = (const float *)in_;
-    DB__T tile[16 * 16];
+    DB__T tile[16 * 32];
     size_t p, i, j, v, whole;
     for (p = 0; p * 16 < n; p++) {
         size_t width = DB__MIN(n - p * 16, 16);
@@ -10063,14 +10161,14 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
         const float *s = in + p * 16 * by_n;
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
         else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 16 * 16 : 0;
-        for (i = 0; i < whole; i += by_n == 1 ? 2 : 16) { /* round a tile to bf16, then pack that */
-            size_t lines = by_n == 1 ? 2 : 16;
+        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 32 * 32 : 0;
+        for (i = 0; i < whole; i += by_n == 1 ? 2 : 32) { /* round two rows or 16 columns to bf16, then pack that */
+            size_t lines = by_n == 1 ? 2 : 16, length = by_n == 1 ? 16 : 32;
             const float *from = by_n == 1 ? s + i * by_k : s + i;
             for (j = 0; j < lines; j++)
-                for (v = 0; v < 16; v += DB__VN) DB__ST(tile + j * 16 + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
+                for (v = 0; v < length; v += DB__VN) DB__ST(tile + j * length + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
             if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
-            else DB__FN(zip_columns)(o + i * 16, tile, 16);
+            else DB__FN(zip_columns)(o + i * 16, tile, 32);
         }
         for (i = whole; i < k; i++)
             for (j = 0; j < width; j++) o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
@@ -10084,18 +10182,19 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
    rows_padded. */
 DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, size_t ld_in, size_t rows, size_t columns, size_t rows_padded)
 {
+    enum { N = 16 * DB__K2 }; /* numbers in 16 words */
     const DB__T *in = (const DB__T *)in_;
     DB__T *out = (DB__T *)out_;
-    size_t i, j, q, r;
-    for (i = 0; i + 16 <= rows; i += 16) {
+    size_t i, j, q;
+    for (i = 0; i + N <= rows; i += N) {
         for (j = 0; j + 16 <= columns; j += 16) {
-            DB__T tile[16 * 16]; /* a panel: [16 / K2][16 columns][K2] */
-            for (q = 0; q < 16; q += DB__K2) DB__FN(zip_rows)(tile + q * 16, in + (i + q) * ld_in + j, ld_in);
-            for (r = 0; r < 16; r++)
-                for (q = 0; q < 16; q += DB__K2) memcpy(out + (j + r) * ld_out + i + q, tile + q * 16 + r * DB__K2, DB__K2 * sizeof *out);
+            uint32_t tile[16][16]; /* 16 rows, or pairs of rows, of 16 columns */
+            for (q = 0; q < 16; q++) DB__FN(zip_rows)((DB__T *)(void *)tile[q], in + (i + q * DB__K2) * ld_in + j, ld_in);
+            DB__vturn(tile);
+            for (q = 0; q < 16; q++) memcpy(out + (j + q) * ld_out + i, tile[q], sizeof tile[q]);
         }
         for (; j < columns; j++)
-            for (q = i; q < i + 16; q++) out[j * ld_out + q] = in[q * ld_in + j];
+            for (q = i; q < i + N; q++) out[j * ld_out + q] = in[q * ld_in + j];
     }
     for (; i < rows; i++)
         for (j = 0; j < columns; j++) out[j * ld_out + i] = in[i * ld_in + j];
@@ -10590,6 +10689,8 @@ static const db__kernels DB__FN(table) = {
 #undef DB__vload_bf16
 #undef DB__vlow_bf16
 #undef DB__vhigh_bf16
+#undef DB__vturn
+#undef DB__vzip_bf16
 #undef DB__SET
 #undef DB__TARGET
 #undef DB__vstore_bf16
