@@ -1864,10 +1864,11 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
 typedef struct db__gemm {
     size_t m, k, taps, panels;
     const void *a;   /* rows of k numbers                                       */
-    size_t lda;      /* from row to row                                         */
+    size_t lda, a_k; /* from row to row, from k to k                            */
     size_t a_tap;    /* from tap to tap                                         */
-    const void *b;   /* packed panels                                           */
+    const void *b;   /* panels of 16 columns                                    */
     size_t b_panel;  /* from panel to panel                                     */
+    size_t b_k;      /* from k to k: 16 where packed                            */
     size_t b_tap;    /* from tap to tap inside a panel                          */
     float *c;        /* [m][ldc]                                                */
     size_t ldc;
@@ -2144,6 +2145,20 @@ static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_
     return v;
 }
 
+/* A region of output pixels: rows and columns of image b. */
+typedef struct db__region {
+    size_t b, y0, x0, rows, columns;
+} db__region;
+
+static db__region db__region_of(const db__conv *v, size_t index)
+{
+    db__region at;
+    at.b = index / (v->by_y * v->by_x);
+    at.y0 = index / v->by_x % v->by_y * v->rows, at.rows = DB__MIN(v->rows, v->OH - at.y0);
+    at.x0 = index % v->by_x * v->columns, at.columns = DB__MIN(v->columns, v->OW - at.x0);
+    return at;
+}
+
 /* Whether the rows of x can be read where they lie. */
 static int db__conv_direct(const db__conv *v)
 {
@@ -2246,7 +2261,7 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
             float *acc = (float *)(void *)(strip + strip_bytes);
             db__gemm g;
             memset(&g, 0, sizeof g);
-            g.k = v.K, g.taps = v.k, g.b_panel = v.k * v.K * 16, g.b_tap = v.K * 16, g.c = acc;
+            g.k = v.K, g.taps = v.k, g.a_k = 1, g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16, g.c = acc;
             if (direct) {
                 g.a = db__at(in, (b * v.H * v.W + y0 * v.W + x0) * v.C);
                 g.lda = v.C;
@@ -2299,102 +2314,216 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
     db__conv_run(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
 }
 
-/* a: dw, dbias, x, dy.  s: k, stride, pad.   dW[dy] += dY^T x (strip shifted by dy rows).
-   The pixels are cut into parts, a part into groups of blocks; a group's dY is transposed and its
-   strips packed, which makes the sum over pixels the K of the same matrix product. */
+/* ---- the gradient of the weights -----------------------------------------------------------------
+   dW[dy][oc][dx, ic] = sum over output pixels p of dY[p][oc] x[p stride + (dy,dx) - pad][ic]
+
+   For each (dy,dx) a matrix product whose K are the pixels, A dY transposed, and B the channels of x.
+   The pixels are walked in blocks; a block's x is copied once into panels [16 channels][pixels][16], in
+   which another (dy,dx) is only another offset, and stays in the second cache for all k x k products.
+   The blocks are cut into `parts`, each with a sum of its own; a part of large weights into slices of OC.
+   bf16 is computed on tiles where there are any, else as f32.                                        */
+
+typedef struct db__dw {
+    db__conv v;
+    int tiles;
+    size_t panels, ldc;             /* of 16 channels of x; row length of a sum, k * 16 * panels       */
+    size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]          */
+    size_t slice, slices;           /* of OC                                                           */
+    size_t line;                    /* tiles: pixels of a line with its halo, an even number           */
+    size_t k_region, x_region;      /* tiles: pixels of dY in a region, a multiple of 32; and of x     */
+    size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch                          */
+} db__dw;
+
+enum { DB__DW_SLICE = 64 };
+
+static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *dy, size_t k, size_t stride, long pad)
+{
+    db__dw w;
+    int tiles = kern->k_multiple == 32 && stride == 1;
+    size_t pixels = tiles ? 512 : 128, wanted, width;
+    db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, pixels);
+    width = (v.columns - 1) * stride + k;
+    memset(&w, 0, sizeof w);
+    w.v = v, w.tiles = tiles;
+    w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
+    w.regions = v.B * v.by_y * v.by_x;
+    w.per_block = tiles ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
+    w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
+    w.part = k * v.OC * w.ldc;
+    wanted = DB__MIN(w.blocks, ((size_t)1 << 21) / w.part);
+    for (w.parts = 1; w.parts < 16 && w.parts * 2 <= wanted;) w.parts *= 2;
+    w.slices = w.parts >= 8 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
+    w.slice = DB__ROUND_UP(DB__CEIL_DIV(v.OC, w.slices), 16);
+    w.slices = DB__CEIL_DIV(v.OC, w.slice);
+    if (tiles) {
+        w.line = DB__ROUND_UP(width, 2);
+        w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
+        w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
+        w.x_bytes = (k > 1 ? 2 : 1) * w.per_block * w.x_region * w.panels * 16 * 2;
+        w.line_bytes = (w.line + 1) * v.C * 2;
+        w.dy_bytes = w.k_region * w.slice * 2;
+        w.turned_bytes = w.per_block * w.k_region * w.slice * 2;
+    } else {
+        w.x_bytes = ((v.rows - 1) * stride + k) * width * w.panels * 16 * sizeof(float);
+        w.line_bytes = kern->size == sizeof(float) ? 0 : width * v.C * sizeof(float);
+        w.dy_bytes = kern->size == sizeof(float) && w.slices == 1 ? 0 : v.rows * v.columns * w.slice * sizeof(float);
+    }
+    w.x_bytes = DB__ROUND_UP(w.x_bytes, DB__ALIGN), w.line_bytes = DB__ROUND_UP(w.line_bytes, DB__ALIGN);
+    w.dy_bytes = DB__ROUND_UP(w.dy_bytes, DB__ALIGN), w.turned_bytes = DB__ROUND_UP(w.turned_bytes, DB__ALIGN);
+    return w;
+}
+
+/* Of the outputs [*from, *to), those whose input, at i * stride + shift, lies in [0, limit). */
+static void db__inside(size_t *from, size_t *to, size_t stride, long shift, size_t limit)
+{
+    while (*from < *to && (long)(*from * stride) + shift < 0) ++*from;
+    while (*to > *from && (long)((*to - 1) * stride) + shift >= (long)limit) --*to;
+}
+
+/* A block's products, added to the rows [oc0, oc0 + m) of a sum, or their first value. In f32; what
+   meets padding is left out. */
+static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
+                          char *scratch, float *sum, int add)
+{
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype), *f32 = ctx->isa->f32;
+    const db__conv *v = &w->v;
+    const db__region at = db__region_of(v, block);
+    const char *image = db__at(x, at.b * v->H * v->W * v->C), *grad = db__at(dy, ((at.b * v->OH + at.y0) * v->OW + at.x0) * v->OC + oc0);
+    size_t pad = (size_t)v->pad, s = v->stride, dy_line = v->OW * v->OC, dy_pixel = v->OC, y, kx, ky, columns, panel;
+    /* the pixels of x that the block meets: rows [top, bottom), columns [left, right) */
+    size_t top = at.y0 * s - DB__MIN(at.y0 * s, pad), bottom = DB__MIN(v->H, (at.y0 + at.rows - 1) * s + v->k - pad);
+    size_t left = at.x0 * s - DB__MIN(at.x0 * s, pad), right = DB__MIN(v->W, (at.x0 + at.columns - 1) * s + v->k - pad);
+    float *panels = (float *)(void *)scratch, *line = (float *)(void *)(scratch + w->x_bytes);
+    float *copy = (float *)(void *)(scratch + w->x_bytes + w->line_bytes);
+    columns = right - left, panel = (bottom - top) * columns * 16;
+    for (y = top; y < bottom; y++) {
+        const void *row = image + (y * v->W + left) * v->C * kern->size;
+        if (kern != f32) kern->to_f32(line, row, columns * v->C, 0), row = line;
+        f32->pack(panels + (y - top) * columns * 16, panel, row, columns, v->C, v->C, 1, columns);
+    }
+    if (w->dy_bytes) {
+        dy_pixel = m, dy_line = at.columns * m;
+        for (y = 0; y < at.rows; y++)
+            for (kx = 0; kx < at.columns; kx++)
+                kern->to_f32(copy + y * dy_line + kx * m, grad + (y * v->OW + kx) * v->OC * kern->size, m, 0);
+        grad = (const char *)copy;
+    }
+    for (ky = 0; ky < v->k; ky++)
+        for (kx = 0; kx < v->k; kx++) {
+            size_t y0 = at.y0, y1 = at.y0 + at.rows, x0 = at.x0, x1 = at.x0 + at.columns;
+            db__gemm g;
+            db__inside(&y0, &y1, s, (long)ky - v->pad, v->H);
+            db__inside(&x0, &x1, s, (long)kx - v->pad, v->W);
+            g.m = m, g.k = x1 - x0, g.panels = w->panels;
+            g.taps = g.k ? y1 - y0 : 0; /* none: the product is zero, and neither A nor B is read */
+            g.a = g.taps ? (const float *)(const void *)grad + (y0 - at.y0) * dy_line + (x0 - at.x0) * dy_pixel : NULL;
+            g.lda = 1, g.a_k = dy_pixel, g.a_tap = dy_line;
+            g.b = g.taps ? panels + ((y0 * s + ky - pad - top) * columns + x0 * s + kx - pad - left) * 16 : NULL;
+            g.b_panel = panel, g.b_k = s * 16, g.b_tap = s * columns * 16;
+            g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
+            g.ldc = w->ldc, g.add = add;
+            f32->gemm(&g);
+        }
+}
+
+/* The same on tiles. K runs over whole lines with their halo, where dY is zero. Pairs of pixels side by
+   side serve every second dx; for the others x is packed again, one pixel on. */
+static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
+                         char *scratch, float *sum, int add)
+{
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    const db__conv *v = &w->v;
+    size_t n = DB__MIN(w->per_block, w->regions - block * w->per_block), panel = w->per_block * w->x_region * 16, i, r, p, kx, ky;
+    size_t lines = v->rows + v->k - 1;
+    uint16_t *even = (uint16_t *)(void *)scratch, *odd = even + w->panels * panel;
+    uint16_t *line = (uint16_t *)(void *)(scratch + w->x_bytes), *grad = (uint16_t *)(void *)((char *)line + w->line_bytes);
+    uint16_t *turned = (uint16_t *)(void *)((char *)grad + w->dy_bytes);
+    for (i = 0; i < n; i++) {
+        const db__region at = db__region_of(v, block * w->per_block + i);
+        for (r = 0; r < lines; r++) {
+            long y = (long)(at.y0 + r) - v->pad, left = (long)at.x0 - v->pad, right = DB__MIN(left + (long)w->line + 1, (long)v->W);
+            size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left), at_pixel = (i * w->x_region + r * w->line) * 16;
+            if (y < 0 || y >= (long)v->H || r >= at.rows + v->k - 1) {
+                memset(line, 0, w->line_bytes);
+            } else {
+                memset(line, 0, first * v->C * 2);
+                memcpy(line + first * v->C, db__at(x, ((at.b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first)) * v->C), (last - first) * v->C * 2);
+                memset(line + last * v->C, 0, (w->line + 1 - last) * v->C * 2);
+            }
+            kern->pack(even + at_pixel, panel, line, w->line, v->C, v->C, 1, w->line);
+            if (v->k > 1) kern->pack(odd + at_pixel, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
+        }
+        for (p = 0; p < w->panels; p++) { /* what the last lines read beyond meets zeros, but has to be finite */
+            size_t end = p * panel + (i * w->x_region + lines * w->line) * 16, rest = (w->x_region - lines * w->line) * 16 * 2;
+            memset(even + end, 0, rest);
+            if (v->k > 1) memset(odd + end, 0, rest);
+        }
+        for (r = 0; r < at.rows; r++) {
+            const char *from = db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0);
+            uint16_t *to = grad + r * w->line * m;
+            if (m == v->OC) memcpy(to, from, at.columns * m * 2);
+            else for (p = 0; p < at.columns; p++) memcpy(to + p * m, from + p * v->OC * 2, m * 2);
+            memset(to + at.columns * m, 0, (w->line - at.columns) * m * 2);
+        }
+        memset(grad + at.rows * w->line * m, 0, (w->k_region - at.rows * w->line) * m * 2);
+        for (p = 0; p < w->k_region; p += 32) /* [32 pixels][m] -> [m][32] */
+            kern->transpose(turned + (i * w->k_region + p) * m, 32, grad + p * m, m, 32, m, 32);
+    }
+    for (ky = 0; ky < v->k; ky++)
+        for (kx = 0; kx < v->k; kx++) {
+            db__gemm g;
+            g.m = m, g.k = w->k_region, g.taps = n, g.panels = w->panels;
+            g.a = turned, g.lda = 32, g.a_k = m, g.a_tap = w->k_region * m;
+            g.b = (kx % 2 ? odd : even) + (ky * w->line + kx / 2 * 2) * 16;
+            g.b_panel = panel, g.b_k = 16, g.b_tap = w->x_region * 16;
+            g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
+            g.ldc = w->ldc, g.add = add;
+            kern->gemm(&g);
+        }
+}
+
+/* a: dw, dbias, x, dy.  s: k, stride, pad */
 static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
 {
     const db_arg *dw = &c->a[0], *dbias = &c->a[1], *x = &c->a[2], *dy = &c->a[3];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
-    db__conv v = db__conv_of(kern, x, dy, c->s[0], c->s[1], 1, (long)c->s[2], 512);
-    size_t size = kern->size, n_panels, ldc, ld_columns, strip_rows, k_image, k_rows, per_group, blocks, n_groups, parts, oc_step, n_oc;
-    size_t strip_bytes, panel_bytes, dyt_bytes, thread_bytes, acc_floats, ld_dyt;
-    char *own;
-    float *acc, *sums;
+    const db__dw w = db__dw_of(kern, x, dy, c->s[0], c->s[1], (long)c->s[2]);
+    const db__conv *v = &w.v;
+    int in_place = w.parts == 1 && w.panels * 16 == v->C; /* dW itself is the only sum */
+    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes, pixels = v->B * v->OH * v->OW;
+    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    float *sums = (float *)db__scratch(c, in_place ? 0 : w.parts * w.part * sizeof(float));
+    float *bias_sums = (float *)db__scratch(c, w.parts * v->OC * sizeof(float));
     long task;
-    v.K = DB__ROUND_UP(v.k * v.Cp, 16); /* here the columns of B */
-    n_panels = v.K / 16, ldc = v.K;
-    ld_columns = DB__ROUND_UP(v.columns, kern->k_multiple > 1 ? 2 : 1); /* a shift by dy rows keeps pairs together */
-    strip_rows = db__strip_rows(&v, v.rows);
-    k_image = DB__ROUND_UP(v.rows * ld_columns, kern->k_multiple); /* K of one block                 */
-    k_rows = DB__ROUND_UP((v.k - 1) * ld_columns + k_image, 2);    /* rows of its packed strip        */
-    if (v.stride > 1) k_rows = v.k * k_image;
-    blocks = v.B * v.by_y * v.by_x;
-    per_group = DB__MAX(1, 512 / (v.rows * v.columns)); /* small images: several to one product */
-    n_groups = DB__CEIL_DIV(blocks, per_group);
-    acc_floats = v.k * v.OC * ldc;
-    parts = DB__MIN(n_groups, DB__MAX(1, DB__MIN(16, ((size_t)1 << 20) / acc_floats)));
-    oc_step = parts >= 8 ? v.OC : DB__MIN(v.OC, 64);
-    n_oc = DB__CEIL_DIV(v.OC, oc_step);
-    strip_bytes = DB__ROUND_UP(strip_rows * ld_columns * v.K * size, DB__ALIGN);
-    panel_bytes = DB__ROUND_UP(per_group * k_rows * v.K * size, DB__ALIGN);
-    ld_dyt = per_group * k_image + DB__ALIGN / size; /* rows a power of two apart would share the few lines of one cache set */
-    dyt_bytes = DB__ROUND_UP(oc_step * ld_dyt * size + k_image * oc_step * size, DB__ALIGN);
-    thread_bytes = strip_bytes + panel_bytes + dyt_bytes;
-    own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
-    acc = (float *)db__scratch(c, parts * acc_floats * sizeof(float));
-    sums = (float *)db__scratch(c, parts * v.OC * sizeof(float));
     if (c->measuring) return;
+    if (in_place && dw->present) sums = (float *)dw->data;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(parts * n_oc); task++) {
-            size_t part = (size_t)task / n_oc, oc0 = (size_t)task % n_oc * oc_step, oc = DB__MIN(oc_step, v.OC - oc0);
-            size_t from = n_groups * part / parts, to = n_groups * (part + 1) / parts, group, i, kdy;
-            char *strip = own + thread_bytes * (size_t)db__thread_index(), *panels = strip + strip_bytes, *dyt = panels + panel_bytes;
-            char *lines = dyt + oc_step * ld_dyt * size; /* one block of dY with its ragged columns filled */
-            float *part_acc = acc + part * acc_floats, *part_sum = sums + part * v.OC + oc0;
-            memset(part_sum, 0, oc * sizeof(float));
-            for (group = from; group < to; group++) {
-                size_t n = DB__MIN(per_group, blocks - group * per_group);
-                size_t panel = per_group * k_rows * 16;
-                if (v.stride > 1) memset(panels, 0, panel_bytes);
-                for (i = 0; i < n; i++) {
-                    size_t block = group * per_group + i, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
-                    size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
-                    size_t r, xx, used = db__strip_rows(&v, rows);
-                    db__fill_strip(&v, strip, db__at(x, b * v.H * v.W * v.C), size, y0, rows, x0, columns, ld_columns);
-                    if (v.stride == 1) {
-                        kern->pack(panels + i * k_rows * 16 * size, panel, strip, used * ld_columns, v.K, v.K, 1, k_rows);
-                    } else { /* for each dy the strip rows that it meets, one after the other */
-                        for (kdy = 0; kdy < v.k; kdy++)
-                            for (r = 0; r < rows; r++)
-                                kern->pack(panels + (i * k_rows + kdy * k_image + r * ld_columns) * 16 * size, panel,
-                                           strip + (r * v.k + kdy) * ld_columns * v.K * size, ld_columns, v.K, v.K, 1, ld_columns);
-                    }
-                    memset(lines, 0, k_image * oc * size);
-                    for (r = 0; r < rows; r++)
-                        if (oc == v.OC)
-                            memcpy(lines + r * ld_columns * oc * size, db__at(dy, ((b * v.OH + y0 + r) * v.OW + x0) * oc), columns * oc * size);
-                        else for (xx = 0; xx < columns; xx++)
-                            memcpy(lines + (r * ld_columns + xx) * oc * size,
-                                   db__at(dy, ((b * v.OH + y0 + r) * v.OW + x0 + xx) * v.OC + oc0), oc * size);
-                    kern->transpose(dyt + i * k_image * size, ld_dyt, lines, oc, k_image, oc, k_image);
-                    if (dbias->present) kern->column_sums(part_sum, lines, k_image, oc);
-                }
-                for (kdy = 0; kdy < v.k && dw->present; kdy++) {
-                    db__gemm g;
-                    g.m = oc, g.k = k_image, g.taps = n, g.panels = n_panels;
-                    g.a = dyt, g.lda = ld_dyt, g.a_tap = k_image;
-                    g.b = panels + kdy * (v.stride == 1 ? ld_columns : k_image) * 16 * size, g.b_panel = panel, g.b_tap = k_rows * 16;
-                    g.c = part_acc + (kdy * v.OC + oc0) * ldc, g.ldc = ldc;
-                    g.add = group > from;
-                    kern->gemm(&g);
-                }
+        for (task = 0; task < (long)(w.parts * w.slices); task++) {
+            size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice, m = DB__MIN(w.slice, v->OC - oc0), block;
+            size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
+            for (block = first; block < last && dw->present; block++)
+                (w.tiles ? db__dw_tiles : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
+                                                         sums + part * w.part, in_place || block > first);
+            if (oc0 == 0 && dbias->present) {
+                size_t from = pixels * part / w.parts, to = pixels * (part + 1) / w.parts;
+                memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
+                kern->column_sums(bias_sums + part * v->OC, db__at(dy, from * v->OC), to - from, v->OC);
             }
         }
     }
     {   /* add the parts in order */
         DB__PARALLEL_FOR(ctx, static)
-        for (task = 0; task < (long)(v.k * v.OC); task++) {
-            size_t dx, ic, p;
-            float *out = dw->present ? (float *)dw->data + (size_t)task * v.k * v.C : NULL;
-            for (p = 0; p < parts && dw->present; p++)
-                for (dx = 0; dx < v.k; dx++) {
-                    const float *a = acc + p * acc_floats + (size_t)task * ldc + dx * v.Cp;
-                    for (ic = 0; ic < v.C; ic++) out[dx * v.C + ic] += a[ic];
+        for (task = 0; task < (long)(v->k * v->OC); task++) {
+            size_t kx, ic, p;
+            float *out = dw->present ? (float *)dw->data + (size_t)task * v->k * v->C : NULL;
+            for (p = 0; p < w.parts && dw->present && !in_place; p++)
+                for (kx = 0; kx < v->k; kx++) {
+                    const float *a = sums + p * w.part + (size_t)task * w.ldc + kx * w.panels * 16;
+                    for (ic = 0; ic < v->C; ic++) out[kx * v->C + ic] += a[ic];
                 }
-            if (dbias->present && (size_t)task < v.OC)
-                for (p = 0; p < parts; p++) ((float *)dbias->data)[task] += sums[p * v.OC + (size_t)task];
+            if (dbias->present && (size_t)task < v->OC)
+                for (p = 0; p < w.parts; p++) ((float *)dbias->data)[task] += bias_sums[p * v->OC + (size_t)task];
         }
     }
 }
@@ -2913,9 +3042,11 @@ static void db__cpu_fill(db_ctx *ctx, db_call *c)
 {
     size_t i, n = db__arg_count(&c->a[0]);
     float value = c->f[0];
+    uint16_t half = db__f32_to_bf16(value);
     (void)ctx;
     if (c->measuring) return;
-    for (i = 0; i < n; i++) db__kernels_for(ctx, c->a[0].dtype)->from_f32(db__at(&c->a[0], i), &value, 1, 0);
+    if (c->a[0].dtype == DB_BF16) for (i = 0; i < n; i++) ((uint16_t *)c->a[0].data)[i] = half;
+    else for (i = 0; i < n; i++) ((float *)c->a[0].data)[i] = value;
 }
 
 /* y[b,...] = p[b] x + q[b] z in f32: adding noise, and what a network is to predict.
@@ -3250,7 +3381,7 @@ static void db__product(const db__kernels *kern, float *c, size_t ldc, const voi
     db__gemm g;
     memset(&g, 0, sizeof g);
     g.m = m, g.k = k, g.taps = 1, g.panels = panels;
-    g.a = a, g.lda = lda, g.b = b, g.b_panel = k * 16;
+    g.a = a, g.lda = lda, g.a_k = 1, g.b = b, g.b_panel = k * 16, g.b_k = 16;
     g.c = c, g.ldc = ldc, g.add = add;
     kern->gemm(&g);
 }
@@ -9474,6 +9605,25 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 #define DB__vload_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define DB__vlow_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
 #define DB__vhigh_bf16(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), _mm512_set1_epi32((int)0xffff0000u)))
+#define DB__vzip_bf16(p, a, b) _mm512_storeu_si512((void *)(p), _mm512_or_si512( \
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(a))), \
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(b))), 16)))
+/* Four rounds, each of which interleaves the halves: row i goes with row i + 8. */
+#define DB__vturn(tile) do { \
+        __m512i db__r[16], db__s[16]; \
+        const __m512i db__low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); \
+        const __m512i db__high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); \
+        int db__i, db__round; \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = _mm512_loadu_si512((const void *)(tile)[db__i]); \
+        DB__UNROLL for (db__round = 0; db__round < 4; db__round++) { \
+            DB__UNROLL for (db__i = 0; db__i < 8; db__i++) { \
+                db__s[2 * db__i] = _mm512_permutex2var_epi32(db__r[db__i], db__low, db__r[db__i + 8]); \
+                db__s[2 * db__i + 1] = _mm512_permutex2var_epi32(db__r[db__i], db__high, db__r[db__i + 8]); \
+            } \
+            DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = db__s[db__i]; \
+        } \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) _mm512_storeu_si512((void *)(tile)[db__i], db__r[db__i]); \
+    } while (0)
 #if defined(DB__PASS_AVX512)
 #define DB__SET avx512
 #define DB__TARGET DB__TARGET_AVX512
@@ -9593,6 +9743,22 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 #define DB__vdot2(acc, pair, b) do { \
         (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), DB__vlow_bf16(b), acc); \
         (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) & 0xffff0000u)), DB__vhigh_bf16(b), acc); \
+    } while (0)
+#endif
+
+#ifndef DB__vturn
+#define DB__vzip_bf16(p, a, b) do { /* 16 and 16 numbers -> 16 pairs */ \
+        int db__i; \
+        for (db__i = 0; db__i < 16; db__i++) (p)[2 * db__i] = (a)[db__i], (p)[2 * db__i + 1] = (b)[db__i]; \
+    } while (0)
+/* transposes 16 x 16 words in place */
+#define DB__vturn(tile) do { \
+        int db__i, db__j; \
+        for (db__i = 0; db__i < 16; db__i++) \
+            for (db__j = 0; db__j < db__i; db__j++) { \
+                uint32_t db__word = (tile)[db__i][db__j]; \
+                (tile)[db__i][db__j] = (tile)[db__j][db__i], (tile)[db__j][db__i] = db__word; \
+            } \
     } while (0)
 #endif
 
@@ -9782,7 +9948,7 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act)
 /* ---- matrix product ------------------------------------------------------------------------------
    C[m][16 panels] (+)= sum over taps of A_tap[m][k] B_tap[k][16 panels].
 
-   A is read where it lies (rows lda apart). B is packed into panels of 16 columns, k major; for bf16
+   A is read where it lies (rows lda apart, and a_k from k to k, so it may be transposed). B is packed into panels of 16 columns, k major; for bf16
    two neighbouring k sit side by side, as the dot product instructions want them. One register tile
    holds DB__MR rows of C by DB__NP panels; each step of k broadcasts DB__MR numbers of A against
    DB__NP panels of B, all from the first cache.                                                    */
@@ -9791,17 +9957,19 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act)
 DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR, const int NP)
 {
     DB__V acc[DB__MR * DB__NP * DB__PV];
-    size_t tap, k;
+    size_t tap, k, lda = g->lda, a_k = g->a_k * DB__K2, b_k = g->b_k * DB__K2;
     int r, v;
     DB__UNROLL for (r = 0; r < MR * NP * DB__PV; r++) acc[r] = DB__vset1(0.0f);
     for (tap = 0; tap < g->taps; tap++) {
-        const DB__T *a = (const DB__T *)g->a + row * g->lda + tap * g->a_tap;
+        const DB__T *a = (const DB__T *)g->a + row * lda + tap * g->a_tap;
+        const DB__T *a4 = a + 4 * lda, *a8 = a + 8 * lda; /* few enough addresses for the registers */
         const DB__T *b = (const DB__T *)g->b + panel * g->b_panel + tap * g->b_tap;
-        for (k = 0; k < g->k; k += DB__K2, a += DB__K2, b += 16 * DB__K2) {
+        for (k = 0; k < g->k; k += DB__K2, a += a_k, a4 += a_k, a8 += a_k, b += b_k) {
+#define DB__A(r) (((r) < 4 ? a : (r) < 8 ? a4 : a8) + (size_t)((r) % 4) * lda)
 #ifdef DB__PASS_BF16
             DB__UNROLL for (r = 0; r < MR; r++) {
                 uint32_t pair;
-                memcpy(&pair, a + (size_t)r * g->lda, 4);
+                memcpy(&pair, DB__A(r), 4);
                 DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
                     DB__vdot2(acc[r * NP * DB__PV + v], pair, b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * 2 * DB__VN);
             }
@@ -9810,11 +9978,12 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
             DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
                 column[v] = DB__vload(b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * DB__VN);
             DB__UNROLL for (r = 0; r < MR; r++) {
-                DB__V x = DB__vset1(a[(size_t)r * g->lda]);
+                DB__V x = DB__vset1(*DB__A(r));
                 DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
                     acc[r * NP * DB__PV + v] = DB__vfma(x, column[v], acc[r * NP * DB__PV + v]);
             }
 #endif
+#undef DB__A
         }
     }
     DB__UNROLL for (r = 0; r < MR; r++)
@@ -9825,16 +9994,28 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         }
 }
 
+/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 and 8 rather than 12 and 4. */
 DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wide)
 {
-    size_t row = 0;
-#define DB__TILE(MR) (wide ? DB__FN(gemm_tile)(g, row, panel, MR, DB__NP) : DB__FN(gemm_tile)(g, row, panel, MR, 1))
-    for (; row + DB__MR <= g->m; row += DB__MR) DB__TILE(DB__MR);
-#if DB__MR > 4
-    for (; row + 4 <= g->m; row += 4) DB__TILE(4);
+    size_t row = 0, left;
+    while ((left = g->m - row) > 0) {
+#define DB__TILE(MR) do { \
+        if (wide) DB__FN(gemm_tile)(g, row, panel, MR, DB__NP); \
+        else DB__FN(gemm_tile)(g, row, panel, MR, 1); \
+        row += MR; \
+    } while (0)
+#if DB__MR > 8
+        if (left >= DB__MR && left != 16) DB__TILE(DB__MR);
+        else if (left >= 8) DB__TILE(8);
+#else
+        if (left >= DB__MR) DB__TILE(DB__MR);
 #endif
-    for (; row < g->m; row++) DB__TILE(1);
+#if DB__MR > 4
+        else if (left >= 4) DB__TILE(4);
+#endif
+        else DB__TILE(1);
 #undef DB__TILE
+    }
 }
 
 DB__KERNEL void DB__FN(gemm)(const db__gemm *g)
@@ -9883,7 +10064,7 @@ static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_blo
     for (tap = 0; tap < g->taps; tap++) {
         const uint16_t *a = (const uint16_t *)g->a + row * g->lda + tap * g->a_tap;
         const uint16_t *b = (const uint16_t *)g->b + panel * g->b_panel + tap * g->b_tap;
-        for (k = 0; k < g->k; k += 32, a += 32, b += 32 * 16) {
+        for (k = 0; k < g->k; k += 32, a += 32 * g->a_k, b += 32 * 16) {
             _tile_loadd(4, a, g->lda * 2);
             _tile_loadd(6, b, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -9933,30 +10114,21 @@ static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
 DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
 {
 #ifdef DB__PASS_BF16
-    uint32_t pair[16];
-    int j;
-    for (j = 0; j < 16; j++) pair[j] = (uint32_t)row[j] | (uint32_t)row[next + (size_t)j] << 16;
-    memcpy(out, pair, sizeof pair);
+    DB__vzip_bf16(out, row, row + next);
 #else
     (void)next;
     memcpy(out, row, 16 * sizeof *out);
 #endif
 }
 
-/* 16 columns, each with 16 neighbouring k at a distance of `next`, -> 16 rows of a panel. */
+/* 16 columns, `next` apart, each with 16 neighbouring words of k (numbers or pairs), -> 16 rows of a panel. */
 DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next)
 {
-    int j, q;
-#ifdef DB__PASS_BF16
-    uint32_t tile[16][8], turned[8][16];
-    for (j = 0; j < 16; j++) memcpy(tile[j], column + (size_t)j * next, 32);
-    for (q = 0; q < 8; q++)
-        for (j = 0; j < 16; j++) turned[q][j] = tile[j][q];
-    memcpy(out, turned, sizeof turned);
-#else
-    for (q = 0; q < 16; q++)
-        for (j = 0; j < 16; j++) out[q * 16 + j] = column[(size_t)j * next + (size_t)q];
-#endif
+    uint32_t tile[16][16];
+    int j;
+    for (j = 0; j < 16; j++) memcpy(tile[j], column + (size_t)j * next, sizeof tile[j]);
+    DB__vturn(tile);
+    memcpy(out, tile, sizeof tile);
 }
 
 DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
@@ -9969,9 +10141,9 @@ DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size
         const DB__T *s = in + p * 16 * by_n;
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
         else memset(o + k / DB__K2 * DB__K2 * 16, 0, (k_padded - k / DB__K2 * DB__K2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / 16 * 16 : 0;
+        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / (16 * DB__K2) * (16 * DB__K2) : 0;
         if (by_n == 1) for (i = 0; i < whole; i += DB__K2) DB__FN(zip_rows)(o + i * 16, s + i * by_k, by_k);
-        else for (i = 0; i < whole; i += 16) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
+        else for (i = 0; i < whole; i += 16 * DB__K2) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
         for (i = whole; i < k; i++)
             for (j = 0; j < width; j++) o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = s[i * by_k + j * by_n];
     }
@@ -9981,7 +10153,7 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
 {
 #ifdef DB__PASS_BF16
     const float *in = (const float *)in_;
-    DB__T tile[16 * 16];
+    DB__T tile[16 * 32];
     size_t p, i, j, v, whole;
     for (p = 0; p * 16 < n; p++) {
         size_t width = DB__MIN(n - p * 16, 16);
@@ -9989,14 +10161,14 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
         const float *s = in + p * 16 * by_n;
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
         else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 16 * 16 : 0;
-        for (i = 0; i < whole; i += by_n == 1 ? 2 : 16) { /* round a tile to bf16, then pack that */
-            size_t lines = by_n == 1 ? 2 : 16;
+        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 32 * 32 : 0;
+        for (i = 0; i < whole; i += by_n == 1 ? 2 : 32) { /* round two rows or 16 columns to bf16, then pack that */
+            size_t lines = by_n == 1 ? 2 : 16, length = by_n == 1 ? 16 : 32;
             const float *from = by_n == 1 ? s + i * by_k : s + i;
             for (j = 0; j < lines; j++)
-                for (v = 0; v < 16; v += DB__VN) DB__ST(tile + j * 16 + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
+                for (v = 0; v < length; v += DB__VN) DB__ST(tile + j * length + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
             if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
-            else DB__FN(zip_columns)(o + i * 16, tile, 16);
+            else DB__FN(zip_columns)(o + i * 16, tile, 32);
         }
         for (i = whole; i < k; i++)
             for (j = 0; j < width; j++) o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
@@ -10010,18 +10182,19 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
    rows_padded. */
 DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, size_t ld_in, size_t rows, size_t columns, size_t rows_padded)
 {
+    enum { N = 16 * DB__K2 }; /* numbers in 16 words */
     const DB__T *in = (const DB__T *)in_;
     DB__T *out = (DB__T *)out_;
-    size_t i, j, q, r;
-    for (i = 0; i + 16 <= rows; i += 16) {
+    size_t i, j, q;
+    for (i = 0; i + N <= rows; i += N) {
         for (j = 0; j + 16 <= columns; j += 16) {
-            DB__T tile[16 * 16]; /* a panel: [16 / K2][16 columns][K2] */
-            for (q = 0; q < 16; q += DB__K2) DB__FN(zip_rows)(tile + q * 16, in + (i + q) * ld_in + j, ld_in);
-            for (r = 0; r < 16; r++)
-                for (q = 0; q < 16; q += DB__K2) memcpy(out + (j + r) * ld_out + i + q, tile + q * 16 + r * DB__K2, DB__K2 * sizeof *out);
+            uint32_t tile[16][16]; /* 16 rows, or pairs of rows, of 16 columns */
+            for (q = 0; q < 16; q++) DB__FN(zip_rows)((DB__T *)(void *)tile[q], in + (i + q * DB__K2) * ld_in + j, ld_in);
+            DB__vturn(tile);
+            for (q = 0; q < 16; q++) memcpy(out + (j + q) * ld_out + i, tile[q], sizeof tile[q]);
         }
         for (; j < columns; j++)
-            for (q = i; q < i + 16; q++) out[j * ld_out + q] = in[q * ld_in + j];
+            for (q = i; q < i + N; q++) out[j * ld_out + q] = in[q * ld_in + j];
     }
     for (; i < rows; i++)
         for (j = 0; j < columns; j++) out[j * ld_out + i] = in[i * ld_in + j];
@@ -10516,6 +10689,8 @@ static const db__kernels DB__FN(table) = {
 #undef DB__vload_bf16
 #undef DB__vlow_bf16
 #undef DB__vhigh_bf16
+#undef DB__vturn
+#undef DB__vzip_bf16
 #undef DB__SET
 #undef DB__TARGET
 #undef DB__vstore_bf16

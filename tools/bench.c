@@ -157,8 +157,8 @@ static void run_loop(void)
 
 static void peak_gemm(void)
 {
-    static float a[M * K], b[K * N];
-    product.m = M, product.k = product.lda = K, product.taps = 1, product.panels = N / 16, product.b_panel = K * 16;
+    float *a = (float *)db__alloc(ctx, M * K, sizeof *a), *b = (float *)db__alloc(ctx, K * N, sizeof *b);
+    product.m = M, product.k = product.lda = K, product.taps = product.a_k = 1, product.panels = N / 16, product.b_panel = K * 16, product.b_k = 16;
     product.a = a, product.b = b, product.ldc = N;
     fill(a, tape->compute, M * K), fill(b, tape->compute, K * N);
     flops = 2.0 * M * K * N * PRODUCTS * db__threads(ctx);
