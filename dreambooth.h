@@ -221,7 +221,10 @@ db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [
 db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows);     /* x [...,C] + rows [R,C], repeated */
 db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e);        /* x [B,...,C] + e [B,C] */
 db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
-/* Without gradients; f32 */
+db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride); /* k x k, no padding */
+db_tensor db_unit_norm(db_tape *t, db_tensor x); /* vectors of the last dimension, at length 1 */
+/* Without gradients; f32, except for constants */
+db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim);
 db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
 db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W); /* corners aligned */
 db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose);       /* drawn anew in each run */
@@ -256,6 +259,8 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets); /* 
     X(POOL2, "pool2", 1, db__cpu_pool2, db__resample_backward)                                      \
     X(UP2, "up2", 1, db__cpu_up2, db__resample_backward)                                            \
     X(RESIZE, "resize", 1, db__cpu_resize, NULL)                                                    \
+    X(MAX_POOL, "max_pool", 1, db__cpu_max_pool, db__max_pool_backward)                           \
+    X(MAX_POOL_DX, "max_pool_dx", 1, db__cpu_max_pool_dx, NULL)                                   \
     X(ATTENTION, "attention", 2, db__cpu_attention, db__attention_backward)                         \
     X(ATTENTION_DX, "attention_dx", 4, db__cpu_attention_dx, NULL)                                  \
     X(EMBEDDING, "embedding", 1, db__cpu_embedding, db__embedding_backward)                         \
@@ -815,6 +820,9 @@ typedef struct db_image { /* pixels of the caller */
     size_t w, h;
 } db_image;
 
+/* Filters for scaling pictures, in Pillow's numbers */
+typedef enum db_filter { DB_FILTER_BILINEAR = 2, DB_FILTER_BICUBIC = 3 } db_filter;
+
 /* Scales to exactly w x h with a triangle filter that widens when it shrinks: [h,w,3] in [-1,1]. */
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out);
 
@@ -873,6 +881,178 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
 /* The seed of class image `index`: a function of the class prompt and the index alone, so that a larger pool
    contains the smaller. */
 uint64_t db_class_image_seed(const char *class_prompt, size_t index);
+
+/* ---- [DB-13] metrics -------------------------------------------------------------------------
+
+   The paper's measures of a fine-tuned model, from three published networks, each a directory with
+   config.json and model.safetensors:
+
+     DINO    transformers' ViTModel (facebook/dino-vits16), with preprocessor_config.json
+     CLIP    transformers' CLIPModel (openai/clip-vit-base-patch32 and others), with
+             preprocessor_config.json and its tokenizer; where no text is compared, a
+             CLIPVisionModelWithProjection does
+     LPIPS   AlexNet and the lpips package's linear layers (see db_lpips)
+
+   The networks compute in f32 whatever the context's `compute` is. Pictures are db_images of the
+   caller, of any size (LPIPS: all of one size); nothing keeps a pointer to them. */
+
+/* What is done to a picture before a network sees it: preprocessor_config.json. */
+typedef struct db_image_processor {
+    int do_resize, do_center_crop, do_rescale, do_normalize;
+    size_t shortest_edge; /* the shorter side becomes that long; 0: width x height, both as given */
+    size_t width, height, crop_width, crop_height;
+    db_filter resample;
+    double rescale_factor;
+    float image_mean[3], image_std[3];
+} db_image_processor;
+
+/* Reads preprocessor_config.json of ViTImageProcessor or CLIPImageProcessor (also under their old
+   names, ...FeatureExtractor); what the file leaves out has that class's default. */
+db_result db_image_processor_load(db_ctx *ctx, const char *path, db_image_processor *out);
+
+/* Scales and crops as Pillow does, to the bit, and normalises: out [height,width,3]. Fails with
+   DB_ERROR_SHAPE when the settings give another size for this picture. */
+db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image,
+                        size_t width, size_t height, float *out);
+
+typedef struct db_vision_config { /* a vision transformer, names as in config.json */
+    size_t hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, image_size,
+           patch_size, num_channels;
+    float layer_norm_eps;
+    db_activation hidden_act;
+    int qkv_bias; /* ViT; CLIP always has it */
+} db_vision_config;
+
+/* ViT as DINO trains it. A picture's embedding is the class token after the last normalisation. */
+typedef struct db_vit {
+    db_param_table params;
+    db_vision_config config;
+    db_image_processor processor;
+} db_vit;
+
+db_result db_vit_config_load(db_ctx *ctx, const char *path, db_vision_config *out);
+/* Weights and processor are zero; from there on as db_text_encoder_create. */
+db_result db_vit_create(db_ctx *ctx, const db_vision_config *config, db_vit **out);
+db_result db_vit_load(db_ctx *ctx, const char *directory, db_vit **out);
+void db_vit_free(db_vit *m);
+/* x f32 [B,S,S,3], S = image_size (other sizes fail) -> [B,hidden_size] */
+db_tensor db_vit_forward(db_tape *t, db_vit *m, db_tensor x);
+/* n pictures -> out [n,hidden_size], as they are, not of length 1 */
+db_result db_vit_embed(db_vit *m, const db_image *images, size_t n, float *out);
+
+typedef struct db_clip_config {
+    db_vision_config vision;
+    db_text_config text;  /* num_layers 0: no text tower */
+    size_t projection_dim;
+    int64_t eos_token_id; /* a text's vector is there; 2, in OpenAI's files: at the largest id */
+} db_clip_config;
+
+typedef struct db_clip {
+    db_param_table params;
+    db_clip_config config;
+    db_image_processor processor;
+    db_tokenizer *tokenizer; /* owned; NULL without a text tower */
+} db_clip;
+
+db_result db_clip_config_load(db_ctx *ctx, const char *path, db_clip_config *out);
+db_result db_clip_create(db_ctx *ctx, const db_clip_config *config, db_clip **out);
+db_result db_clip_load(db_ctx *ctx, const char *directory, db_clip **out);
+void db_clip_free(db_clip *m);
+/* x f32 [B,S,S,3] -> [B,projection_dim] */
+db_tensor db_clip_image_forward(db_tape *t, db_clip *m, db_tensor x);
+/* ids i32 [B,T]; ends i32 [B,1]: b T + db_clip_end of row b -> [B,projection_dim] */
+db_tensor db_clip_text_forward(db_tape *t, db_clip *m, db_tensor ids, db_tensor ends);
+size_t db_clip_end(const db_clip *m, const int32_t *ids, size_t T);
+/* -> out [n,projection_dim], not of length 1. Longer texts lose their ends. */
+db_result db_clip_embed_images(db_clip *m, const db_image *images, size_t n, float *out);
+db_result db_clip_embed_texts(db_clip *m, const char *const *texts, size_t n, float *out);
+
+/* LPIPS (Zhang et al., 2018), version 0.1: the distance of two pictures is a weighted squared
+   difference of AlexNet's features, each pixel's features at length 1. No package ships it as one
+   safetensors file; this is the layout:
+
+     features.{0,3,6,8,10}.{weight,bias}   torchvision's alexnet(), the convolutions
+     lin{0,1,2,3,4}.model.1.weight         [1,C,1,1], the lpips package's linear layers
+
+   and config.json holds {"model_type": "lpips"}. A smaller network of the same build says so there
+   with lists of five: "channels" (64, 192, 384, 256, 256), "kernel_size" (11, 5, 3, 3, 3), "stride"
+   (4, 1, 1, 1, 1), "padding" (2, 2, 1, 1, 1), "pool" (0, 1, 1, 0, 0: whether a maximum over 3 x 3
+   pixels, stride 2, stands before it). */
+enum { DB_LPIPS_LAYERS = 5 };
+
+typedef struct db_lpips_config {
+    size_t channels[DB_LPIPS_LAYERS], kernel_size[DB_LPIPS_LAYERS], stride[DB_LPIPS_LAYERS],
+           padding[DB_LPIPS_LAYERS], pool[DB_LPIPS_LAYERS];
+} db_lpips_config;
+
+typedef struct db_lpips {
+    db_param_table params;
+    db_lpips_config config;
+    /* LPIPS's scaling layer, which is ImageNet's normalisation; the size stays */
+    db_image_processor processor;
+} db_lpips;
+
+db_result db_lpips_config_load(db_ctx *ctx, const char *path, db_lpips_config *out);
+db_result db_lpips_create(db_ctx *ctx, const db_lpips_config *config, db_lpips **out);
+db_result db_lpips_load(db_ctx *ctx, const char *directory, db_lpips **out);
+void db_lpips_free(db_lpips *m);
+/* x, y f32 [B,H,W,3] from the processor -> distances [B,1] */
+db_tensor db_lpips_forward(db_tape *t, db_lpips *m, db_tensor x, db_tensor y);
+/* The distances of all pairs i < j of n pictures of one size: (0,1), (0,2) ... (n-2,n-1) into out
+   [n (n-1) / 2]. Holds all pictures' features: 130 kB for 64 x 64 pixels, 2.5 MB for 256 x 256. */
+db_result db_lpips_distances(db_lpips *m, const db_image *images, size_t n, float *out);
+
+/* Cosines of embeddings a [n,D], b [m,D], in double precision: the mean over all pairs (a_i, b_j);
+   over the pairs i < j within a; over the pairs (a_i, b_i). Not a number when there is no pair or a
+   vector is zero. */
+double db_cosine_between(const float *a, size_t n, const float *b, size_t m, size_t D);
+double db_cosine_within(const float *a, size_t n, size_t D);
+double db_cosine_paired(const float *a, const float *b, size_t n, size_t D);
+
+/* (generated - floor) / (real - floor): subject fidelity between what the original model's
+   "a [class]" gives by itself (floor) and what photos of the subject have among them (real). */
+double db_normalized_fidelity(double generated, double real, double floor);
+/* (PRES of the tuned model - PRES of the original) / (fidelity - PRES of the original): 0 where
+   "a [class]" is what it was, 1 where it has become the subject. */
+double db_drift(double pres_tuned, double pres_original, double fidelity);
+
+/* X(field, name, what it is): mean cosines of embeddings, or LPIPS, between ... */
+#define DB_SCORES(X)                                                                               \
+    X(dino, "DINO", "generated pictures and real photos")                                          \
+    X(dino_held_out, "DINO held out", "generated pictures and photos not trained on")              \
+    X(dino_real, "DINO real", "different real photos: the ceiling")                                \
+    X(clip_i, "CLIP-I", "generated pictures and real photos")                                      \
+    X(clip_i_real, "CLIP-I real", "different real photos: the ceiling")                            \
+    X(clip_t, "CLIP-T", "generated pictures and their prompts")                                    \
+    X(div, "DIV", "generated pictures of one prompt; LPIPS")                                       \
+    X(pres, "PRES", "the tuned model's class pictures and the photos; DINO, lower is better")      \
+    X(pres_original, "PRES original", "the same of the model before fine-tuning: the floor")       \
+    X(class_diversity, "class diversity", "the tuned model's class pictures; LPIPS")               \
+    X(class_diversity_original, "class diversity original", "the same before fine-tuning")         \
+    X(normalized_fidelity, "normalized fidelity", "floor and ceiling: where DINO lies")            \
+    X(drift, "drift", "PRES original and DINO: where PRES lies")
+
+typedef struct db_scores {
+#define DB__FIELD(field, name, what) double field; /* NAN: its pictures or network are missing */
+    DB_SCORES(DB__FIELD)
+#undef DB__FIELD
+} db_scores;
+
+typedef struct db_evaluation { /* what to measure; nothing is owned, anything may be left out */
+    db_vit *dino;
+    db_clip *clip;
+    db_lpips *lpips;
+    const db_image *generated, *real, *held_out; /* of the subject */
+    size_t n_generated, n_real, n_held_out;
+    /* [n_generated]; equal ones make DIV's groups. CLIP-T compares with these very words: leave the
+       identifier out */
+    const char *const *prompts;
+    /* of "a [class]", by the tuned and by the original model */
+    const db_image *class_images, *original_class;
+    size_t n_class, n_original;
+} db_evaluation;
+
+db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out);
 
 #ifdef __cplusplus
 }
@@ -2888,6 +3068,15 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
 db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps) { return db__layer_norm(t, x, w, bias, eps, 0); }
 db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps) { return db__layer_norm(t, x, w, db__none, eps, 1); }
 
+/* x / |x| = x / rms(x) / sqrt(C). A vector of zeros stays one. */
+db_tensor db_unit_norm(db_tape *t, db_tensor x)
+{
+    size_t C;
+    if (t->ctx->result != DB_OK) return db__none;
+    C = x.dim[x.n_dims - 1];
+    return db_rms_norm(t, x, db_constant(t, DB_F32, 1.0f / sqrtf((float)C), 1, &C), 1e-20f);
+}
+
 /* ---- elementwise: activation, product, weighted sum ------------------------------------------------- */
 
 enum { DB__PIECE = 16384 }; /* elements to a piece */
@@ -3049,6 +3238,15 @@ static void db__cpu_fill(db_ctx *ctx, db_call *c)
     else for (i = 0; i < n; i++) ((float *)c->a[0].data)[i] = value;
 }
 
+db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim)
+{
+    db_tensor y = db__new_value(t, DB__ACTIVATION, dtype, n_dims, dim);
+    db__node *n = db__record(t, DB_OP_FILL, 1, &y);
+    if (!n) return db__none;
+    n->f[0] = value;
+    return y;
+}
+
 /* y[b,...] = p[b] x + q[b] z in f32: adding noise, and what a network is to predict.
    a: y, x, z, p [B], q [B] */
 static void db__cpu_mix(db_ctx *ctx, db_call *c)
@@ -3206,6 +3404,14 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
 
 /* ---- resampling -------------------------------------------------------------------------------------- */
 
+static float db__read(const db__kernels *kern, const db_arg *a, size_t index)
+{
+    float x;
+    if (a->dtype == DB_F32) return db__floats(a)[index];
+    kern->to_f32(&x, db__at(a, index), 1, 0);
+    return x;
+}
+
 /* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C] or, as the gradient of an odd image,
    one row or column less, then 0.  f: scale.  i: add */
 static void db__cpu_pool2(db_ctx *ctx, db_call *c)
@@ -3338,6 +3544,94 @@ db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W)
     dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
     arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, 4, dim), arg[1] = x;
     return db__record(t, DB_OP_RESIZE, 2, arg) ? arg[0] : db__none;
+}
+
+/* y = the largest of each k x k window of x. a: y [B,OH,OW,C], x [B,H,W,C].  s: k, stride */
+static void db__cpu_max_pool(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[1];
+    const db__kernels *kern = db__kernels_for(ctx, y->dtype);
+    size_t OH = y->dim[1], OW = y->dim[2], C = y->dim[3], H = x->dim[1], W = x->dim[2];
+    long r;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (r = 0; r < (long)(y->dim[0] * OH * OW); r++) {
+            size_t b = (size_t)r / (OH * OW), oy = (size_t)r / OW % OH, ox = (size_t)r % OW, ch, i;
+            size_t corner = ((b * H + oy * c->s[1]) * W + ox * c->s[1]) * C;
+            for (ch = 0; ch < C; ch++) {
+                float most = -HUGE_VALF;
+                for (i = 0; i < c->s[0] * c->s[0]; i++) {
+                    float v = db__read(kern, x, corner + (i / c->s[0] * W + i % c->s[0]) * C + ch);
+                    most = DB__MAX(most, v);
+                }
+                kern->from_f32(db__at(y, (size_t)r * C + ch), &most, 1, 0);
+            }
+        }
+    }
+}
+
+/* The gradient goes to the first of the largest, as in PyTorch; windows overlap: one task a sample.
+   a: dx, dy, x, y.  s: k, stride */
+static void db__cpu_max_pool_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dx = &c->a[0], *dy = &c->a[1], *x = &c->a[2], *y = &c->a[3];
+    const db__kernels *kern = db__kernels_for(ctx, y->dtype);
+    size_t P = y->dim[1] * y->dim[2], OW = y->dim[2], C = y->dim[3], H = x->dim[1], W = x->dim[2];
+    long b;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (b = 0; b < (long)y->dim[0]; b++) {
+            size_t p, ch, i;
+            for (p = 0; p < P; p++)
+                for (ch = 0; ch < C; ch++) {
+                    size_t from = ((size_t)b * P + p) * C + ch, iy = p / OW * c->s[1];
+                    size_t corner = (((size_t)b * H + iy) * W + p % OW * c->s[1]) * C + ch;
+                    float g = db__read(kern, dy, from), most = db__read(kern, y, from);
+                    for (i = 0; i < c->s[0] * c->s[0]; i++) {
+                        size_t at = corner + (i / c->s[0] * W + i % c->s[0]) * C;
+                        if (db__read(kern, x, at) < most) continue;
+                        kern->from_f32(db__at(dx, at), &g, 1, 1);
+                        break;
+                    }
+                }
+        }
+    }
+}
+
+static void db__max_pool_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[4];
+    db__node *made;
+    arg[1] = db_grad(t, n->arg[0]), arg[2] = n->arg[1], arg[3] = n->arg[0];
+    if (arg[1].id < 0 || !db__needs_grad(t, arg[2])) return;
+    arg[0] = db__sum_target(t, arg[2]);
+    made = db__record(t, DB_OP_MAX_POOL_DX, 4, arg);
+    if (made) memcpy(made->s, n->s, sizeof made->s);
+}
+
+db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
+{
+    db_tensor arg[2];
+    db__node *n;
+    size_t dim[4];
+    if (t->ctx->result != DB_OK) return db__none;
+    if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k) {
+        char s[96];
+        db__fail(t->ctx, DB_ERROR_SHAPE,
+                 "max_pool: %s is no image [B,H,W,C] as large as the window of %zu x %zu pixels",
+                 db__shape(x, s), k, k);
+        return db__none;
+    }
+    dim[0] = x.dim[0], dim[3] = x.dim[3];
+    dim[1] = (x.dim[1] - k) / stride + 1, dim[2] = (x.dim[2] - k) / stride + 1;
+    arg[0] = db__activation(t, 4, dim), arg[1] = x;
+    n = db__record(t, DB_OP_MAX_POOL, 2, arg);
+    if (!n) return db__none;
+    n->s[0] = k, n->s[1] = stride;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------
@@ -3831,14 +4125,6 @@ static db_tensor db__position_bias(db_tape *t, db_tensor table, size_t T, size_t
 }
 
 /* ---- losses ------------------------------------------------------------------------------------------------ */
-
-static float db__read(const db__kernels *kern, const db_arg *a, size_t index)
-{
-    float x;
-    if (a->dtype == DB_F32) return db__floats(a)[index];
-    kern->to_f32(&x, db__at(a, index), 1, 0);
-    return x;
-}
 
 /* Mean over the batch of weight[b] * mean over the sample of pixel[b,h,w] (pred - target)^2; the pred may
    have more channels than the target (a learned variance), which do not count.
@@ -7310,7 +7596,7 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     db_tape *t = n->tape;
     char full[320];
     size_t dim[4], k;
-    int n_dims = d3 ? 4 : d1 ? 2 : 1;
+    int n_dims = d3 ? 4 : d2 ? 3 : d1 ? 2 : d0 ? 1 : 0;
     db_param *item;
     db_tensor w;
     if (t->ctx->result != DB_OK) return db__none;
@@ -7485,6 +7771,14 @@ static size_t db__config_size(db_ctx *ctx, const db_json *j, const char *key, co
     int64_t v = db_json_int(j, key, 0);
     if (v < 1 || v > 1 << 30) db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must be a positive number", path, key);
     return (size_t)DB__MAX(v, 1);
+}
+
+/* A size that config.json may leave out. */
+static size_t db__config_size_or(db_ctx *ctx, const db_json *j, const char *key, size_t otherwise,
+                                 const char *path)
+{
+    const db_json *item = db_json_get(j, key);
+    return item && item->type != DB_JSON_NULL ? db__config_size(ctx, j, key, path) : otherwise;
 }
 
 /* diffusers' and transformers' names of activation functions. */
@@ -7664,11 +7958,11 @@ static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids
 static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
 {
     c->kind = DB_TEXT_CLIP;
-    c->vocab_size = db__config_size(ctx, j, "vocab_size", path);
-    c->d_model = db__config_size(ctx, j, "hidden_size", path);
-    c->d_ff = db__config_size(ctx, j, "intermediate_size", path);
-    c->num_layers = db__config_size(ctx, j, "num_hidden_layers", path);
-    c->num_heads = db__config_size(ctx, j, "num_attention_heads", path);
+    c->vocab_size = db__config_size_or(ctx, j, "vocab_size", 49408, path);
+    c->d_model = db__config_size_or(ctx, j, "hidden_size", 512, path);
+    c->d_ff = db__config_size_or(ctx, j, "intermediate_size", 2048, path);
+    c->num_layers = db__config_size_or(ctx, j, "num_hidden_layers", 12, path);
+    c->num_heads = db__config_size_or(ctx, j, "num_attention_heads", 8, path);
     c->max_position_embeddings = (size_t)DB__MAX(1, db_json_int(j, "max_position_embeddings", 77));
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_eps", 1e-5);
     c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
@@ -7677,23 +7971,35 @@ static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path
         db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path, c->num_heads, c->d_model);
 }
 
-/* A pre-norm transformer layer as CLIP's encoders of text and of images have it. x [B,T,D] */
-static db_tensor db__clip_layer(db_net *n, db_tensor x, size_t heads, size_t d_ff, float eps, db_activation act, db_tensor mask, int causal)
+/* What the weights of a pre-norm transformer layer are called; CLIP's and ViT's differ. */
+typedef struct db__layer_names {
+    const char *norm1, *q, *k, *v, *out, *norm2, *fc1, *fc2;
+} db__layer_names;
+
+static const db__layer_names db__clip_names = {"layer_norm1", "self_attn.q_proj",
+                                               "self_attn.k_proj", "self_attn.v_proj",
+                                               "self_attn.out_proj", "layer_norm2", "mlp.fc1",
+                                               "mlp.fc2"};
+
+/* x += attention(norm(x)); x += feed-forward(norm(x)). x [B,T,D] */
+static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, db_tensor x,
+                                       size_t heads, size_t d_ff, float eps,
+                                       db_activation act, int qkv_bias, db_tensor mask, int causal)
 {
-    size_t D = x.dim[2], here;
-    db_tensor h = db__layer_norm_layer(n, "layer_norm1", x, eps), q, k, v; /* [B,T,D] */
-    here = db__enter(n, "self_attn");
-    q = db__linear_layer(n, "q_proj", h, D, 1, db__none);
-    k = db__linear_layer(n, "k_proj", h, D, 1, db__none);
-    v = db__linear_layer(n, "v_proj", h, D, 1, db__none);
+    size_t D = x.dim[2];
+    db_tensor h, q, k, v;
+    if (n->tape->checkpoint_blocks) db_checkpoint_begin(n->tape);
+    h = db__layer_norm_layer(n, name->norm1, x, eps); /* [B,T,D] */
+    q = db__linear_layer(n, name->q, h, D, qkv_bias, db__none);
+    k = db__linear_layer(n, name->k, h, D, qkv_bias, db__none);
+    v = db__linear_layer(n, name->v, h, D, qkv_bias, db__none);
     h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)), causal);
-    x = db__linear_layer(n, "out_proj", h, D, 1, x); /* [B,T,D] */
-    db__leave(n, here);
-    h = db__layer_norm_layer(n, "layer_norm2", x, eps);
-    here = db__enter(n, "mlp");
-    h = db_activate(n->tape, db__linear_layer(n, "fc1", h, d_ff, 1, db__none), act); /* [B,T,F] */
-    x = db__linear_layer(n, "fc2", h, D, 1, x);
-    db__leave(n, here);
+    x = db__linear_layer(n, name->out, h, D, 1, x);
+    h = db__layer_norm_layer(n, name->norm2, x, eps);
+    h = db__linear_layer(n, name->fc1, h, d_ff, 1, db__none); /* [B,T,F] */
+    h = db_activate(n->tape, h, act);
+    x = db__linear_layer(n, name->fc2, h, D, 1, x);
+    if (n->tape->checkpoint_blocks) db_checkpoint_end(n->tape);
     return x;
 }
 
@@ -7708,9 +8014,8 @@ static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_ten
     x = db_add_rows(t, db_embedding(t, ids, table), places);            /* [B,T,D] */
     for (l = 0; l < c->num_layers; l++) {
         here = db__enter(n, "encoder.layers.%zu", l);
-        if (t->checkpoint_blocks) db_checkpoint_begin(t);
-        x = db__clip_layer(n, x, c->num_heads, c->d_ff, c->layer_norm_epsilon, c->act, mask, 1);
-        if (t->checkpoint_blocks) db_checkpoint_end(t);
+        x = db__transformer_layer(n, &db__clip_names, x, c->num_heads, c->d_ff,
+                                  c->layer_norm_epsilon, c->act, 1, mask, 1);
         db__leave(n, here);
     }
     x = db__layer_norm_layer(n, "final_layer_norm", x, c->layer_norm_epsilon);
@@ -9214,37 +9519,64 @@ uint64_t db_class_image_seed(const char *class_prompt, size_t index)
     return (hash << 20) + index;
 }
 
-/* One axis of the antialiased triangle filter: out[i] is a weighted mean of in[first .. first + count). */
-static void db__resize_axis(const float *in, size_t n_in, size_t stride_in, float *out, size_t n_out, size_t stride_out)
+/* Weights of the antialiased filter for output i of n_out from n_in: in[first], in[first + 1], ...
+   times w[0], w[1], ... over *total. Pillow's, as is the range. w has room for db__filter_width.
+   Returns how many. */
+static size_t db__filter_weights(db_filter filter, size_t n_in, size_t n_out, size_t i,
+                                 size_t *first, double *w, double *total)
 {
-    double scale = (double)n_in / (double)n_out, support = DB__MAX(scale, 1.0);
-    size_t i, j;
+    double scale = (double)n_in / (double)n_out, stretch = DB__MAX(scale, 1.0),
+           center = ((double)i + 0.5) * scale;
+    double support = filter == DB_FILTER_BICUBIC ? 2 * stretch : stretch;
+    size_t j, last = (size_t)DB__MIN((double)n_in, center + support + 0.5);
+    *first = (size_t)DB__MAX(0.0, center - support + 0.5);
+    *total = 0;
+    for (j = *first; j < last; j++) {
+        double x = fabs(((double)j + 0.5 - center) / stretch), y = DB__MAX(0.0, 1 - x);
+        if (filter == DB_FILTER_BICUBIC) /* Keys, a = -1/2 */
+            y = x < 1   ? (1.5 * x - 2.5) * x * x + 1
+                : x < 2 ? -0.5 * (((x - 5) * x + 8) * x - 4)
+                        : 0;
+        w[j - *first] = y;
+        *total += y;
+    }
+    return last - *first;
+}
+
+static size_t db__filter_width(size_t n_in, size_t n_out) { return 4 * (n_in / n_out + 1) + 4; }
+
+/* The middle axis of in [outer,n_in,inner] scaled to out [outer,n_out,inner]. */
+static void db__resize_axis(db_filter filter, const float *in, size_t outer, size_t n_in,
+                            size_t inner, float *out, size_t n_out, double *w)
+{
+    size_t i, o, c, j, first, n;
+    double total;
     for (i = 0; i < n_out; i++) {
-        double center = ((double)i + 0.5) * scale, sum = 0, weight = 0;
-        size_t first = (size_t)DB__MAX(0.0, center - support + 0.5), last = (size_t)DB__MIN((double)n_in, center + support + 0.5);
-        for (j = first; j < last; j++) {
-            double w = 1 - fabs(((double)j + 0.5 - center) / support);
-            if (w <= 0) continue;
-            sum += w * (double)in[j * stride_in];
-            weight += w;
-        }
-        out[i * stride_out] = (float)(sum / weight);
+        n = db__filter_weights(filter, n_in, n_out, i, &first, w, &total);
+        for (o = 0; o < outer; o++)
+            for (c = 0; c < inner; c++) {
+                double sum = 0;
+                for (j = 0; j < n; j++)
+                    sum += w[j] * (double)in[(o * n_in + first + j) * inner + c];
+                out[(o * n_out + i) * inner + c] = (float)(sum / total);
+            }
     }
 }
 
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out)
 {
     float *bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float)), *narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
-    size_t y, x, ch, k;
-    if (bytes && narrow) {
+    size_t width = DB__MAX(db__filter_width(image->w, w), db__filter_width(image->h, h));
+    double *weights = (double *)db__alloc(ctx, width, sizeof(double));
+    size_t k;
+    if (bytes && narrow && weights) {
         for (k = 0; k < image->h * image->w * 3; k++) bytes[k] = (float)image->rgb[k] / 127.5f - 1;
-        for (y = 0; y < image->h; y++)
-            for (ch = 0; ch < 3; ch++) db__resize_axis(bytes + y * image->w * 3 + ch, image->w, 3, narrow + y * w * 3 + ch, w, 3);
-        for (x = 0; x < w; x++)
-            for (ch = 0; ch < 3; ch++) db__resize_axis(narrow + x * 3 + ch, image->h, w * 3, out + x * 3 + ch, h, w * 3);
+        db__resize_axis(DB_FILTER_BILINEAR, bytes, image->h, image->w, 3, narrow, w, weights);
+        db__resize_axis(DB_FILTER_BILINEAR, narrow, 1, image->h, w * 3, out, h, weights);
     }
     db__free(ctx, bytes);
     db__free(ctx, narrow);
+    db__free(ctx, weights);
     return ctx->result;
 }
 
@@ -9558,6 +9890,934 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
     d->opt.step = d->text_opt.step = d->step;
     db_safetensors_close(st);
     return d->ctx->result;
+}
+
+/* ==== [DB-13] Metrics ============================================================================
+
+   Paper, section 4.2 and appendix: subject fidelity by DINO (ViT-S/16) and CLIP-I, prompt fidelity
+   by CLIP-T, prior preservation by PRES, diversity by LPIPS.
+
+   Easy to get wrong
+   - DINO's embedding is the class token after the last normalisation; the pooler that transformers
+     hangs behind it was never trained.
+   - Pillow widens its filter when it shrinks, works in integers, and rounds to 8 bits after each
+     axis; PyTorch's interpolation does none of this.
+   - CLIP normalises before its first block (the files spell it pre_layrnorm), and after its last
+     only the class token.
+   - A text's vector is at its *first* end marker, since CLIP pads with the same id.
+   - PRES compares pictures of the *class* with photos of the *subject*; DIV is of the subject under
+     one prompt. The diversity of class pictures is yet another quantity.
+   - A photo compared with itself gives 1: pairs within a set are of different pictures.          */
+
+/* ---- preprocessing ------------------------------------------------------------------------- */
+
+/* A length, or {"height": H, "width": W}, or {"shortest_edge": S} (*edge). */
+static void db__processor_size(db_ctx *ctx, const db_json *j, const char *key, const char *path,
+                               int one_is_edge, size_t *h, size_t *w, size_t *edge)
+{
+    const db_json *size = db_json_get(j, key);
+    if (!size || size->type == DB_JSON_NULL) return;
+    *edge = 0;
+    if (size->type != DB_JSON_OBJECT) {
+        *h = *w = db__config_size(ctx, j, key, path);
+        if (one_is_edge) *edge = *h;
+    } else if (db_json_get(size, "longest_edge")) {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" with a longest_edge is not supported", path,
+                 key);
+    } else if (db_json_get(size, "shortest_edge")) {
+        *edge = db__config_size(ctx, size, "shortest_edge", path);
+    } else {
+        *h = db__config_size(ctx, size, "height", path);
+        *w = db__config_size(ctx, size, "width", path);
+    }
+}
+
+static void db__processor_colours(db_ctx *ctx, const db_json *j, const char *key, const char *path,
+                                  float out[3])
+{
+    const db_json *list = db_json_get(j, key);
+    size_t k;
+    for (k = 0; list && list->type != DB_JSON_NULL && k < 3; k++) {
+        const db_json *v = db_json_at(list, k);
+        if (list->count != 3 || !v || v->type != DB_JSON_NUMBER) {
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list three numbers", path, key);
+            return;
+        }
+        out[k] = (float)v->number;
+    }
+}
+
+db_result db_image_processor_load(db_ctx *ctx, const char *path, db_image_processor *p)
+{
+    static const float clip_mean[3] = {0.48145466f, 0.4578275f, 0.40821073f},
+                       clip_std[3] = {0.26862954f, 0.26130258f, 0.27577711f};
+    const db_json *j = db_json_load(ctx, path);
+    const char *type = db_json_string(j, "image_processor_type",
+                                      db_json_string(j, "feature_extractor_type", "?"));
+    int clip = !strncmp(type, "CLIP", 4), filter;
+    size_t k, edge = 0;
+    memset(p, 0, sizeof *p);
+    if (j && !clip && strncmp(type, "ViT", 3))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: the image processor \"%s\" is not supported; those of ViT and CLIP are", path,
+                 type);
+    p->do_resize = db_json_bool(j, "do_resize", 1);
+    p->do_center_crop = db_json_bool(j, "do_center_crop", clip);
+    p->do_rescale = db_json_bool(j, "do_rescale", 1);
+    p->do_normalize = db_json_bool(j, "do_normalize", 1);
+    p->width = p->height = p->crop_width = p->crop_height = 224;
+    p->shortest_edge = clip ? 224 : 0;
+    db__processor_size(ctx, j, "size", path, clip, &p->height, &p->width, &p->shortest_edge);
+    db__processor_size(ctx, j, "crop_size", path, 0, &p->crop_height, &p->crop_width, &edge);
+    filter = (int)db_json_int(j, "resample", clip ? DB_FILTER_BICUBIC : DB_FILTER_BILINEAR);
+    p->resample = filter == DB_FILTER_BICUBIC ? DB_FILTER_BICUBIC : DB_FILTER_BILINEAR;
+    if (filter != (int)p->resample || edge)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: \"resample\" must be 2 or 3, \"crop_size\" a height and a width", path);
+    p->rescale_factor = db_json_number(j, "rescale_factor", 1.0 / 255);
+    for (k = 0; k < 3; k++)
+        p->image_mean[k] = clip ? clip_mean[k] : 0.5f, p->image_std[k] = clip ? clip_std[k] : 0.5f;
+    db__processor_colours(ctx, j, "image_mean", path, p->image_mean);
+    db__processor_colours(ctx, j, "image_std", path, p->image_std);
+    for (k = 0; k < 3; k++)
+        if (!(p->image_std[k] > 0))
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"image_std\" must be positive", path);
+    db_json_free(j);
+    return ctx->result;
+}
+
+/* db__resize_axis on bytes, as Pillow: weights in units of 2^-22, the sum rounded to a byte. */
+static void db__resize_axis_8bit(db_filter filter, const uint8_t *in, size_t outer, size_t n_in,
+                                 size_t inner, uint8_t *out, size_t n_out, double *w)
+{
+    const double unit = 4194304;
+    size_t i, o, c, j, first, n;
+    double total;
+    for (i = 0; i < n_out; i++) {
+        n = db__filter_weights(filter, n_in, n_out, i, &first, w, &total);
+        for (j = 0; j < n; j++) w[j] = round(w[j] / total * unit);
+        for (o = 0; o < outer; o++)
+            for (c = 0; c < inner; c++) {
+                double sum = unit / 2; /* whole numbers below 2^53: exact */
+                for (j = 0; j < n; j++)
+                    sum += w[j] * (double)in[(o * n_in + first + j) * inner + c];
+                out[(o * n_out + i) * inner + c] =
+                    (uint8_t)DB__MAX(0.0, DB__MIN(255.0, floor(sum / unit)));
+            }
+    }
+}
+
+/* The picture scaled to W x H, to be freed. */
+static uint8_t *db__scaled_8bit(db_ctx *ctx, db_filter filter, const db_image *image, size_t W,
+                                size_t H)
+{
+    size_t w = image->w, h = image->h;
+    uint8_t *narrow = (uint8_t *)db__alloc(ctx, h, 3 * W),
+            *scaled = (uint8_t *)db__alloc(ctx, H, 3 * W);
+    size_t width = DB__MAX(db__filter_width(w, W), db__filter_width(h, H));
+    double *weights = (double *)db__alloc(ctx, width, sizeof(double));
+    if (narrow && scaled && weights) {
+        db__resize_axis_8bit(filter, image->rgb, h, w, 3, narrow, W, weights);
+        db__resize_axis_8bit(filter, narrow, 1, h, W * 3, scaled, H, weights);
+    }
+    db__free(ctx, narrow);
+    db__free(ctx, weights);
+    return scaled;
+}
+
+db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image,
+                        size_t width, size_t height, float *out)
+{
+    size_t h = image->h, w = image->w, H, W, y, x, c;
+    uint8_t *scaled = NULL;
+    const uint8_t *from = image->rgb;
+    long top = 0, left = 0;
+    if (ctx->result != DB_OK) return ctx->result;
+    if (!h || !w) return db__fail(ctx, DB_ERROR_ARGUMENT, "a picture of %zu x %zu pixels", w, h);
+    if (p->do_resize) {
+        size_t shorter = DB__MIN(image->h, image->w);
+        h = p->shortest_edge ? p->shortest_edge * image->h / shorter : p->height;
+        w = p->shortest_edge ? p->shortest_edge * image->w / shorter : p->width;
+        from = scaled = db__scaled_8bit(ctx, p->resample, image, w, h);
+        if (!scaled) return ctx->result;
+    }
+    W = p->do_center_crop ? p->crop_width : w, H = p->do_center_crop ? p->crop_height : h;
+    if (W != width || H != height)
+        db__fail(ctx, DB_ERROR_SHAPE,
+                 "a picture of %zu x %zu pixels becomes %zu x %zu by the preprocessor_config, but "
+                 "the network takes %zu x %zu",
+                 image->w, image->h, W, H, width, height);
+    /* halves are rounded down, also below zero: a small picture stands in a black frame */
+    if (p->do_center_crop) {
+        top = h >= height ? (long)((h - height) / 2) : -(long)((height - h + 1) / 2);
+        left = w >= width ? (long)((w - width) / 2) : -(long)((width - w + 1) / 2);
+    }
+    for (y = 0; y < height && ctx->result == DB_OK; y++)
+        for (x = 0; x < width; x++)
+            for (c = 0; c < 3; c++) {
+                long sy = (long)y + top, sx = (long)x + left;
+                int inside = sy >= 0 && sx >= 0 && sy < (long)h && sx < (long)w;
+                float v = inside ? (float)from[((size_t)sy * w + (size_t)sx) * 3 + c] : 0;
+                if (p->do_rescale) v = (float)((double)v * p->rescale_factor);
+                if (p->do_normalize) v = (v - p->image_mean[c]) / p->image_std[c];
+                out[(y * width + x) * 3 + c] = v;
+            }
+    db__free(ctx, scaled);
+    return ctx->result;
+}
+
+/* ---- vision transformers ------------------------------------------------------------------------
+   Dosovitskiy et al., 2021: patches are tokens, a class token stands before them. DINO: Caron et
+   al., 2021. CLIP: Radford et al., 2021.                                                     */
+
+static void db__vision_config(db_ctx *ctx, const db_json *j, const char *path, int clip,
+                              db_vision_config *c)
+{
+    const char *act;
+    c->hidden_size = db__config_size_or(ctx, j, "hidden_size", 768, path);
+    c->num_hidden_layers = db__config_size_or(ctx, j, "num_hidden_layers", 12, path);
+    c->num_attention_heads = db__config_size_or(ctx, j, "num_attention_heads", 12, path);
+    c->intermediate_size = db__config_size_or(ctx, j, "intermediate_size", 3072, path);
+    c->image_size = db__config_size_or(ctx, j, "image_size", 224, path);
+    c->patch_size = db__config_size_or(ctx, j, "patch_size", clip ? 32 : 16, path);
+    c->num_channels = db__config_size_or(ctx, j, "num_channels", 3, path);
+    c->layer_norm_eps = (float)db_json_number(j, "layer_norm_eps", clip ? 1e-5 : 1e-12);
+    act = db_json_string(j, "hidden_act", clip ? "quick_gelu" : "gelu");
+    c->hidden_act = db__activation_named(ctx, act, path);
+    c->qkv_bias = clip ? 1 : db_json_bool(j, "qkv_bias", 1);
+    if (c->hidden_size % c->num_attention_heads)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path,
+                 c->num_attention_heads, c->hidden_size);
+    if (c->patch_size > c->image_size)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"patch_size\" %zu is larger than \"image_size\" %zu",
+                 path, c->patch_size, c->image_size);
+    if (c->num_channels != 3)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"num_channels\" %zu; pictures have 3", path,
+                 c->num_channels);
+}
+
+/* Patches, the class token before them, and positions: x [B,S,S,3] -> [B,1+N,D] */
+static db_tensor db__patches(db_net *n, const db_vision_config *c, db_tensor x,
+                             const char *projection, int bias, db_tensor class_token,
+                             db_tensor positions)
+{
+    db_tape *t = n->tape;
+    size_t here = db__enter(n, "%s", projection), D = c->hidden_size, p = c->patch_size, dim[3];
+    db_tensor w = db__weight(n, "weight", D, c->num_channels, p, p),
+              b = bias ? db__weight(n, "bias", D, 0, 0, 0) : db__none;
+    db__leave(n, here);
+    if (t->ctx->result != DB_OK) return db__none;
+    if (x.n_dims != 4 || x.dim[1] != c->image_size || x.dim[2] != c->image_size) {
+        char s[96];
+        db__fail(t->ctx, DB_ERROR_SHAPE,
+                 "a picture %s for a network of \"image_size\" %zu: positions are not interpolated",
+                 db__shape(x, s), c->image_size);
+        return db__none;
+    }
+    x = db_conv2d(t, db_cast(t, x, t->compute), w, b, db__none, p, 0, 0); /* [B,S/p,S/p,D] */
+    x = db__shape3(t, x, x.dim[0], x.dim[1] * x.dim[2], D);               /* [B,N,D] */
+    dim[0] = x.dim[0], dim[1] = 1, dim[2] = D;
+    class_token = db__shape2(t, class_token, 1, D);
+    class_token = db_add_rows(t, db_constant(t, t->compute, 0, 3, dim), class_token); /* [B,1,D] */
+    return db_add_rows(t, db_concat(t, class_token, x, 1), positions); /* [B,1+N,D] */
+}
+
+static size_t db__positions(const db_vision_config *c)
+{
+    size_t side = c->image_size / c->patch_size;
+    return side * side + 1;
+}
+
+/* The class token: x [B,T,D] -> [B,D] */
+static db_tensor db__first_token(db_tape *t, db_tensor x)
+{
+    if (t->ctx->result != DB_OK) return db__none;
+    return db_slice(t, db__shape2(t, x, x.dim[0], x.dim[1] * x.dim[2]), 0, x.dim[2]);
+}
+
+static db_tensor db__vit_record(db_net *n, const db_vision_config *c, db_tensor x)
+{
+    static const db__layer_names names = {"layernorm_before", "attention.attention.query",
+                                          "attention.attention.key", "attention.attention.value",
+                                          "attention.output.dense", "layernorm_after",
+                                          "intermediate.dense", "output.dense"};
+    size_t here = db__enter(n, "embeddings"), l, D = c->hidden_size, T = db__positions(c);
+    db_tensor class_token = db__weight(n, "cls_token", 1, 1, D, 0),
+              positions = db__weight(n, "position_embeddings", 1, T, D, 0);
+    /* [B,T,D] */
+    x = db__patches(n, c, x, "patch_embeddings.projection", 1, class_token, positions);
+    db__leave(n, here);
+    for (l = 0; l < c->num_hidden_layers; l++) {
+        here = db__enter(n, "encoder.layer.%zu", l);
+        x = db__transformer_layer(n, &names, x, c->num_attention_heads, c->intermediate_size,
+                                  c->layer_norm_eps, c->hidden_act, c->qkv_bias, db__none, 0);
+        db__leave(n, here);
+    }
+    /* [B,D] */
+    return db__layer_norm_layer(n, "layernorm", db__first_token(n->tape, x), c->layer_norm_eps);
+}
+
+static db_tensor db__clip_image_record(db_net *n, const db_clip_config *config, db_tensor x)
+{
+    const db_vision_config *c = &config->vision;
+    size_t root = db__enter(n, "vision_model"), here = db__enter(n, "embeddings"), l,
+           D = c->hidden_size, T = db__positions(c);
+    db_tensor class_token = db__weight(n, "class_embedding", D, 0, 0, 0),
+              positions = db__weight(n, "position_embedding.weight", T, D, 0, 0);
+    x = db__patches(n, c, x, "patch_embedding", 0, class_token, positions); /* [B,T,D] */
+    db__leave(n, here);
+    x = db__layer_norm_layer(n, "pre_layrnorm", x, c->layer_norm_eps);
+    for (l = 0; l < c->num_hidden_layers; l++) {
+        here = db__enter(n, "encoder.layers.%zu", l);
+        x = db__transformer_layer(n, &db__clip_names, x, c->num_attention_heads,
+                                  c->intermediate_size, c->layer_norm_eps, c->hidden_act, 1,
+                                  db__none, 0);
+        db__leave(n, here);
+    }
+    /* [B,D] */
+    x = db__layer_norm_layer(n, "post_layernorm", db__first_token(n->tape, x), c->layer_norm_eps);
+    db__leave(n, root);
+    /* [B,P] */
+    return db__linear_layer(n, "visual_projection", x, config->projection_dim, 0, db__none);
+}
+
+static db_tensor db__clip_pooled_record(db_net *n, const db_clip_config *c, db_tensor ids,
+                                        db_tensor ends)
+{
+    db_tensor x = db__clip_text_record(n, &c->text, ids, db__none); /* [B,T,D] */
+    if (n->tape->ctx->result != DB_OK) return db__none;
+    x = db_cast(n->tape, x, DB_F32);
+    /* [B,1,D]: the rows at the ends */
+    x = db_embedding(n->tape, ends, db__shape2(n->tape, x, x.dim[0] * x.dim[1], x.dim[2]));
+    x = db__shape2(n->tape, x, x.dim[0], x.dim[2]);
+    return db__linear_layer(n, "text_projection", x, c->projection_dim, 0, db__none); /* [B,P] */
+}
+
+/* An input [1,S,S,3] to declare a network with. */
+static db_tensor db__declared_image(db_net *n, size_t S)
+{
+    size_t dim[4];
+    dim[0] = 1, dim[1] = dim[2] = S, dim[3] = 3;
+    return db_input(n->tape, DB_F32, 4, dim);
+}
+
+static db_net db__net_of(db_tape *t, db_param_table *params)
+{
+    db_net n;
+    memset(&n, 0, sizeof n);
+    n.tape = t, n.params = params;
+    return n;
+}
+
+/* ---- ViT ---- */
+
+static db_result db__vit_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    const char *type = db_json_string(j, "model_type", "?");
+    if (strcmp(type, "vit"))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\"; DINO is a \"vit\"",
+                        path, type);
+    db__vision_config(ctx, j, path, 0, (db_vision_config *)config);
+    return ctx->result;
+}
+
+static void db__vit_declare(db_net *n, const void *config)
+{
+    const db_vision_config *c = (const db_vision_config *)config;
+    db__vit_record(n, c, db__declared_image(n, c->image_size));
+}
+
+static const db__network db__vit_network = {sizeof(db_vit), offsetof(db_vit, config),
+                                            sizeof(db_vision_config), "model", db__vit_parse,
+                                            db__vit_declare, NULL};
+
+db_result db_vit_config_load(db_ctx *ctx, const char *path, db_vision_config *out)
+{
+    return db__config_load(ctx, &db__vit_network, path, out);
+}
+
+db_result db_vit_create(db_ctx *ctx, const db_vision_config *config, db_vit **out)
+{
+    *out = (db_vit *)db__network_create(ctx, &db__vit_network, config);
+    return ctx->result;
+}
+
+db_result db_vit_load(db_ctx *ctx, const char *directory, db_vit **out)
+{
+    char path[DB__PATH];
+    *out = (db_vit *)db__network_load(ctx, &db__vit_network, directory);
+    if (*out && db__join(ctx, path, directory, "preprocessor_config.json"))
+        db_image_processor_load(ctx, path, &(*out)->processor);
+    if (ctx->result != DB_OK) db_vit_free(*out), *out = NULL;
+    return ctx->result;
+}
+
+void db_vit_free(db_vit *m) { db__network_free(m); }
+
+db_tensor db_vit_forward(db_tape *t, db_vit *m, db_tensor x)
+{
+    db_net n = db__net_of(t, &m->params);
+    return db__vit_record(&n, &m->config, x);
+}
+
+/* ---- CLIP ---- */
+
+static db_result db__clip_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    db_clip_config *c = (db_clip_config *)config;
+    const char *type = db_json_string(j, "model_type", "?");
+    const db_json *text = db_json_get(j, "text_config"), *vision = db_json_get(j, "vision_config");
+    c->projection_dim = db__config_size_or(ctx, j, "projection_dim", 512, path);
+    if (!strcmp(type, "clip_vision_model")) {
+        db__vision_config(ctx, j, path, 1, &c->vision);
+    } else if (!strcmp(type, "clip")) {
+        if (!text || !vision || text->type != DB_JSON_OBJECT || vision->type != DB_JSON_OBJECT)
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: \"text_config\" and \"vision_config\" must be there", path);
+        db__vision_config(ctx, vision, path, 1, &c->vision);
+        db__clip_text_config(ctx, text, path, &c->text);
+        c->eos_token_id = db_json_int(text, "eos_token_id", 49407);
+    } else {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: the model_type \"%s\" is not supported; clip and clip_vision_model are", path,
+                 type);
+    }
+    return ctx->result;
+}
+
+static void db__clip_declare(db_net *n, const void *config)
+{
+    const db_clip_config *c = (const db_clip_config *)config;
+    size_t dim[2] = {1, 1};
+    db__clip_image_record(n, c, db__declared_image(n, c->vision.image_size));
+    if (!c->text.num_layers) return;
+    db__clip_pooled_record(n, c, db_input(n->tape, DB_I32, 2, dim),
+                           db_input(n->tape, DB_I32, 2, dim));
+    /* of the contrastive loss: kept so that what is saved is whole */
+    db__weight(n, "logit_scale", 0, 0, 0, 0);
+}
+
+static const db__network db__clip_network = {sizeof(db_clip), offsetof(db_clip, config),
+                                             sizeof(db_clip_config), "model", db__clip_parse,
+                                             db__clip_declare, NULL};
+
+db_result db_clip_config_load(db_ctx *ctx, const char *path, db_clip_config *out)
+{
+    return db__config_load(ctx, &db__clip_network, path, out);
+}
+
+db_result db_clip_create(db_ctx *ctx, const db_clip_config *config, db_clip **out)
+{
+    *out = (db_clip *)db__network_create(ctx, &db__clip_network, config);
+    return ctx->result;
+}
+
+db_result db_clip_load(db_ctx *ctx, const char *directory, db_clip **out)
+{
+    char path[DB__PATH];
+    *out = (db_clip *)db__network_load(ctx, &db__clip_network, directory);
+    if (*out && db__join(ctx, path, directory, "preprocessor_config.json"))
+        db_image_processor_load(ctx, path, &(*out)->processor);
+    if (*out && (*out)->config.text.num_layers)
+        db_tokenizer_load(ctx, directory, &(*out)->tokenizer);
+    if (ctx->result != DB_OK) db_clip_free(*out), *out = NULL;
+    return ctx->result;
+}
+
+void db_clip_free(db_clip *m)
+{
+    if (m) db_tokenizer_free(m->tokenizer);
+    db__network_free(m);
+}
+
+db_tensor db_clip_image_forward(db_tape *t, db_clip *m, db_tensor x)
+{
+    db_net n = db__net_of(t, &m->params);
+    return db__clip_image_record(&n, &m->config, x);
+}
+
+db_tensor db_clip_text_forward(db_tape *t, db_clip *m, db_tensor ids, db_tensor ends)
+{
+    db_net n = db__net_of(t, &m->params);
+    if (m->config.text.num_layers) return db__clip_pooled_record(&n, &m->config, ids, ends);
+    db__fail(t->ctx, DB_ERROR_MISSING,
+             "this CLIP has no text tower: its config.json is a clip_vision_model's");
+    return db__none;
+}
+
+size_t db_clip_end(const db_clip *m, const int32_t *ids, size_t T)
+{
+    size_t k, best = 0;
+    for (k = 0; k < T; k++) {
+        if (m->config.eos_token_id == 2 ? ids[k] > ids[best] : ids[k] == m->config.eos_token_id) {
+            best = k;
+            if (m->config.eos_token_id != 2) break;
+        }
+    }
+    return best;
+}
+
+/* ---- LPIPS --------------------------------------------------------------------------------------
+   d(x,y) = sum over layers, mean over pixels, of sum_c w_c (f_c(x)/|f(x)| - f_c(y)/|f(y)|)^2     */
+
+/* x [B,H,W,3] -> for each layer [B,pixels,C], vectors of length 1 */
+static void db__lpips_features(db_net *n, const db_lpips_config *c, db_tensor x,
+                               db_tensor feature[DB_LPIPS_LAYERS])
+{
+    db_tape *t = n->tape;
+    /* index: in torchvision's list of convolutions, ReLUs and pools */
+    size_t l, index = 0, here, IC = 3;
+    for (l = 0; l < DB_LPIPS_LAYERS; l++) feature[l] = db__none;
+    x = db_cast(t, x, t->compute);
+    for (l = 0; l < DB_LPIPS_LAYERS && t->ctx->result == DB_OK; l++) {
+        db_tensor w, b;
+        if (c->pool[l]) x = db_max_pool(t, x, 3, 2), index++;
+        here = db__enter(n, "features.%zu", index);
+        w = db__weight(n, "weight", c->channels[l], IC, c->kernel_size[l], c->kernel_size[l]);
+        b = db__weight(n, "bias", c->channels[l], 0, 0, 0);
+        db__leave(n, here);
+        x = db_conv2d(t, x, w, b, db__none, c->stride[l], c->padding[l], c->padding[l]);
+        x = db_activate(t, x, DB_ACT_RELU); /* [B,H',W',C] */
+        if (t->ctx->result != DB_OK) return;
+        feature[l] = db_unit_norm(t, db__shape3(t, x, x.dim[0], x.dim[1] * x.dim[2], x.dim[3]));
+        index += 2, IC = c->channels[l];
+    }
+}
+
+/* Features of two batches -> distances [B,1] */
+static db_tensor db__lpips_distance(db_net *n, const db_tensor a[DB_LPIPS_LAYERS],
+                                    const db_tensor b[DB_LPIPS_LAYERS])
+{
+    db_tape *t = n->tape;
+    db_tensor total = db__none;
+    size_t l;
+    for (l = 0; l < DB_LPIPS_LAYERS; l++) {
+        size_t here = db__enter(n, "lin%zu.model.1", l);
+        db_tensor w = db__weight(n, "weight", 1, a[l].dim[2], 1, 1), d;
+        d = db_weighted_sum(t, 1, a[l], -1, b[l]);                     /* [B,pixels,C] */
+        d = db_linear(t, db_multiply(t, d, d), w, db__none, db__none); /* [B,pixels,1] */
+        d = db__shape2(t, db_mean_tokens(t, d), a[l].dim[0], 1);
+        total = l ? db_weighted_sum(t, 1, total, 1, d) : d;
+        db__leave(n, here);
+    }
+    return total;
+}
+
+static db_tensor db__lpips_record(db_net *n, const db_lpips_config *c, db_tensor x, db_tensor y)
+{
+    db_tensor a[DB_LPIPS_LAYERS], b[DB_LPIPS_LAYERS];
+    db__lpips_features(n, c, x, a);
+    db__lpips_features(n, c, y, b);
+    return db__lpips_distance(n, a, b);
+}
+
+static db_result db__lpips_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
+{
+    static const char *const keys[] = {"channels", "kernel_size", "stride", "padding", "pool"};
+    static const size_t alex[][DB_LPIPS_LAYERS] = {{64, 192, 384, 256, 256}, {11, 5, 3, 3, 3},
+                                                   {4, 1, 1, 1, 1}, {2, 2, 1, 1, 1},
+                                                   {0, 1, 1, 0, 0}};
+    db_lpips_config *c = (db_lpips_config *)config;
+    size_t *const lists[] = {c->channels, c->kernel_size, c->stride, c->padding, c->pool};
+    const char *type = db_json_string(j, "model_type", "?");
+    size_t k, l;
+    if (strcmp(type, "lpips"))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\" is not \"lpips\"",
+                        path, type);
+    for (k = 0; k < 5; k++) {
+        memcpy(lists[k], alex[k], sizeof alex[k]);
+        if (db_json_get(j, keys[k]))
+            db__per_level(ctx, j, keys[k], path, DB_LPIPS_LAYERS, 0, lists[k]);
+    }
+    for (l = 0; l < DB_LPIPS_LAYERS; l++)
+        if (!c->channels[l] || !c->kernel_size[l] || !c->stride[l]
+            || c->padding[l] >= c->kernel_size[l] || c->pool[l] > 1)
+            db__fail(ctx, DB_ERROR_FORMAT,
+                     "%s: layer %zu has channels, kernel_size, stride, padding or pool that do not "
+                     "fit together",
+                     path, l);
+    return ctx->result;
+}
+
+static void db__lpips_declare(db_net *n, const void *config)
+{
+    db__lpips_record(n, (const db_lpips_config *)config, db__declared_image(n, 64),
+                     db__declared_image(n, 64));
+}
+
+static const db__network db__lpips_network = {sizeof(db_lpips), offsetof(db_lpips, config),
+                                              sizeof(db_lpips_config), "model", db__lpips_parse,
+                                              db__lpips_declare, NULL};
+
+db_result db_lpips_config_load(db_ctx *ctx, const char *path, db_lpips_config *out)
+{
+    return db__config_load(ctx, &db__lpips_network, path, out);
+}
+
+/* The scaling layer, (x - shift) / scale of x in [-1,1], as mean and deviation of x in [0,1]. */
+static void db__lpips_scaling(db_lpips *m)
+{
+    static const float shift[3] = {-0.030f, -0.088f, -0.188f}, scale[3] = {0.458f, 0.448f, 0.450f};
+    size_t k;
+    m->processor.do_rescale = m->processor.do_normalize = 1;
+    m->processor.rescale_factor = 1.0 / 255;
+    for (k = 0; k < 3; k++) {
+        m->processor.image_mean[k] = (1 + shift[k]) / 2;
+        m->processor.image_std[k] = scale[k] / 2;
+    }
+}
+
+db_result db_lpips_create(db_ctx *ctx, const db_lpips_config *config, db_lpips **out)
+{
+    *out = (db_lpips *)db__network_create(ctx, &db__lpips_network, config);
+    if (*out) db__lpips_scaling(*out);
+    return ctx->result;
+}
+
+db_result db_lpips_load(db_ctx *ctx, const char *directory, db_lpips **out)
+{
+    *out = (db_lpips *)db__network_load(ctx, &db__lpips_network, directory);
+    if (*out) db__lpips_scaling(*out);
+    return ctx->result;
+}
+
+void db_lpips_free(db_lpips *m) { db__network_free(m); }
+
+db_tensor db_lpips_forward(db_tape *t, db_lpips *m, db_tensor x, db_tensor y)
+{
+    db_net n = db__net_of(t, &m->params);
+    return db__lpips_record(&n, &m->config, x, y);
+}
+
+/* ---- pictures and texts to vectors ---------------------------------------------------------- */
+
+/* A tape that computes in f32, with an input for B pictures; NULL after an error, or for B = 0. */
+static db_tape *db__metric_tape(db_ctx *ctx, size_t B, size_t height, size_t width, db_tensor *x)
+{
+    db_tape *t = NULL;
+    size_t dim[4];
+    if (!B || ctx->result != DB_OK || db_tape_create(ctx, &t) != DB_OK) return NULL;
+    t->compute = DB_F32;
+    dim[0] = B, dim[1] = height, dim[2] = width, dim[3] = 3;
+    *x = db_input(t, DB_F32, 4, dim);
+    return t;
+}
+
+/* Runs n pictures through a tape, x.dim[0] at a time, and puts the n_out outputs y [B,...] of each
+   side by side: out [n][sum of their sizes]. Ends the tape. */
+static db_result db__embed(db_tape *t, const db_image_processor *p, db_tensor x, const db_tensor *y,
+                           size_t n_out, const db_image *images, size_t n, float *out)
+{
+    db_ctx *ctx = t->ctx;
+    size_t B = x.dim[0], P = db_count(x) / B, from, b, k, width = 0, largest = 0, at;
+    float *in, *part;
+    for (k = 0; k < n_out; k++) {
+        db_keep(t, y[k]);
+        width += db_count(y[k]) / B;
+        largest = DB__MAX(largest, db_count(y[k]));
+    }
+    in = (float *)db__alloc(ctx, B * P, sizeof *in);
+    part = (float *)db__alloc(ctx, largest, sizeof *part);
+    /* the last batch keeps what lay behind its end */
+    for (from = 0; from < n && ctx->result == DB_OK; from += B) {
+        size_t m = DB__MIN(B, n - from);
+        for (b = 0; b < m; b++)
+            db_preprocess(ctx, p, &images[from + b], x.dim[2], x.dim[1], in + b * P);
+        db_upload(t, x, in);
+        db_run(t, 0, 0);
+        for (k = 0, at = 0; k < n_out && ctx->result == DB_OK; k++) {
+            size_t D = db_count(y[k]) / B;
+            db_download(t, y[k], part);
+            for (b = 0; b < m; b++)
+                memcpy(out + (from + b) * width + at, part + b * D, D * sizeof *out);
+            at += D;
+        }
+    }
+    db__free(ctx, in);
+    db__free(ctx, part);
+    db_tape_destroy(t);
+    return ctx->result;
+}
+
+db_result db_vit_embed(db_vit *m, const db_image *images, size_t n, float *out)
+{
+    db_tensor x, y;
+    db_tape *t = db__metric_tape(m->params.ctx, DB__MIN(n, (size_t)DB__AT_ONCE),
+                                 m->config.image_size, m->config.image_size, &x);
+    if (!t) return m->params.ctx->result;
+    y = db_vit_forward(t, m, x);
+    return db__embed(t, &m->processor, x, &y, 1, images, n, out);
+}
+
+db_result db_clip_embed_images(db_clip *m, const db_image *images, size_t n, float *out)
+{
+    db_tensor x, y;
+    db_tape *t = db__metric_tape(m->params.ctx, DB__MIN(n, (size_t)DB__AT_ONCE),
+                                 m->config.vision.image_size, m->config.vision.image_size, &x);
+    if (!t) return m->params.ctx->result;
+    y = db_clip_image_forward(t, m, x);
+    return db__embed(t, &m->processor, x, &y, 1, images, n, out);
+}
+
+db_result db_clip_embed_texts(db_clip *m, const char *const *texts, size_t n, float *out)
+{
+    db_ctx *ctx = m->params.ctx;
+    size_t T = m->config.text.max_position_embeddings, P = m->config.projection_dim, dim[2], k;
+    int32_t *ids = (int32_t *)db__alloc(ctx, T, sizeof *ids), end;
+    db_tape *t = NULL;
+    db_tensor words, ends, y;
+    if (!ids || db_tape_create(ctx, &t) != DB_OK) goto done;
+    t->compute = DB_F32;
+    dim[0] = 1, dim[1] = T, words = db_input(t, DB_I32, 2, dim);
+    dim[1] = 1, ends = db_input(t, DB_I32, 2, dim);
+    y = db_clip_text_forward(t, m, words, ends); /* [1,P] */
+    db_keep(t, y);
+    for (k = 0; k < n && ctx->result == DB_OK; k++) {
+        if (db_tokenize(m->tokenizer, texts[k], T, ids, NULL, NULL) != DB_OK) break;
+        end = (int32_t)db_clip_end(m, ids, T);
+        db_upload(t, words, ids), db_upload(t, ends, &end);
+        db_run(t, 0, 0);
+        db_download(t, y, out + k * P);
+    }
+done:
+    db_tape_destroy(t);
+    db__free(ctx, ids);
+    return ctx->result;
+}
+
+/* The distances of all pairs from features [n][D]: layer after layer, shaped as `like`. */
+static db_result db__lpips_pairs(db_lpips *m, const db_tensor like[DB_LPIPS_LAYERS],
+                                 const float *features, size_t D, size_t n, float *out)
+{
+    db_ctx *ctx = m->params.ctx;
+    size_t left = n * (n - 1) / 2, B = DB__MIN(left, (size_t)DB__AT_ONCE), filled = 0;
+    size_t who[2][DB__AT_ONCE], i, j, s, l, b;
+    float *part = (float *)db__alloc(ctx, B, D * sizeof *part), distance[DB__AT_ONCE];
+    db_tensor pair[2][DB_LPIPS_LAYERS], y;
+    db_tape *t = NULL;
+    db_net net;
+    if (!part || db_tape_create(ctx, &t) != DB_OK) goto done;
+    t->compute = DB_F32;
+    for (s = 0; s < 2; s++)
+        for (l = 0; l < DB_LPIPS_LAYERS; l++) {
+            size_t dim[3];
+            dim[0] = B, dim[1] = like[l].dim[1], dim[2] = like[l].dim[2];
+            pair[s][l] = db_input(t, DB_F32, 3, dim);
+        }
+    net = db__net_of(t, &m->params);
+    y = db__lpips_distance(&net, pair[0], pair[1]);
+    db_keep(t, y);
+    for (i = 0; i < n; i++)
+        for (j = i + 1; j < n && ctx->result == DB_OK; j++) {
+            who[0][filled] = i, who[1][filled++] = j, left--;
+            if (filled < B && left) continue;
+            for (s = 0; s < 2; s++) {
+                size_t at = 0;
+                for (l = 0; l < DB_LPIPS_LAYERS; l++) {
+                    size_t d = like[l].dim[1] * like[l].dim[2];
+                    for (b = 0; b < filled; b++)
+                        memcpy(part + b * d, features + who[s][b] * D + at, d * sizeof *part);
+                    db_upload(t, pair[s][l], part);
+                    at += d;
+                }
+            }
+            db_run(t, 0, 0);
+            db_download(t, y, distance);
+            memcpy(out, distance, filled * sizeof *out);
+            out += filled, filled = 0;
+        }
+done:
+    db_tape_destroy(t);
+    db__free(ctx, part);
+    return ctx->result;
+}
+
+db_result db_lpips_distances(db_lpips *m, const db_image *images, size_t n, float *out)
+{
+    db_ctx *ctx = m->params.ctx;
+    size_t D = 0, k, l;
+    float *features;
+    db_tensor x, feature[DB_LPIPS_LAYERS];
+    db_tape *t;
+    db_net net;
+    if (n < 2) return ctx->result;
+    for (k = 1; k < n; k++)
+        if (images[k].w != images[0].w || images[k].h != images[0].h)
+            return db__fail(ctx, DB_ERROR_SHAPE,
+                            "LPIPS compares pictures of one size: picture 0 has %zu x %zu pixels, "
+                            "picture %zu %zu x %zu",
+                            images[0].w, images[0].h, k, images[k].w, images[k].h);
+    t = db__metric_tape(ctx, DB__MIN(n, (size_t)DB__AT_ONCE), images[0].h, images[0].w, &x);
+    if (!t) return ctx->result;
+    net = db__net_of(t, &m->params);
+    db__lpips_features(&net, &m->config, x, feature);
+    for (l = 0; l < DB_LPIPS_LAYERS; l++) D += db_count(feature[l]) / x.dim[0];
+    features = ctx->result == DB_OK ? (float *)db__alloc(ctx, n, D * sizeof *features) : NULL;
+    db__embed(t, &m->processor, x, feature, DB_LPIPS_LAYERS, images, n, features);
+    if (ctx->result == DB_OK) db__lpips_pairs(m, feature, features, D, n, out);
+    db__free(ctx, features);
+    return ctx->result;
+}
+
+/* ---- the numbers ---------------------------------------------------------------------------- */
+
+static double db__cosine(const float *a, const float *b, size_t D)
+{
+    double ab = 0, aa = 0, bb = 0;
+    size_t k;
+    for (k = 0; k < D; k++) {
+        ab += (double)a[k] * (double)b[k];
+        aa += (double)a[k] * (double)a[k];
+        bb += (double)b[k] * (double)b[k];
+    }
+    return ab / sqrt(aa * bb);
+}
+
+/* sum / n, or not a number. */
+static double db__mean_of(double sum, size_t n) { return n ? sum / (double)n : (double)NAN; }
+
+double db_cosine_between(const float *a, size_t n, const float *b, size_t m, size_t D)
+{
+    double sum = 0;
+    size_t i, j;
+    for (i = 0; i < n; i++)
+        for (j = 0; j < m; j++) sum += db__cosine(a + i * D, b + j * D, D);
+    return db__mean_of(sum, n * m);
+}
+
+double db_cosine_within(const float *a, size_t n, size_t D)
+{
+    double sum = 0;
+    size_t i, j;
+    for (i = 0; i < n; i++)
+        for (j = i + 1; j < n; j++) sum += db__cosine(a + i * D, a + j * D, D);
+    return db__mean_of(sum, n * (n - DB__MIN(n, (size_t)1)) / 2);
+}
+
+double db_cosine_paired(const float *a, const float *b, size_t n, size_t D)
+{
+    double sum = 0;
+    size_t i;
+    for (i = 0; i < n; i++) sum += db__cosine(a + i * D, b + i * D, D);
+    return db__mean_of(sum, n);
+}
+
+double db_normalized_fidelity(double generated, double real, double floor)
+{
+    return (generated - floor) / (real - floor);
+}
+
+double db_drift(double pres_tuned, double pres_original, double fidelity)
+{
+    return (pres_tuned - pres_original) / (fidelity - pres_original);
+}
+
+/* Embeddings [n,D] of pictures by one of the two networks, to be freed; NULL for no pictures. */
+static float *db__embed_set(db_ctx *ctx, db_vit *dino, db_clip *clip, const db_image *images,
+                            size_t n)
+{
+    size_t D = dino ? dino->config.hidden_size : clip->config.projection_dim;
+    float *out = n && ctx->result == DB_OK ? (float *)db__alloc(ctx, n, D * sizeof *out) : NULL;
+    if (!out) return NULL;
+    if (dino) db_vit_embed(dino, images, n, out);
+    else db_clip_embed_images(clip, images, n, out);
+    return out;
+}
+
+/* Adds the distances of all pairs of n pictures to *sum and their number to *pairs. */
+static void db__add_distances(db_ctx *ctx, db_lpips *m, const db_image *images, size_t n,
+                              double *sum, size_t *pairs)
+{
+    size_t k, n_pairs = n < 2 ? 0 : n * (n - 1) / 2;
+    float *distance = n_pairs ? (float *)db__alloc(ctx, n_pairs, sizeof *distance) : NULL;
+    if (!distance) return;
+    db_lpips_distances(m, images, n, distance);
+    for (k = 0; k < n_pairs; k++) *sum += (double)distance[k];
+    *pairs += n_pairs;
+    db__free(ctx, distance);
+}
+
+static double db__diversity(db_ctx *ctx, db_lpips *m, const db_image *images, size_t n)
+{
+    double sum = 0;
+    size_t pairs = 0;
+    db__add_distances(ctx, m, images, n, &sum, &pairs);
+    return db__mean_of(sum, pairs);
+}
+
+/* The mean distance over the pairs of generated pictures that share a prompt. */
+static double db__diversity_by_prompt(db_ctx *ctx, const db_evaluation *e)
+{
+    double sum = 0;
+    size_t n = e->n_generated, pairs = 0, i, j, members;
+    db_image *group = n ? (db_image *)db__alloc(ctx, n, sizeof *group) : NULL;
+    char *seen = n ? (char *)db__alloc(ctx, n, 1) : NULL;
+    for (i = 0; i < n && ctx->result == DB_OK; i++) {
+        if (seen[i]) continue;
+        for (j = i, members = 0; j < n; j++)
+            if (!strcmp(e->prompts[i], e->prompts[j]))
+                seen[j] = 1, group[members++] = e->generated[j];
+        db__add_distances(ctx, e->lpips, group, members, &sum, &pairs);
+    }
+    db__free(ctx, group);
+    db__free(ctx, seen);
+    return db__mean_of(sum, pairs);
+}
+
+db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
+{
+#define DB__NONE(field, name, what) out->field = (double)NAN;
+    DB_SCORES(DB__NONE)
+#undef DB__NONE
+    if (e->dino) {
+        size_t D = e->dino->config.hidden_size;
+        float *generated = db__embed_set(ctx, e->dino, NULL, e->generated, e->n_generated),
+              *real = db__embed_set(ctx, e->dino, NULL, e->real, e->n_real);
+        float *held_out = db__embed_set(ctx, e->dino, NULL, e->held_out, e->n_held_out),
+              *tuned = db__embed_set(ctx, e->dino, NULL, e->class_images, e->n_class);
+        float *original = db__embed_set(ctx, e->dino, NULL, e->original_class, e->n_original);
+        if (ctx->result == DB_OK) {
+            out->dino = db_cosine_between(generated, e->n_generated, real, e->n_real, D);
+            out->dino_held_out = db_cosine_between(generated, e->n_generated, held_out,
+                                                   e->n_held_out, D);
+            out->dino_real = db_cosine_within(real, e->n_real, D);
+            out->pres = db_cosine_between(tuned, e->n_class, real, e->n_real, D);
+            out->pres_original = db_cosine_between(original, e->n_original, real, e->n_real, D);
+            out->normalized_fidelity = db_normalized_fidelity(out->dino, out->dino_real,
+                                                              out->pres_original);
+            out->drift = db_drift(out->pres, out->pres_original, out->dino);
+        }
+        db__free(ctx, generated);
+        db__free(ctx, real);
+        db__free(ctx, held_out);
+        db__free(ctx, tuned);
+        db__free(ctx, original);
+    }
+    if (e->clip) {
+        size_t D = e->clip->config.projection_dim;
+        float *generated = db__embed_set(ctx, NULL, e->clip, e->generated, e->n_generated),
+              *real = db__embed_set(ctx, NULL, e->clip, e->real, e->n_real);
+        float *texts = NULL;
+        if (e->prompts && e->clip->tokenizer && e->n_generated)
+            texts = (float *)db__alloc(ctx, e->n_generated, D * sizeof *texts);
+        if (texts) db_clip_embed_texts(e->clip, e->prompts, e->n_generated, texts);
+        if (ctx->result == DB_OK) {
+            out->clip_i = db_cosine_between(generated, e->n_generated, real, e->n_real, D);
+            out->clip_i_real = db_cosine_within(real, e->n_real, D);
+            if (texts) out->clip_t = db_cosine_paired(generated, texts, e->n_generated, D);
+        }
+        db__free(ctx, generated);
+        db__free(ctx, real);
+        db__free(ctx, texts);
+    }
+    if (e->lpips) {
+        out->div = e->prompts ? db__diversity_by_prompt(ctx, e)
+                              : db__diversity(ctx, e->lpips, e->generated, e->n_generated);
+        out->class_diversity = db__diversity(ctx, e->lpips, e->class_images, e->n_class);
+        out->class_diversity_original = db__diversity(ctx, e->lpips, e->original_class,
+                                                      e->n_original);
+    }
+    return ctx->result;
 }
 
 #ifdef __cplusplus

@@ -229,4 +229,65 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
     db_clear_error(ctx);
 }
 
+/* ---- files that are wrong ----------------------------------------------------------------------- */
+
+/* A folder for this run; `at` gives paths in it. */
+static char scratch[300];
+
+static inline int make_scratch(const char *test)
+{
+    const char *folder = getenv("TMPDIR");
+    snprintf(scratch, sizeof scratch, "%s/%s_XXXXXX", folder ? folder : "/tmp", test);
+    return mkdtemp(scratch) != NULL;
+}
+
+static inline const char *at(const char *name)
+{
+    static char path[4][400];
+    static int turn;
+    turn = (turn + 1) % 4;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", scratch, name);
+    return path[turn];
+}
+
+static inline void write_text(const char *name, const char *text)
+{
+    FILE *f = fopen(at(name), "wb");
+    if (f) fputs(text, f), fclose(f);
+}
+
+/* Writes a table without the first `skip` characters of its names; `leave` is left out, `bend` gets
+   a further row. */
+static inline void write_params(db_ctx *ctx, const db_param_table *p, const char *name, size_t skip,
+                                const char *leave, const char *bend)
+{
+    db_safetensors_writer *w = db_safetensors_create(ctx, at(name));
+    float *row = (float *)calloc(1 << 20, sizeof *row);
+    size_t k, pass;
+    for (pass = 0; pass < 2; pass++)
+        for (k = 0; k < p->n; k++) {
+            size_t dim[4];
+            if (leave && !strcmp(p->item[k].name, leave)) continue;
+            memcpy(dim, p->item[k].dim, sizeof dim);
+            dim[0] += bend && !strcmp(p->item[k].name, bend);
+            db_param_get(&p->item[k], p->item[k].data, row);
+            if (pass) db_safetensors_write_f32(w, p->item[k].name + skip, row);
+            else db_safetensors_declare(w, p->item[k].name + skip, DB_F32, p->item[k].n_dims, dim);
+        }
+    free(row);
+    db_safetensors_finish(w);
+}
+
+/* The context must have failed, with a sentence that holds both words. */
+static inline void expect(db_ctx *ctx, const char *name, db_result code, const char *a,
+                          const char *b)
+{
+    const char *error = db_last_error(ctx);
+    if (db_status(ctx) == code && strstr(error, a) && strstr(error, b))
+        test_pass(name, "%s", error);
+    else test_fail(name, "%s, \"%s\"; expected %s with \"%s\" and \"%s\"",
+                   db_result_name(db_status(ctx)), error, db_result_name(code), a, b);
+    db_clear_error(ctx);
+}
+
 #endif

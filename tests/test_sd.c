@@ -92,52 +92,6 @@ static void check_vae_tiled(db_ctx *ctx)
 
 /* ---- files ---------------------------------------------------------------------------------------------------- */
 
-static char scratch[300]; /* a folder for this run */
-
-static const char *at(const char *name)
-{
-    static char path[4][400];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", scratch, name);
-    return path[turn];
-}
-
-static void write_text(const char *name, const char *text)
-{
-    FILE *f = fopen(at(name), "wb");
-    if (f) fputs(text, f), fclose(f);
-}
-
-/* Writes a table without the first `skip` characters of its names; `leave` is left out, `bend` gets a further row. */
-static void write_params(db_ctx *ctx, const db_param_table *p, const char *name, size_t skip, const char *leave, const char *bend)
-{
-    db_safetensors_writer *w = db_safetensors_create(ctx, at(name));
-    float *row = (float *)calloc(1 << 20, sizeof *row);
-    size_t k, pass;
-    for (pass = 0; pass < 2; pass++)
-        for (k = 0; k < p->n; k++) {
-            size_t dim[4];
-            if (leave && !strcmp(p->item[k].name, leave)) continue;
-            memcpy(dim, p->item[k].dim, sizeof dim);
-            dim[0] += bend && !strcmp(p->item[k].name, bend);
-            db_param_get(&p->item[k], p->item[k].data, row);
-            if (!pass) db_safetensors_declare(w, p->item[k].name + skip, DB_F32, p->item[k].n_dims, dim);
-            else db_safetensors_write_f32(w, p->item[k].name + skip, row);
-        }
-    free(row);
-    db_safetensors_finish(w);
-}
-
-/* The context must have failed, with a sentence that holds both words. */
-static void expect(db_ctx *ctx, const char *name, db_result code, const char *a, const char *b)
-{
-    const char *error = db_last_error(ctx);
-    if (db_status(ctx) == code && strstr(error, a) && strstr(error, b)) test_pass(name, "%s", error);
-    else test_fail(name, "%s, \"%s\"; expected %s with \"%s\" and \"%s\"", db_result_name(db_status(ctx)), error, db_result_name(code), a, b);
-    db_clear_error(ctx);
-}
-
 static void check_text_files(db_ctx *ctx)
 {
     static const char config[] = "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 16, \"intermediate_size\": 24, "
@@ -375,8 +329,7 @@ int main(int argc, char **argv)
     db_ctx *ctx;
     (void)argc;
     test_let_threads_sleep(argv);
-    snprintf(scratch, sizeof scratch, "%s/test_sd_XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-    if (!mkdtemp(scratch) || db_create(&ctx, NULL) != DB_OK) return 1;
+    if (!make_scratch("test_sd") || db_create(&ctx, NULL) != DB_OK) return 1;
     for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
     check_text_files(ctx);
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);

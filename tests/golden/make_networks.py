@@ -19,7 +19,8 @@ def hashed(name, shape, scale):
     for shift, mul in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ((x ^ (x >> np.uint64(shift))) * np.uint64(mul)) & np.uint64(0xFFFFFFFF)
     x ^= x >> np.uint64(16)
-    return ((x >> np.uint64(8)).astype(np.float32) / np.float32(8388608) - 1).reshape(shape) * np.float32(scale)
+    x = ((x >> np.uint64(8)).astype(np.float32) / np.float32(8388608) - 1) * np.float32(scale)
+    return x.reshape(shape)
 
 
 def fill(model, prefix=""):
