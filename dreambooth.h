@@ -766,14 +766,16 @@ typedef struct db_sample_config {
     size_t num_inference_steps;
     float guidance_scale; /* 1: none, and half the work                                           */
     float eta;            /* DDIM's                                                               */
-    int use_clipped_model_output; /* DDIM's, see db_trajectory                                    */
+    int use_clipped_model_output; /* DDIM's, see db_trajectory; diffusers' pipelines have 0, which
+                             makes a difference only where x0 is clipped or thresholded           */
     uint64_t seed;        /* sample b draws its noise from (seed + b)                             */
     const float *low_res; /* super-resolution: [B,H,W,C] the conditioning image, upscaled to H, W
                              and noised already; NULL otherwise                                   */
     float noise_level;    /* the class label that says how much it was noised                     */
 } db_sample_config;
 
-db_sample_config db_sample_config_default(void); /* DDPM, 100 steps, guidance 7, seed 0: IF's stage I */
+/* DDPM, 100 steps, guidance 7, seed 0: IF's stage I; use_clipped_model_output on */
+db_sample_config db_sample_config_default(void);
 
 /* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of the
    prompts; out [B,H,W,C] in [-1,1]. Each image depends on its own seed and prompt alone. */
@@ -9182,6 +9184,7 @@ db_sample_config db_sample_config_default(void)
     memset(&c, 0, sizeof c);
     c.num_inference_steps = 100;
     c.guidance_scale = 7;
+    c.use_clipped_model_output = 1;
     return c;
 }
 
