@@ -284,6 +284,36 @@ static int is_folder_in_use(const char *path)
     return n > 0;
 }
 
+/* Writes lines to FOLDER/NAME. */
+static int save_lines(const char *folder, const char *name, const char *const *lines, size_t n)
+{
+    char path[4096];
+    FILE *f;
+    size_t k;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    f = fopen(path, "w");
+    for (k = 0; f && k < n; k++) fprintf(f, "%s\n", lines[k]);
+    return f && fclose(f) == 0 ? 0 : fail("cannot write %s: %s", path, strerror(errno));
+}
+
+/* The lines of a text file; free each and the list. NULL when it cannot be read. */
+static char **load_lines(const char *path, size_t *n)
+{
+    FILE *f = fopen(path, "r");
+    char line[4096], **lines = NULL;
+    *n = 0;
+    if (!f) return NULL;
+    lines = (char **)calloc(1, sizeof *lines);
+    while (fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\r\n")] = 0;
+        lines = (char **)realloc(lines, (*n + 2) * sizeof *lines);
+        lines[*n] = (char *)malloc(strlen(line) + 1);
+        strcpy(lines[(*n)++], line);
+    }
+    fclose(f);
+    return lines;
+}
+
 /* ---- pictures ---------------------------------------------------------------------------------- */
 
 static uint8_t to_byte(float x)

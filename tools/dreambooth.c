@@ -193,6 +193,7 @@ static int generate(int argc, char **argv)
         snprintf(path, sizeof path, "%s/%05zu.png", out, k);
         status = save_picture(pictures[last] + k * h[last] * w[last] * 3, h[last], w[last], path);
     }
+    if (!status) status = save_lines(out, "prompts.txt", all, n);
     if (!status) printf("%zu pictures in %s, %.1f s\n", n, out, now() - began);
     for (k = 0; k < MAX_STAGES; k++) free(pictures[k]);
     free((void *)all);
@@ -267,6 +268,97 @@ static int upscale(int argc, char **argv)
     if (!status) printf("%zu pictures in %s\n", p.n, out);
     free_photos(&p);
     free_cascade(&m);
+    return finish(ctx) || status;
+}
+
+/* ---- eval --------------------------------------------------------------------------------------- */
+
+/* The picture that a file of a generated folder is: 00012.png -> 12. */
+static size_t picture_number(const char *name) { return (size_t)strtoul(name, NULL, 10); }
+
+static void print_scores(const db_scores *s, FILE *json)
+{
+    int first = 1;
+    if (json) fprintf(json, "{");
+#define SCORE(field, name, what)                                                                   \
+    if (s->field == s->field) {                                                                    \
+        if (json) fprintf(json, "%s\n  \"%s\": %.6f", first ? "" : ",", #field, s->field);          \
+        else printf("%-26s %7.4f  %s\n", name, s->field, what);                                    \
+        first = 0;                                                                                 \
+    }
+    DB_SCORES(SCORE)
+#undef SCORE
+    if (json) fprintf(json, "\n}\n");
+}
+
+static int eval(int argc, char **argv)
+{
+    common c = common_default;
+    const char *dino = NULL, *clip = NULL, *lpips = NULL, *folder[5] = {NULL, NULL, NULL, NULL, NULL};
+    const char *prompt_file = NULL, *out = NULL;
+    const flag flags[] = {
+        {"generated_dir", TEXT, &folder[0], "pictures of the subject, as generate writes them"},
+        {"instance_data_dir", TEXT, &folder[1], "the photos it was learned from"},
+        {"held_out_dir", TEXT, &folder[2], "photos it was not"},
+        {"class_dir", TEXT, &folder[3], "the tuned model's \"a [class]\""},
+        {"original_class_dir", TEXT, &folder[4], "the original model's"},
+        {"prompts", TEXT, &prompt_file, "a line for each generated picture, without the identifier"},
+        {"dino", TEXT, &dino, "directory of ViT-S/16 (DINO)"},
+        {"clip", TEXT, &clip, "directory of CLIP"}, {"lpips", TEXT, &lpips, "directory of LPIPS"},
+        {"output_file", TEXT, &out, "the same as JSON"}, COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "eval", "DINO, CLIP-I, CLIP-T, PRES, DIV of given folders", flags, NULL);
+    photos set[5];
+    db_evaluation e;
+    db_scores scores;
+    char **lines = NULL;
+    const char **each = NULL;
+    size_t k, n_lines = 0;
+    db_ctx *ctx;
+    memset(set, 0, sizeof set), memset(&e, 0, sizeof e);
+    if (status) return status == 1;
+    if (!dino && !clip && !lpips) return fail("eval needs at least one of --dino, --clip, --lpips");
+    if (!folder[0] && !folder[3]) return fail("eval needs --generated_dir or --class_dir");
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    if (dino) db_vit_load(ctx, dino, &e.dino);
+    if (clip && db_status(ctx) == DB_OK) db_clip_load(ctx, clip, &e.clip);
+    if (lpips && db_status(ctx) == DB_OK) db_lpips_load(ctx, lpips, &e.lpips);
+    status = db_status(ctx) != DB_OK;
+    for (k = 0; k < 5 && !status; k++)
+        if (folder[k]) status = load_photos(folder[k], 0, &set[k]);
+    if (!status && folder[0]) { /* grids are not pictures of the subject */
+        size_t keep = 0;
+        for (k = 0; k < set[0].n; k++)
+            if (isdigit((unsigned char)set[0].name[k][0])) {
+                set[0].view[keep] = set[0].view[k];
+                memmove(set[0].name[keep++], set[0].name[k], sizeof set[0].name[0]);
+            }
+        e.generated = set[0].view, e.n_generated = keep;
+    }
+    if (!status && prompt_file) {
+        lines = load_lines(prompt_file, &n_lines);
+        each = (const char **)calloc(e.n_generated + 1, sizeof *each);
+        if (!lines) status = fail("cannot read %s", prompt_file);
+        for (k = 0; k < e.n_generated && !status; k++) {
+            size_t at = picture_number(set[0].name[k]);
+            if (at >= n_lines) status = fail("%s has no line %zu for %s", prompt_file, at + 1, set[0].name[k]);
+            else each[k] = lines[at];
+        }
+        e.prompts = each;
+    }
+    e.real = set[1].view, e.n_real = set[1].n, e.held_out = set[2].view, e.n_held_out = set[2].n;
+    e.class_images = set[3].view, e.n_class = set[3].n;
+    e.original_class = set[4].view, e.n_original = set[4].n;
+    if (!status && db_evaluate(ctx, &e, &scores) == DB_OK) {
+        FILE *json = out ? fopen(out, "w") : NULL;
+        print_scores(&scores, NULL);
+        if (json) print_scores(&scores, json);
+        if (out && (!json || fclose(json))) status = fail("cannot write %s: %s", out, strerror(errno));
+    }
+    for (k = 0; k < 5; k++) free_photos(&set[k]);
+    for (k = 0; k < n_lines; k++) free(lines[k]);
+    free(lines), free((void *)each);
+    db_vit_free(e.dino), db_clip_free(e.clip), db_lpips_free(e.lpips);
     return finish(ctx) || status;
 }
 
@@ -1110,6 +1202,7 @@ int main(int argc, char **argv)
         {"train", train, "fine-tunes one stage on a folder of photos"},
         {"generate", generate, "prompts -> pictures and labelled grids"},
         {"upscale", upscale, "super-resolution of given pictures"},
+        {"eval", eval, "DINO, CLIP-I, CLIP-T, PRES, DIV of given folders"},
         {"identifier", identifier, "proposes rare identifiers, or examines given ones"},
         {"tokenize", tokenize, "a text -> its ids"},
         {"info", info, "what a model directory holds and needs"},
