@@ -54,8 +54,8 @@ demo: $(B)/dreambooth
 	$(B)/dreambooth generate --output_dir demo --seed 1 --prompt "a red dog on the beach" "a blue teapot in the snow" "a green car in the city at night" \
 	    "a yellow duck on the grass" "a purple backpack in the desert" "a white cat on a wooden table" "an orange mug on the moon" "a yellow rabbit on a red carpet"
 
-test: $(TESTS) $(EXAMPLES)
-	@sh tests/run.sh $(TESTS) "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
+test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
+	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
 
 # sanitizers: their own build folder; the leak checker comes with asan
 asan:

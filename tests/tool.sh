@@ -1,0 +1,137 @@
+#!/bin/sh
+# The command-line tool as people use it, and what bad input gets: a message that names file and cause, a non-zero
+# exit, nothing half-written.
+#
+#     sh tests/tool.sh build/dreambooth FOLDER
+tool=$1 work=$2
+passed=0 failed=0
+rm -rf "$work"; mkdir -p "$work"
+base=examples/world/base photos=examples/world/subjects/dog1 mixed=tests/golden/photos
+ok() { echo "ok $1"; passed=$((passed + 1)); }
+bad() { echo "FAIL $1: $2"; failed=$((failed + 1)); }
+
+# refuses NAME PATTERN COMMAND...: fails, and says why on stderr
+refuses() {
+    name=$1 pattern=$2; shift 2
+    if "$@" > "$work/out" 2> "$work/err"; then bad "$name" "it succeeded"
+    elif grep -q -- "$pattern" "$work/err"; then ok "$name: $(grep -- "$pattern" "$work/err" | head -n 1)"
+    else bad "$name" "no \"$pattern\" in: $(head -n 2 "$work/err" | tr '\n' ' ')"; fi
+}
+# says NAME PATTERN COMMAND...: succeeds, with a line on stdout or stderr
+says() {
+    name=$1 pattern=$2; shift 2
+    if ! "$@" > "$work/out" 2>&1; then bad "$name" "$(tail -n 1 "$work/out")"
+    elif grep -q -- "$pattern" "$work/out"; then ok "$name: $(grep -- "$pattern" "$work/out" | head -n 1)"
+    else bad "$name" "no \"$pattern\" in: $(head -n 2 "$work/out" | tr '\n' ' ')"; fi
+}
+# a training as small as can be: tiny OUTPUT FLAGS...
+tiny() {
+    out=$1; shift
+    $run $tool train --quiet --instance_data_dir $photos --instance_prompt "a zxk dog" --resolution 16 --train_batch_size 1 --max_train_steps 2 \
+        --learning_rate 1e-4 --output_dir "$out" "$@"
+}
+run= # "exec" for a process of its own, which can be killed
+sum() { cksum < "$1" | tr ' ' -; }
+
+# ---- flags
+refuses "unknown command" "did you mean generate" $tool generat
+refuses "unknown flag" "did you mean --learning_rate" $tool train --learnin_rate 1
+refuses "flag without value" "needs a value" $tool train --learning_rate
+refuses "no number" "takes a number" $tool train --learning_rate fast
+refuses "negative count" "whole number" $tool train --max_train_steps -3
+refuses "unknown instruction set" "instruction set" $tool info --isa sse9
+says "dashes and underscores" "tokens\|score" $tool identifier --count 3 --threads 1
+says "help" "instance_data_dir" $tool train --help
+
+# ---- photos
+mkdir "$work/none" "$work/texts"
+echo hello > "$work/texts/a.txt"
+refuses "no photos" "$work/none holds no photos" tiny "$work/m0" --instance_data_dir "$work/none"
+refuses "no folder" "cannot read the folder" tiny "$work/m0" --instance_data_dir "$work/nowhere"
+refuses "only a text file" "holds no photos" tiny "$work/m0" --instance_data_dir "$work/texts"
+[ ! -e "$work/m0" ] && ok "nothing written without photos" || bad "nothing written without photos" "$work/m0 is there"
+says "a mixed folder trains" "2 steps" tiny "$work/m1" --instance_data_dir $mixed --resolution 64
+for f in truncated.jpg empty.png notes.txt thumbnail.jpg; do
+    tiny "$work/m2" --overwrite --instance_data_dir $mixed --resolution 64 > "$work/out" 2>&1
+    grep "skipped" "$work/out" | grep -q $f && ok "skipped: $(grep "skipped.*$f" "$work/out")" || bad "$f is skipped with a notice" "$(head -n 3 "$work/out" | tr '\n' ' ')"
+done
+grep -q "warning: .*small.png has 60 x 50 pixels" "$work/out" && ok "a small photo: $(grep small.png "$work/out")" || bad "a small photo" "no warning"
+grep -q "DS_Store" "$work/out" && bad ".DS_Store" "is mentioned" || ok ".DS_Store is passed over"
+
+# ---- identifiers
+says "identifier unknown to the tokenizer" 'identifier "日本" is unknown.*better: ' tiny "$work/i1" --instance_prompt "a 日本 dog" --class_prompt "a dog"
+says "identifier that splits into letters" "splits into single letters.*better: " tiny "$work/i2" --instance_prompt "a x9w5q7h dog"
+says "identifier that is a common word" "is a common word.*better: " tiny "$work/i3" --instance_prompt "a red dog"
+tiny "$work/i4" > "$work/out" 2>&1; grep -q "warning: the identifier" "$work/out" && bad "a rare identifier" "$(cat "$work/out")" || ok "a rare identifier passes without a warning"
+
+# ---- prior preservation, folders, class images
+refuses "prior preservation without a class prompt" "needs --class_prompt" tiny "$work/p1" --with_prior_preservation
+refuses "an output folder in use" "exists and holds something" tiny "$work/m1"
+says "class images are drawn" "2 class images of \"a dog\", 2 of them new" tiny "$work/p2" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
+before=$(sum "$work/class/00001.png"); rm "$work/class/00001.png"
+says "a missing class image is completed" "3 class images of \"a dog\", 2 of them new" tiny "$work/p3" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 3 --class_steps 2
+[ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
+refuses "class images of another size" "00000.png is not 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
+
+# ---- damaged models
+copy() { rm -rf "$work/model"; cp -r $base "$work/model"; }
+weights=unet/diffusion_pytorch_model.safetensors
+copy; head -c 100000 $base/$weights > "$work/model/$weights"
+refuses "truncated weights" "model/$weights" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+copy; rm "$work/model/$weights"
+refuses "no weights" "no weights" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+copy; sed -i 's/"cross_attention_dim": 128/"cross_attention_dim": 96/' "$work/model/unet/config.json"
+refuses "weights of another shape" "the configuration asks for" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+copy; sed -i 's/"layers_per_block": \[1, 1, 2, 1\]/"layers_per_block": [1, 2, 2, 1]/' "$work/model/unet/config.json"
+refuses "a missing tensor" "down_blocks.1.*is missing" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+copy; echo "{" > "$work/model/unet/config.json"
+refuses "a damaged config.json" "unet/config.json" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+refuses "no model" "nothing-here" tiny "$work/d1" --pretrained_model_name_or_path "$work/nothing-here"
+[ ! -e "$work/d1" ] && ok "nothing written without a model" || bad "nothing written without a model" "$work/d1 is there"
+
+# ---- a full disk, a loss that is not a number, Ctrl-C
+full() { (trap '' XFSZ; ulimit -f 2000; tiny "$@"); } # no file beyond 1 MB
+refuses "a full disk" "cannot write\|File too large" full "$work/f1"
+[ -z "$(find "$work/f1" -name '*.safetensors' -o -name '*.tmp')" ] && ok "a full disk leaves no half-written file" || bad "a full disk leaves no half-written file" "$(ls "$work/f1" "$work/f1/unet" | tr '\n' ' ')"
+tiny "$work/n1" --checkpointing_steps 2 > "$work/out" 2>&1
+refuses "a loss that is not a number" "not a number" tiny "$work/n1" --max_train_steps 20 --learning_rate 1e30 --resume_from_checkpoint latest
+says "goes on from the last good checkpoint" "1 steps" tiny "$work/n1" --max_train_steps 3 --resume_from_checkpoint latest
+run=exec
+tiny "$work/c1" --max_train_steps 100000 > "$work/out" 2>&1 & pid=$!
+sleep 3; kill -INT $pid; wait $pid; status=$?; run=
+[ $status != 0 ] && grep -q "resume_from_checkpoint" "$work/out" && ls "$work/c1" | grep -q checkpoint && ok "Ctrl-C: $(grep stopped "$work/out")" || bad "Ctrl-C" "status $status, $(tail -n 1 "$work/out")"
+
+# ---- kill -9 at twenty moments: the same bits as an undisturbed run, also with one thread
+tiny "$work/k0" --max_train_steps 12 --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 > "$work/out" 2>&1
+reference=$(sum "$work/k0/$weights")
+tiny "$work/k1" --max_train_steps 12 --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --threads 1 > "$work/out" 2>&1
+[ "$reference" = "$(sum "$work/k1/$weights")" ] && ok "1 and all threads: the same bits" || bad "1 and all threads" "different weights"
+kills=0 rounds=0 moment=7
+while [ $rounds -lt 60 ]; do
+    rounds=$((rounds + 1)) run=exec
+    tiny "$work/k2" --max_train_steps 12 --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 \
+        --checkpointing_steps 1 --checkpoints_total_limit 2 --resume_from_checkpoint latest > "$work/out" 2>&1 & pid=$!
+    run=
+    if [ $kills -lt 20 ]; then
+        moment=$(((moment * 421 + 1663) % 7875)) # milliseconds, up to 1.6 s: from loading to the last step
+        sleep "$(awk "BEGIN { print $moment / 5000 }")"
+        if kill -9 $pid 2> /dev/null; then kills=$((kills + 1)); fi
+        wait $pid 2> /dev/null
+        [ -e "$work/k2/$weights" ] && { [ $kills -ge 20 ] || rm -rf "$work/k2"; }
+    else
+        wait $pid && break
+    fi
+done
+[ "$reference" = "$(sum "$work/k2/$weights")" ] && ok "killed $kills times and resumed: the same bits" || bad "killed $kills times and resumed" "$(tail -n 1 "$work/out")"
+
+# ---- pictures
+says "generate" "2 pictures" $tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g1" --threads 1
+$tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g2" > /dev/null 2>&1
+[ "$(sum "$work/g1/00001.png")" = "$(sum "$work/g2/00001.png")" ] && ok "pictures: the same bits with 1 and all threads" || bad "pictures" "differ between 1 and all threads"
+refuses "no prompt" "needs --prompt" $tool generate
+refuses "a sampler that does not exist" "takes ddpm, ddim" $tool generate --prompt x --scheduler euler
+refuses "a picture of odd size" "multiples of 8" $tool generate --prompt x --width 60
+says "tokenize" "^[0-9 ]*$" $tool tokenize "a zxk dog"
+says "info" "forward pass" $tool info --pretrained_model_name_or_path $base
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
