@@ -772,41 +772,56 @@ typedef struct db_sample_config {
     const float *low_res; /* super-resolution: [B,H,W,C] the conditioning image, upscaled to H, W
                              and noised already; NULL otherwise                                   */
     float noise_level;    /* the class label that says how much it was noised                     */
+    const float *latents; /* the initial noise as diffusers takes it, [n,C,h,w]; NULL: drawn      */
+    int latent;           /* db_sample: what is drawn are latents, not to be clipped to [-1,1]    */
+    size_t vae_tile;      /* latent models: decode in tiles of so many latents (see db_vae_decode);
+                             0: of the autoencoder's sample_size, but only above a megapixel      */
 } db_sample_config;
 
 /* DDPM, 100 steps, guidance 7, seed 0: IF's stage I; use_clipped_model_output on */
 db_sample_config db_sample_config_default(void);
 
 /* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of the
-   prompts; out [B,H,W,C] in [-1,1]. Each image depends on its own seed and prompt alone. */
+   prompts; out [B,H,W,C] in [-1,1], or latents. Each image depends on its own seed and prompt alone. */
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D,
                     size_t B, size_t H, size_t W, size_t C, float *out);
 
-/* Encodes n prompts: [n,T,d_model] into out, as IF's pipeline does (padded to T, the padding masked inside the
-   encoder and handed on). `truncated` (or NULL) counts the prompts that were cut. */
+/* Encodes n prompts: [n,T,d_model] into out, padded to T; T5 masks the padding inside the encoder, as IF's pipeline
+   does, CLIP does not, as Stable Diffusion's. `truncated` (or NULL) counts the prompts that were cut. */
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
 
-/* A diffusers directory: IFPipeline or IFSuperResolutionPipeline. Parts that the directory leaves out are NULL. */
+/* A diffusers directory (IFPipeline, IFSuperResolutionPipeline, StableDiffusionPipeline; parts that it leaves out are
+   NULL), or a Stable Diffusion 1.x file in the original (LDM) layout, whose tokenizer lies beside it in tokenizer/. */
 typedef struct db_pipeline {
     db_ctx *ctx;
-    char *directory;
+    char *directory; /* of a single file: where it lies */
     db_tokenizer *tokenizer;
     db_text_encoder *text_encoder;
     db_unet *unet;
+    db_vae *vae;                          /* latent diffusion only */
     db_schedule scheduler, image_noising; /* the latter of super-resolution only */
     int super_resolution;
+    struct db__configs *single_file; /* private: what a single file says in place of the directory's .json files */
 } db_pipeline;
 
-enum { DB_PROMPT_TOKENS = 77 }; /* what IF's pipelines pad prompts to */
+/* What IF's pipelines pad prompts to; Stable Diffusion's to their encoder's positions, which are as many. */
+enum { DB_PROMPT_TOKENS = 77 };
 
-db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out);
+/* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone LoRA file ...) are
+   DB_ERROR_UNSUPPORTED, and the error says what they are and what to do. Free with db_pipeline_free. */
+db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
-/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest copied from where it
-   was loaded. The directory is made if need be. */
+/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
+   directory is made if need be. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
-/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". */
+/* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout. The configurations
+   go into its metadata, which other programs skip and db_pipeline_load reads. */
+db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
+
+/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". H and W of a
+   latent model are multiples of db_vae_factor. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
                       size_t H, size_t W, float *out);
 
@@ -7685,16 +7700,32 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
     return db__shape(x, buffer);
 }
 
-/* What files may call the parameter `name`, besides that: alternative 1, 2, ... into out [256];
-   0 when there are no more. */
-typedef int (*db__names)(const char *name, int alternative, char *out);
+/* Replaces the first of the pairs' left sides that stands in `name` by its right side; 0 when none does. */
+static int db__replace(char *name, const char *const (*pair)[2], size_t n)
+{
+    char copy[320];
+    size_t k;
+    for (k = 0; k < n; k++) {
+        const char *found = strstr(name, pair[k][0]);
+        if (!found) continue;
+        snprintf(copy, sizeof copy, "%.*s%s%s", (int)(found - name), name, pair[k][1], found + strlen(pair[k][0]));
+        strcpy(name, copy);
+        return 1;
+    }
+    return 0;
+}
 
-static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name, db__names names)
+/* What files may call the parameter `name` of a network with that configuration, besides `name`: alternative 1,
+   2, ... into out [DB__NAME]; 0 when there are no more. */
+enum { DB__NAME = 320 };
+typedef int (*db__names)(const void *config, const char *name, int alternative, char *out);
+
+static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name, db__names names, const void *config)
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
-    char other[256];
+    char other[DB__NAME];
     int k;
-    for (k = 1; !f && names && names(name, k, other); k++) f = db_safetensors_find(st, other);
+    for (k = 1; !f && names && names(config, name, k, other); k++) f = db_safetensors_find(st, other);
     return f;
 }
 
@@ -7707,7 +7738,7 @@ static int db__same_shape(const db_file_tensor *f, const db_param *item)
     return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
 }
 
-static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what, db__names names)
+static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what, db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
     size_t k, largest = 1;
@@ -7716,10 +7747,12 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
     row = (float *)db__alloc(ctx, largest, sizeof(float));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
-        const db_file_tensor *f = db__find_renamed(st, item->name, names);
-        char wanted[96], found[96];
+        const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
+        char wanted[96], found[96], other[DB__NAME] = "any other name";
         if (!f) {
-            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing", what, item->name, db__dims(item->n_dims, item->dim, wanted));
+            if (names) names(config, item->name, 1, other);
+            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing, under this name and under %s", what, item->name,
+                     db__dims(item->n_dims, item->dim, wanted), other);
         } else if (!db__same_shape(f, item)) {
             db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
@@ -7734,28 +7767,40 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
 
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
 {
-    return db__params_load(p, st, what, NULL);
+    return db__params_load(p, st, what, NULL, NULL);
+}
+
+/* Declares a table's tensors (`values` NULL) or writes them, under their own names or under alternative 1 of `names`. */
+static void db__params_write(db_safetensors_writer *w, const db_param_table *p, const float *values, db_dtype dtype, db__names names, const void *config)
+{
+    size_t k, largest = 1;
+    float *row = NULL;
+    for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
+    if (values && !(row = (float *)db__alloc(p->ctx, largest, sizeof(float)))) return;
+    for (k = 0; k < p->n; k++) {
+        const db_param *item = &p->item[k];
+        char other[DB__NAME];
+        const char *name = names && names(config, item->name, 1, other) ? other : item->name;
+        if (!values && item->n_dims == 2 && strstr(name, ".attn_1.")) { /* LDM's autoencoder: 1x1 convolutions */
+            size_t dim[4];
+            dim[0] = item->dim[0], dim[1] = item->dim[1], dim[2] = dim[3] = 1;
+            db_safetensors_declare(w, name, dtype, 4, dim);
+        } else if (!values) {
+            db_safetensors_declare(w, name, dtype, item->n_dims, item->dim);
+        } else {
+            db_param_get(item, values + (item->data - p->data), row);
+            db_safetensors_write_f32(w, name, row);
+        }
+    }
+    db__free(p->ctx, row);
 }
 
 db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype)
 {
-    db_ctx *ctx = p->ctx;
-    db_safetensors_writer *w = db_safetensors_create(ctx, path);
-    size_t k, largest = 1;
-    float *row;
-    for (k = 0; k < p->n; k++) {
-        db_safetensors_declare(w, p->item[k].name, dtype, p->item[k].n_dims, p->item[k].dim);
-        largest = DB__MAX(largest, p->item[k].count);
-    }
-    row = (float *)db__alloc(ctx, largest, sizeof(float));
-    for (k = 0; k < p->n && row; k++) {
-        db_param_get(&p->item[k], values + (p->item[k].data - p->data), row);
-        db_safetensors_write_f32(w, p->item[k].name, row);
-    }
-    db__free(ctx, row);
-    if (row) return db_safetensors_finish(w);
-    db_safetensors_abandon(w);
-    return ctx->result;
+    db_safetensors_writer *w = db_safetensors_create(p->ctx, path);
+    db__params_write(w, p, NULL, dtype, NULL, NULL);
+    db__params_write(w, p, values, dtype, NULL, NULL);
+    return db_safetensors_finish(w);
 }
 
 /* "DIRECTORY/NAME" in a buffer of DB__PATH bytes. */
@@ -7849,8 +7894,8 @@ static db_result db__network_fill(const db__network *kind, db_param_table *param
 {
     const char *what = st->shard[0].name;
     size_t k, left = db_safetensors_count(st);
-    if (db__params_load(params, st, what, kind->names) != DB_OK) return params->ctx->result;
-    for (k = 0; k < params->n; k++) left -= db__find_renamed(st, params->item[k].name, kind->names) != NULL;
+    if (db__params_load(params, st, what, kind->names, NULL) != DB_OK) return params->ctx->result;
+    for (k = 0; k < params->n; k++) left -= db__find_renamed(st, params->item[k].name, kind->names, NULL) != NULL;
     for (k = 0; k < db_safetensors_count(st); k++) /* a constant that old transformers saved: 0, 1, 2 ... */
         left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
     if (left) db__log(params->ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, left);
@@ -8026,11 +8071,10 @@ static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_ten
 }
 
 /* transformers 5 leaves the prefix away. */
-static int db__clip_text_names(const char *name, int alternative, char *out)
+static int db__clip_text_names(const void *config, const char *name, int alternative, char *out)
 {
-    if (alternative != 1 || strncmp(name, "text_model.", 11)) return 0;
-    snprintf(out, 256, "%s", name + 11);
-    return 1;
+    (void)config;
+    return alternative == 1 && !strncmp(name, "text_model.", 11) && snprintf(out, DB__NAME, "%s", name + 11) < DB__NAME;
 }
 
 /* ---- either ------------------------------------------------------------------------------------------------ */
@@ -8648,15 +8692,11 @@ static void db__vae_declare(db_net *n, const void *config)
 }
 
 /* Until 2023 diffusers called the attention's layers otherwise. */
-static int db__vae_names(const char *name, int alternative, char *out)
+static int db__vae_names(const void *config, const char *name, int alternative, char *out)
 {
-    static const char *const pair[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
-    size_t k;
-    for (k = 0; alternative == 1 && k < 4; k++) {
-        const char *found = strstr(name, pair[k][0]);
-        if (found) return snprintf(out, 256, "%.*s%s%s", (int)(found - name), name, pair[k][1], found + strlen(pair[k][0])) < 256;
-    }
-    return 0;
+    static const char *const pair[][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    (void)config;
+    return alternative == 1 && snprintf(out, DB__NAME, "%s", name) < DB__NAME && db__replace(out, pair, 4);
 }
 
 static const db__network db__vae_network = {sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
@@ -8899,20 +8939,26 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
     if (db_json_bool(j, "rescale_betas_zero_snr", 0) && s->alphas_cumprod) db__schedule_zero_snr(s);
 }
 
-db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+static db_result db__schedule_read(db_ctx *ctx, const db_json *j, const char *path, db_schedule *s)
 {
     static const char *const betas[] = {"linear", "scaled_linear", "squaredcos_cap_v2"};
-    const db_json *j = db_json_load(ctx, path);
     int kind = db__config_choice(ctx, j, "beta_schedule", path, betas, 3, 0);
     double start = db_json_number(j, "beta_start", 1e-4), end = db_json_number(j, "beta_end", 0.02);
     int64_t steps = db_json_int(j, "num_train_timesteps", 1000);
     memset(s, 0, sizeof *s);
-    if (!j) return ctx->result;
     if (steps < 1 || steps > 1000000 || !(start > 0 && end >= start && end < 1))
         db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_train_timesteps\", \"beta_start\" or \"beta_end\" is out of range", path);
     else if (db_schedule_init(ctx, betas[kind], start, end, (size_t)steps, s) == DB_OK) db__schedule_parse(ctx, j, path, s);
-    db_json_free(j);
     if (ctx->result != DB_OK) db_schedule_free(s);
+    return ctx->result;
+}
+
+db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+{
+    const db_json *j = db_json_load(ctx, path);
+    memset(s, 0, sizeof *s);
+    if (j) db__schedule_read(ctx, j, path, s);
+    db_json_free(j);
     return ctx->result;
 }
 
@@ -9227,7 +9273,11 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         for (k = 0; k < N; k++) time[k] = config->noise_level;
         db_upload(t, labels, time);
     }
-    db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
+    if (config->latents) { /* [B,C,H,W] -> [B,H,W,C] */
+        for (k = 0; k < B * n; k++) out[k] = config->latents[(k / n * C + k % C) * P + k % n / C];
+    } else {
+        db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
+    }
     for (k = 0; k < tr.n && ctx->result == DB_OK; k++) {
         for (b = 0; b < N; b++) {
             time[b] = (float)tr.timestep[k];
@@ -9249,7 +9299,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     if (ctx->result != DB_OK) goto done;
     for (k = 0; k < B * n; k++) {
         if (out[k] != out[k]) db__fail(ctx, DB_ERROR_NUMERIC, "a sampled picture is not a number: the weights or the precision are at fault");
-        out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
+        if (!config->latent) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
     }
 done:
     db_tape_destroy(t);
@@ -9271,7 +9321,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
     db_tensor in, valid, y;
     if (!ids || !mask || db_tape_create(ctx, &t) != DB_OK) goto done;
     dim[0] = 1, dim[1] = T;
-    in = db_input(t, DB_I32, 2, dim), valid = db_input(t, DB_F32, 2, dim);
+    in = db_input(t, DB_I32, 2, dim), valid = e->config.kind == DB_TEXT_T5 ? db_input(t, DB_F32, 2, dim) : db__none;
     y = db_text_forward(t, e, in, valid);
     db_keep(t, y);
     for (k = 0; k < n && ctx->result == DB_OK; k++) {
@@ -9280,7 +9330,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
         cut += (size_t)was_cut;
         for (i = 0; i < T; i++) mask[i] = ids[T + i] ? 0.0f : -1e9f;
         db_upload(t, in, ids);
-        db_upload(t, valid, mask);
+        if (valid.id >= 0) db_upload(t, valid, mask);
         db_run(t, 0, 0);
         db_download(t, y, out + k * T * e->config.d_model);
     }
@@ -9294,43 +9344,19 @@ done:
 
 /* ---- pipelines ------------------------------------------------------------------------------------------------ */
 
-static int db__exists(const char *path)
-{
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-}
+/* The files that describe a pipeline; in a single file they are metadata under these very names. */
+enum { DB__CONFIG_INDEX, DB__CONFIG_SCHEDULER, DB__CONFIG_TEXT, DB__CONFIG_UNET, DB__CONFIG_VAE, DB__CONFIGS };
+static const char *const db__config_file[DB__CONFIGS] = {"model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+                                                         "unet/config.json", "vae/config.json"};
+struct db__configs {
+    char *text[DB__CONFIGS];
+};
 
-db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out)
+static void db__configs_free(db_ctx *ctx, struct db__configs *c)
 {
-    db_pipeline *p;
-    char path[DB__PATH];
-    const db_json *index;
-    const char *kind;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "model_index.json")) return ctx->result;
-    index = db_json_load(ctx, path);
-    if (!index) return ctx->result;
-    kind = db_json_string(index, "_class_name", "");
-    p = (db_pipeline *)db__alloc(ctx, 1, sizeof *p);
-    if (!p) goto done;
-    p->ctx = ctx;
-    p->directory = db__strdup(ctx, directory);
-    p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
-    if (!p->super_resolution && strcmp(kind, "IFPipeline"))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: a pipeline of kind \"%s\"; IFPipeline and IFSuperResolutionPipeline are supported", path, kind);
-    if (db__join(ctx, path, directory, "tokenizer/spiece.model") && db__exists(path)) db_tokenizer_load(ctx, path, &p->tokenizer);
-    if (db__join(ctx, path, directory, "text_encoder/config.json") && db__exists(path) && db__join(ctx, path, directory, "text_encoder"))
-        db_text_encoder_load(ctx, path, &p->text_encoder);
-    if (db__join(ctx, path, directory, "unet")) db_unet_load(ctx, path, &p->unet);
-    if (db__join(ctx, path, directory, "scheduler/scheduler_config.json") && ctx->result == DB_OK) db_schedule_load(ctx, path, &p->scheduler);
-    if (p->super_resolution && db__join(ctx, path, directory, "image_noising_scheduler/scheduler_config.json") && ctx->result == DB_OK)
-        db_schedule_load(ctx, path, &p->image_noising);
-done:
-    db_json_free(index);
-    if (ctx->result == DB_OK) *out = p;
-    else db_pipeline_free(p);
-    return ctx->result;
+    size_t k;
+    for (k = 0; c && k < DB__CONFIGS; k++) db__free(ctx, c->text[k]);
+    db__free(ctx, c);
 }
 
 void db_pipeline_free(db_pipeline *p)
@@ -9339,11 +9365,351 @@ void db_pipeline_free(db_pipeline *p)
     db_tokenizer_free(p->tokenizer);
     db_text_encoder_free(p->text_encoder);
     db_unet_free(p->unet);
+    db_vae_free(p->vae);
     db_schedule_free(&p->scheduler);
     db_schedule_free(&p->image_noising);
+    db__configs_free(p->ctx, p->single_file);
     db__free(p->ctx, p->directory);
     db__free(p->ctx, p);
 }
+
+/* Whether DIRECTORY/NAME is there; its path into `path` [DB__PATH]. */
+static int db__part_exists(db_ctx *ctx, char *path, const char *directory, const char *name)
+{
+    return db__join(ctx, path, directory, name) && db__file_exists(path);
+}
+
+static void db__load_tokenizer(db_pipeline *p)
+{
+    static const char *const forms[] = {"tokenizer/spiece.model", "tokenizer/vocab.json", "tokenizer/tokenizer.json"};
+    char path[DB__PATH];
+    size_t k;
+    for (k = 0; k < 3 && !p->tokenizer; k++)
+        if (db__part_exists(p->ctx, path, p->directory, forms[k]) && db__join(p->ctx, path, p->directory, "tokenizer"))
+            db_tokenizer_load(p->ctx, path, &p->tokenizer);
+}
+
+/* What to do with the pipelines that people have and that this is not for: beginnings of their class names. */
+static void db__refuse_pipeline(db_ctx *ctx, const char *path, const char *kind)
+{
+    static const char *const known[][2] = {
+        {"StableDiffusionXL", "Stable Diffusion XL: two text encoders and another U-Net; take a Stable Diffusion 1.x or 2.x model"},
+        {"StableDiffusion3", "Stable Diffusion 3, a transformer in place of the U-Net; take a Stable Diffusion 1.x or 2.x model"},
+        {"StableDiffusionInpaint", "an inpainting model, whose U-Net reads a mask; take the model it was made from"},
+        {"StableDiffusionUpscale", "an upscaler for latents; only DeepFloyd IF's super-resolution is read"},
+        {"Flux", "FLUX, a transformer in place of the U-Net; take a Stable Diffusion 1.x model or DeepFloyd IF"}};
+    const char *what = "not known here; StableDiffusionPipeline, IFPipeline and IFSuperResolutionPipeline are";
+    size_t k;
+    for (k = 0; k < sizeof known / sizeof *known; k++)
+        if (!strncmp(kind, known[k][0], strlen(known[k][0]))) what = known[k][1];
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the pipeline \"%s\" is %s", path, kind, what);
+}
+
+static void db__load_directory(db_pipeline *p, const char *index_path)
+{
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH];
+    const db_json *index = db_json_load(ctx, index_path);
+    const char *kind = db_json_string(index, "_class_name", "");
+    int latent = !strcmp(kind, "StableDiffusionPipeline") || !strcmp(kind, "StableDiffusionImg2ImgPipeline");
+    p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
+    if (index && !latent && !p->super_resolution && strcmp(kind, "IFPipeline")) db__refuse_pipeline(ctx, index_path, kind);
+    db_json_free(index);
+    db__load_tokenizer(p);
+    if (db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]) && db__join(ctx, path, p->directory, "text_encoder"))
+        db_text_encoder_load(ctx, path, &p->text_encoder);
+    if (db__join(ctx, path, p->directory, "unet")) db_unet_load(ctx, path, &p->unet);
+    if (latent && db__join(ctx, path, p->directory, "vae")) db_vae_load(ctx, path, &p->vae);
+    if (db__join(ctx, path, p->directory, db__config_file[DB__CONFIG_SCHEDULER])) db_schedule_load(ctx, path, &p->scheduler);
+    if (p->super_resolution && db__join(ctx, path, p->directory, "image_noising_scheduler/scheduler_config.json")) db_schedule_load(ctx, path, &p->image_noising);
+}
+
+/* ---- the original layout: one file ------------------------------------------------------------------------------
+   CompVis's latent-diffusion ("LDM") numbers the U-Net's layers through: input_blocks.N, middle_block.N,
+   output_blocks.N, where diffusers counts levels and layers.
+
+   Easy to get wrong
+   - Resamplers count as blocks on the way down and belong to the last block of a level on the way up.
+   - The autoencoder's levels on the way up are numbered from the largest image.
+   - The autoencoder's attention is of 1x1 convolutions: shapes [C,C,1,1].                                   */
+
+/* The U-Net's parameter as the file has it. */
+static int db__ldm_unet_names(const void *config, const char *name, int alternative, char *out)
+{
+    static const char *const plain[][2] = {{"conv_in.", "input_blocks.0.0."}, {"time_embedding.linear_1.", "time_embed.0."}, {"time_embedding.linear_2.", "time_embed.2."},
+        {"conv_norm_out.", "out.0."}, {"conv_out.", "out.2."}, {"mid_block.resnets.0.", "middle_block.0."}, {"mid_block.attentions.0.", "middle_block.1."},
+        {"mid_block.resnets.1.", "middle_block.2."}};
+    static const char *const resnet[][2] = {{".norm1.", ".in_layers.0."}, {".conv1.", ".in_layers.2."}, {".time_emb_proj.", ".emb_layers.1."},
+        {".norm2.", ".out_layers.0."}, {".conv2.", ".out_layers.3."}, {".conv_shortcut.", ".skip_connection."}};
+    const db_unet_config *c = (const db_unet_config *)config;
+    unsigned level, layer;
+    size_t block, k;
+    char part[32], rest[201];
+    int down = !strncmp(name, "down_blocks.", 12);
+    if (alternative != 1) return 0;
+    if (!down && strncmp(name, "up_blocks.", 10)) {
+        snprintf(out, DB__NAME, "model.diffusion_model.%s", name);
+        db__replace(out, plain, sizeof plain / sizeof *plain);
+    } else {
+        if (sscanf(name + (down ? 12 : 10), "%u.%31[a-z].%u.%200s", &level, part, &layer, rest) != 4 || level >= c->n_levels) return 0;
+        for (block = down, k = 0; k < level; k++) block += c->layers_per_block[down ? k : c->n_levels - 1 - k] + 1;
+        if (!strcmp(part, "downsamplers"))
+            snprintf(out, DB__NAME, "model.diffusion_model.input_blocks.%zu.0.op.%s", block + c->layers_per_block[level], rest + strlen("conv."));
+        else if (!strcmp(part, "upsamplers"))
+            snprintf(out, DB__NAME, "model.diffusion_model.output_blocks.%zu.%d.%s", block + c->layers_per_block[c->n_levels - 1 - level],
+                     c->up_block_types[level] == DB_BLOCK_CROSS_ATTN ? 2 : 1, rest);
+        else snprintf(out, DB__NAME, "model.diffusion_model.%s.%zu.%d.%s", down ? "input_blocks" : "output_blocks", block + layer, !strcmp(part, "attentions"), rest);
+    }
+    if (strstr(name, ".resnets.")) db__replace(out, resnet, sizeof resnet / sizeof *resnet);
+    return 1;
+}
+
+static int db__ldm_vae_names(const void *config, const char *name, int alternative, char *out)
+{
+    static const char *const pair[][2] = {{".conv_norm_out.", ".norm_out."}, {".mid_block.resnets.0.", ".mid.block_1."}, {".mid_block.resnets.1.", ".mid.block_2."},
+        {".mid_block.attentions.0.", ".mid.attn_1."}};
+    static const char *const attention[][2] = {{".group_norm.", ".norm."}, {".to_q.", ".q."}, {".to_k.", ".k."}, {".to_v.", ".v."}, {".to_out.0.", ".proj_out."}};
+    static const char *const shortcut[][2] = {{".conv_shortcut.", ".nin_shortcut."}};
+    const db_vae_config *c = (const db_vae_config *)config;
+    unsigned level, layer;
+    char part[32], rest[201];
+    int down = !strncmp(name, "encoder.down_blocks.", 20);
+    if (alternative != 1) return 0;
+    if (!down && strncmp(name, "decoder.up_blocks.", 18)) {
+        snprintf(out, DB__NAME, "first_stage_model.%s", name);
+        if (db__replace(out, pair, 4) && strstr(out, ".attn_1.")) db__replace(out, attention, 5);
+        return 1;
+    }
+    if (sscanf(name + (down ? 20 : 18), "%u.%31[a-z].%u.%200s", &level, part, &layer, rest) != 4 || level >= c->n_levels) return 0;
+    if (!strcmp(part, "resnets")) snprintf(part, sizeof part, "block.%u", layer);
+    else snprintf(part, sizeof part, "%s", down ? "downsample" : "upsample");
+    snprintf(out, DB__NAME, "first_stage_model.%s.%zu.%s.%s", down ? "encoder.down" : "decoder.up", down ? (size_t)level : c->n_levels - 1 - level, part, rest);
+    db__replace(out, shortcut, 1);
+    return 1;
+}
+
+static int db__ldm_text_names(const void *config, const char *name, int alternative, char *out)
+{
+    (void)config;
+    if (alternative > 2 || (alternative == 2 && strncmp(name, "text_model.", 11))) return 0;
+    snprintf(out, DB__NAME, "cond_stage_model.transformer.%s", name + (alternative == 2 ? 11 : 0));
+    return 1;
+}
+
+/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank` dimensions. */
+static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, const char *before, size_t i, const char *between, long j, const char *after)
+{
+    char name[DB__NAME];
+    const db_file_tensor *f;
+    if (j < 0) snprintf(name, sizeof name, "%s%zu%s", before, i, between);
+    else snprintf(name, sizeof name, "%s%zu%s%ld%s", before, i, between, j, after);
+    f = db_safetensors_find(st, name);
+    return f && f->rank == rank ? f : NULL;
+}
+
+static size_t db__ldm_dim(const db_safetensors *st, const char *name, int d)
+{
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    return f && d < f->rank ? f->dim[d] : 0;
+}
+
+/* The configurations of a Stable Diffusion 1.x file that brings none: sizes from its tensors, the rest as that
+   family has it (8 heads, 32 groups, epsilon, scaled_linear betas). */
+static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char in[] = "model.diffusion_model.input_blocks.";
+    char channels[200] = "", layers[200] = "", down[400] = "", up[400] = "", copy[400];
+    size_t n, level = 0, count = 0, C = 0;
+    int attends = 0, linear = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight") != NULL;
+    linear = linear && db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight")->rank == 2;
+    for (n = 1; level < DB_MAX_LEVELS; n++) {
+        const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
+        if (conv) {
+            C = conv->dim[0], count++;
+            attends |= db__ldm_find(st, 1, in, n, ".1.norm.weight", -1, "") != NULL;
+            continue;
+        }
+        strcpy(copy, up); /* a level is complete; those of the way up come in reverse */
+        snprintf(up, sizeof up, "\"%sUpBlock2D\"%s%.300s", attends ? "CrossAttn" : "", level ? ", " : "", copy);
+        snprintf(down + strlen(down), sizeof down - strlen(down), "%s\"%sDownBlock2D\"", level ? ", " : "", attends ? "CrossAttn" : "");
+        snprintf(channels + strlen(channels), sizeof channels - strlen(channels), "%s%zu", level ? ", " : "", C);
+        snprintf(layers + strlen(layers), sizeof layers - strlen(layers), "%s%zu", level ? ", " : "", count);
+        level++, count = 0, attends = 0;
+        if (!db__ldm_find(st, 4, in, n, ".0.op.weight", -1, "")) break;
+    }
+    return db__format(ctx,
+                      "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"sample_size\": 64,\n"
+                      "  \"block_out_channels\": [%s],\n  \"layers_per_block\": [%s],\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n"
+                      "  \"cross_attention_dim\": %zu,\n  \"attention_head_dim\": 8,\n  \"use_linear_projection\": %s,\n  \"act_fn\": \"silu\",\n"
+                      "  \"norm_num_groups\": 32,\n  \"norm_eps\": 1e-05,\n  \"flip_sin_to_cos\": true,\n  \"freq_shift\": 0\n}\n",
+                      db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1), db__ldm_dim(st, "model.diffusion_model.out.2.weight", 0), channels, layers,
+                      down, up, db__ldm_dim(st, "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1), linear ? "true" : "false");
+}
+
+static char *db__ldm_vae_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char down[] = "first_stage_model.encoder.down.";
+    char channels[200] = "", downs[300] = "", ups[300] = "";
+    size_t level, layers = 0;
+    const db_file_tensor *f;
+    for (level = 0; level < DB_MAX_LEVELS && (f = db__ldm_find(st, 4, down, level, ".block.", 0, ".conv1.weight")) != NULL; level++) {
+        snprintf(channels + strlen(channels), sizeof channels - strlen(channels), "%s%zu", level ? ", " : "", f->dim[0]);
+        snprintf(downs + strlen(downs), sizeof downs - strlen(downs), "%s\"DownEncoderBlock2D\"", level ? ", " : "");
+        snprintf(ups + strlen(ups), sizeof ups - strlen(ups), "%s\"UpDecoderBlock2D\"", level ? ", " : "");
+    }
+    while (layers < 15 && db__ldm_find(st, 4, down, 0, ".block.", (long)layers, ".conv1.weight")) layers++;
+    return db__format(ctx,
+                      "{\n  \"_class_name\": \"AutoencoderKL\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"latent_channels\": %zu,\n"
+                      "  \"block_out_channels\": [%s],\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n  \"layers_per_block\": %zu,\n"
+                      "  \"act_fn\": \"silu\",\n  \"norm_num_groups\": 32,\n  \"sample_size\": 512,\n  \"scaling_factor\": 0.18215\n}\n",
+                      db__ldm_dim(st, "first_stage_model.encoder.conv_in.weight", 1), db__ldm_dim(st, "first_stage_model.decoder.conv_out.weight", 0),
+                      db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1), channels, downs, ups, layers);
+}
+
+static char *db__ldm_text_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char prefix[] = "cond_stage_model.transformer.text_model.", bare[] = "cond_stage_model.transformer.";
+    char layer[100], name[200];
+    size_t layers = 0, D, V, T, F;
+    const char *root = db_safetensors_find(st, "cond_stage_model.transformer.text_model.final_layer_norm.weight") ? prefix : bare;
+    snprintf(layer, sizeof layer, "%sencoder.layers.", root);
+    while (layers < 1000 && db__ldm_find(st, 2, layer, layers, ".mlp.fc1.weight", -1, "")) layers++;
+    snprintf(name, sizeof name, "%sembeddings.token_embedding.weight", root), V = db__ldm_dim(st, name, 0), D = db__ldm_dim(st, name, 1);
+    snprintf(name, sizeof name, "%sembeddings.position_embedding.weight", root), T = db__ldm_dim(st, name, 0);
+    snprintf(name, sizeof name, "%sencoder.layers.0.mlp.fc1.weight", root), F = db__ldm_dim(st, name, 0);
+    return db__format(ctx,
+                      "{\n  \"architectures\": [\"CLIPTextModel\"],\n  \"model_type\": \"clip_text_model\",\n  \"vocab_size\": %zu,\n  \"hidden_size\": %zu,\n"
+                      "  \"intermediate_size\": %zu,\n  \"num_hidden_layers\": %zu,\n  \"num_attention_heads\": %zu,\n  \"max_position_embeddings\": %zu,\n"
+                      "  \"hidden_act\": \"quick_gelu\",\n  \"layer_norm_eps\": 1e-05,\n  \"bos_token_id\": 0,\n  \"eos_token_id\": 2,\n  \"pad_token_id\": 1,\n"
+                      "  \"projection_dim\": %zu\n}\n",
+                      V, D, F, layers, DB__MAX(D / 64, (size_t)1), T, D);
+}
+
+static const char db__ldm_index[] =
+    "{\n  \"_class_name\": \"StableDiffusionPipeline\",\n  \"feature_extractor\": [null, null],\n  \"image_encoder\": [null, null],\n"
+    "  \"requires_safety_checker\": false,\n  \"safety_checker\": [null, null],\n  \"scheduler\": [\"diffusers\", \"PNDMScheduler\"],\n"
+    "  \"text_encoder\": [\"transformers\", \"CLIPTextModel\"],\n  \"tokenizer\": [\"transformers\", \"CLIPTokenizer\"],\n"
+    "  \"unet\": [\"diffusers\", \"UNet2DConditionModel\"],\n  \"vae\": [\"diffusers\", \"AutoencoderKL\"]\n}\n";
+static const char db__ldm_scheduler[] =
+    "{\n  \"_class_name\": \"PNDMScheduler\",\n  \"beta_start\": 0.00085,\n  \"beta_end\": 0.012,\n  \"beta_schedule\": \"scaled_linear\",\n"
+    "  \"num_train_timesteps\": 1000,\n  \"prediction_type\": \"epsilon\",\n  \"set_alpha_to_one\": false,\n  \"skip_prk_steps\": true,\n"
+    "  \"steps_offset\": 1,\n  \"clip_sample\": false,\n  \"trained_betas\": null\n}\n";
+
+/* Files that people have and that are no Stable Diffusion 1.x checkpoint: what part of a tensor's name gives them
+   away, and what to do. */
+static int db__refuse_file(db_ctx *ctx, const char *path, const db_safetensors *st)
+{
+    static const char *const known[][2] = {
+        {"conditioner.embedders.", "Stable Diffusion XL: two text encoders and another U-Net. Take a Stable Diffusion 1.x or 2.x model"},
+        {"cond_stage_model.model.", "Stable Diffusion 2.x with OpenCLIP's own tensor names. Take the model's diffusers directory, which is read"},
+        {"lora_unet_", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {"lora_te_", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora_A.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora_down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora.down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {"double_blocks.", "FLUX, a transformer in place of the U-Net. Take a Stable Diffusion 1.x model or DeepFloyd IF"},
+        {"joint_blocks.", "Stable Diffusion 3, a transformer in place of the U-Net. Take a Stable Diffusion 1.x or 2.x model"},
+        {"control_model.", "a ControlNet, which only steers a model. Give the model it belongs to"},
+        {"controlnet_cond_embedding.", "a ControlNet, which only steers a model. Give the model it belongs to"},
+        {"emb_params", "an embedding of Textual Inversion. Give the model it belongs to"},
+        {"down_blocks.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"},
+        {"text_model.encoder.layers.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"}};
+    const char *what = "no Stable Diffusion 1.x checkpoint: it lacks model.diffusion_model., first_stage_model. or cond_stage_model.transformer. tensors";
+    size_t k, i, found = sizeof known / sizeof *known, has[3] = {0, 0, 0};
+    for (i = 0; i < db_safetensors_count(st); i++) {
+        const char *name = db_safetensors_at(st, i)->name;
+        has[0] |= !strncmp(name, "model.diffusion_model.input_blocks.", 35), has[1] |= !strncmp(name, "first_stage_model.", 18);
+        has[2] |= !strncmp(name, "cond_stage_model.transformer.", 29);
+        for (k = 0; k < found; k++)
+            if (strstr(name, known[k][0])) found = k;
+    }
+    if (has[0] && has[1] && has[2]) {
+        if (db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1) == db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1)) return 0;
+        what = "a model whose U-Net reads more than latents (inpainting, image editing). Take the model it was made from";
+    } else if (found < sizeof known / sizeof *known) {
+        what = known[found][1];
+    }
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s is %s", path, what);
+    return 1;
+}
+
+/* A network of the single file: its configuration's text, its tensors. */
+static void *db__ldm_network(db_ctx *ctx, const db__network *kind, const char *what, const char *text, const db_safetensors *st, db__names names)
+{
+    const db_json *j = text ? db_json_parse(ctx, what, text, strlen(text)) : NULL;
+    void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
+    if (j && config && kind->parse(ctx, j, what, config) == DB_OK) network = db__network_create(ctx, kind, config);
+    if (network) db__params_load((db_param_table *)network, st, st->shard[0].name, names, config);
+    db_json_free(j);
+    db__free(ctx, config);
+    return network;
+}
+
+static void db__load_file(db_pipeline *p, const char *path)
+{
+    db_ctx *ctx = p->ctx;
+    struct db__configs *c = p->single_file = (struct db__configs *)db__alloc(ctx, 1, sizeof *c);
+    db_safetensors *st = NULL;
+    const db_json *j;
+    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+    FILE *f = fopen(path, "rb");
+    size_t k, got = f ? fread(head, 1, 9, f) : 0;
+    if (f) fclose(f);
+    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) { /* a safetensors file's ninth byte is { */
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
+                 "PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True)[\"state_dict\"], \"model.safetensors\")", path);
+        return;
+    }
+    if (got >= 4 && !memcmp(head, "GGUF", 4)) {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s is a GGUF file of quantised weights. Take the .safetensors file or the diffusers directory it was made from", path);
+        return;
+    }
+    if (!c || db_safetensors_open(ctx, path, &st) != DB_OK || db__refuse_file(ctx, path, st)) goto done;
+    for (k = 0; k < DB__CONFIGS; k++) {
+        const char *own = db_safetensors_metadata(st, db__config_file[k]);
+        c->text[k] = own                           ? db__strdup(ctx, own)
+                     : k == DB__CONFIG_INDEX       ? db__strdup(ctx, db__ldm_index)
+                     : k == DB__CONFIG_SCHEDULER   ? db__strdup(ctx, db__ldm_scheduler)
+                     : k == DB__CONFIG_TEXT        ? db__ldm_text_config(ctx, st)
+                     : k == DB__CONFIG_UNET        ? db__ldm_unet_config(ctx, st)
+                                                   : db__ldm_vae_config(ctx, st);
+    }
+    p->text_encoder = (db_text_encoder *)db__ldm_network(ctx, &db__text_network, path, c->text[DB__CONFIG_TEXT], st, db__ldm_text_names);
+    p->unet = (db_unet *)db__ldm_network(ctx, &db__unet_network, path, c->text[DB__CONFIG_UNET], st, db__ldm_unet_names);
+    p->vae = (db_vae *)db__ldm_network(ctx, &db__vae_network, path, c->text[DB__CONFIG_VAE], st, db__ldm_vae_names);
+    j = c->text[DB__CONFIG_SCHEDULER] ? db_json_parse(ctx, path, c->text[DB__CONFIG_SCHEDULER], strlen(c->text[DB__CONFIG_SCHEDULER])) : NULL;
+    if (j) db__schedule_read(ctx, j, path, &p->scheduler);
+    db_json_free(j);
+    db__load_tokenizer(p);
+done:
+    db_safetensors_close(st);
+}
+
+db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
+{
+    db_pipeline *p = (db_pipeline *)db__alloc(ctx, 1, sizeof *p);
+    char index[DB__PATH], lora[DB__PATH];
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    *out = NULL;
+    if (!p) return ctx->result;
+    p->ctx = ctx;
+    if (db__part_exists(ctx, index, path, "model_index.json")) {
+        p->directory = db__strdup(ctx, path);
+        db__load_directory(p, index);
+    } else if (db__file_exists(path) && dot && (!slash || dot > slash) && strlen(dot) > 1) {
+        p->directory = slash ? db__format(ctx, "%.*s", (int)(slash - path), path) : db__strdup(ctx, ".");
+        db__load_file(p, path);
+    } else if (db__part_exists(ctx, lora, path, "pytorch_lora_weights.safetensors") || db__part_exists(ctx, lora, path, "adapter_config.json")) {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s holds a LoRA, which only changes a model. Give the model it belongs to", path);
+    } else {
+        db__fail(ctx, DB_ERROR_MISSING, "%s is neither a .safetensors file nor a diffusers pipeline: it has no model_index.json", path);
+    }
+    if (ctx->result == DB_OK) *out = p;
+    else db_pipeline_free(p);
+    return ctx->result;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
 
 /* Copies from/name to to/name if it is there. */
 static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
@@ -9378,37 +9744,136 @@ static db_result db__make_directory(db_ctx *ctx, const char *path)
 #endif
 }
 
+/* The text of one of the pipeline's .json files, to be freed; NULL when there is none. */
+static char *db__config_text(const db_pipeline *p, size_t which)
+{
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH], *text = NULL;
+    db__mapping map;
+    if (p->single_file) return p->single_file->text[which] ? db__strdup(ctx, p->single_file->text[which]) : NULL;
+    if (!db__part_exists(ctx, path, p->directory, db__config_file[which]) || db__map_file(ctx, path, &map) != DB_OK) return NULL;
+    text = (char *)db__alloc(ctx, map.bytes + 1, 1);
+    if (text) memcpy(text, map.data, map.bytes);
+    db__unmap_file(ctx, &map);
+    return text;
+}
+
+/* model_index.json without the parts that are not written (safety checker, watermarker): diffusers takes them as none. */
+static char *db__index_text(db_ctx *ctx, const char *text)
+{
+    static const char *const parts[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae", "image_noising_scheduler"};
+    const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
+    char *out = db__strdup(ctx, "{"), *longer;
+    for (item = index ? index->first : NULL; item && out; item = item->next) {
+        const char *comma = item->next ? ",\n" : "\n}\n";
+        size_t k;
+        longer = out;
+        for (k = 0; k < sizeof parts / sizeof *parts && strcmp(item->key, parts[k]); k++) {}
+        if (item->type == DB_JSON_ARRAY && item->count == 2 && k < sizeof parts / sizeof *parts && item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
+            longer = db__format(ctx, "%s%s  \"%s\": [\"%s\", \"%s\"]%s", out, out[1] ? "" : "\n", item->key, item->first->string, item->first->next->string, comma);
+        else if (item->type == DB_JSON_ARRAY) longer = db__format(ctx, "%s%s  \"%s\": [null, null]%s", out, out[1] ? "" : "\n", item->key, comma);
+        else if (item->type == DB_JSON_STRING) longer = db__format(ctx, "%s%s  \"%s\": \"%s\"%s", out, out[1] ? "" : "\n", item->key, item->string, comma);
+        else longer = db__format(ctx, "%s%s  \"%s\": %s%s", out, out[1] ? "" : "\n", item->key,
+                                 strcmp(item->key, "requires_safety_checker") && item->type == DB_JSON_BOOL && item->integer ? "true" : item->type == DB_JSON_BOOL ? "false" : "null", comma);
+        db__free(ctx, out);
+        out = longer;
+    }
+    db_json_free(index);
+    return out;
+}
+
+static db_result db__write_text(db_ctx *ctx, const char *directory, const char *name, const char *text)
+{
+    char target[DB__PATH], temporary[DB__PATH];
+    FILE *f;
+    int ok;
+    if (!text || !db__join(ctx, target, directory, name)) return ctx->result;
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH) return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
+    f = fopen(temporary, "wb");
+    ok = f && fwrite(text, 1, strlen(text), f) == strlen(text);
+    if (f) ok = fclose(f) == 0 && ok;
+    if (ok && rename(temporary, target) == 0) return DB_OK;
+    remove(temporary);
+    return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
+}
+
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
 {
-    static const char *const folders[] = {"", "unet", "text_encoder", "tokenizer", "scheduler", "image_noising_scheduler"};
-    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json",
-                                        "tokenizer/spiece.model", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
-                                        "text_encoder/config.json", "unet/config.json"};
+    static const char *const folders[] = {"", "unet", "scheduler", "text_encoder", "tokenizer", "image_noising_scheduler", "vae"};
+    static const char *const files[] = {"image_noising_scheduler/scheduler_config.json", "tokenizer/spiece.model", "tokenizer/vocab.json",
+                                        "tokenizer/merges.txt", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+                                        "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json"};
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
     size_t k;
-    for (k = 0; k < sizeof folders / sizeof *folders; k++) {
-        int needed = k == 2 ? p->text_encoder != NULL : k == 3 ? p->tokenizer != NULL : k == 5 ? p->super_resolution : 1;
-        if (needed && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
+    int needed[7];
+    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder != NULL, needed[4] = p->tokenizer != NULL;
+    needed[5] = p->super_resolution, needed[6] = p->vae != NULL;
+    for (k = 0; k < 7; k++)
+        if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
+    for (k = 0; k < DB__CONFIGS; k++) {
+        char *text = db__config_text(p, k), *index = text && k == DB__CONFIG_INDEX ? db__index_text(ctx, text) : NULL;
+        db__write_text(ctx, directory, db__config_file[k], index ? index : text);
+        db__free(ctx, text);
+        db__free(ctx, index);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
     if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
+    if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors")) db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
     return ctx->result;
 }
 
+db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype)
+{
+    db_ctx *ctx = p->ctx;
+    db_safetensors_writer *w;
+    size_t k, pass;
+    if (!p->vae || !p->text_encoder || p->text_encoder->config.kind != DB_TEXT_CLIP)
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: only Stable Diffusion has a single-file form; save this pipeline as a directory", p->directory);
+    w = db_safetensors_create(ctx, path);
+    for (k = 0; k < DB__CONFIGS; k++) {
+        char *text = db__config_text(p, k);
+        if (text) db_safetensors_add_metadata(w, db__config_file[k], text);
+        db__free(ctx, text);
+    }
+    for (pass = 0; pass < 2; pass++) {
+        const db_param_table *text = &p->text_encoder->params, *unet = &p->unet->params, *vae = &p->vae->params;
+        db__params_write(w, text, pass ? text->data : NULL, dtype, db__ldm_text_names, &p->text_encoder->config);
+        db__params_write(w, unet, pass ? unet->data : NULL, dtype, db__ldm_unet_names, &p->unet->config);
+        db__params_write(w, vae, pass ? vae->data : NULL, dtype, db__ldm_vae_names, &p->vae->config);
+    }
+    return db_safetensors_finish(w);
+}
+
+/* ---- drawing ------------------------------------------------------------------------------------------------------- */
+
 enum { DB__AT_ONCE = 8 }; /* images sampled together */
+
+/* Latents [B,h,w,L] to pictures in [-1,1]. */
+static void db__decode_latents(db_vae *v, size_t tile, const float *latents, size_t B, size_t h, size_t w, float *out)
+{
+    size_t f = db_vae_factor(v), k, n = B * h * f * w * f * v->config.out_channels;
+    if (!tile && h * f * w * f > (size_t)1 << 20) tile = DB__MAX(v->config.sample_size / f, (size_t)1);
+    if (db_vae_decode(v, latents, B, h, w, tile, out) != DB_OK) return;
+    for (k = 0; k < n; k++) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
+}
 
 /* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
 static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
                           double level, const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     db_ctx *ctx = p->ctx;
-    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0;
-    float *states, *condition = NULL;
-    if (!text->text_encoder || !text->tokenizer) return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer", text->directory);
+    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0, f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3, P;
+    float *states, *condition = NULL, *latents = NULL;
+    if (!text->text_encoder || !text->tokenizer)
+        return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a tokenizer belong into %s/tokenizer", text->directory, text->directory);
+    if (H % f || W % f) return db__fail(ctx, DB_ERROR_ARGUMENT, "height %zu and width %zu must be multiples of %zu", H, W, f);
+    if (text->text_encoder->config.kind == DB_TEXT_CLIP) T = text->text_encoder->config.max_position_embeddings;
     D = text->text_encoder->config.d_model;
+    P = H / f * (W / f) * C;
+    if (p->vae) latents = (float *)db__alloc(ctx, DB__AT_ONCE * P, sizeof(float));
     states = (float *)db__alloc(ctx, 2 * DB__AT_ONCE * T * D, sizeof(float));
     if (low) condition = (float *)db__alloc(ctx, DB__AT_ONCE * H * W * 3, sizeof(float));
     for (from = 0; from < n && ctx->result == DB_OK; from += DB__AT_ONCE) {
@@ -9430,12 +9895,16 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
             c.noise_level = (float)level;
         }
         ctx->batches_before = from / DB__AT_ONCE, ctx->batches = DB__CEIL_DIV(n, DB__AT_ONCE);
-        if (ctx->result == DB_OK) db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H, W, 3, out + from * H * W * 3);
+        if (config->latents) c.latents = config->latents + from * P;
+        c.latent = p->vae != NULL;
+        if (ctx->result == DB_OK) db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H / f, W / f, C, latents ? latents : out + from * H * W * 3);
+        if (ctx->result == DB_OK && latents) db__decode_latents(p->vae, config->vae_tile, latents, B, H / f, W / f, out + from * H * W * 3);
         ctx->batches_before = ctx->batches = 0;
     }
     if (total_cut) db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends", total_cut, T);
     db__free(ctx, states);
     db__free(ctx, condition);
+    db__free(ctx, latents);
     return ctx->result;
 }
 
