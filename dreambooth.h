@@ -9519,8 +9519,8 @@ static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
 {
     static const char in[] = "model.diffusion_model.input_blocks.";
     char channels[200] = "", layers[200] = "", down[400] = "", up[400] = "", copy[400];
-    size_t n, level = 0, count = 0, C = 0;
-    int attends = 0, linear = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight") != NULL;
+    size_t n, level = 0, count = 0, C = 0, first = 0;
+    int attends = 0, uniform = 1, linear = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight") != NULL;
     linear = linear && db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight")->rank == 2;
     for (n = 1; level < DB_MAX_LEVELS; n++) {
         const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
@@ -9534,16 +9534,18 @@ static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
         snprintf(down + strlen(down), sizeof down - strlen(down), "%s\"%sDownBlock2D\"", level ? ", " : "", attends ? "CrossAttn" : "");
         snprintf(channels + strlen(channels), sizeof channels - strlen(channels), "%s%zu", level ? ", " : "", C);
         snprintf(layers + strlen(layers), sizeof layers - strlen(layers), "%s%zu", level ? ", " : "", count);
+        first = level ? first : count, uniform = uniform && count == first;
         level++, count = 0, attends = 0;
         if (!db__ldm_find(st, 4, in, n, ".0.op.weight", -1, "")) break;
     }
+    if (uniform) snprintf(layers, sizeof layers, "%zu", first); /* as most programs expect it */
     return db__format(ctx,
                       "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"sample_size\": 64,\n"
-                      "  \"block_out_channels\": [%s],\n  \"layers_per_block\": [%s],\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n"
+                      "  \"block_out_channels\": [%s],\n  \"layers_per_block\": %s%s%s,\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n"
                       "  \"cross_attention_dim\": %zu,\n  \"attention_head_dim\": 8,\n  \"use_linear_projection\": %s,\n  \"act_fn\": \"silu\",\n"
                       "  \"norm_num_groups\": 32,\n  \"norm_eps\": 1e-05,\n  \"flip_sin_to_cos\": true,\n  \"freq_shift\": 0\n}\n",
-                      db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1), db__ldm_dim(st, "model.diffusion_model.out.2.weight", 0), channels, layers,
-                      down, up, db__ldm_dim(st, "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1), linear ? "true" : "false");
+                      db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1), db__ldm_dim(st, "model.diffusion_model.out.2.weight", 0), channels, uniform ? "" : "[", layers,
+                      uniform ? "" : "]", down, up, db__ldm_dim(st, "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1), linear ? "true" : "false");
 }
 
 static char *db__ldm_vae_config(db_ctx *ctx, const db_safetensors *st)
@@ -9818,6 +9820,11 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         db__free(ctx, index);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
+    if (p->vae && p->tokenizer && p->text_encoder && !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {
+        char *text = db__format(ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n", p->text_encoder->config.max_position_embeddings);
+        db__write_text(ctx, directory, "tokenizer/tokenizer_config.json", text); /* without it diffusers knows no length */
+        db__free(ctx, text);
+    }
     if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);

@@ -1,5 +1,7 @@
 /* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs and the
-   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets. */
+   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets.
+
+   build/test_sd FOLDER leaves the files that it writes in FOLDER, for check_sd.py. */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #include "test.h"
@@ -473,9 +475,9 @@ static void check_pipeline(db_ctx *ctx)
 static void check_ldm_inference(db_ctx *ctx)
 {
     static const char *const configs[][2] = {
-        {"unet", "{\"in_channels\": 4, \"out_channels\": 4, \"sample_size\": 64, \"block_out_channels\": [32, 64, 64], \"layers_per_block\": 1, \"attention_head_dim\": 8, "
-                 "\"cross_attention_dim\": 64, \"down_block_types\": [\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"DownBlock2D\"], "
-                 "\"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"]}"},
+        {"unet", "{\"in_channels\": 4, \"out_channels\": 4, \"sample_size\": 64, \"block_out_channels\": [32, 64, 64, 64], \"layers_per_block\": 2, \"attention_head_dim\": 8, "
+                 "\"cross_attention_dim\": 64, \"down_block_types\": [\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", "
+                 "\"DownBlock2D\"], \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"]}"},
         {"vae", "{\"block_out_channels\": [32, 64], \"layers_per_block\": 2, \"latent_channels\": 4, \"sample_size\": 512, \"down_block_types\": [\"DownEncoderBlock2D\", "
                 "\"DownEncoderBlock2D\"], \"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\"]}"},
         {"text", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 64, \"intermediate_size\": 24, \"num_hidden_layers\": 3, "
@@ -491,8 +493,8 @@ static void check_ldm_inference(db_ctx *ctx)
     db_unet_create(ctx, &uc, &p.unet), db_vae_create(ctx, &vc, &p.vae), db_text_encoder_create(ctx, &tc, &p.text_encoder);
     if (db_status(ctx) == DB_OK) {
         fill_params(&p.unet->params), fill_params(&p.vae->params), fill_params(&p.text_encoder->params);
-        db_pipeline_save_ldm(&p, at("ldm.safetensors"), DB_F32);
-        db_pipeline_load(ctx, at("ldm.safetensors"), &q);
+        db_pipeline_save_ldm(&p, at("bare.safetensors"), DB_F32);
+        db_pipeline_load(ctx, at("bare.safetensors"), &q);
     }
     if (!q) test_fail("a file without metadata", "%s", db_last_error(ctx));
     else {
@@ -552,9 +554,10 @@ int main(int argc, char **argv)
     static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"}, *const vaes[] = {"vae_a", "vae_b", "vae_c"};
     size_t k;
     db_ctx *ctx;
-    (void)argc;
     test_let_threads_sleep(argv);
-    if (!make_scratch("test_sd") || db_create(&ctx, NULL) != DB_OK) return 1;
+    if (argc > 1) snprintf(scratch, sizeof scratch, "%s", argv[1]);
+    else if (!make_scratch("test_sd")) return 1;
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
     check_text_files(ctx);
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);
@@ -567,7 +570,7 @@ int main(int argc, char **argv)
     check_ldm_inference(ctx);
     check_refusals(ctx);
     db_destroy(ctx);
-    {
+    if (argc < 2) {
         char command[400];
         snprintf(command, sizeof command, "rm -rf '%s'", scratch);
         if (system(command)) return 1;
