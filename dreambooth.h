@@ -617,7 +617,7 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
     size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
     size_t time_embedding_dim, norm_num_groups;
     float norm_eps, freq_shift, resnet_out_scale_factor, mid_block_scale_factor;
-    int flip_sin_to_cos, center_input_sample;
+    int flip_sin_to_cos;
     int resnet_skip_time_act, cross_attention_norm;
     int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding   */
     int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver      */
@@ -7748,11 +7748,11 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
         const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
-        char wanted[96], found[96], other[DB__NAME] = "any other name";
+        char wanted[96], found[96], other[DB__NAME] = "";
         if (!f) {
             if (names) names(config, item->name, 1, other);
-            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing, under this name and under %s", what, item->name,
-                     db__dims(item->n_dims, item->dim, wanted), other);
+            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name, db__dims(item->n_dims, item->dim, wanted),
+                     *other ? ", under this name and under " : "", other);
         } else if (!db__same_shape(f, item)) {
             db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
@@ -8454,7 +8454,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     db_unet_config *c = (db_unet_config *)config;
     static const char *const fixed[][2] = {{"time_embedding_type", "positional"}, {"conv_in_kernel", "3"}, {"conv_out_kernel", "3"},
         {"downsample_padding", "1"}, {"attention_type", "default"}, {"dual_cross_attention", "false"}, {"encoder_hid_dim_type", "text_proj"},
-        {"class_embeddings_concat", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
+        {"class_embeddings_concat", "false"}, {"center_input_sample", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
         {"num_class_embeds", "null"}, {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
     size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
@@ -8486,7 +8486,6 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->resnet_out_scale_factor = (float)db_json_number(j, "resnet_out_scale_factor", 1);
     c->mid_block_scale_factor = (float)db_json_number(j, "mid_block_scale_factor", 1);
     c->flip_sin_to_cos = db_json_bool(j, "flip_sin_to_cos", 1);
-    c->center_input_sample = db_json_bool(j, "center_input_sample", 0);
     c->resnet_skip_time_act = db_json_bool(j, "resnet_skip_time_act", 0);
     c->mid_block_only_cross_attention = db_json_bool(j, "mid_block_only_cross_attention", only_bool ? (int)only[0] : 0);
     c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);

@@ -5,6 +5,7 @@
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #include "test.h"
+#include "counting.h"
 #include "networks.h"
 
 /* ---- the autoencoder ------------------------------------------------------------------------------------------ */
@@ -193,6 +194,7 @@ static void check_configs(db_ctx *ctx)
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"center_input_sample\": true", "center_input_sample");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
@@ -507,6 +509,35 @@ static void check_ldm_inference(db_ctx *ctx)
     db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
 }
 
+/* Every 41st allocation of loading, drawing and saving fails once; the files are those of check_pipeline. */
+static void check_memory(void)
+{
+    static const char *const prompt[] = {"a dog"};
+    db_ctx *ctx = counting_context();
+    long i, before = counting_live, failures = 0;
+    db_result r = DB_ERROR_MEMORY;
+    float *out = (float *)malloc(16 * 24 * 3 * sizeof *out);
+    for (i = 0; r == DB_ERROR_MEMORY; i += 41) {
+        db_pipeline *p = NULL, *q = NULL;
+        db_sample_config c = db_sample_config_default();
+        c.sampler = DB_SAMPLER_DPMSOLVER, c.num_inference_steps = 2, c.vae_tile = 8;
+        counting_fail_at = counting_calls + i;
+        if (db_pipeline_load(ctx, at("sd"), &p) == DB_OK && db_generate(p, prompt, 1, NULL, &c, 16, 24, out) == DB_OK &&
+            db_pipeline_save(p, at("again"), DB_F16) == DB_OK && db_pipeline_save_ldm(p, at("again.safetensors"), DB_BF16) == DB_OK)
+            db_pipeline_load(ctx, at("again.safetensors"), &q);
+        counting_fail_at = -1;
+        db_pipeline_free(p), db_pipeline_free(q);
+        r = db_status(ctx);
+        failures += r == DB_ERROR_MEMORY;
+        if (r != DB_ERROR_MEMORY && r != DB_OK) test_fail("failing allocations", "allocation %ld: %s", i, db_last_error(ctx));
+        if (counting_live != before) test_fail("failing allocations", "allocation %ld leaves %ld blocks", i, counting_live - before), before = counting_live;
+        db_clear_error(ctx);
+    }
+    test_pass("failing allocations", "%ld of them", failures);
+    free(out);
+    db_destroy(ctx);
+}
+
 /* Checkpoints of other kinds, by one tensor that is typical of each. */
 static void check_refusals(db_ctx *ctx)
 {
@@ -528,6 +559,9 @@ static void check_refusals(db_ctx *ctx)
         db_pipeline_load(ctx, at("other.safetensors"), &p);
         expect(ctx, text, DB_ERROR_UNSUPPORTED, "other.safetensors", files[k][1]);
     }
+    write_text("cut.safetensors", "cut off here");
+    db_pipeline_load(ctx, at("cut.safetensors"), &p);
+    expect(ctx, "a file cut off", DB_ERROR_FORMAT, "cut.safetensors", "");
     write_text("model.ckpt", "PK\3\4archive");
     db_pipeline_load(ctx, at("model.ckpt"), &p);
     expect(ctx, "a pickle", DB_ERROR_UNSUPPORTED, "pickle", "save_file");
@@ -567,6 +601,7 @@ int main(int argc, char **argv)
     check_vae_files(ctx);
     check_schedulers(ctx);
     check_pipeline(ctx);
+    check_memory();
     check_ldm_inference(ctx);
     check_refusals(ctx);
     db_destroy(ctx);
