@@ -8315,12 +8315,13 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
     return db__shape4(t, y, B, x.dim[1], x.dim[2], C);
 }
 
-/* linear, act, linear: [B,D] -> [B,E] */
-static db_tensor db__embedding_mlp(db_net *n, const char *name, db_tensor x, size_t E, db_activation act)
+/* A number as a vector: sines and cosines, linear, act, linear. [B] -> [B,E] */
+static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const char *name, db_tensor number)
 {
     size_t here = db__enter(n, "%s", name);
-    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, E, 1, db__none), act);
-    x = db__linear_layer(n, "linear_2", x, E, 1, db__none);
+    db_tensor x = db_sinusoid(n->tape, number, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
+    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db__none), c->act);
+    x = db__linear_layer(n, "linear_2", x, c->time_embedding_dim, 1, db__none);
     db__leave(n, here);
     return x;
 }
@@ -8383,11 +8384,12 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     x = db_cast(t, x, t->compute);
     text = db_cast(t, text, t->compute);
 
-    /* time, noise level and pooled text: one vector a sample */
-    emb = db__embedding_mlp(n, "time_embedding", db_sinusoid(t, timestep, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act); /* [B,E] */
+    /* time, noise level and pooled text: one vector a sample, [B,E] */
+    emb = db__number_embedding(n, c, "time_embedding", timestep);
     if (c->class_embed_timestep)
-        emb = db_weighted_sum(t, 1, emb, 1, db__embedding_mlp(n, "class_embedding", db_sinusoid(t, class_labels, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act));
-    if (c->addition_embed_text) emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
+        emb = db_weighted_sum(t, 1, emb, 1, db__number_embedding(n, c, "class_embedding", class_labels));
+    if (c->addition_embed_text)
+        emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
     emb = db_activate(t, emb, c->time_embedding_act);
     if (!c->resnet_skip_time_act) emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
     if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db__none); /* [B,T,X] */
@@ -8398,7 +8400,8 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         db_block block = c->down_block_types[level];
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
-        for (l = 0; l < c->layers_per_block[level]; l++) h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
+        for (l = 0; l < c->layers_per_block[level]; l++)
+            h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
         if (level < last) { /* [B,H/2,W/2,OC] */
             if (db__block_resamples_in_resnet(block))
                 h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
@@ -9741,12 +9744,8 @@ static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
     static const char in[] = "model.diffusion_model.input_blocks.";
     char channels[200] = "", layers[200] = "", down[400] = "", up[400] = "", copy[400];
     size_t n, level = 0, count = 0, C = 0, first = 0;
-    int attends = 0, uniform = 1,
-        linear =
-            db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight") != NULL;
-    linear =
-        linear &&
-        db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight")->rank == 2;
+    const db_file_tensor *proj = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight");
+    int attends = 0, uniform = 1, linear = proj && proj->rank == 2;
     for (n = 1; level < DB_MAX_LEVELS; n++) {
         const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
         if (conv) {
@@ -9910,11 +9909,11 @@ static void db__load_file(db_pipeline *p, const char *path)
     struct db__configs *c = p->single_file = (struct db__configs *)db__alloc(ctx, 1, sizeof *c);
     db_safetensors *st = NULL;
     const db_json *j;
-    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0};
+    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0}; /* a safetensors file's ninth byte is { */
     FILE *f = fopen(path, "rb");
     size_t k, got = f ? fread(head, 1, 9, f) : 0;
     if (f) fclose(f);
-    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) { /* a safetensors file's ninth byte is { */
+    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) {
         db__fail(
             ctx, DB_ERROR_UNSUPPORTED,
             "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
@@ -10037,40 +10036,31 @@ static char *db__config_text(const db_pipeline *p, size_t which)
     return text;
 }
 
-/* model_index.json without the parts that are not written (safety checker, watermarker): diffusers takes them as none. */
+/* model_index.json without the parts that are not written (safety checker, watermarker): diffusers
+   takes them as none. */
 static char *db__index_text(db_ctx *ctx, const char *text)
 {
     static const char *const parts[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae", "image_noising_scheduler"};
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
-    char *out = db__strdup(ctx, "{"), *longer;
-    for (item = index ? index->first : NULL; item && out; item = item->next) {
-        const char *comma = item->next ? ",\n" : "\n}\n";
+    char *out = db__strdup(ctx, ""), *value, *longer;
+    for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
         size_t k;
-        longer = out;
         for (k = 0; k < sizeof parts / sizeof *parts && strcmp(item->key, parts[k]); k++) {}
         if (item->type == DB_JSON_ARRAY && item->count == 2 && k < sizeof parts / sizeof *parts &&
             item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
-            longer = db__format(ctx, "%s%s  \"%s\": [\"%s\", \"%s\"]%s", out, out[1] ? "" : "\n",
-                                item->key, item->first->string, item->first->next->string, comma);
-        else if (item->type == DB_JSON_ARRAY)
-            longer = db__format(ctx, "%s%s  \"%s\": [null, null]%s", out, out[1] ? "" : "\n",
-                                item->key, comma);
-        else if (item->type == DB_JSON_STRING)
-            longer = db__format(ctx, "%s%s  \"%s\": \"%s\"%s", out, out[1] ? "" : "\n", item->key,
-                                item->string, comma);
-        else
-            longer = db__format(ctx, "%s%s  \"%s\": %s%s", out, out[1] ? "" : "\n", item->key,
-                                strcmp(item->key, "requires_safety_checker") &&
-                                        item->type == DB_JSON_BOOL && item->integer
-                                    ? "true"
-                                : item->type == DB_JSON_BOOL ? "false"
-                                                             : "null",
-                                comma);
+            value = db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
+        else if (item->type == DB_JSON_ARRAY) value = db__strdup(ctx, "[null, null]");
+        else if (item->type == DB_JSON_STRING && !strpbrk(item->string, "\"\\\n"))
+            value = db__format(ctx, "\"%s\"", item->string);
+        else value = db__strdup(ctx, "false"); /* requires_safety_checker */
+        longer = value ? db__format(ctx, "%s%s  \"%s\": %s", out, *out ? ",\n" : "", item->key, value) : NULL;
+        db__free(ctx, value);
         db__free(ctx, out);
-        out = longer;
     }
     db_json_free(index);
-    return out;
+    longer = out ? db__format(ctx, "{\n%s\n}\n", out) : NULL;
+    db__free(ctx, out);
+    return longer;
 }
 
 static db_result db__write_text(db_ctx *ctx, const char *directory, const char *name,
