@@ -30,7 +30,7 @@ help:
 	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
 	@echo "make mutate       breaks the gradients on purpose and counts what the tests notice"
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
-	@echo "make check-diffusers   diffusers loads the shipped networks and computes the same"
+	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make clean"
 
@@ -84,8 +84,9 @@ mutate:
 golden:
 	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done
 
-check-diffusers: $(B)/dreambooth
+check-diffusers: $(B)/dreambooth $(B)/test_sd
 	$(PYTHON) tests/check_diffusers.py
+	$(PYTHON) tests/check_sd.py
 
 bench: $(B)/bench
 	$(PYTHON) tools/bench.py

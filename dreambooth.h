@@ -617,7 +617,7 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
     size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
     size_t time_embedding_dim, norm_num_groups;
     float norm_eps, freq_shift, resnet_out_scale_factor, mid_block_scale_factor;
-    int flip_sin_to_cos, center_input_sample;
+    int flip_sin_to_cos;
     int resnet_skip_time_act, cross_attention_norm;
     int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding   */
     int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver      */
@@ -772,41 +772,56 @@ typedef struct db_sample_config {
     const float *low_res; /* super-resolution: [B,H,W,C] the conditioning image, upscaled to H, W
                              and noised already; NULL otherwise                                   */
     float noise_level;    /* the class label that says how much it was noised                     */
+    const float *latents; /* the initial noise as diffusers takes it, [n,C,h,w]; NULL: drawn      */
+    int latent;           /* db_sample: what is drawn are latents, not to be clipped to [-1,1]    */
+    size_t vae_tile;      /* latent models: decode in tiles of so many latents (see db_vae_decode);
+                             0: of the autoencoder's sample_size, but only above a megapixel      */
 } db_sample_config;
 
 /* DDPM, 100 steps, guidance 7, seed 0: IF's stage I; use_clipped_model_output on */
 db_sample_config db_sample_config_default(void);
 
 /* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of the
-   prompts; out [B,H,W,C] in [-1,1]. Each image depends on its own seed and prompt alone. */
+   prompts; out [B,H,W,C] in [-1,1], or latents. Each image depends on its own seed and prompt alone. */
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D,
                     size_t B, size_t H, size_t W, size_t C, float *out);
 
-/* Encodes n prompts: [n,T,d_model] into out, as IF's pipeline does (padded to T, the padding masked inside the
-   encoder and handed on). `truncated` (or NULL) counts the prompts that were cut. */
+/* Encodes n prompts: [n,T,d_model] into out, padded to T; T5 masks the padding inside the encoder, as IF's pipeline
+   does, CLIP does not, as Stable Diffusion's. `truncated` (or NULL) counts the prompts that were cut. */
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
 
-/* A diffusers directory: IFPipeline or IFSuperResolutionPipeline. Parts that the directory leaves out are NULL. */
+/* A diffusers directory (IFPipeline, IFSuperResolutionPipeline, StableDiffusionPipeline; parts that it leaves out are
+   NULL), or a Stable Diffusion 1.x file in the original (LDM) layout, whose tokenizer lies beside it in tokenizer/. */
 typedef struct db_pipeline {
     db_ctx *ctx;
-    char *directory;
+    char *directory; /* of a single file: where it lies */
     db_tokenizer *tokenizer;
     db_text_encoder *text_encoder;
     db_unet *unet;
+    db_vae *vae;                          /* latent diffusion only */
     db_schedule scheduler, image_noising; /* the latter of super-resolution only */
     int super_resolution;
+    struct db__configs *single_file; /* private: what a single file says in place of the directory's .json files */
 } db_pipeline;
 
-enum { DB_PROMPT_TOKENS = 77 }; /* what IF's pipelines pad prompts to */
+/* What IF's pipelines pad prompts to; Stable Diffusion's to their encoder's positions, which are as many. */
+enum { DB_PROMPT_TOKENS = 77 };
 
-db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out);
+/* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone LoRA file ...) are
+   DB_ERROR_UNSUPPORTED, and the error says what they are and what to do. Free with db_pipeline_free. */
+db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
-/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest copied from where it
-   was loaded. The directory is made if need be. */
+/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
+   directory is made if need be. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
-/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". */
+/* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout. The configurations
+   go into its metadata, which other programs skip and db_pipeline_load reads. */
+db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
+
+/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". H and W of a
+   latent model are multiples of db_vae_factor. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
                       size_t H, size_t W, float *out);
 
@@ -3923,7 +3938,8 @@ enum { DB__EACH_ROWS = 64 }; /* to one piece of work */
 static void db__cpu_add_each(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    size_t B = c->a[2].dim[0], C = c->a[2].dim[1], P = db__arg_count(&c->a[0]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS);
+    size_t B = c->a[2].dim[0], C = c->a[2].dim[1], P = db__arg_count(&c->a[0]) / B / C,
+           pieces = DB__CEIL_DIV(P, DB__EACH_ROWS);
     float *e = (float *)db__scratch(c, B * C * sizeof(float));
     long i;
     if (c->measuring) return;
@@ -3931,8 +3947,10 @@ static void db__cpu_add_each(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)(B * pieces); i++) {
-            size_t b = (size_t)i / pieces, p = (size_t)i % pieces * DB__EACH_ROWS, at = (b * P + p) * C;
-            kern->epilogue(db__at(&c->a[0], at), C, e + b * C, 0, NULL, db__at(&c->a[1], at), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C, 0);
+            size_t b = (size_t)i / pieces, p = (size_t)i % pieces * DB__EACH_ROWS,
+                   at = (b * P + p) * C;
+            kern->epilogue(db__at(&c->a[0], at), C, e + b * C, 0, NULL, db__at(&c->a[1], at),
+                           DB__MIN(P - p, (size_t)DB__EACH_ROWS), C, 0);
         }
     }
 }
@@ -3941,7 +3959,8 @@ static void db__cpu_add_each(db_ctx *ctx, db_call *c)
 static void db__cpu_add_each_de(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    size_t B = c->a[0].dim[0], C = c->a[0].dim[1], P = db__arg_count(&c->a[1]) / B / C, pieces = DB__CEIL_DIV(P, DB__EACH_ROWS), b, k, ch;
+    size_t B = c->a[0].dim[0], C = c->a[0].dim[1], P = db__arg_count(&c->a[1]) / B / C,
+           pieces = DB__CEIL_DIV(P, DB__EACH_ROWS), b, k, ch;
     float *sum = (float *)db__scratch(c, B * pieces * C * sizeof(float));
     long i;
     if (c->measuring) return;
@@ -3950,7 +3969,9 @@ static void db__cpu_add_each_de(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)(B * pieces); i++) {
             size_t p = (size_t)i % pieces * DB__EACH_ROWS;
-            kern->column_sums(sum + (size_t)i * C, db__at(&c->a[1], ((size_t)i / pieces * P + p) * C), DB__MIN(P - p, (size_t)DB__EACH_ROWS), C);
+            kern->column_sums(sum + (size_t)i * C,
+                              db__at(&c->a[1], ((size_t)i / pieces * P + p) * C),
+                              DB__MIN(P - p, (size_t)DB__EACH_ROWS), C);
         }
     }
     for (b = 0; b < B; b++) {
@@ -3979,7 +4000,8 @@ db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e)
 {
     db_tensor arg[3];
     if (t->ctx->result != DB_OK) return db__none;
-    if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0]) return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
+    if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0])
+        return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = e;
     if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db__none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
@@ -7636,8 +7658,9 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     return db_linear(n->tape, x, w, b, residual);
 }
 
-static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual, size_t stride, size_t pad_begin,
-                                       size_t pad_end)
+static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC,
+                                       size_t k, db_tensor residual, size_t stride,
+                                       size_t pad_begin, size_t pad_end)
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w = db__weight(n, "weight", OC, x.dim[3], k, k); /* [OC,IC,k,k] */
@@ -7646,7 +7669,8 @@ static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x,
     return db_conv2d(n->tape, x, w, b, residual, stride, pad_begin, pad_end); /* [B,H',W',OC] */
 }
 
-static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k, db_tensor residual)
+static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k,
+                                db_tensor residual)
 {
     return db__conv_stride_layer(n, name, x, OC, k, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
 }
@@ -7685,16 +7709,35 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
     return db__shape(x, buffer);
 }
 
-/* What files may call the parameter `name`, besides that: alternative 1, 2, ... into out [256];
-   0 when there are no more. */
-typedef int (*db__names)(const char *name, int alternative, char *out);
+/* Replaces the first of the pairs' left sides that stands in `name` by its right side; 0 when none does. */
+static int db__replace(char *name, const char *const (*pair)[2], size_t n)
+{
+    char copy[320];
+    size_t k;
+    for (k = 0; k < n; k++) {
+        const char *found = strstr(name, pair[k][0]);
+        if (!found) continue;
+        snprintf(copy, sizeof copy, "%.*s%s%s", (int)(found - name), name, pair[k][1],
+                 found + strlen(pair[k][0]));
+        strcpy(name, copy);
+        return 1;
+    }
+    return 0;
+}
 
-static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name, db__names names)
+/* What files may call the parameter `name` of a network with that configuration, besides `name`: alternative 1,
+   2, ... into out [DB__NAME]; 0 when there are no more. */
+enum { DB__NAME = 320 };
+typedef int (*db__names)(const void *config, const char *name, int alternative, char *out);
+
+static const db_file_tensor *db__find_renamed(const db_safetensors *st, const char *name,
+                                              db__names names, const void *config)
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
-    char other[256];
+    char other[DB__NAME];
     int k;
-    for (k = 1; !f && names && names(name, k, other); k++) f = db_safetensors_find(st, other);
+    for (k = 1; !f && names && names(config, name, k, other); k++)
+        f = db_safetensors_find(st, other);
     return f;
 }
 
@@ -7707,7 +7750,8 @@ static int db__same_shape(const db_file_tensor *f, const db_param *item)
     return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
 }
 
-static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what, db__names names)
+static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what,
+                                 db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
     size_t k, largest = 1;
@@ -7716,10 +7760,12 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
     row = (float *)db__alloc(ctx, largest, sizeof(float));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
-        const db_file_tensor *f = db__find_renamed(st, item->name, names);
-        char wanted[96], found[96];
+        const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
+        char wanted[96], found[96], other[DB__NAME] = "";
         if (!f) {
-            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing", what, item->name, db__dims(item->n_dims, item->dim, wanted));
+            if (names) names(config, item->name, 1, other);
+            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name, db__dims(item->n_dims, item->dim, wanted),
+                     *other ? ", under this name and under " : "", other);
         } else if (!db__same_shape(f, item)) {
             db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
@@ -7734,28 +7780,42 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
 
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
 {
-    return db__params_load(p, st, what, NULL);
+    return db__params_load(p, st, what, NULL, NULL);
 }
 
-db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype)
+/* Declares a table's tensors (`values` NULL) or writes them, under their own names or under alternative 1 of `names`. */
+static void db__params_write(db_safetensors_writer *w, const db_param_table *p, const float *values,
+                             db_dtype dtype, db__names names, const void *config)
 {
-    db_ctx *ctx = p->ctx;
-    db_safetensors_writer *w = db_safetensors_create(ctx, path);
     size_t k, largest = 1;
-    float *row;
+    float *row = NULL;
+    for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
+    if (values && !(row = (float *)db__alloc(p->ctx, largest, sizeof(float)))) return;
     for (k = 0; k < p->n; k++) {
-        db_safetensors_declare(w, p->item[k].name, dtype, p->item[k].n_dims, p->item[k].dim);
-        largest = DB__MAX(largest, p->item[k].count);
+        const db_param *item = &p->item[k];
+        char other[DB__NAME];
+        const char *name = names && names(config, item->name, 1, other) ? other : item->name;
+        if (!values && item->n_dims == 2 && strstr(name, ".attn_1.")) { /* LDM's autoencoder: 1x1 convolutions */
+            size_t dim[4];
+            dim[0] = item->dim[0], dim[1] = item->dim[1], dim[2] = dim[3] = 1;
+            db_safetensors_declare(w, name, dtype, 4, dim);
+        } else if (!values) {
+            db_safetensors_declare(w, name, dtype, item->n_dims, item->dim);
+        } else {
+            db_param_get(item, values + (item->data - p->data), row);
+            db_safetensors_write_f32(w, name, row);
+        }
     }
-    row = (float *)db__alloc(ctx, largest, sizeof(float));
-    for (k = 0; k < p->n && row; k++) {
-        db_param_get(&p->item[k], values + (p->item[k].data - p->data), row);
-        db_safetensors_write_f32(w, p->item[k].name, row);
-    }
-    db__free(ctx, row);
-    if (row) return db_safetensors_finish(w);
-    db_safetensors_abandon(w);
-    return ctx->result;
+    db__free(p->ctx, row);
+}
+
+db_result db_params_save(const db_param_table *p, const float *values, const char *path,
+                         db_dtype dtype)
+{
+    db_safetensors_writer *w = db_safetensors_create(p->ctx, path);
+    db__params_write(w, p, NULL, dtype, NULL, NULL);
+    db__params_write(w, p, values, dtype, NULL, NULL);
+    return db_safetensors_finish(w);
 }
 
 /* "DIRECTORY/NAME" in a buffer of DB__PATH bytes. */
@@ -7807,7 +7867,8 @@ typedef struct db__network {
     db__names names;                    /* what older or newer files call its tensors, or NULL         */
 } db__network;
 
-static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path, void *config)
+static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path,
+                                 void *config)
 {
     const db_json *j = db_json_load(ctx, path);
     memset(config, 0, kind->config_bytes);
@@ -7845,15 +7906,19 @@ static void *db__network_create(db_ctx *ctx, const db__network *kind, const void
 }
 
 /* Fills a network from an open file, and says what in the file no parameter took. */
-static db_result db__network_fill(const db__network *kind, db_param_table *params, const db_safetensors *st)
+static db_result db__network_fill(const db__network *kind, db_param_table *params,
+                                  const db_safetensors *st)
 {
     const char *what = st->shard[0].name;
     size_t k, left = db_safetensors_count(st);
-    if (db__params_load(params, st, what, kind->names) != DB_OK) return params->ctx->result;
-    for (k = 0; k < params->n; k++) left -= db__find_renamed(st, params->item[k].name, kind->names) != NULL;
+    if (db__params_load(params, st, what, kind->names, NULL) != DB_OK) return params->ctx->result;
+    for (k = 0; k < params->n; k++)
+        left -= db__find_renamed(st, params->item[k].name, kind->names, NULL) != NULL;
     for (k = 0; k < db_safetensors_count(st); k++) /* a constant that old transformers saved: 0, 1, 2 ... */
         left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
-    if (left) db__log(params->ctx, DB_LOG_WARNING, "%s: %zu tensors that the configuration does not know are ignored", what, left);
+    if (left)
+        db__log(params->ctx, DB_LOG_WARNING,
+                "%s: %zu tensors that the configuration does not know are ignored", what, left);
     return DB_OK;
 }
 
@@ -7970,7 +8035,8 @@ static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path
     c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
     c->d_kv = c->d_model / c->num_heads;
     if (c->d_model % c->num_heads)
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path, c->num_heads, c->d_model);
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path,
+                 c->num_heads, c->d_model);
 }
 
 /* What the weights of a pre-norm transformer layer are called; CLIP's and ViT's differ. */
@@ -7995,7 +8061,8 @@ static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, d
     q = db__linear_layer(n, name->q, h, D, qkv_bias, db__none);
     k = db__linear_layer(n, name->k, h, D, qkv_bias, db__none);
     v = db__linear_layer(n, name->v, h, D, qkv_bias, db__none);
-    h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)), causal);
+    h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)),
+                     causal);
     x = db__linear_layer(n, name->out, h, D, 1, x);
     h = db__layer_norm_layer(n, name->norm2, x, eps);
     h = db__linear_layer(n, name->fc1, h, d_ff, 1, db__none); /* [B,T,F] */
@@ -8005,13 +8072,18 @@ static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, d
     return x;
 }
 
-static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_tensor ids,
+                                      db_tensor mask)
 {
     db_tape *t = n->tape;
     size_t root = db__enter(n, "text_model"), here, l;
-    db_tensor table = db__weight(n, "embeddings.token_embedding.weight", c->vocab_size, c->d_model, 0, 0), x;
-    db_tensor places = db__weight(n, "embeddings.position_embedding.weight", c->max_position_embeddings, c->d_model, 0, 0);
-    if (ids.id >= 0 && ids.dim[1] > places.dim[0]) return db__shape_fail(t, "CLIP: more tokens than positions", ids, places);
+    db_tensor table = db__weight(n, "embeddings.token_embedding.weight", c->vocab_size, c->d_model,
+                                 0, 0),
+              x;
+    db_tensor places = db__weight(n, "embeddings.position_embedding.weight",
+                                  c->max_position_embeddings, c->d_model, 0, 0);
+    if (ids.id >= 0 && ids.dim[1] > places.dim[0])
+        return db__shape_fail(t, "CLIP: more tokens than positions", ids, places);
     places.dim[0] = ids.dim[1];                                         /* the first T rows */
     x = db_add_rows(t, db_embedding(t, ids, table), places);            /* [B,T,D] */
     for (l = 0; l < c->num_layers; l++) {
@@ -8026,11 +8098,11 @@ static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_ten
 }
 
 /* transformers 5 leaves the prefix away. */
-static int db__clip_text_names(const char *name, int alternative, char *out)
+static int db__clip_text_names(const void *config, const char *name, int alternative, char *out)
 {
-    if (alternative != 1 || strncmp(name, "text_model.", 11)) return 0;
-    snprintf(out, 256, "%s", name + 11);
-    return 1;
+    (void)config;
+    return alternative == 1 && !strncmp(name, "text_model.", 11) &&
+           snprintf(out, DB__NAME, "%s", name + 11) < DB__NAME;
 }
 
 /* ---- either ------------------------------------------------------------------------------------------------ */
@@ -8039,14 +8111,19 @@ static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path,
 {
     const char *type = db_json_string(j, "model_type", "t5");
     if (!strcmp(type, "t5")) db__t5_config(ctx, j, path, (db_text_config *)config);
-    else if (!strcmp(type, "clip_text_model")) db__clip_text_config(ctx, j, path, (db_text_config *)config);
-    else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\" is not supported; t5 and clip_text_model are", path, type);
+    else if (!strcmp(type, "clip_text_model"))
+        db__clip_text_config(ctx, j, path, (db_text_config *)config);
+    else
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: the model_type \"%s\" is not supported; t5 and clip_text_model are", path,
+                 type);
     return ctx->result;
 }
 
 static db_tensor db__text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
 {
-    return c->kind == DB_TEXT_CLIP ? db__clip_text_record(n, c, ids, mask) : db__t5_record(n, c, ids, mask);
+    return c->kind == DB_TEXT_CLIP ? db__clip_text_record(n, c, ids, mask)
+                                   : db__t5_record(n, c, ids, mask);
 }
 
 static void db__text_declare(db_net *n, const void *config)
@@ -8055,8 +8132,11 @@ static void db__text_declare(db_net *n, const void *config)
     db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db__none);
 }
 
-static const db__network db__text_network = {sizeof(db_text_encoder), offsetof(db_text_encoder, config), sizeof(db_text_config), "model",
-                                             db__text_parse, db__text_declare, db__clip_text_names};
+static const db__network db__text_network = {
+    sizeof(db_text_encoder), offsetof(db_text_encoder, config),
+    sizeof(db_text_config),  "model",
+    db__text_parse,          db__text_declare,
+    db__clip_text_names};
 
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
 {
@@ -8066,7 +8146,10 @@ db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tens
     return db__text_record(&n, &e->config, ids, mask);
 }
 
-db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out) { return db__config_load(ctx, &db__text_network, path, out); }
+db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out)
+{
+    return db__config_load(ctx, &db__text_network, path, out);
+}
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
 {
@@ -8117,7 +8200,8 @@ typedef struct db__resnets {
 
 /* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E] already
    activated, or none; resample -1 halves, +1 doubles H and W. */
-static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x, db_tensor emb, size_t OC, float scale_factor, int resample)
+static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x,
+                            db_tensor emb, size_t OC, float scale_factor, int resample)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name);
@@ -8125,7 +8209,9 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
     h = db__group_norm_layer(n, "norm1", x, db__none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
-    if (resample > 0) x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]), h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
+    if (resample > 0)
+        x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]),
+        h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
     h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
     if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db__none); /* [B,2OC] or [B,OC] */
     if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db__none;
@@ -8145,20 +8231,23 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
 /* ---- Stable Diffusion's attention ------------------------------------------------------------------------------ */
 
 /* Attention of x [B,T,C] over source [B,S,X] and its residual: [B,T,C] */
-static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source, size_t heads, int qkv_bias, db_tensor residual)
+static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source,
+                                     size_t heads, int qkv_bias, db_tensor residual)
 {
     size_t here = db__enter(n, "%s", name), C = x.dim[2];
     db_tensor q = db__linear_layer(n, "to_q", x, C, qkv_bias, db__none), k, v, y; /* [B,T,C] */
     k = db__linear_layer(n, "to_k", source, C, qkv_bias, db__none);               /* [B,S,C] */
     v = db__linear_layer(n, "to_v", source, C, qkv_bias, db__none);
-    y = db_attention(n->tape, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(C / heads)), 0);
+    y = db_attention(n->tape, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(C / heads)),
+                     0);
     y = db__linear_layer(n, "to_out.0", y, C, 1, residual);
     db__leave(n, here);
     return y;
 }
 
 /* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x [B,P,C] */
-static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads, int only_cross)
+static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads,
+                                       int only_cross)
 {
     db_tape *t = n->tape;
     size_t C = x.dim[2], here;
@@ -8177,14 +8266,16 @@ static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, s
 }
 
 /* Transformer2DModel. x [B,H,W,C], text [B,T,X] */
-static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t heads, size_t layers, int only_cross)
+static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char *name, db_tensor x,
+                                 db_tensor text, size_t heads, size_t layers, int only_cross)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name), B = x.dim[0], C = x.dim[3], l;
     db_tensor h;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
     h = db__group_norm_layer(n, "norm", x, db__none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
-    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db__none) : db__conv_layer(n, "proj_in", h, C, 1, db__none);
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db__none)
+                                 : db__conv_layer(n, "proj_in", h, C, 1, db__none);
     h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C);                                                                    /* [B,P,C] */
     for (l = 0; l < layers; l++) {
         size_t there = db__enter(n, "transformer_blocks.%zu", l);
@@ -8192,7 +8283,8 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
         db__leave(n, there);
     }
     h = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
-    h = c->use_linear_projection ? db__linear_layer(n, "proj_out", h, C, 1, x) : db__conv_layer(n, "proj_out", h, C, 1, x);
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_out", h, C, 1, x)
+                                 : db__conv_layer(n, "proj_out", h, C, 1, x);
     if (t->checkpoint_blocks) db_checkpoint_end(t);
     db__leave(n, here);
     return h;
@@ -8223,12 +8315,13 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
     return db__shape4(t, y, B, x.dim[1], x.dim[2], C);
 }
 
-/* linear, act, linear: [B,D] -> [B,E] */
-static db_tensor db__embedding_mlp(db_net *n, const char *name, db_tensor x, size_t E, db_activation act)
+/* A number as a vector: sines and cosines, linear, act, linear. [B] -> [B,E] */
+static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const char *name, db_tensor number)
 {
     size_t here = db__enter(n, "%s", name);
-    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, E, 1, db__none), act);
-    x = db__linear_layer(n, "linear_2", x, E, 1, db__none);
+    db_tensor x = db_sinusoid(n->tape, number, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
+    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db__none), c->act);
+    x = db__linear_layer(n, "linear_2", x, c->time_embedding_dim, 1, db__none);
     db__leave(n, here);
     return x;
 }
@@ -8255,7 +8348,8 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
 
 /* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the largest image;
    `nth` from the network's input, on the way up from the middle. */
-static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r, db_block block, size_t level, size_t nth, size_t l, db_tensor h,
+static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r,
+                                db_block block, size_t level, size_t nth, size_t l, db_tensor h,
                                 db_tensor emb, db_tensor text)
 {
     size_t OC = c->block_out_channels[level];
@@ -8265,12 +8359,17 @@ static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__re
     h = db__resnet(n, r, name, h, emb, OC, c->resnet_out_scale_factor, 0);                                                 /* [B,H,W,OC] */
     snprintf(name, sizeof name, "attentions.%zu", l);
     if (block == DB_BLOCK_CROSS_ATTN)
-        h = db__transformer(n, c, name, h, text, c->attention_head_dim[level], c->transformer_layers_per_block[level], only_cross);
-    if (block == DB_BLOCK_SIMPLE_CROSS_ATTN) h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[nth], only_cross);
+        h = db__transformer(n, c, name, h, text, c->attention_head_dim[level],
+                            c->transformer_layers_per_block[level], only_cross);
+    if (block == DB_BLOCK_SIMPLE_CROSS_ATTN)
+        h = db__simple_cross_attention(n, c, name, h, text, c->attention_head_dim[nth], only_cross);
     return h;
 }
 
-static int db__block_resamples_in_resnet(db_block block) { return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN; }
+static int db__block_resamples_in_resnet(db_block block)
+{
+    return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN;
+}
 
 static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
 {
@@ -8280,15 +8379,17 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     db_tensor skip[DB_MAX_LEVELS * 16], emb, h;
     db__resnets r;
     if (t->ctx->result != DB_OK) return db__none;
-    r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act, r.scale_shift = c->resnet_time_scale_shift;
+    r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act,
+    r.scale_shift = c->resnet_time_scale_shift;
     x = db_cast(t, x, t->compute);
     text = db_cast(t, text, t->compute);
 
-    /* time, noise level and pooled text: one vector a sample */
-    emb = db__embedding_mlp(n, "time_embedding", db_sinusoid(t, timestep, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act); /* [B,E] */
+    /* time, noise level and pooled text: one vector a sample, [B,E] */
+    emb = db__number_embedding(n, c, "time_embedding", timestep);
     if (c->class_embed_timestep)
-        emb = db_weighted_sum(t, 1, emb, 1, db__embedding_mlp(n, "class_embedding", db_sinusoid(t, class_labels, ch0, c->flip_sin_to_cos, c->freq_shift), c->time_embedding_dim, c->act));
-    if (c->addition_embed_text) emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
+        emb = db_weighted_sum(t, 1, emb, 1, db__number_embedding(n, c, "class_embedding", class_labels));
+    if (c->addition_embed_text)
+        emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
     emb = db_activate(t, emb, c->time_embedding_act);
     if (!c->resnet_skip_time_act) emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
     if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db__none); /* [B,T,X] */
@@ -8299,9 +8400,11 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         db_block block = c->down_block_types[level];
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
-        for (l = 0; l < c->layers_per_block[level]; l++) h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
+        for (l = 0; l < c->layers_per_block[level]; l++)
+            h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
         if (level < last) { /* [B,H/2,W/2,OC] */
-            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
+            if (db__block_resamples_in_resnet(block))
+                h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
             else h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 1, 1);
             skip[n_skips++] = h;
         }
@@ -8310,10 +8413,16 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
 
     /* middle */
     here = db__enter(n, "mid_block");
-    h = db__resnet(n, &r, "resnets.0", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
-    if (c->mid_block_type == DB_BLOCK_CROSS_ATTN) h = db__transformer(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->transformer_layers_per_block[last], 0);
-    else h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last], c->mid_block_only_cross_attention);
-    h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last], c->mid_block_scale_factor, 0);
+    h = db__resnet(n, &r, "resnets.0", h, emb, c->block_out_channels[last],
+                   c->mid_block_scale_factor, 0);
+    if (c->mid_block_type == DB_BLOCK_CROSS_ATTN)
+        h = db__transformer(n, c, "attentions.0", h, text, c->attention_head_dim[last],
+                            c->transformer_layers_per_block[last], 0);
+    else
+        h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last],
+                                       c->mid_block_only_cross_attention);
+    h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last],
+                   c->mid_block_scale_factor, 0);
     db__leave(n, here);
 
     /* up: one layer more than on the way down, each with one skip */
@@ -8327,8 +8436,11 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         }
         if (level < last) { /* [B,2H,2W,OC] */
             db_tensor like = skip[n_skips - 1];
-            if (db__block_resamples_in_resnet(block)) h = db__resnet(n, &r, "upsamplers.0", h, emb, OC, scale, 1);
-            else h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db__none);
+            if (db__block_resamples_in_resnet(block))
+                h = db__resnet(n, &r, "upsamplers.0", h, emb, OC, scale, 1);
+            else
+                h = db__conv_layer(n, "upsamplers.0.conv",
+                                   db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db__none);
         }
         if (features) features->up[level] = h;
         db__leave(n, here);
@@ -8366,7 +8478,8 @@ static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const 
     }
 }
 
-static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path, int up, size_t n, db_block *out)
+static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, const char *path,
+                            int up, size_t n, db_block *out)
 {
     static const char *const names[DB_BLOCK_COUNT][2] = {
 #define DB__NAMES(id, down_name, up_name) {down_name, up_name},
@@ -8390,7 +8503,8 @@ static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, cons
 
 /* Refuses values of config.json that would mean another network; pairs of a key and its one value (a string, or
    how a number or bool is written), which is also what the key's absence and null mean. */
-static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path, const char *const (*pair)[2], size_t n)
+static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
+                             const char *const (*pair)[2], size_t n)
 {
     size_t k;
     for (k = 0; k < n; k++) {
@@ -8398,10 +8512,13 @@ static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path, co
         char text[64];
         if (!v || v->type == DB_JSON_NULL) continue;
         if (v->type == DB_JSON_STRING) snprintf(text, sizeof text, "%s", v->string);
-        else if (v->type == DB_JSON_BOOL) snprintf(text, sizeof text, "%s", v->integer ? "true" : "false");
+        else if (v->type == DB_JSON_BOOL)
+            snprintf(text, sizeof text, "%s", v->integer ? "true" : "false");
         else if (v->type == DB_JSON_NUMBER) snprintf(text, sizeof text, "%g", v->number);
         else snprintf(text, sizeof text, "[...]");
-        if (strcmp(text, pair[k][1])) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" %s is not supported", path, pair[k][0], text);
+        if (strcmp(text, pair[k][1]))
+            db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" %s is not supported", path, pair[k][0],
+                     text);
     }
 }
 
@@ -8410,7 +8527,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     db_unet_config *c = (db_unet_config *)config;
     static const char *const fixed[][2] = {{"time_embedding_type", "positional"}, {"conv_in_kernel", "3"}, {"conv_out_kernel", "3"},
         {"downsample_padding", "1"}, {"attention_type", "default"}, {"dual_cross_attention", "false"}, {"encoder_hid_dim_type", "text_proj"},
-        {"class_embeddings_concat", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
+        {"class_embeddings_concat", "false"}, {"center_input_sample", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
         {"num_class_embeds", "null"}, {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
     size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
@@ -8425,7 +8542,8 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     db__per_level(ctx, j, "attention_head_dim", path, c->n_levels, 8, c->attention_head_dim);
     db__per_level(ctx, j, "cross_attention_dim", path, c->n_levels, 1280, cross);
     db__per_level(ctx, j, "only_cross_attention", path, c->n_levels, 0, only);
-    db__per_level(ctx, j, "transformer_layers_per_block", path, c->n_levels, 1, c->transformer_layers_per_block);
+    db__per_level(ctx, j, "transformer_layers_per_block", path, c->n_levels, 1,
+                  c->transformer_layers_per_block);
     db__block_types(ctx, j, "down_block_types", path, 0, c->n_levels, c->down_block_types);
     db__block_types(ctx, j, "up_block_types", path, 1, c->n_levels, c->up_block_types);
     db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
@@ -8442,7 +8560,6 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->resnet_out_scale_factor = (float)db_json_number(j, "resnet_out_scale_factor", 1);
     c->mid_block_scale_factor = (float)db_json_number(j, "mid_block_scale_factor", 1);
     c->flip_sin_to_cos = db_json_bool(j, "flip_sin_to_cos", 1);
-    c->center_input_sample = db_json_bool(j, "center_input_sample", 0);
     c->resnet_skip_time_act = db_json_bool(j, "resnet_skip_time_act", 0);
     c->mid_block_only_cross_attention = db_json_bool(j, "mid_block_only_cross_attention", only_bool ? (int)only[0] : 0);
     c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);
@@ -8457,29 +8574,42 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->class_embed_timestep = text != NULL;
     if (text && strcmp(text, "timestep")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported", path, text);
     text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
-    c->mid_block_type = !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
+    c->mid_block_type =
+        !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
     if (c->mid_block_type != DB_BLOCK_CROSS_ATTN && strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path, text);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path,
+                 text);
     text = db_json_string(j, "resnet_time_scale_shift", "default");
     c->resnet_time_scale_shift = !strcmp(text, "scale_shift");
     if (!c->resnet_time_scale_shift && strcmp(text, "default"))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
     c->use_linear_projection = db_json_bool(j, "use_linear_projection", 0);
     last = c->n_levels - 1;
     for (k = 0; k < c->n_levels; k++) {
         c->only_cross_attention[k] = (int)only[k];
-        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) || !db__block_resamples_in_resnet(c->up_block_types[k]);
+        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) ||
+              !db__block_resamples_in_resnet(c->up_block_types[k]);
         if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 || !c->attention_head_dim[k] || !c->norm_num_groups ||
             c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] || cross[k] != cross[0])
             db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
     }
     if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported with Stable Diffusion's blocks", path);
+        db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported with Stable Diffusion's blocks",
+            path);
     for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) { /* diffusers, too, needs whole heads */
-        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k], up = c->block_out_channels[last - k];
-        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN || c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN || (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
-        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) || (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels", path, d, k);
+        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k],
+               up = c->block_out_channels[last - k];
+        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN ||
+                          c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN ||
+                          (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
+        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) ||
+            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
+            db__fail(ctx, DB_ERROR_FORMAT,
+                     "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels",
+                     path, d, k);
     }
     return ctx->result;
 }
@@ -8490,15 +8620,25 @@ static void db__unet_declare(db_net *n, const void *config)
     size_t image[4], text[3], one = 1;
     db_tensor x, words, number;
     image[0] = 1, image[1] = image[2] = (size_t)1 << (c->n_levels - 1), image[3] = c->in_channels;
-    text[0] = 1, text[1] = 2, text[2] = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
-    x = db_input(n->tape, DB_F32, 4, image), words = db_input(n->tape, DB_F32, 3, text), number = db_input(n->tape, DB_F32, 1, &one);
+    text[0] = 1, text[1] = 2,
+    text[2] = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
+    x = db_input(n->tape, DB_F32, 4, image), words = db_input(n->tape, DB_F32, 3, text),
+    number = db_input(n->tape, DB_F32, 1, &one);
     db__unet_record(n, c, x, number, words, number, NULL);
 }
 
-static const db__network db__unet_network = {sizeof(db_unet), offsetof(db_unet, config), sizeof(db_unet_config), "diffusion_pytorch_model",
-                                             db__unet_parse, db__unet_declare, NULL};
+static const db__network db__unet_network = {sizeof(db_unet),
+                                             offsetof(db_unet, config),
+                                             sizeof(db_unet_config),
+                                             "diffusion_pytorch_model",
+                                             db__unet_parse,
+                                             db__unet_declare,
+                                             NULL};
 
-db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out) { return db__config_load(ctx, &db__unet_network, path, out); }
+db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out)
+{
+    return db__config_load(ctx, &db__unet_network, path, out);
+}
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
 {
@@ -8525,14 +8665,16 @@ void db_unet_free(db_unet *u) { db__network_free(u); }
    - `moments` are means and log variances of the latents; scaling_factor comes after drawing from them.     */
 
 /* ResNet, attention, ResNet. x [B,h,w,C] */
-static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r, db_tensor x)
+static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r,
+                                db_tensor x)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "mid_block"), B = x.dim[0], C = x.dim[3];
     db_tensor h;
     x = db__resnet(n, r, "resnets.0", x, db__none, C, 1, 0);
     if (c->mid_block_add_attention) {
-        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db__none, r->groups, r->eps, DB_ACT_NONE);
+        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db__none, r->groups, r->eps,
+                                 DB_ACT_NONE);
         h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C); /* [B,P,C] */
         h = db__attention_layer(n, "attentions.0", h, h, 1, 1, x);
         x = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
@@ -8578,7 +8720,8 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
     db__resnets r = db__vae_resnets(c);
     size_t last = c->n_levels - 1, root, here, level, l;
     db_tensor h = db_cast(t, z, t->compute);                                                   /* [B,h,w,L] */
-    if (c->use_post_quant_conv) h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db__none);
+    if (c->use_post_quant_conv)
+        h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db__none);
     root = db__enter(n, "decoder");
     h = db__conv_layer(n, "conv_in", h, c->block_out_channels[last], 3, db__none);
     h = db__vae_middle(n, c, &r, h);
@@ -8590,7 +8733,9 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
             snprintf(name, sizeof name, "resnets.%zu", l);
             h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                /* [B,H,W,OC] */
         }
-        if (level < last) h = db__conv_layer(n, "upsamplers.0.conv", db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db__none);
+        if (level < last)
+            h = db__conv_layer(n, "upsamplers.0.conv",
+                               db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db__none);
         db__leave(n, here);
     }
     h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
@@ -8605,17 +8750,22 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
     db_vae_config *c = (db_vae_config *)config;
     const db_json *channels = db_json_get(j, "block_out_channels"), *list, *item;
     size_t k;
-    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
-        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
+    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 ||
+        channels->count > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels",
+                        path, DB_MAX_LEVELS);
     c->n_levels = channels->count;
     db__per_level(ctx, j, "block_out_channels", path, c->n_levels, 0, c->block_out_channels);
     for (k = 0; k < 2; k++) {
         list = db_json_get(j, k ? "up_block_types" : "down_block_types");
         if (!list || list->type != DB_JSON_ARRAY || list->count != c->n_levels)
-            return db__fail(ctx, DB_ERROR_FORMAT, "%s: the block types must list one block for each of %zu levels", path, c->n_levels);
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: the block types must list one block for each of %zu levels", path,
+                            c->n_levels);
         for (item = list->first; item; item = item->next)
             if (item->type != DB_JSON_STRING || strcmp(item->string, k ? "UpDecoderBlock2D" : "DownEncoderBlock2D"))
-                db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, item->type == DB_JSON_STRING ? item->string : "?");
+                db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported",
+                         path, item->type == DB_JSON_STRING ? item->string : "?");
     }
     db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
     c->in_channels = (size_t)db_json_int(j, "in_channels", 3);
@@ -8630,10 +8780,18 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
     c->use_post_quant_conv = db_json_bool(j, "use_post_quant_conv", 1);
     c->mid_block_add_attention = db_json_bool(j, "mid_block_add_attention", 1);
     for (k = 0; k < c->n_levels; k++)
-        if (!c->block_out_channels[k] || !c->norm_num_groups || c->norm_num_groups > c->block_out_channels[k] || c->block_out_channels[k] % c->norm_num_groups)
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: the %zu channels of level %zu do not divide into \"norm_num_groups\" %zu", path, c->block_out_channels[k], k, c->norm_num_groups);
-    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 || c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or \"scaling_factor\" is out of range", path);
+        if (!c->block_out_channels[k] || !c->norm_num_groups ||
+            c->norm_num_groups > c->block_out_channels[k] ||
+            c->block_out_channels[k] % c->norm_num_groups)
+            db__fail(ctx, DB_ERROR_FORMAT,
+                     "%s: the %zu channels of level %zu do not divide into \"norm_num_groups\" %zu",
+                     path, c->block_out_channels[k], k, c->norm_num_groups);
+    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 ||
+        c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
+        db__fail(
+            ctx, DB_ERROR_FORMAT,
+            "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or \"scaling_factor\" is out of range",
+            path);
     return ctx->result;
 }
 
@@ -8648,21 +8806,22 @@ static void db__vae_declare(db_net *n, const void *config)
 }
 
 /* Until 2023 diffusers called the attention's layers otherwise. */
-static int db__vae_names(const char *name, int alternative, char *out)
+static int db__vae_names(const void *config, const char *name, int alternative, char *out)
 {
-    static const char *const pair[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
-    size_t k;
-    for (k = 0; alternative == 1 && k < 4; k++) {
-        const char *found = strstr(name, pair[k][0]);
-        if (found) return snprintf(out, 256, "%.*s%s%s", (int)(found - name), name, pair[k][1], found + strlen(pair[k][0])) < 256;
-    }
-    return 0;
+    static const char *const pair[][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    (void)config;
+    return alternative == 1 && snprintf(out, DB__NAME, "%s", name) < DB__NAME &&
+           db__replace(out, pair, 4);
 }
 
-static const db__network db__vae_network = {sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
-                                            db__vae_parse, db__vae_declare, db__vae_names};
+static const db__network db__vae_network = {
+    sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
+    db__vae_parse,  db__vae_declare,          db__vae_names};
 
-db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out) { return db__config_load(ctx, &db__vae_network, path, out); }
+db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out)
+{
+    return db__config_load(ctx, &db__vae_network, path, out);
+}
 
 db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out)
 {
@@ -8697,7 +8856,8 @@ db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z)
 }
 
 /* Runs one half on B inputs [H,W,C], one at a time, with one tape. */
-static db_result db__vae_run(db_vae *v, db_tensor (*half)(db_tape *, db_vae *, db_tensor), const float *in, size_t B, size_t H, size_t W, size_t C, float *out)
+static db_result db__vae_run(db_vae *v, db_tensor (*half)(db_tape *, db_vae *, db_tensor),
+                             const float *in, size_t B, size_t H, size_t W, size_t C, float *out)
 {
     db_ctx *ctx = v->params.ctx;
     db_tape *t = NULL;
@@ -8723,58 +8883,75 @@ db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W,
 }
 
 /* The window [y,y+h) x [x,x+w) of z [.,W,C] into out. */
-static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, size_t h, size_t w, float *out)
+static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, size_t h, size_t w,
+                       float *out)
 {
     size_t r;
-    for (r = 0; r < h; r++) memcpy(out + r * w * C, z + ((y + r) * W + x) * C, w * C * sizeof(float));
+    for (r = 0; r < h; r++)
+        memcpy(out + r * w * C, z + ((y + r) * W + x) * C, w * C * sizeof(float));
 }
 
 /* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or to its left). */
-static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw, size_t C, size_t n, int columns)
+static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw,
+                      size_t C, size_t n, int columns)
 {
     size_t i, j, ch, m = DB__MIN(n, columns ? DB__MIN(aw, bw) : DB__MIN(ah, bh));
     for (i = 0; i < (columns ? bh : m); i++)
         for (j = 0; j < (columns ? m : bw); j++)
             for (ch = 0; ch < C; ch++) {
                 float share = (float)(columns ? j : i) / (float)m;
-                const float *from = columns ? a + (i * aw + aw - m + j) * C : a + ((ah - m + i) * aw + j) * C;
-                b[(i * bw + j) * C + ch] = from[ch] * (1 - share) + b[(i * bw + j) * C + ch] * share;
+                const float *from =
+                    columns ? a + (i * aw + aw - m + j) * C : a + ((ah - m + i) * aw + j) * C;
+                b[(i * bw + j) * C + ch] =
+                    from[ch] * (1 - share) + b[(i * bw + j) * C + ch] * share;
             }
 }
 
 /* One picture in tiles. z [h,w,L] unscaled */
-static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_t w, size_t tile, float *out)
+static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_t w, size_t tile,
+                                      float *out)
 {
     db_ctx *ctx = v->params.ctx;
-    size_t f = db_vae_factor(v), L = v->config.latent_channels, C = v->config.out_channels, S = tile * f;
-    size_t step = DB__MAX(tile * 3 / 4, 1), n = S - step * f, columns = DB__CEIL_DIV(w, step), y, x, r;
+    size_t f = db_vae_factor(v), L = v->config.latent_channels, C = v->config.out_channels,
+           S = tile * f;
+    size_t step = DB__MAX(tile * 3 / 4, 1), n = S - step * f, columns = DB__CEIL_DIV(w, step), y, x,
+           r;
     float *rows = (float *)db__alloc(ctx, 2 * columns * S * S * C, sizeof(float)); /* the decoded tiles of two rows */
     float *in = (float *)db__alloc(ctx, tile * tile * L, sizeof(float));
     for (y = 0; y < h && rows && in && ctx->result == DB_OK; y += step)
         for (x = 0; x < w && ctx->result == DB_OK; x += step) {
-            size_t th = DB__MIN(tile, h - y), tw = DB__MIN(tile, w - x), up = DB__MIN(tile, h - y + step), j = x / step;
-            float *above = rows + ((y / step + 1) % 2 * columns + j) * S * S * C, *here = rows + (y / step % 2 * columns + j) * S * S * C, *left = here - S * S * C;
+            size_t th = DB__MIN(tile, h - y), tw = DB__MIN(tile, w - x),
+                   up = DB__MIN(tile, h - y + step), j = x / step;
+            float *above = rows + ((y / step + 1) % 2 * columns + j) * S * S * C,
+                  *here = rows + (y / step % 2 * columns + j) * S * S * C, *left = here - S * S * C;
             db__window(z, w, L, y, x, th, tw, in);
             if (db__vae_run(v, db_vae_decode_forward, in, 1, th, tw, L, here) != DB_OK) break;
             if (y) db__blend(above, up * f, tw * f, here, th * f, tw * f, C, n, 0);
-            if (x) db__blend(left, th * f, DB__MIN(tile, w - x + step) * f, here, th * f, tw * f, C, n, 1);
+            if (x)
+                db__blend(left, th * f, DB__MIN(tile, w - x + step) * f, here, th * f, tw * f, C, n,
+                          1);
             for (r = 0; r < DB__MIN(th * f, S - n); r++)
-                memcpy(out + ((y * f + r) * w * f + x * f) * C, here + r * tw * f * C, DB__MIN(tw * f, S - n) * C * sizeof(float));
+                memcpy(out + ((y * f + r) * w * f + x * f) * C, here + r * tw * f * C,
+                       DB__MIN(tw * f, S - n) * C * sizeof(float));
         }
     db__free(ctx, rows);
     db__free(ctx, in);
     return ctx->result;
 }
 
-db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out)
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile,
+                        float *out)
 {
     db_ctx *ctx = v->params.ctx;
     size_t f = db_vae_factor(v), n = h * w * v->config.latent_channels, b, k;
     float *z = (float *)db__alloc(ctx, B * n, sizeof(float));
     for (k = 0; z && k < B * n; k++) z[k] = latents[k] / v->config.scaling_factor;
-    if (z && (!tile || (h <= tile && w <= tile))) db__vae_run(v, db_vae_decode_forward, z, B, h, w, v->config.latent_channels, out);
+    if (z && (!tile || (h <= tile && w <= tile)))
+        db__vae_run(v, db_vae_decode_forward, z, B, h, w, v->config.latent_channels, out);
     else
-        for (b = 0; z && b < B && ctx->result == DB_OK; b++) db__vae_decode_tiled(v, z + b * n, h, w, tile, out + b * h * f * w * f * v->config.out_channels);
+        for (b = 0; z && b < B && ctx->result == DB_OK; b++)
+            db__vae_decode_tiled(v, z + b * n, h, w, tile,
+                                 out + b * h * f * w * f * v->config.out_channels);
     db__free(ctx, z);
     return ctx->result;
 }
@@ -8851,13 +9028,15 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
 }
 
 /* Which of `names` the string `key` is; `otherwise` when it is absent; refused by name when it is none. */
-static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, const char *path, const char *const *names, size_t n, int otherwise)
+static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, const char *path,
+                             const char *const *names, size_t n, int otherwise)
 {
     const char *text = db_json_string(j, key, NULL);
     size_t k;
     for (k = 0; text && k < n; k++)
         if (!strcmp(text, names[k])) return (int)k;
-    if (text) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the %s \"%s\" is not supported", path, key, text);
+    if (text)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the %s \"%s\" is not supported", path, key, text);
     return otherwise;
 }
 
@@ -8874,13 +9053,22 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
     int k;
     for (k = 0; k < 3 && strcmp(name, classes[k]); k++) {}
     s->sampler = k < 3 ? (db_sampler)k : DB_SAMPLER_DPMSOLVER;
-    if (k == 3) db__log(ctx, DB_LOG_INFO, "%s: %s is not implemented; DPM-Solver++ stands in for it unless another scheduler is asked for", path, name);
+    if (k == 3)
+        db__log(
+            ctx, DB_LOG_INFO,
+            "%s: %s is not implemented; DPM-Solver++ stands in for it unless another scheduler is asked for",
+            path, name);
     db__config_fixed(ctx, j, path, trained, 1);
-    if (k == DB_SAMPLER_DPMSOLVER) db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
-    s->prediction_type = (db_prediction)db__config_choice(ctx, j, "prediction_type", path, predictions, 3, DB_PREDICT_EPSILON);
-    s->timestep_spacing = (db_spacing)db__config_choice(ctx, j, "timestep_spacing", path, spacings, 4, DB_SPACING_DEFAULT);
-    s->variance_type = (db_variance)db__config_choice(ctx, j, "variance_type", path, variances, 6, DB_VARIANCE_FIXED_SMALL);
-    s->solver_type = (db_solver_type)db__config_choice(ctx, j, "solver_type", path, solvers, 2, DB_SOLVER_MIDPOINT);
+    if (k == DB_SAMPLER_DPMSOLVER)
+        db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
+    s->prediction_type = (db_prediction)db__config_choice(ctx, j, "prediction_type", path,
+                                                          predictions, 3, DB_PREDICT_EPSILON);
+    s->timestep_spacing = (db_spacing)db__config_choice(ctx, j, "timestep_spacing", path, spacings,
+                                                        4, DB_SPACING_DEFAULT);
+    s->variance_type = (db_variance)db__config_choice(ctx, j, "variance_type", path, variances, 6,
+                                                      DB_VARIANCE_FIXED_SMALL);
+    s->solver_type = (db_solver_type)db__config_choice(ctx, j, "solver_type", path, solvers, 2,
+                                                       DB_SOLVER_MIDPOINT);
     s->final_sigma_zero = db__config_choice(ctx, j, "final_sigmas_type", path, finals, 2, 1);
     s->clip_sample = db_json_bool(j, "clip_sample", 1);
     s->clip_sample_range = db_json_number(j, "clip_sample_range", 1);
@@ -8893,26 +9081,38 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
     s->lower_order_final = db_json_bool(j, "lower_order_final", 1);
     s->euler_at_final = db_json_bool(j, "euler_at_final", 0);
     s->lambda_min_clipped = db_json_number(j, "lambda_min_clipped", -HUGE_VAL);
-    if (s->solver_order != 1 && s->solver_order != 2) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the solver_order %d is not supported", path, s->solver_order);
+    if (s->solver_order != 1 && s->solver_order != 2)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the solver_order %d is not supported", path,
+                 s->solver_order);
     if (!(s->dynamic_thresholding_ratio >= 0 && s->dynamic_thresholding_ratio <= 1))
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"dynamic_thresholding_ratio\" must lie in [0, 1]", path);
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"dynamic_thresholding_ratio\" must lie in [0, 1]",
+                 path);
     if (db_json_bool(j, "rescale_betas_zero_snr", 0) && s->alphas_cumprod) db__schedule_zero_snr(s);
 }
 
-db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+static db_result db__schedule_read(db_ctx *ctx, const db_json *j, const char *path, db_schedule *s)
 {
     static const char *const betas[] = {"linear", "scaled_linear", "squaredcos_cap_v2"};
-    const db_json *j = db_json_load(ctx, path);
     int kind = db__config_choice(ctx, j, "beta_schedule", path, betas, 3, 0);
     double start = db_json_number(j, "beta_start", 1e-4), end = db_json_number(j, "beta_end", 0.02);
     int64_t steps = db_json_int(j, "num_train_timesteps", 1000);
     memset(s, 0, sizeof *s);
-    if (!j) return ctx->result;
     if (steps < 1 || steps > 1000000 || !(start > 0 && end >= start && end < 1))
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_train_timesteps\", \"beta_start\" or \"beta_end\" is out of range", path);
-    else if (db_schedule_init(ctx, betas[kind], start, end, (size_t)steps, s) == DB_OK) db__schedule_parse(ctx, j, path, s);
-    db_json_free(j);
+        db__fail(ctx, DB_ERROR_FORMAT,
+                 "%s: \"num_train_timesteps\", \"beta_start\" or \"beta_end\" is out of range",
+                 path);
+    else if (db_schedule_init(ctx, betas[kind], start, end, (size_t)steps, s) == DB_OK)
+        db__schedule_parse(ctx, j, path, s);
     if (ctx->result != DB_OK) db_schedule_free(s);
+    return ctx->result;
+}
+
+db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *s)
+{
+    const db_json *j = db_json_load(ctx, path);
+    memset(s, 0, sizeof *s);
+    if (j) db__schedule_read(ctx, j, path, s);
+    db_json_free(j);
     return ctx->result;
 }
 
@@ -8934,7 +9134,9 @@ void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, floa
 static size_t db__lambda_steps(const db_schedule *s)
 {
     size_t n = s->num_train_timesteps;
-    while (n > 1 && 0.5 * log(s->alphas_cumprod[n - 1] / (1 - s->alphas_cumprod[n - 1])) < s->lambda_min_clipped) n--;
+    while (n > 1 && 0.5 * log(s->alphas_cumprod[n - 1] / (1 - s->alphas_cumprod[n - 1])) <
+                        s->lambda_min_clipped)
+        n--;
     return n;
 }
 
@@ -8942,23 +9144,33 @@ static void db__fill_timesteps(db_trajectory *tr)
 {
     const db_schedule *s = tr->schedule;
     int dpm = tr->sampler == DB_SAMPLER_DPMSOLVER;
-    size_t n = s->num_train_timesteps, last = dpm ? db__lambda_steps(s) : n, steps = tr->n, points = dpm ? steps + 1 : steps, k;
-    db_spacing spacing = s->timestep_spacing != DB_SPACING_DEFAULT ? s->timestep_spacing : dpm ? DB_SPACING_LINSPACE : DB_SPACING_LEADING;
-    if (spacing == DB_SPACING_TRAILING && last < n) tr->n = (size_t)ceil((double)last * (double)steps / (double)n);
+    size_t n = s->num_train_timesteps, last = dpm ? db__lambda_steps(s) : n, steps = tr->n,
+           points = dpm ? steps + 1 : steps, k;
+    db_spacing spacing = s->timestep_spacing != DB_SPACING_DEFAULT ? s->timestep_spacing
+                         : dpm                                     ? DB_SPACING_LINSPACE
+                                                                   : DB_SPACING_LEADING;
+    if (spacing == DB_SPACING_TRAILING && last < n)
+        tr->n = (size_t)ceil((double)last * (double)steps / (double)n);
     for (k = 0; k < tr->n; k++) {
         double at = 0;
-        if (spacing == DB_SPACING_LEADING) at = (double)((points - 1 - k) * (last / points)) + s->steps_offset;
-        if (spacing == DB_SPACING_TRAILING) at = rint((double)last - (double)k * (double)n / (double)steps) - 1;
-        if (spacing == DB_SPACING_LINSPACE && points > 1) at = rint((double)(last - 1) * (double)(points - 1 - k) / (double)(points - 1));
+        if (spacing == DB_SPACING_LEADING)
+            at = (double)((points - 1 - k) * (last / points)) + s->steps_offset;
+        if (spacing == DB_SPACING_TRAILING)
+            at = rint((double)last - (double)k * (double)n / (double)steps) - 1;
+        if (spacing == DB_SPACING_LINSPACE && points > 1)
+            at = rint((double)(last - 1) * (double)(points - 1 - k) / (double)(points - 1));
         tr->timestep[k] = (size_t)DB__MIN(DB__MAX(at, 0.0), (double)(n - 1));
     }
 }
 
-db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count, db_trajectory *tr)
+db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count,
+                             db_trajectory *tr)
 {
     memset(tr, 0, sizeof *tr);
     tr->schedule = s, tr->sampler = sampler, tr->n = n, tr->count = count;
-    if (n < 1 || n > s->num_train_timesteps) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu", n, s->num_train_timesteps);
+    if (n < 1 || n > s->num_train_timesteps)
+        return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu",
+                        n, s->num_train_timesteps);
     tr->timestep = (size_t *)db__alloc(s->ctx, n, sizeof(size_t));
     tr->x0 = (float *)db__alloc(s->ctx, count, sizeof(float));
     tr->last_x0 = (float *)db__alloc(s->ctx, count, sizeof(float));
@@ -8982,7 +9194,9 @@ static double db__alpha_bar(const db_trajectory *tr, size_t k)
     double a = k < tr->n ? s->alphas_cumprod[tr->timestep[k]] : 1;
     if (k < tr->n) return a > 0 || tr->sampler != DB_SAMPLER_DPMSOLVER ? a : ldexp(1, -24); /* rescale_betas_zero_snr: lambda stays finite */
     if (tr->sampler == DB_SAMPLER_DDPM) return 1;
-    return (tr->sampler == DB_SAMPLER_DDIM ? s->set_alpha_to_one : s->final_sigma_zero) ? 1 : s->alphas_cumprod[0];
+    return (tr->sampler == DB_SAMPLER_DDIM ? s->set_alpha_to_one : s->final_sigma_zero)
+               ? 1
+               : s->alphas_cumprod[0];
 }
 
 static int db__compare_floats(const void *a, const void *b)
@@ -9004,53 +9218,69 @@ static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
 }
 
 /* What the network's output says the clean images are, clipped or thresholded: [B,P,C] into tr->x0. */
-static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *x)
+static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P,
+                                size_t C, size_t CP, const float *pred, const float *x)
 {
     const db_schedule *s = tr->schedule;
     size_t n = P * C, i, b;
     float *work = s->thresholding ? (float *)db__alloc(s->ctx, n, sizeof(float)) : NULL;
     for (i = 0; i < B * n; i++) {
         double y = (double)pred[i / C * CP + i % C], x_t = (double)x[i];
-        tr->x0[i] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha : s->prediction_type == DB_PREDICT_V ? alpha * x_t - sigma * y : y);
+        tr->x0[i] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha
+                            : s->prediction_type == DB_PREDICT_V     ? alpha * x_t - sigma * y
+                                                                     : y);
     }
     for (b = 0; b < B && work; b++) db__threshold(s, tr->x0 + b * n, n, work);
     if (!s->thresholding && s->clip_sample && tr->sampler != DB_SAMPLER_DPMSOLVER)
-        for (i = 0; i < B * n; i++) tr->x0[i] = (float)DB__MIN(DB__MAX((double)tr->x0[i], -s->clip_sample_range), s->clip_sample_range);
+        for (i = 0; i < B * n; i++)
+            tr->x0[i] = (float)DB__MIN(DB__MAX((double)tr->x0[i], -s->clip_sample_range),
+                                       s->clip_sample_range);
     db__free(s->ctx, work);
     return s->ctx->result;
 }
 
 int db_trajectory_draws(const db_trajectory *tr, size_t k)
 {
-    return tr->sampler == DB_SAMPLER_DDPM ? tr->timestep[k] > 0 : tr->sampler == DB_SAMPLER_DDIM && tr->eta > 0;
+    return tr->sampler == DB_SAMPLER_DDPM ? tr->timestep[k] > 0
+                                          : tr->sampler == DB_SAMPLER_DDIM && tr->eta > 0;
 }
 
 /* The posterior q(x_next | x_t, x0), DDPM eq. 7. */
-static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double a_n, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double a_n, size_t C,
+                          size_t CP, const float *pred, const float *noise, float *x)
 {
     db_variance kind = tr->schedule->variance_type;
     double ratio = a_t / a_n, beta = 1 - ratio, small = DB__MAX((1 - a_n) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
     double of_x0 = sqrt(a_n) * beta / (1 - a_t), of_x = sqrt(ratio) * (1 - a_n) / (1 - a_t);
     size_t i;
     for (i = 0; i < tr->count; i++) {
-        double variance = kind == DB_VARIANCE_FIXED_LARGE || kind == DB_VARIANCE_FIXED_LARGE_LOG ? beta : small;
+        double variance =
+            kind == DB_VARIANCE_FIXED_LARGE || kind == DB_VARIANCE_FIXED_LARGE_LOG ? beta : small;
         double v = CP >= 2 * C ? (double)pred[i / C * CP + C + i % C] : 0;
         if (kind == DB_VARIANCE_LEARNED && CP >= 2 * C) variance = DB__MAX(v, 0.0);
-        if (kind == DB_VARIANCE_LEARNED_RANGE && CP >= 2 * C) variance = exp((v + 1) / 2 * log(beta) + (1 - v) / 2 * log(small));
-        x[i] = (float)(of_x0 * (double)tr->x0[i] + of_x * (double)x[i] + (db_trajectory_draws(tr, k) ? sqrt(variance) * (double)noise[i] : 0));
+        if (kind == DB_VARIANCE_LEARNED_RANGE && CP >= 2 * C)
+            variance = exp((v + 1) / 2 * log(beta) + (1 - v) / 2 * log(small));
+        x[i] = (float)(of_x0 * (double)tr->x0[i] + of_x * (double)x[i] +
+                       (db_trajectory_draws(tr, k) ? sqrt(variance) * (double)noise[i] : 0));
     }
 }
 
 /* DDIM eq. 12. eps is the network's own; or, use_clipped_model_output, the one that belongs to the clipped x0. */
-static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_t C, size_t CP,
+                          const float *pred, const float *noise, float *x)
 {
-    db_prediction kind = tr->use_clipped_model_output ? DB_PREDICT_SAMPLE : tr->schedule->prediction_type;
-    double alpha = sqrt(a_t), sigma = sqrt(1 - a_t), sd = (double)tr->eta * sqrt(DB__MAX(0.0, (1 - a_n) / (1 - a_t) * (1 - a_t / a_n)));
+    db_prediction kind =
+        tr->use_clipped_model_output ? DB_PREDICT_SAMPLE : tr->schedule->prediction_type;
+    double alpha = sqrt(a_t), sigma = sqrt(1 - a_t),
+           sd = (double)tr->eta * sqrt(DB__MAX(0.0, (1 - a_n) / (1 - a_t) * (1 - a_t / a_n)));
     double of_eps = sqrt(DB__MAX(0.0, 1 - a_n - sd * sd));
     size_t i;
     for (i = 0; i < tr->count; i++) {
         double y = (double)pred[i / C * CP + i % C], x_t = (double)x[i], x0 = (double)tr->x0[i];
-        double eps = kind == DB_PREDICT_EPSILON ? y : kind == DB_PREDICT_V ? alpha * y + sigma * x_t : (x_t - alpha * (tr->use_clipped_model_output ? x0 : y)) / sigma;
+        double eps = kind == DB_PREDICT_EPSILON ? y
+                     : kind == DB_PREDICT_V
+                         ? alpha * y + sigma * x_t
+                         : (x_t - alpha * (tr->use_clipped_model_output ? x0 : y)) / sigma;
         x[i] = (float)(sqrt(a_n) * x0 + of_eps * eps + (sd > 0 ? sd * (double)noise[i] : 0));
     }
 }
@@ -9060,31 +9290,40 @@ static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_
 static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, double a_n, float *x)
 {
     const db_schedule *s = tr->schedule;
-    double alpha_n = sqrt(a_n), sigma_n = sqrt(1 - a_n), lambda_t = 0.5 * log(a_t / (1 - a_t)), lambda_n = 0.5 * log(a_n / (1 - a_n)), h = lambda_n - lambda_t;
+    double alpha_n = sqrt(a_n), sigma_n = sqrt(1 - a_n), lambda_t = 0.5 * log(a_t / (1 - a_t)),
+           lambda_n = 0.5 * log(a_n / (1 - a_n)), h = lambda_n - lambda_t;
     double shrink = sigma_n / sqrt(1 - a_t), grow = alpha_n * -expm1(-h), of_d1 = 0;
-    int final = k + 1 == tr->n && (s->euler_at_final || s->final_sigma_zero || (s->lower_order_final && tr->n < 15));
+    int final = k + 1 == tr->n &&
+                (s->euler_at_final || s->final_sigma_zero || (s->lower_order_final && tr->n < 15));
     size_t i;
     if (k > 0 && s->solver_order == 2 && !final) {
         double a_l = db__alpha_bar(tr, k - 1), h_last = lambda_t - 0.5 * log(a_l / (1 - a_l));
-        of_d1 = (s->solver_type == DB_SOLVER_HEUN ? alpha_n * (expm1(-h) / h + 1) : grow / 2) * h / h_last;
+        of_d1 = (s->solver_type == DB_SOLVER_HEUN ? alpha_n * (expm1(-h) / h + 1) : grow / 2) * h /
+                h_last;
     }
     for (i = 0; i < tr->count; i++)
-        x[i] = (float)(shrink * (double)x[i] + grow * (double)tr->x0[i] + of_d1 * ((double)tr->x0[i] - (double)tr->last_x0[i]));
+        x[i] = (float)(shrink * (double)x[i] + grow * (double)tr->x0[i] +
+                       of_d1 * ((double)tr->x0[i] - (double)tr->last_x0[i]));
 }
 
-db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *noise, float *x)
+db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP,
+                             const float *pred, const float *noise, float *x)
 {
     const db_schedule *s = tr->schedule;
     double a_t, a_n;
     float *swap = tr->last_x0;
-    if (k >= tr->n || B * P * C != tr->count) return db__fail(s->ctx, DB_ERROR_ARGUMENT, "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
+    if (k >= tr->n || B * P * C != tr->count)
+        return db__fail(s->ctx, DB_ERROR_ARGUMENT,
+                        "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
     a_t = db__alpha_bar(tr, k), a_n = db__alpha_bar(tr, k + 1);
     if (tr->sampler == DB_SAMPLER_DDIM) {
         size_t stride = s->num_train_timesteps / tr->n;
-        a_n = tr->timestep[k] >= stride ? s->alphas_cumprod[tr->timestep[k] - stride] : db__alpha_bar(tr, tr->n);
+        a_n = tr->timestep[k] >= stride ? s->alphas_cumprod[tr->timestep[k] - stride]
+                                        : db__alpha_bar(tr, tr->n);
     }
     tr->last_x0 = tr->x0, tr->x0 = swap;
-    if (db__predict_x0(tr, sqrt(a_t), sqrt(1 - a_t), B, P, C, CP, pred, x) != DB_OK) return s->ctx->result;
+    if (db__predict_x0(tr, sqrt(a_t), sqrt(1 - a_t), B, P, C, CP, pred, x) != DB_OK)
+        return s->ctx->result;
     if (tr->sampler == DB_SAMPLER_DDPM) db__ddpm_step(tr, k, a_t, a_n, C, CP, pred, noise, x);
     if (tr->sampler == DB_SAMPLER_DDIM) db__ddim_step(tr, a_t, a_n, C, CP, pred, noise, x);
     if (tr->sampler == DB_SAMPLER_DPMSOLVER) db__dpmsolver_step(tr, k, a_t, a_n, x);
@@ -9213,7 +9452,8 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     db_trajectory tr;
     memset(&tr, 0, sizeof tr);
     if (!noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
-    if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK) goto done;
+    if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
+        goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
     dim[0] = N, dim[1] = H, dim[2] = W, dim[3] = CI;
     x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
@@ -9227,7 +9467,11 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         for (k = 0; k < N; k++) time[k] = config->noise_level;
         db_upload(t, labels, time);
     }
-    db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
+    if (config->latents) { /* [B,C,H,W] -> [B,H,W,C] */
+        for (k = 0; k < B * n; k++) out[k] = config->latents[(k / n * C + k % C) * P + k % n / C];
+    } else {
+        db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
+    }
     for (k = 0; k < tr.n && ctx->result == DB_OK; k++) {
         for (b = 0; b < N; b++) {
             time[b] = (float)tr.timestep[k];
@@ -9241,7 +9485,8 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         db_run(t, config->seed, (uint32_t)k);
         db_download(t, y, pred);
         if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
-        if (db_trajectory_draws(&tr, k)) db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
+        if (db_trajectory_draws(&tr, k))
+            db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
         if (ctx->result == DB_OK) db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, out);
         db__progress(ctx, "sampling", ctx->batches_before * config->num_inference_steps + k + 1,
                      DB__MAX(ctx->batches, (size_t)1) * config->num_inference_steps);
@@ -9249,7 +9494,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     if (ctx->result != DB_OK) goto done;
     for (k = 0; k < B * n; k++) {
         if (out[k] != out[k]) db__fail(ctx, DB_ERROR_NUMERIC, "a sampled picture is not a number: the weights or the precision are at fault");
-        out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
+        if (!config->latent) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
     }
 done:
     db_tape_destroy(t);
@@ -9271,7 +9516,8 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
     db_tensor in, valid, y;
     if (!ids || !mask || db_tape_create(ctx, &t) != DB_OK) goto done;
     dim[0] = 1, dim[1] = T;
-    in = db_input(t, DB_I32, 2, dim), valid = db_input(t, DB_F32, 2, dim);
+    in = db_input(t, DB_I32, 2, dim),
+    valid = e->config.kind == DB_TEXT_T5 ? db_input(t, DB_F32, 2, dim) : db__none;
     y = db_text_forward(t, e, in, valid);
     db_keep(t, y);
     for (k = 0; k < n && ctx->result == DB_OK; k++) {
@@ -9280,7 +9526,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
         cut += (size_t)was_cut;
         for (i = 0; i < T; i++) mask[i] = ids[T + i] ? 0.0f : -1e9f;
         db_upload(t, in, ids);
-        db_upload(t, valid, mask);
+        if (valid.id >= 0) db_upload(t, valid, mask);
         db_run(t, 0, 0);
         db_download(t, y, out + k * T * e->config.d_model);
     }
@@ -9294,43 +9540,27 @@ done:
 
 /* ---- pipelines ------------------------------------------------------------------------------------------------ */
 
-static int db__exists(const char *path)
-{
-    FILE *f = fopen(path, "rb");
-    if (f) fclose(f);
-    return f != NULL;
-}
+/* The files that describe a pipeline; in a single file they are metadata under these very names. */
+enum {
+    DB__CONFIG_INDEX,
+    DB__CONFIG_SCHEDULER,
+    DB__CONFIG_TEXT,
+    DB__CONFIG_UNET,
+    DB__CONFIG_VAE,
+    DB__CONFIGS
+};
+static const char *const db__config_file[DB__CONFIGS] = {
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+    "unet/config.json", "vae/config.json"};
+struct db__configs {
+    char *text[DB__CONFIGS];
+};
 
-db_result db_pipeline_load(db_ctx *ctx, const char *directory, db_pipeline **out)
+static void db__configs_free(db_ctx *ctx, struct db__configs *c)
 {
-    db_pipeline *p;
-    char path[DB__PATH];
-    const db_json *index;
-    const char *kind;
-    *out = NULL;
-    if (!db__join(ctx, path, directory, "model_index.json")) return ctx->result;
-    index = db_json_load(ctx, path);
-    if (!index) return ctx->result;
-    kind = db_json_string(index, "_class_name", "");
-    p = (db_pipeline *)db__alloc(ctx, 1, sizeof *p);
-    if (!p) goto done;
-    p->ctx = ctx;
-    p->directory = db__strdup(ctx, directory);
-    p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
-    if (!p->super_resolution && strcmp(kind, "IFPipeline"))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: a pipeline of kind \"%s\"; IFPipeline and IFSuperResolutionPipeline are supported", path, kind);
-    if (db__join(ctx, path, directory, "tokenizer/spiece.model") && db__exists(path)) db_tokenizer_load(ctx, path, &p->tokenizer);
-    if (db__join(ctx, path, directory, "text_encoder/config.json") && db__exists(path) && db__join(ctx, path, directory, "text_encoder"))
-        db_text_encoder_load(ctx, path, &p->text_encoder);
-    if (db__join(ctx, path, directory, "unet")) db_unet_load(ctx, path, &p->unet);
-    if (db__join(ctx, path, directory, "scheduler/scheduler_config.json") && ctx->result == DB_OK) db_schedule_load(ctx, path, &p->scheduler);
-    if (p->super_resolution && db__join(ctx, path, directory, "image_noising_scheduler/scheduler_config.json") && ctx->result == DB_OK)
-        db_schedule_load(ctx, path, &p->image_noising);
-done:
-    db_json_free(index);
-    if (ctx->result == DB_OK) *out = p;
-    else db_pipeline_free(p);
-    return ctx->result;
+    size_t k;
+    for (k = 0; c && k < DB__CONFIGS; k++) db__free(ctx, c->text[k]);
+    db__free(ctx, c);
 }
 
 void db_pipeline_free(db_pipeline *p)
@@ -9339,11 +9569,422 @@ void db_pipeline_free(db_pipeline *p)
     db_tokenizer_free(p->tokenizer);
     db_text_encoder_free(p->text_encoder);
     db_unet_free(p->unet);
+    db_vae_free(p->vae);
     db_schedule_free(&p->scheduler);
     db_schedule_free(&p->image_noising);
+    db__configs_free(p->ctx, p->single_file);
     db__free(p->ctx, p->directory);
     db__free(p->ctx, p);
 }
+
+/* Whether DIRECTORY/NAME is there; its path into `path` [DB__PATH]. */
+static int db__part_exists(db_ctx *ctx, char *path, const char *directory, const char *name)
+{
+    return db__join(ctx, path, directory, name) && db__file_exists(path);
+}
+
+static void db__load_tokenizer(db_pipeline *p)
+{
+    static const char *const forms[] = {"tokenizer/spiece.model", "tokenizer/vocab.json", "tokenizer/tokenizer.json"};
+    char path[DB__PATH];
+    size_t k;
+    for (k = 0; k < 3 && !p->tokenizer; k++)
+        if (db__part_exists(p->ctx, path, p->directory, forms[k]) &&
+            db__join(p->ctx, path, p->directory, "tokenizer"))
+            db_tokenizer_load(p->ctx, path, &p->tokenizer);
+}
+
+/* What to do with the pipelines that people have and that this is not for: beginnings of their class names. */
+static void db__refuse_pipeline(db_ctx *ctx, const char *path, const char *kind)
+{
+    static const char *const known[][2] = {
+        {"StableDiffusionXL", "Stable Diffusion XL: two text encoders and another U-Net; take a Stable Diffusion 1.x or 2.x model"},
+        {"StableDiffusion3", "Stable Diffusion 3, a transformer in place of the U-Net; take a Stable Diffusion 1.x or 2.x model"},
+        {"StableDiffusionInpaint", "an inpainting model, whose U-Net reads a mask; take the model it was made from"},
+        {"StableDiffusionUpscale", "an upscaler for latents; only DeepFloyd IF's super-resolution is read"},
+        {"Flux", "FLUX, a transformer in place of the U-Net; take a Stable Diffusion 1.x model or DeepFloyd IF"}};
+    const char *what =
+        "not known here; StableDiffusionPipeline, IFPipeline and IFSuperResolutionPipeline are";
+    size_t k;
+    for (k = 0; k < sizeof known / sizeof *known; k++)
+        if (!strncmp(kind, known[k][0], strlen(known[k][0]))) what = known[k][1];
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the pipeline \"%s\" is %s", path, kind, what);
+}
+
+static void db__load_directory(db_pipeline *p, const char *index_path)
+{
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH];
+    const db_json *index = db_json_load(ctx, index_path);
+    const char *kind = db_json_string(index, "_class_name", "");
+    int latent =
+        !strcmp(kind, "StableDiffusionPipeline") || !strcmp(kind, "StableDiffusionImg2ImgPipeline");
+    p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
+    if (index && !latent && !p->super_resolution && strcmp(kind, "IFPipeline"))
+        db__refuse_pipeline(ctx, index_path, kind);
+    db_json_free(index);
+    db__load_tokenizer(p);
+    if (db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]) &&
+        db__join(ctx, path, p->directory, "text_encoder"))
+        db_text_encoder_load(ctx, path, &p->text_encoder);
+    if (db__join(ctx, path, p->directory, "unet")) db_unet_load(ctx, path, &p->unet);
+    if (latent && db__join(ctx, path, p->directory, "vae")) db_vae_load(ctx, path, &p->vae);
+    if (db__join(ctx, path, p->directory, db__config_file[DB__CONFIG_SCHEDULER]))
+        db_schedule_load(ctx, path, &p->scheduler);
+    if (p->super_resolution &&
+        db__join(ctx, path, p->directory, "image_noising_scheduler/scheduler_config.json"))
+        db_schedule_load(ctx, path, &p->image_noising);
+}
+
+/* ---- the original layout: one file ------------------------------------------------------------------------------
+   CompVis's latent-diffusion ("LDM") numbers the U-Net's layers through: input_blocks.N, middle_block.N,
+   output_blocks.N, where diffusers counts levels and layers.
+
+   Easy to get wrong
+   - Resamplers count as blocks on the way down and belong to the last block of a level on the way up.
+   - The autoencoder's levels on the way up are numbered from the largest image.
+   - The autoencoder's attention is of 1x1 convolutions: shapes [C,C,1,1].                                   */
+
+/* The U-Net's parameter as the file has it. */
+static int db__ldm_unet_names(const void *config, const char *name, int alternative, char *out)
+{
+    static const char *const plain[][2] = {{"conv_in.", "input_blocks.0.0."}, {"time_embedding.linear_1.", "time_embed.0."}, {"time_embedding.linear_2.", "time_embed.2."},
+        {"conv_norm_out.", "out.0."}, {"conv_out.", "out.2."}, {"mid_block.resnets.0.", "middle_block.0."}, {"mid_block.attentions.0.", "middle_block.1."},
+        {"mid_block.resnets.1.", "middle_block.2."}};
+    static const char *const resnet[][2] = {{".norm1.", ".in_layers.0."}, {".conv1.", ".in_layers.2."}, {".time_emb_proj.", ".emb_layers.1."},
+        {".norm2.", ".out_layers.0."}, {".conv2.", ".out_layers.3."}, {".conv_shortcut.", ".skip_connection."}};
+    const db_unet_config *c = (const db_unet_config *)config;
+    unsigned level, layer;
+    size_t block, k;
+    char part[32], rest[201];
+    int down = !strncmp(name, "down_blocks.", 12);
+    if (alternative != 1) return 0;
+    if (!down && strncmp(name, "up_blocks.", 10)) {
+        snprintf(out, DB__NAME, "model.diffusion_model.%s", name);
+        db__replace(out, plain, sizeof plain / sizeof *plain);
+    } else {
+        if (sscanf(name + (down ? 12 : 10), "%u.%31[a-z].%u.%200s", &level, part, &layer, rest) !=
+                4 ||
+            level >= c->n_levels)
+            return 0;
+        for (block = down, k = 0; k < level; k++)
+            block += c->layers_per_block[down ? k : c->n_levels - 1 - k] + 1;
+        if (!strcmp(part, "downsamplers"))
+            snprintf(out, DB__NAME, "model.diffusion_model.input_blocks.%zu.0.op.%s",
+                     block + c->layers_per_block[level], rest + strlen("conv."));
+        else if (!strcmp(part, "upsamplers"))
+            snprintf(out, DB__NAME, "model.diffusion_model.output_blocks.%zu.%d.%s", block + c->layers_per_block[c->n_levels - 1 - level],
+                     c->up_block_types[level] == DB_BLOCK_CROSS_ATTN ? 2 : 1, rest);
+        else
+            snprintf(out, DB__NAME, "model.diffusion_model.%s.%zu.%d.%s",
+                     down ? "input_blocks" : "output_blocks", block + layer,
+                     !strcmp(part, "attentions"), rest);
+    }
+    if (strstr(name, ".resnets.")) db__replace(out, resnet, sizeof resnet / sizeof *resnet);
+    return 1;
+}
+
+static int db__ldm_vae_names(const void *config, const char *name, int alternative, char *out)
+{
+    static const char *const pair[][2] = {{".conv_norm_out.", ".norm_out."}, {".mid_block.resnets.0.", ".mid.block_1."}, {".mid_block.resnets.1.", ".mid.block_2."},
+        {".mid_block.attentions.0.", ".mid.attn_1."}};
+    static const char *const attention[][2] = {{".group_norm.", ".norm."}, {".to_q.", ".q."}, {".to_k.", ".k."}, {".to_v.", ".v."}, {".to_out.0.", ".proj_out."}};
+    static const char *const shortcut[][2] = {{".conv_shortcut.", ".nin_shortcut."}};
+    const db_vae_config *c = (const db_vae_config *)config;
+    unsigned level, layer;
+    char part[32], rest[201];
+    int down = !strncmp(name, "encoder.down_blocks.", 20);
+    if (alternative != 1) return 0;
+    if (!down && strncmp(name, "decoder.up_blocks.", 18)) {
+        snprintf(out, DB__NAME, "first_stage_model.%s", name);
+        if (db__replace(out, pair, 4) && strstr(out, ".attn_1.")) db__replace(out, attention, 5);
+        return 1;
+    }
+    if (sscanf(name + (down ? 20 : 18), "%u.%31[a-z].%u.%200s", &level, part, &layer, rest) != 4 ||
+        level >= c->n_levels)
+        return 0;
+    if (!strcmp(part, "resnets")) snprintf(part, sizeof part, "block.%u", layer);
+    else snprintf(part, sizeof part, "%s", down ? "downsample" : "upsample");
+    snprintf(out, DB__NAME, "first_stage_model.%s.%zu.%s.%s", down ? "encoder.down" : "decoder.up",
+             down ? (size_t)level : c->n_levels - 1 - level, part, rest);
+    db__replace(out, shortcut, 1);
+    return 1;
+}
+
+static int db__ldm_text_names(const void *config, const char *name, int alternative, char *out)
+{
+    (void)config;
+    if (alternative > 2 || (alternative == 2 && strncmp(name, "text_model.", 11))) return 0;
+    snprintf(out, DB__NAME, "cond_stage_model.transformer.%s", name + (alternative == 2 ? 11 : 0));
+    return 1;
+}
+
+/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank` dimensions. */
+static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, const char *before,
+                                          size_t i, const char *between, long j, const char *after)
+{
+    char name[DB__NAME];
+    const db_file_tensor *f;
+    if (j < 0) snprintf(name, sizeof name, "%s%zu%s", before, i, between);
+    else snprintf(name, sizeof name, "%s%zu%s%ld%s", before, i, between, j, after);
+    f = db_safetensors_find(st, name);
+    return f && f->rank == rank ? f : NULL;
+}
+
+static size_t db__ldm_dim(const db_safetensors *st, const char *name, int d)
+{
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    return f && d < f->rank ? f->dim[d] : 0;
+}
+
+/* The configurations of a Stable Diffusion 1.x file that brings none: sizes from its tensors, the rest as that
+   family has it (8 heads, 32 groups, epsilon, scaled_linear betas). */
+static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char in[] = "model.diffusion_model.input_blocks.";
+    char channels[200] = "", layers[200] = "", down[400] = "", up[400] = "", copy[400];
+    size_t n, level = 0, count = 0, C = 0, first = 0;
+    const db_file_tensor *proj = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight");
+    int attends = 0, uniform = 1, linear = proj && proj->rank == 2;
+    for (n = 1; level < DB_MAX_LEVELS; n++) {
+        const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
+        if (conv) {
+            C = conv->dim[0], count++;
+            attends |= db__ldm_find(st, 1, in, n, ".1.norm.weight", -1, "") != NULL;
+            continue;
+        }
+        strcpy(copy, up); /* a level is complete; those of the way up come in reverse */
+        snprintf(up, sizeof up, "\"%sUpBlock2D\"%s%.300s", attends ? "CrossAttn" : "",
+                 level ? ", " : "", copy);
+        snprintf(down + strlen(down), sizeof down - strlen(down), "%s\"%sDownBlock2D\"",
+                 level ? ", " : "", attends ? "CrossAttn" : "");
+        snprintf(channels + strlen(channels), sizeof channels - strlen(channels), "%s%zu",
+                 level ? ", " : "", C);
+        snprintf(layers + strlen(layers), sizeof layers - strlen(layers), "%s%zu",
+                 level ? ", " : "", count);
+        first = level ? first : count, uniform = uniform && count == first;
+        level++, count = 0, attends = 0;
+        if (!db__ldm_find(st, 4, in, n, ".0.op.weight", -1, "")) break;
+    }
+    if (uniform) snprintf(layers, sizeof layers, "%zu", first); /* as most programs expect it */
+    return db__format(
+        ctx,
+        "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"sample_size\": 64,\n"
+        "  \"block_out_channels\": [%s],\n  \"layers_per_block\": %s%s%s,\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n"
+        "  \"cross_attention_dim\": %zu,\n  \"attention_head_dim\": 8,\n  \"use_linear_projection\": %s,\n  \"act_fn\": \"silu\",\n"
+        "  \"norm_num_groups\": 32,\n  \"norm_eps\": 1e-05,\n  \"flip_sin_to_cos\": true,\n  \"freq_shift\": 0\n}\n",
+        db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1),
+        db__ldm_dim(st, "model.diffusion_model.out.2.weight", 0), channels, uniform ? "" : "[",
+        layers, uniform ? "" : "]", down, up,
+        db__ldm_dim(
+            st, "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
+        linear ? "true" : "false");
+}
+
+static char *db__ldm_vae_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char down[] = "first_stage_model.encoder.down.";
+    char channels[200] = "", downs[300] = "", ups[300] = "";
+    size_t level, layers = 0;
+    const db_file_tensor *f;
+    for (level = 0; level < DB_MAX_LEVELS &&
+                    (f = db__ldm_find(st, 4, down, level, ".block.", 0, ".conv1.weight")) != NULL;
+         level++) {
+        snprintf(channels + strlen(channels), sizeof channels - strlen(channels), "%s%zu",
+                 level ? ", " : "", f->dim[0]);
+        snprintf(downs + strlen(downs), sizeof downs - strlen(downs), "%s\"DownEncoderBlock2D\"",
+                 level ? ", " : "");
+        snprintf(ups + strlen(ups), sizeof ups - strlen(ups), "%s\"UpDecoderBlock2D\"",
+                 level ? ", " : "");
+    }
+    while (layers < 15 && db__ldm_find(st, 4, down, 0, ".block.", (long)layers, ".conv1.weight"))
+        layers++;
+    return db__format(
+        ctx,
+        "{\n  \"_class_name\": \"AutoencoderKL\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"latent_channels\": %zu,\n"
+        "  \"block_out_channels\": [%s],\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n  \"layers_per_block\": %zu,\n"
+        "  \"act_fn\": \"silu\",\n  \"norm_num_groups\": 32,\n  \"sample_size\": 512,\n  \"scaling_factor\": 0.18215\n}\n",
+        db__ldm_dim(st, "first_stage_model.encoder.conv_in.weight", 1),
+        db__ldm_dim(st, "first_stage_model.decoder.conv_out.weight", 0),
+        db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1), channels, downs, ups,
+        layers);
+}
+
+static char *db__ldm_text_config(db_ctx *ctx, const db_safetensors *st)
+{
+    static const char prefix[] = "cond_stage_model.transformer.text_model.",
+                      bare[] = "cond_stage_model.transformer.";
+    char layer[100], name[200];
+    size_t layers = 0, D, V, T, F;
+    const char *root =
+        db_safetensors_find(st, "cond_stage_model.transformer.text_model.final_layer_norm.weight")
+            ? prefix
+            : bare;
+    snprintf(layer, sizeof layer, "%sencoder.layers.", root);
+    while (layers < 1000 && db__ldm_find(st, 2, layer, layers, ".mlp.fc1.weight", -1, "")) layers++;
+    snprintf(name, sizeof name, "%sembeddings.token_embedding.weight", root),
+        V = db__ldm_dim(st, name, 0), D = db__ldm_dim(st, name, 1);
+    snprintf(name, sizeof name, "%sembeddings.position_embedding.weight", root),
+        T = db__ldm_dim(st, name, 0);
+    snprintf(name, sizeof name, "%sencoder.layers.0.mlp.fc1.weight", root),
+        F = db__ldm_dim(st, name, 0);
+    return db__format(ctx,
+                      "{\n  \"architectures\": [\"CLIPTextModel\"],\n  \"model_type\": \"clip_text_model\",\n  \"vocab_size\": %zu,\n  \"hidden_size\": %zu,\n"
+                      "  \"intermediate_size\": %zu,\n  \"num_hidden_layers\": %zu,\n  \"num_attention_heads\": %zu,\n  \"max_position_embeddings\": %zu,\n"
+                      "  \"hidden_act\": \"quick_gelu\",\n  \"layer_norm_eps\": 1e-05,\n  \"bos_token_id\": 0,\n  \"eos_token_id\": 2,\n  \"pad_token_id\": 1,\n"
+                      "  \"projection_dim\": %zu\n}\n",
+                      V, D, F, layers, DB__MAX(D / 64, (size_t)1), T, D);
+}
+
+static const char db__ldm_index[] =
+    "{\n  \"_class_name\": \"StableDiffusionPipeline\",\n  \"feature_extractor\": [null, null],\n  \"image_encoder\": [null, null],\n"
+    "  \"requires_safety_checker\": false,\n  \"safety_checker\": [null, null],\n  \"scheduler\": [\"diffusers\", \"PNDMScheduler\"],\n"
+    "  \"text_encoder\": [\"transformers\", \"CLIPTextModel\"],\n  \"tokenizer\": [\"transformers\", \"CLIPTokenizer\"],\n"
+    "  \"unet\": [\"diffusers\", \"UNet2DConditionModel\"],\n  \"vae\": [\"diffusers\", \"AutoencoderKL\"]\n}\n";
+static const char db__ldm_scheduler[] =
+    "{\n  \"_class_name\": \"PNDMScheduler\",\n  \"beta_start\": 0.00085,\n  \"beta_end\": 0.012,\n  \"beta_schedule\": \"scaled_linear\",\n"
+    "  \"num_train_timesteps\": 1000,\n  \"prediction_type\": \"epsilon\",\n  \"set_alpha_to_one\": false,\n  \"skip_prk_steps\": true,\n"
+    "  \"steps_offset\": 1,\n  \"clip_sample\": false,\n  \"trained_betas\": null\n}\n";
+
+/* Files that people have and that are no Stable Diffusion 1.x checkpoint: what part of a tensor's name gives them
+   away, and what to do. */
+static int db__refuse_file(db_ctx *ctx, const char *path, const db_safetensors *st)
+{
+    static const char *const known[][2] = {
+        {"conditioner.embedders.", "Stable Diffusion XL: two text encoders and another U-Net. Take a Stable Diffusion 1.x or 2.x model"},
+        {"cond_stage_model.model.", "Stable Diffusion 2.x with OpenCLIP's own tensor names. Take the model's diffusers directory, which is read"},
+        {"lora_unet_", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {"lora_te_", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora_A.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora_down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {".lora.down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
+        {"double_blocks.", "FLUX, a transformer in place of the U-Net. Take a Stable Diffusion 1.x model or DeepFloyd IF"},
+        {"joint_blocks.", "Stable Diffusion 3, a transformer in place of the U-Net. Take a Stable Diffusion 1.x or 2.x model"},
+        {"control_model.", "a ControlNet, which only steers a model. Give the model it belongs to"},
+        {"controlnet_cond_embedding.", "a ControlNet, which only steers a model. Give the model it belongs to"},
+        {"emb_params", "an embedding of Textual Inversion. Give the model it belongs to"},
+        {"down_blocks.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"},
+        {"text_model.encoder.layers.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"}};
+    const char *what =
+        "no Stable Diffusion 1.x checkpoint: it lacks model.diffusion_model., first_stage_model. or cond_stage_model.transformer. tensors";
+    size_t k, i, found = sizeof known / sizeof *known, has[3] = {0, 0, 0};
+    for (i = 0; i < db_safetensors_count(st); i++) {
+        const char *name = db_safetensors_at(st, i)->name;
+        has[0] |= !strncmp(name, "model.diffusion_model.input_blocks.", 35),
+            has[1] |= !strncmp(name, "first_stage_model.", 18);
+        has[2] |= !strncmp(name, "cond_stage_model.transformer.", 29);
+        for (k = 0; k < found; k++)
+            if (strstr(name, known[k][0])) found = k;
+    }
+    if (has[0] && has[1] && has[2]) {
+        if (db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1) ==
+            db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1))
+            return 0;
+        what =
+            "a model whose U-Net reads more than latents (inpainting, image editing). Take the model it was made from";
+    } else if (found < sizeof known / sizeof *known) {
+        what = known[found][1];
+    }
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s is %s", path, what);
+    return 1;
+}
+
+/* A network of the single file: its configuration's text, its tensors. */
+static void *db__ldm_network(db_ctx *ctx, const db__network *kind, const char *what,
+                             const char *text, const db_safetensors *st, db__names names)
+{
+    const db_json *j = text ? db_json_parse(ctx, what, text, strlen(text)) : NULL;
+    void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
+    if (j && config && kind->parse(ctx, j, what, config) == DB_OK)
+        network = db__network_create(ctx, kind, config);
+    if (network) db__params_load((db_param_table *)network, st, st->shard[0].name, names, config);
+    db_json_free(j);
+    db__free(ctx, config);
+    return network;
+}
+
+static void db__load_file(db_pipeline *p, const char *path)
+{
+    db_ctx *ctx = p->ctx;
+    struct db__configs *c = p->single_file = (struct db__configs *)db__alloc(ctx, 1, sizeof *c);
+    db_safetensors *st = NULL;
+    const db_json *j;
+    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0}; /* a safetensors file's ninth byte is { */
+    FILE *f = fopen(path, "rb");
+    size_t k, got = f ? fread(head, 1, 9, f) : 0;
+    if (f) fclose(f);
+    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) {
+        db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
+            "PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True)[\"state_dict\"], \"model.safetensors\")",
+            path);
+        return;
+    }
+    if (got >= 4 && !memcmp(head, "GGUF", 4)) {
+        db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s is a GGUF file of quantised weights. Take the .safetensors file or the diffusers directory it was made from",
+            path);
+        return;
+    }
+    if (!c || db_safetensors_open(ctx, path, &st) != DB_OK || db__refuse_file(ctx, path, st))
+        goto done;
+    for (k = 0; k < DB__CONFIGS; k++) {
+        const char *own = db_safetensors_metadata(st, db__config_file[k]);
+        c->text[k] = own                           ? db__strdup(ctx, own)
+                     : k == DB__CONFIG_INDEX       ? db__strdup(ctx, db__ldm_index)
+                     : k == DB__CONFIG_SCHEDULER   ? db__strdup(ctx, db__ldm_scheduler)
+                     : k == DB__CONFIG_TEXT        ? db__ldm_text_config(ctx, st)
+                     : k == DB__CONFIG_UNET        ? db__ldm_unet_config(ctx, st)
+                                                   : db__ldm_vae_config(ctx, st);
+    }
+    p->text_encoder = (db_text_encoder *)db__ldm_network(
+        ctx, &db__text_network, path, c->text[DB__CONFIG_TEXT], st, db__ldm_text_names);
+    p->unet = (db_unet *)db__ldm_network(ctx, &db__unet_network, path, c->text[DB__CONFIG_UNET], st,
+                                         db__ldm_unet_names);
+    p->vae = (db_vae *)db__ldm_network(ctx, &db__vae_network, path, c->text[DB__CONFIG_VAE], st,
+                                       db__ldm_vae_names);
+    j = c->text[DB__CONFIG_SCHEDULER] ? db_json_parse(ctx, path, c->text[DB__CONFIG_SCHEDULER],
+                                                      strlen(c->text[DB__CONFIG_SCHEDULER]))
+                                      : NULL;
+    if (j) db__schedule_read(ctx, j, path, &p->scheduler);
+    db_json_free(j);
+    db__load_tokenizer(p);
+done:
+    db_safetensors_close(st);
+}
+
+db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
+{
+    db_pipeline *p = (db_pipeline *)db__alloc(ctx, 1, sizeof *p);
+    char index[DB__PATH], lora[DB__PATH];
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    *out = NULL;
+    if (!p) return ctx->result;
+    p->ctx = ctx;
+    if (db__part_exists(ctx, index, path, "model_index.json")) {
+        p->directory = db__strdup(ctx, path);
+        db__load_directory(p, index);
+    } else if (db__file_exists(path) && dot && (!slash || dot > slash) && strlen(dot) > 1) {
+        p->directory =
+            slash ? db__format(ctx, "%.*s", (int)(slash - path), path) : db__strdup(ctx, ".");
+        db__load_file(p, path);
+    } else if (db__part_exists(ctx, lora, path, "pytorch_lora_weights.safetensors") || db__part_exists(ctx, lora, path, "adapter_config.json")) {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s holds a LoRA, which only changes a model. Give the model it belongs to", path);
+    } else {
+        db__fail(
+            ctx, DB_ERROR_MISSING,
+            "%s is neither a .safetensors file nor a diffusers pipeline: it has no model_index.json",
+            path);
+    }
+    if (ctx->result == DB_OK) *out = p;
+    else db_pipeline_free(p);
+    return ctx->result;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
 
 /* Copies from/name to to/name if it is there. */
 static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
@@ -9378,37 +10019,176 @@ static db_result db__make_directory(db_ctx *ctx, const char *path)
 #endif
 }
 
+/* The text of one of the pipeline's .json files, to be freed; NULL when there is none. */
+static char *db__config_text(const db_pipeline *p, size_t which)
+{
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH], *text = NULL;
+    db__mapping map;
+    if (p->single_file)
+        return p->single_file->text[which] ? db__strdup(ctx, p->single_file->text[which]) : NULL;
+    if (!db__part_exists(ctx, path, p->directory, db__config_file[which]) ||
+        db__map_file(ctx, path, &map) != DB_OK)
+        return NULL;
+    text = (char *)db__alloc(ctx, map.bytes + 1, 1);
+    if (text) memcpy(text, map.data, map.bytes);
+    db__unmap_file(ctx, &map);
+    return text;
+}
+
+/* model_index.json without the parts that are not written (safety checker, watermarker): diffusers
+   takes them as none. */
+static char *db__index_text(db_ctx *ctx, const char *text)
+{
+    static const char *const parts[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae", "image_noising_scheduler"};
+    const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
+    char *out = db__strdup(ctx, ""), *value, *longer;
+    for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
+        size_t k;
+        for (k = 0; k < sizeof parts / sizeof *parts && strcmp(item->key, parts[k]); k++) {}
+        if (item->type == DB_JSON_ARRAY && item->count == 2 && k < sizeof parts / sizeof *parts &&
+            item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
+            value = db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
+        else if (item->type == DB_JSON_ARRAY) value = db__strdup(ctx, "[null, null]");
+        else if (item->type == DB_JSON_STRING && !strpbrk(item->string, "\"\\\n"))
+            value = db__format(ctx, "\"%s\"", item->string);
+        else value = db__strdup(ctx, "false"); /* requires_safety_checker */
+        longer = value ? db__format(ctx, "%s%s  \"%s\": %s", out, *out ? ",\n" : "", item->key, value) : NULL;
+        db__free(ctx, value);
+        db__free(ctx, out);
+    }
+    db_json_free(index);
+    longer = out ? db__format(ctx, "{\n%s\n}\n", out) : NULL;
+    db__free(ctx, out);
+    return longer;
+}
+
+static db_result db__write_text(db_ctx *ctx, const char *directory, const char *name,
+                                const char *text)
+{
+    char target[DB__PATH], temporary[DB__PATH];
+    FILE *f;
+    int ok;
+    if (!text || !db__join(ctx, target, directory, name)) return ctx->result;
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH)
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
+    f = fopen(temporary, "wb");
+    ok = f && fwrite(text, 1, strlen(text), f) == strlen(text);
+    if (f) ok = fclose(f) == 0 && ok;
+    if (ok && rename(temporary, target) == 0) return DB_OK;
+    remove(temporary);
+    return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
+}
+
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
 {
-    static const char *const folders[] = {"", "unet", "text_encoder", "tokenizer", "scheduler", "image_noising_scheduler"};
-    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json",
-                                        "tokenizer/spiece.model", "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json",
-                                        "text_encoder/config.json", "unet/config.json"};
+    static const char *const folders[] = {"", "unet", "scheduler", "text_encoder", "tokenizer", "image_noising_scheduler", "vae"};
+    static const char *const files[] = {"image_noising_scheduler/scheduler_config.json",
+                                        "tokenizer/spiece.model",
+                                        "tokenizer/vocab.json",
+                                        "tokenizer/merges.txt",
+                                        "tokenizer/tokenizer.json",
+                                        "tokenizer/tokenizer_config.json",
+                                        "tokenizer/special_tokens_map.json",
+                                        "tokenizer/added_tokens.json"};
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
     size_t k;
-    for (k = 0; k < sizeof folders / sizeof *folders; k++) {
-        int needed = k == 2 ? p->text_encoder != NULL : k == 3 ? p->tokenizer != NULL : k == 5 ? p->super_resolution : 1;
-        if (needed && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
+    int needed[7];
+    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder != NULL,
+    needed[4] = p->tokenizer != NULL;
+    needed[5] = p->super_resolution, needed[6] = p->vae != NULL;
+    for (k = 0; k < 7; k++)
+        if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
+    for (k = 0; k < DB__CONFIGS; k++) {
+        char *text = db__config_text(p, k),
+             *index = text && k == DB__CONFIG_INDEX ? db__index_text(ctx, text) : NULL;
+        db__write_text(ctx, directory, db__config_file[k], index ? index : text);
+        db__free(ctx, text);
+        db__free(ctx, index);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
+    if (p->vae && p->tokenizer && p->text_encoder && !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {
+        char *text = db__format(
+            ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n",
+            p->text_encoder->config.max_position_embeddings);
+        db__write_text(ctx, directory, "tokenizer/tokenizer_config.json", text); /* without it diffusers knows no length */
+        db__free(ctx, text);
+    }
     if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
+    if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors"))
+        db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
     return ctx->result;
 }
 
+db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype)
+{
+    db_ctx *ctx = p->ctx;
+    db_safetensors_writer *w;
+    size_t k, pass;
+    if (!p->vae || !p->text_encoder || p->text_encoder->config.kind != DB_TEXT_CLIP)
+        return db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s: only Stable Diffusion has a single-file form; save this pipeline as a directory",
+            p->directory);
+    w = db_safetensors_create(ctx, path);
+    for (k = 0; k < DB__CONFIGS; k++) {
+        char *text = db__config_text(p, k);
+        if (text) db_safetensors_add_metadata(w, db__config_file[k], text);
+        db__free(ctx, text);
+    }
+    for (pass = 0; pass < 2; pass++) {
+        const db_param_table *text = &p->text_encoder->params, *unet = &p->unet->params,
+                             *vae = &p->vae->params;
+        db__params_write(w, text, pass ? text->data : NULL, dtype, db__ldm_text_names,
+                         &p->text_encoder->config);
+        db__params_write(w, unet, pass ? unet->data : NULL, dtype, db__ldm_unet_names,
+                         &p->unet->config);
+        db__params_write(w, vae, pass ? vae->data : NULL, dtype, db__ldm_vae_names,
+                         &p->vae->config);
+    }
+    return db_safetensors_finish(w);
+}
+
+/* ---- drawing ------------------------------------------------------------------------------------------------------- */
+
 enum { DB__AT_ONCE = 8 }; /* images sampled together */
+
+/* Latents [B,h,w,L] to pictures in [-1,1]. */
+static void db__decode_latents(db_vae *v, size_t tile, const float *latents, size_t B, size_t h,
+                               size_t w, float *out)
+{
+    size_t f = db_vae_factor(v), k, n = B * h * f * w * f * v->config.out_channels;
+    if (!tile && h * f * w * f > (size_t)1 << 20)
+        tile = DB__MAX(v->config.sample_size / f, (size_t)1);
+    if (db_vae_decode(v, latents, B, h, w, tile, out) != DB_OK) return;
+    for (k = 0; k < n; k++) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
+}
 
 /* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
 static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
                           double level, const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     db_ctx *ctx = p->ctx;
-    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0;
-    float *states, *condition = NULL;
-    if (!text->text_encoder || !text->tokenizer) return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer", text->directory);
+    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0,
+           f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3,
+           P;
+    float *states, *condition = NULL, *latents = NULL;
+    if (!text->text_encoder || !text->tokenizer)
+        return db__fail(
+            ctx, DB_ERROR_MISSING,
+            "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a tokenizer belong into %s/tokenizer",
+            text->directory, text->directory);
+    if (H % f || W % f)
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "height %zu and width %zu must be multiples of %zu",
+                        H, W, f);
+    if (text->text_encoder->config.kind == DB_TEXT_CLIP)
+        T = text->text_encoder->config.max_position_embeddings;
     D = text->text_encoder->config.d_model;
+    P = H / f * (W / f) * C;
+    if (p->vae) latents = (float *)db__alloc(ctx, DB__AT_ONCE * P, sizeof(float));
     states = (float *)db__alloc(ctx, 2 * DB__AT_ONCE * T * D, sizeof(float));
     if (low) condition = (float *)db__alloc(ctx, DB__AT_ONCE * H * W * 3, sizeof(float));
     for (from = 0; from < n && ctx->result == DB_OK; from += DB__AT_ONCE) {
@@ -9430,12 +10210,20 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
             c.noise_level = (float)level;
         }
         ctx->batches_before = from / DB__AT_ONCE, ctx->batches = DB__CEIL_DIV(n, DB__AT_ONCE);
-        if (ctx->result == DB_OK) db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H, W, 3, out + from * H * W * 3);
+        if (config->latents) c.latents = config->latents + from * P;
+        c.latent = p->vae != NULL;
+        if (ctx->result == DB_OK)
+            db_sample(p->unet, &p->scheduler, &c, states, T, D, B, H / f, W / f, C,
+                      latents ? latents : out + from * H * W * 3);
+        if (ctx->result == DB_OK && latents)
+            db__decode_latents(p->vae, config->vae_tile, latents, B, H / f, W / f,
+                               out + from * H * W * 3);
         ctx->batches_before = ctx->batches = 0;
     }
     if (total_cut) db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends", total_cut, T);
     db__free(ctx, states);
     db__free(ctx, condition);
+    db__free(ctx, latents);
     return ctx->result;
 }
 

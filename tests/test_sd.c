@@ -1,8 +1,11 @@
 /* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs and the
-   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets. */
+   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets.
+
+   build/test_sd FOLDER leaves the files that it writes in FOLDER, for check_sd.py. */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #include "test.h"
+#include "counting.h"
 #include "networks.h"
 
 /* ---- the autoencoder ------------------------------------------------------------------------------------------ */
@@ -92,6 +95,26 @@ static void check_vae_tiled(db_ctx *ctx)
 
 /* ---- files ---------------------------------------------------------------------------------------------------- */
 
+/* Writes a table as two shards with their index. */
+static void write_shards(db_ctx *ctx, const db_param_table *p, const char *folder)
+{
+    char name[100], *index = (char *)malloc(1 << 20);
+    size_t shard, half = p->n / 2, k, n = 0;
+    n += (size_t)sprintf(index + n, "{\"metadata\": {}, \"weight_map\": {");
+    for (shard = 0; shard < 2; shard++) {
+        db_param_table part = *p;
+        part.item += shard * half, part.n = shard ? p->n - half : half;
+        snprintf(name, sizeof name, "%s/diffusion_pytorch_model-0000%zu-of-00002.safetensors", folder, shard + 1);
+        write_params(ctx, &part, name, 0, NULL, NULL);
+        for (k = 0; k < part.n; k++)
+            n += (size_t)sprintf(index + n, "%s\"%s\": \"%s\"", n > 40 ? ", " : "", part.item[k].name, strrchr(name, '/') + 1);
+    }
+    sprintf(index + n, "}}");
+    snprintf(name, sizeof name, "%s/diffusion_pytorch_model.safetensors.index.json", folder);
+    write_text(name, index);
+    free(index);
+}
+
 static void check_text_files(db_ctx *ctx)
 {
     static const char config[] = "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 16, \"intermediate_size\": 24, "
@@ -171,6 +194,7 @@ static void check_configs(db_ctx *ctx)
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"center_input_sample\": true", "center_input_sample");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
@@ -322,14 +346,252 @@ static void check_vae_files(db_ctx *ctx)
     db_vae_free(v);
 }
 
+/* ---- pipelines ---------------------------------------------------------------------------------------------------- */
+
+static void copy_file(const char *from, const char *name)
+{
+    FILE *in = fopen(from, "rb"), *out = fopen(at(name), "wb");
+    char buffer[65536];
+    size_t n;
+    while (in && out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
+    if (in) fclose(in);
+    if (out) fclose(out);
+}
+
+/* Makes the pipeline of golden/pipelines/sd in scratch/sd, with the hashed weights in shards and variants. */
+static db_pipeline *make_pipeline(db_ctx *ctx)
+{
+    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"};
+    static const char *const folders[] = {"sd", "sd/scheduler", "sd/text_encoder", "sd/tokenizer", "sd/unet", "sd/vae"};
+    db_text_config tc;
+    db_unet_config uc;
+    db_vae_config vc;
+    db_text_encoder *e = NULL;
+    db_unet *u = NULL;
+    db_vae *v = NULL;
+    db_pipeline *p = NULL;
+    char from[300], name[100];
+    size_t k;
+    for (k = 0; k < sizeof folders / sizeof *folders; k++) mkdir(at(folders[k]), 0777);
+    for (k = 0; k < sizeof files / sizeof *files; k++) {
+        snprintf(from, sizeof from, "tests/golden/pipelines/sd/%s", files[k]);
+        snprintf(name, sizeof name, "sd/%s", files[k]);
+        copy_file(from, name);
+    }
+    copy_file("tests/golden/tokenizers/clip/vocab.json", "sd/tokenizer/vocab.json");
+    copy_file("tests/golden/tokenizers/clip/merges.txt", "sd/tokenizer/merges.txt");
+    if (db_text_config_load(ctx, at("sd/text_encoder/config.json"), &tc) == DB_OK && db_text_encoder_create(ctx, &tc, &e) == DB_OK &&
+        db_unet_config_load(ctx, at("sd/unet/config.json"), &uc) == DB_OK && db_unet_create(ctx, &uc, &u) == DB_OK &&
+        db_vae_config_load(ctx, at("sd/vae/config.json"), &vc) == DB_OK && db_vae_create(ctx, &vc, &v) == DB_OK) {
+        fill_params(&e->params), fill_params(&u->params), fill_params(&v->params);
+        write_params(ctx, &e->params, "sd/text_encoder/model.safetensors", strlen("text_model."), NULL, NULL);
+        write_params(ctx, &v->params, "sd/vae/diffusion_pytorch_model.fp16.safetensors", 0, NULL, NULL);
+        write_shards(ctx, &u->params, "sd/unet");
+        db_pipeline_load(ctx, at("sd"), &p);
+    }
+    db_text_encoder_free(e), db_unet_free(u), db_vae_free(v);
+    return p;
+}
+
+static int same_weights(const db_pipeline *a, const db_pipeline *b)
+{
+    return a && b && !memcmp(a->unet->params.data, b->unet->params.data, a->unet->params.count * sizeof(float)) &&
+           !memcmp(a->vae->params.data, b->vae->params.data, a->vae->params.count * sizeof(float)) &&
+           !memcmp(a->text_encoder->params.data, b->text_encoder->params.data, a->text_encoder->params.count * sizeof(float));
+}
+
+/* diffusers' pictures from the same latents, and the same through files there and back. */
+static void check_pipeline(db_ctx *ctx)
+{
+    static const struct {
+        const char *name;
+        db_sampler sampler;
+        size_t steps;
+        float guidance;
+    } runs[] = {{"ddim", DB_SAMPLER_DDIM, 7, 3}, {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5}, {"unguided", DB_SAMPLER_DDIM, 4, 1}};
+    static const char *const prompts[] = {"a photo of a dog", "Zwei Katzen, 3 cups"};
+    enum { H = 16, W = 24, N = 2 * H * W * 3 };
+    db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");
+    db_pipeline *p = make_pipeline(ctx), *q = NULL, *r = NULL;
+    float latents[2 * 4 * 8 * 12], *out = (float *)calloc(N, sizeof *out), *again = (float *)calloc(N, sizeof *again);
+    size_t k, i;
+    if (!p) {
+        test_fail("pipeline", "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return;
+    }
+    hashed("pipeline.latents", sizeof latents / sizeof *latents, 1.7f, latents);
+    test_check(p->scheduler.sampler == DB_SAMPLER_DPMSOLVER, "pipeline with PNDM", "DPM-Solver++ stands in for it");
+    for (k = 0; k < sizeof runs / sizeof *runs; k++) {
+        db_sample_config c = db_sample_config_default();
+        char label[100];
+        size_t n;
+        float *ref = test_golden_values(st, runs[k].name, &n);
+        double e;
+        c.sampler = runs[k].sampler, c.num_inference_steps = runs[k].steps, c.guidance_scale = runs[k].guidance, c.latents = latents;
+        snprintf(label, sizeof label, "pipeline %s", runs[k].name);
+        db_generate(p, prompts, 2, "blurry", &c, H, W, out);
+        for (i = 0; i < N; i++) again[i] = (out[i] + 1) / 2;
+        e = test_error(again, ref, N, 0, &i);
+        if (db_status(ctx) != DB_OK || n != N || !(e <= 1e-3)) test_fail(label, "error %.1e at %zu: %s", e, i, db_last_error(ctx));
+        else test_pass(label, "error %.1e", e);
+        free(ref);
+        db_clear_error(ctx);
+    }
+    { /* one picture alone is the same; latents drawn depend on the seed */
+        db_sample_config c = db_sample_config_default();
+        c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 3, c.seed = 5;
+        db_generate(p, prompts, 2, NULL, &c, H, W, out);
+        c.seed = 6;
+        db_generate(p, prompts + 1, 1, NULL, &c, H, W, again);
+        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) < 1e-5, "pipeline, one picture of two", "the same picture");
+        c.vae_tile = 8;
+        db_generate(p, prompts + 1, 1, NULL, &c, H, W, again);
+        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) > 1e-5, "pipeline, decoded in tiles", "another picture");
+        db_generate(p, prompts, 1, NULL, &c, H + 1, W, again);
+        expect(ctx, "pipeline, an odd height", DB_ERROR_ARGUMENT, "height 17", "multiples of 2");
+    }
+    db_pipeline_save(p, at("saved"), DB_F32);
+    db_pipeline_load(ctx, at("saved"), &q);
+    test_check(same_weights(p, q), "pipeline saved as a directory", "the same weights");
+    db_pipeline_free(q);
+    db_pipeline_save_ldm(p, at("ldm.safetensors"), DB_F32);
+    db_pipeline_load(ctx, at("ldm.safetensors"), &q);
+    test_check(same_weights(p, q) && !q->tokenizer && q->scheduler.steps_offset == 1, "pipeline saved as one file", "the same weights");
+    mkdir(at("tokenizer"), 0777);
+    copy_file("tests/golden/tokenizers/clip/vocab.json", "tokenizer/vocab.json");
+    copy_file("tests/golden/tokenizers/clip/merges.txt", "tokenizer/merges.txt");
+    db_pipeline_free(q);
+    db_pipeline_load(ctx, at("ldm.safetensors"), &q);
+    if (q) db_pipeline_save(q, at("back"), DB_F32);
+    db_pipeline_load(ctx, at("back"), &r);
+    test_check(same_weights(p, r) && r->tokenizer, "one file as a directory again", "the same weights and a tokenizer");
+    if (db_status(ctx) != DB_OK) test_fail("pipeline files", "%s", db_last_error(ctx));
+    db_clear_error(ctx);
+    db_pipeline_free(p), db_pipeline_free(q), db_pipeline_free(r);
+    db_safetensors_close(st);
+    free(out), free(again);
+}
+
+/* A Stable Diffusion 1.x file without our metadata: the configuration comes from the tensors' shapes. */
+static void check_ldm_inference(db_ctx *ctx)
+{
+    static const char *const configs[][2] = {
+        {"unet", "{\"in_channels\": 4, \"out_channels\": 4, \"sample_size\": 64, \"block_out_channels\": [32, 64, 64, 64], \"layers_per_block\": 2, \"attention_head_dim\": 8, "
+                 "\"cross_attention_dim\": 64, \"down_block_types\": [\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", "
+                 "\"DownBlock2D\"], \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"]}"},
+        {"vae", "{\"block_out_channels\": [32, 64], \"layers_per_block\": 2, \"latent_channels\": 4, \"sample_size\": 512, \"down_block_types\": [\"DownEncoderBlock2D\", "
+                "\"DownEncoderBlock2D\"], \"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\"]}"},
+        {"text", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 64, \"intermediate_size\": 24, \"num_hidden_layers\": 3, "
+                 "\"num_attention_heads\": 1}"}};
+    db_pipeline p, *q = NULL;
+    db_unet_config uc;
+    db_vae_config vc;
+    db_text_config tc;
+    memset(&p, 0, sizeof p);
+    p.ctx = ctx, p.directory = (char *)"";
+    write_text("unet.json", configs[0][1]), write_text("vae.json", configs[1][1]), write_text("text.json", configs[2][1]);
+    db_unet_config_load(ctx, at("unet.json"), &uc), db_vae_config_load(ctx, at("vae.json"), &vc), db_text_config_load(ctx, at("text.json"), &tc);
+    db_unet_create(ctx, &uc, &p.unet), db_vae_create(ctx, &vc, &p.vae), db_text_encoder_create(ctx, &tc, &p.text_encoder);
+    if (db_status(ctx) == DB_OK) {
+        fill_params(&p.unet->params), fill_params(&p.vae->params), fill_params(&p.text_encoder->params);
+        db_pipeline_save_ldm(&p, at("bare.safetensors"), DB_F32);
+        db_pipeline_load(ctx, at("bare.safetensors"), &q);
+    }
+    if (!q) test_fail("a file without metadata", "%s", db_last_error(ctx));
+    else {
+        test_check(same_weights(&p, q), "a file without metadata", "the same weights");
+        test_check(!memcmp(&q->unet->config, &uc, sizeof uc) && !memcmp(&q->vae->config, &vc, sizeof vc) && !memcmp(&q->text_encoder->config, &tc, sizeof tc),
+                   "its configuration", "the one it was made with");
+    }
+    db_clear_error(ctx);
+    db_pipeline_free(q);
+    db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
+}
+
+/* Every 41st allocation of loading, drawing and saving fails once; the files are those of check_pipeline. */
+static void check_memory(void)
+{
+    static const char *const prompt[] = {"a dog"};
+    db_ctx *ctx = counting_context();
+    long i, before = counting_live, failures = 0;
+    db_result r = DB_ERROR_MEMORY;
+    float *out = (float *)malloc(16 * 24 * 3 * sizeof *out);
+    for (i = 0; r == DB_ERROR_MEMORY; i += 41) {
+        db_pipeline *p = NULL, *q = NULL;
+        db_sample_config c = db_sample_config_default();
+        c.sampler = DB_SAMPLER_DPMSOLVER, c.num_inference_steps = 2, c.vae_tile = 8;
+        counting_fail_at = counting_calls + i;
+        if (db_pipeline_load(ctx, at("sd"), &p) == DB_OK && db_generate(p, prompt, 1, NULL, &c, 16, 24, out) == DB_OK &&
+            db_pipeline_save(p, at("again"), DB_F16) == DB_OK && db_pipeline_save_ldm(p, at("again.safetensors"), DB_BF16) == DB_OK)
+            db_pipeline_load(ctx, at("again.safetensors"), &q);
+        counting_fail_at = -1;
+        db_pipeline_free(p), db_pipeline_free(q);
+        r = db_status(ctx);
+        failures += r == DB_ERROR_MEMORY;
+        if (r != DB_ERROR_MEMORY && r != DB_OK) test_fail("failing allocations", "allocation %ld: %s", i, db_last_error(ctx));
+        if (counting_live != before) test_fail("failing allocations", "allocation %ld leaves %ld blocks", i, counting_live - before), before = counting_live;
+        db_clear_error(ctx);
+    }
+    test_pass("failing allocations", "%ld of them", failures);
+    free(out);
+    db_destroy(ctx);
+}
+
+/* Checkpoints of other kinds, by one tensor that is typical of each. */
+static void check_refusals(db_ctx *ctx)
+{
+    static const char *const files[][2] = {{"conditioner.embedders.1.model.positional_embedding", "XL"}, {"cond_stage_model.model.token_embedding.weight", "OpenCLIP"},
+        {"lora_unet_down_blocks_0.lora_down.weight", "LoRA"}, {"unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "LoRA"}, {"double_blocks.0.img_attn.qkv.weight", "FLUX"},
+        {"model.diffusion_model.joint_blocks.0.x", "Stable Diffusion 3"}, {"control_model.time_embed.0.weight", "ControlNet"}, {"emb_params", "Textual Inversion"},
+        {"down_blocks.0.resnets.0.conv1.weight", "model_index.json"}, {"text_model.encoder.layers.0.mlp.fc1.bias", "model_index.json"}, {"something", "lacks"}};
+    static const char *const classes[] = {"StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInpaintPipeline", "KandinskyPipeline"};
+    db_pipeline *p = NULL;
+    size_t k, one = 1;
+    char text[200];
+    for (k = 0; k < sizeof files / sizeof *files; k++) {
+        float zero = 0;
+        db_safetensors_writer *w = db_safetensors_create(ctx, at("other.safetensors"));
+        db_safetensors_declare(w, files[k][0], DB_F32, 1, &one);
+        db_safetensors_write_f32(w, files[k][0], &zero);
+        db_safetensors_finish(w);
+        snprintf(text, sizeof text, "a file with %s", files[k][0]);
+        db_pipeline_load(ctx, at("other.safetensors"), &p);
+        expect(ctx, text, DB_ERROR_UNSUPPORTED, "other.safetensors", files[k][1]);
+    }
+    write_text("cut.safetensors", "cut off here");
+    db_pipeline_load(ctx, at("cut.safetensors"), &p);
+    expect(ctx, "a file cut off", DB_ERROR_FORMAT, "cut.safetensors", "");
+    write_text("model.ckpt", "PK\3\4archive");
+    db_pipeline_load(ctx, at("model.ckpt"), &p);
+    expect(ctx, "a pickle", DB_ERROR_UNSUPPORTED, "pickle", "save_file");
+    write_text("model.gguf", "GGUF");
+    db_pipeline_load(ctx, at("model.gguf"), &p);
+    expect(ctx, "a GGUF file", DB_ERROR_UNSUPPORTED, "GGUF", "safetensors");
+    for (k = 0; k < sizeof classes / sizeof *classes; k++) {
+        snprintf(text, sizeof text, "{\"_class_name\": \"%s\"}", classes[k]);
+        write_text("model_index.json", text);
+        db_pipeline_load(ctx, scratch, &p);
+        expect(ctx, classes[k], DB_ERROR_UNSUPPORTED, "model_index.json", classes[k]);
+    }
+    remove(at("model_index.json"));
+    write_text("adapter_config.json", "{}");
+    db_pipeline_load(ctx, scratch, &p);
+    expect(ctx, "a folder with a LoRA", DB_ERROR_UNSUPPORTED, "LoRA", scratch);
+    remove(at("adapter_config.json"));
+    db_pipeline_load(ctx, at("nowhere"), &p);
+    expect(ctx, "a folder without a pipeline", DB_ERROR_MISSING, "nowhere", "model_index.json");
+}
+
 int main(int argc, char **argv)
 {
     static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"}, *const vaes[] = {"vae_a", "vae_b", "vae_c"};
     size_t k;
     db_ctx *ctx;
-    (void)argc;
     test_let_threads_sleep(argv);
-    if (!make_scratch("test_sd") || db_create(&ctx, NULL) != DB_OK) return 1;
+    if (argc > 1) snprintf(scratch, sizeof scratch, "%s", argv[1]);
+    else if (!make_scratch("test_sd")) return 1;
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
     check_text_files(ctx);
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);
@@ -338,7 +600,15 @@ int main(int argc, char **argv)
     check_vae_tiled(ctx);
     check_vae_files(ctx);
     check_schedulers(ctx);
+    check_pipeline(ctx);
+    check_memory();
+    check_ldm_inference(ctx);
+    check_refusals(ctx);
     db_destroy(ctx);
-    rmdir(scratch);
+    if (argc < 2) {
+        char command[400];
+        snprintf(command, sizeof command, "rm -rf '%s'", scratch);
+        if (system(command)) return 1;
+    }
     return test_summary();
 }

@@ -37,10 +37,10 @@ static int load_cascade(db_ctx *ctx, const char *directory, const list *upscaler
     size_t k;
     memset(c, 0, sizeof *c);
     snprintf(path, sizeof path, "%s/base/model_index.json", directory);
-    if (db__exists(path)) {
+    if (db__file_exists(path)) {
         for (k = 0; k < MAX_STAGES && db_status(ctx) == DB_OK; k++) {
             snprintf(path, sizeof path, "%s/%s/model_index.json", directory, names[k]);
-            if (!db__exists(path)) break;
+            if (!db__file_exists(path)) break;
             snprintf(path, sizeof path, "%s/%s", directory, names[k]);
             if (db_pipeline_load(ctx, path, &c->stage[c->n]) == DB_OK) c->n++;
         }
@@ -68,7 +68,7 @@ static const char *stage_directory(const char *directory, const char *name)
 {
     static char path[4096];
     snprintf(path, sizeof path, "%s/%s/model_index.json", directory, name);
-    if (!db__exists(path)) return directory;
+    if (!db__file_exists(path)) return directory;
     snprintf(path, sizeof path, "%s/%s", directory, name);
     return path;
 }
@@ -529,7 +529,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
     for (k = 0; k < n; k += j) {
         for (j = 0; j < AT_ONCE && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
-            if (db__exists(path)) break;
+            if (db__file_exists(path)) break;
             prompts[j] = t->config.class_prompt;
         }
         missing += j;
@@ -571,7 +571,7 @@ static long newest_checkpoint(const char *out, long keep)
     int n = 0, i, j;
     for (k = 0; names && k < files; k++) {
         snprintf(path, sizeof path, "%s/%s/state.safetensors", out, names[k]);
-        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && db__exists(path))
+        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && db__file_exists(path))
             steps[n++] = atol(names[k] + 11);
         free(names[k]);
     }
@@ -950,7 +950,7 @@ static int probe(int argc, char **argv)
     if (!ctx) return 1;
     c.model = stage_directory(c.model, "base");
     snprintf(path, sizeof path, "%s/%s/config.json", c.model, part);
-    if (db__exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
+    if (db__file_exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
     else snprintf(path, sizeof path, "%s", c.model); /* the part's own directory */
     db_safetensors_open(ctx, in, &st);
     if (db_status(ctx) == DB_OK && is_unet) db_unet_load(ctx, path, &u);

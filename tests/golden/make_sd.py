@@ -152,6 +152,44 @@ def make_schedulers():
     print("schedulers", len(cases), "trajectories")
 
 
+def make_pipeline():
+    """A whole small StableDiffusionPipeline: its configurations to pipelines/sd, its pictures from given latents."""
+    words = os.path.join(HERE, "tokenizers", "clip")
+    folder = os.path.join(HERE, "pipelines", "sd")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(words, model_max_length=77)
+    text = dict(vocab_size=len(tokenizer), max_position_embeddings=77, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                hidden_act="quick_gelu", layer_norm_eps=1e-5, model_type="clip_text_model", bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    unet_ = dict(_class_name="UNet2DConditionModel", sample_size=8, in_channels=4, out_channels=4, block_out_channels=[8, 16], layers_per_block=1, attention_head_dim=2,
+                 cross_attention_dim=16, norm_num_groups=4, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
+    vae_ = dict(_class_name="AutoencoderKL", sample_size=16, block_out_channels=[4, 8], layers_per_block=1, norm_num_groups=2, latent_channels=4, scaling_factor=0.18215,
+                down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2)
+    sd = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pndm = sd | dict(_class_name="PNDMScheduler", skip_prk_steps=True)
+    parts = dict(text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**text)), unet=diffusers.UNet2DConditionModel.from_config(unet_),
+                 vae=diffusers.AutoencoderKL.from_config(vae_))
+    for name, model in parts.items():
+        fill(model, "text_model." if name == "text_encoder" else "")
+        model.double().eval()
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": True, "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+             "feature_extractor": ["transformers", "CLIPImageProcessor"], "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    for path, config in {"model_index.json": index, "scheduler/scheduler_config.json": pndm, "text_encoder/config.json": text, "unet/config.json": unet_,
+                         "vae/config.json": vae_}.items():
+        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+        json.dump(config, open(os.path.join(folder, path), "w"), indent=1)
+    latents = numbers("pipeline.latents", (2, 4, 8, 12), 1.7)
+    tensors = {}
+    for name, kind, steps, guidance in (("ddim", diffusers.DDIMScheduler, 7, 3.0), ("dpm", diffusers.DPMSolverMultistepScheduler, 8, 5.0), ("unguided", diffusers.DDIMScheduler, 4, 1.0)):
+        scheduler = kind.from_config(diffusers.PNDMScheduler.from_config(pndm).config)
+        pipe = diffusers.StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe.set_progress_bar_config(disable=True)
+        out = pipe(["a photo of a dog", "Zwei Katzen, 3 cups"], negative_prompt=["blurry"] * 2, latents=latents.clone(), num_inference_steps=steps, guidance_scale=guidance,
+                   height=16, width=24, output_type="np").images
+        print(name, "mean", out.mean(), "at the limits", ((out == 0) | (out == 1)).mean())
+        tensors[name] = np.ascontiguousarray(out, np.float32)
+    save_file(tensors, os.path.join(folder, "golden.safetensors"), metadata={"torch": torch.__version__, "diffusers": diffusers.__version__, "by": "make_sd.py"})
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     parts = {k[5:]: f for k, f in globals().items() if k.startswith("make_")}
