@@ -13,7 +13,7 @@ LDLIBS = -lm
 B      = build
 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
-TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/make_spiece
+TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))

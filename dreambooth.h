@@ -232,7 +232,8 @@ db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z)
 /* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel weights
    [B,H,W] or none; *each (or NULL) becomes the unweighted loss of every sample. */
 db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel, db_tensor *each);
-db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets); /* targets i32, -1: skip */
+/* targets i32 [N], -1: skip; or f32 [N,V], probabilities */
+db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
 /* ---- the seam to hardware ---------------------------------------------------------------------------
 
@@ -4240,14 +4241,15 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
     return arg[0];
 }
 
-/* Mean over the rows with target >= 0 of -log softmax(logits)[target].
-   a: loss [1], lse [N], logits [N,V], targets i32 [N] */
+/* Mean over the rows with target >= 0 of -log softmax(logits)[target]; or, with a row of
+   probabilities p for each, over all rows of -sum p log softmax(logits).
+   a: loss [1], lse [N], logits [N,V], targets i32 [N] or f32 [N,V] */
 static void db__cpu_cross_entropy(db_ctx *ctx, db_call *c)
 {
     const db_arg *logits = &c->a[2];
     const db__kernels *kern = db__kernels_for(ctx, logits->dtype);
-    size_t N = db__arg_count(&c->a[3]), V = db__arg_count(logits) / N, counted = 0;
-    const int32_t *target = (const int32_t *)c->a[3].data;
+    size_t N = db__arg_count(&c->a[1]), V = db__arg_count(logits) / N, counted = 0;
+    const int32_t *target = c->a[3].dtype == DB_I32 ? (const int32_t *)c->a[3].data : NULL;
     double total = 0;
     long n;
     if (c->measuring) return;
@@ -4257,40 +4259,49 @@ static void db__cpu_cross_entropy(db_ctx *ctx, db_call *c)
             float max = -3e38f;
             double sum = 0;
             size_t j;
-            if (target[n] < 0) continue;
+            if (target && target[n] < 0) continue;
             for (j = 0; j < V; j++) max = DB__MAX(max, db__read(kern, logits, (size_t)n * V + j));
             for (j = 0; j < V; j++) sum += exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)max);
             ((float *)c->a[1].data)[n] = max + (float)log(sum);
         }
     }
-    for (n = 0; n < (long)N; n++)
-        if (target[n] >= 0) {
-            total += (double)((float *)c->a[1].data)[n] - (double)db__read(kern, logits, (size_t)n * V + (size_t)target[n]);
-            counted++;
-        }
+    for (n = 0; n < (long)N; n++) {
+        double lse = (double)((float *)c->a[1].data)[n];
+        size_t j, row = (size_t)n * V;
+        if (target && target[n] < 0) continue;
+        if (target) total += lse - (double)db__read(kern, logits, row + (size_t)target[n]);
+        for (j = 0; j < V && !target; j++)
+            total += (double)db__floats(&c->a[3])[row + j]
+                * (lse - (double)db__read(kern, logits, row + j));
+        counted++;
+    }
     *(float *)c->a[0].data = counted ? (float)(total / (double)counted) : 0;
 }
 
-/* a: dlogits, logits, lse, targets, dloss */
+/* (softmax(logits) sum p - p) / N. a: dlogits, logits, lse, targets, dloss */
 static void db__cpu_cross_entropy_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *logits = &c->a[1];
     const db__kernels *kern = db__kernels_for(ctx, logits->dtype);
-    size_t N = db__arg_count(&c->a[3]), V = db__arg_count(logits) / N, counted = 0, k;
-    const int32_t *target = (const int32_t *)c->a[3].data;
+    size_t N = db__arg_count(&c->a[2]), V = db__arg_count(logits) / N, counted = 0, k;
+    const int32_t *target = c->a[3].dtype == DB_I32 ? (const int32_t *)c->a[3].data : NULL;
+    const float *p = db__floats(&c->a[3]);
     long n;
     if (c->measuring) return;
-    for (k = 0; k < N; k++) counted += target[k] >= 0;
+    for (k = 0; k < N; k++) counted += !target || target[k] >= 0;
     {
         DB__PARALLEL_FOR(ctx, static)
         for (n = 0; n < (long)N; n++) {
-            size_t j;
+            size_t j, row = (size_t)n * V;
+            float weight = target ? (float)(target[n] >= 0) : 0;
+            for (j = 0; j < V && !target; j++) weight += p[row + j];
             for (j = 0; j < V; j++) {
-                float g = 0;
-                if (target[n] >= 0)
-                    g = ((float)exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)db__floats(&c->a[2])[n]) - ((long)j == target[n])) *
-                        db__floats(&c->a[4])[0] / (float)counted;
-                kern->from_f32(db__at(&c->a[0], (size_t)n * V + j), &g, 1, 0);
+                float aim = target ? (float)((long)j == target[n]) : p[row + j], g = 0;
+                double y = (double)db__read(kern, logits, row + j);
+                y -= (double)db__floats(&c->a[2])[n];
+                if (weight > 0)
+                    g = ((float)exp(y) * weight - aim) * db__floats(&c->a[4])[0] / (float)counted;
+                kern->from_f32(db__at(&c->a[0], row + j), &g, 1, 0);
             }
         }
     }
@@ -4311,8 +4322,13 @@ static void db__cross_entropy_backward(db_tape *t, const db__node *n)
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
 {
     db_tensor arg[4];
-    size_t one = 1, N = db_count(targets);
+    size_t one = 1, V, N;
+    int soft;
     if (t->ctx->result != DB_OK) return db__none;
+    soft = t->value[targets.id].dtype == DB_F32;
+    V = logits.dim[logits.n_dims - 1], N = db_count(targets) / (soft ? V : 1);
+    if (db_count(logits) != N * V)
+        return db__shape_fail(t, "cross entropy: logits and targets", logits, targets);
     arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 1, &N);
     arg[2] = logits, arg[3] = targets;

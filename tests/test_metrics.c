@@ -172,6 +172,70 @@ static void check_lpips(db_ctx *ctx, const char *name)
     db_lpips_free(m);
 }
 
+/* ---- what training them needs ---------------------------------------------------------------- */
+
+enum { ROWS = 3, COLUMNS = 5, WIDTH = 4 };
+
+/* Mean over the rows of -sum p log softmax(4 cos(a, b)), in double precision. */
+static double contrast(const double *a, const double *b, const double *p)
+{
+    double total = 0;
+    size_t i, j, k;
+    for (i = 0; i < ROWS; i++) {
+        double z[COLUMNS], sum = 0;
+        for (j = 0; j < COLUMNS; j++) {
+            double ab = 0, aa = 0, bb = 0;
+            for (k = 0; k < WIDTH; k++) {
+                double x = a[i * WIDTH + k], y = b[j * WIDTH + k];
+                ab += x * y, aa += x * x, bb += y * y;
+            }
+            sum += exp(z[j] = 4 * ab / sqrt(aa * bb));
+        }
+        for (j = 0; j < COLUMNS; j++) total += p[i * COLUMNS + j] * (log(sum) - z[j]) / ROWS;
+    }
+    return total;
+}
+
+/* The contrastive loss: vectors of length 1, the product of two batches, the cross entropy with
+   probabilities; its gradient against central differences. */
+static void check_contrast(db_ctx *ctx)
+{
+    enum { NA = ROWS * WIDTH, N = NA + COLUMNS * WIDTH };
+    size_t da[2] = {ROWS, WIDTH}, dz[2] = {COLUMNS, WIDTH}, dp[2] = {ROWS, COLUMNS}, k;
+    float x[N], q[ROWS * COLUMNS], grad[N], ref[N], loss = 0;
+    double v[N], p[ROWS * COLUMNS], value;
+    db_tape *t = NULL;
+    db_tensor a, b, targets, y;
+    db_tape_create(ctx, &t);
+    a = db_input(t, DB_F32, 2, da), b = db_input(t, DB_F32, 2, dz),
+        targets = db_input(t, DB_F32, 2, dp);
+    db_require_grad(t, a), db_require_grad(t, b);
+    y = db_linear(t, db_unit_norm(t, a), db_cast(t, db_unit_norm(t, b), DB_F32), db__none,
+                  db__none);
+    y = db_cross_entropy(t, db_weighted_sum(t, 4, y, 0, db__none), targets);
+    db_backward(t, y);
+    hashed("contrast", N, 1, x);
+    hashed("probabilities", ROWS * COLUMNS, 0.5f, q);
+    for (k = 0; k < N; k++) v[k] = (double)x[k];
+    for (k = 0; k < ROWS * COLUMNS; k++) p[k] = (double)(q[k] += 0.5f); /* rows of any sum */
+    db_upload(t, a, x), db_upload(t, b, x + NA), db_upload(t, targets, q);
+    db_run(t, 0, 0);
+    db_download(t, y, &loss), db_download(t, db_grad(t, a), grad),
+        db_download(t, db_grad(t, b), grad + NA);
+    value = contrast(v, v + NA, p);
+    for (k = 0; k < N; k++) {
+        double high, h = 1e-5;
+        v[k] += h, high = contrast(v, v + NA, p);
+        v[k] -= 2 * h, ref[k] = (float)((high - contrast(v, v + NA, p)) / (2 * h));
+        v[k] += h;
+    }
+    value = fabs((double)loss - value) + test_error(grad, ref, N, 0, NULL);
+    if (db_status(ctx) == DB_OK && value < 1e-4) test_pass("contrastive loss", "err %.1e", value);
+    else test_fail("contrastive loss", "%s err %.1e", db_last_error(ctx), value);
+    db_tape_destroy(t);
+    db_clear_error(ctx);
+}
+
 /* ---- preprocessing ------------------------------------------------------------------------- */
 
 static db_image picture(const db_safetensors *st, const char *kind, size_t k)
@@ -422,6 +486,7 @@ int main(int argc, char **argv)
         check_vit(ctx, "vit_a"), check_vit(ctx, "vit_b");
         check_clip(ctx, "clip_both_a"), check_clip(ctx, "clip_both_b");
         check_lpips(ctx, "lpips_a"), check_lpips(ctx, "lpips_b");
+        if (!k) check_contrast(ctx);
         st = test_golden(ctx, METRICS "/golden.safetensors");
         check_scores(ctx, st); /* in f32, whatever the context computes in */
         db_safetensors_close(st);
