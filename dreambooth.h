@@ -2305,41 +2305,43 @@ static int db__thread_index(void)
    y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx - pad, :]
 
    A weight [OC,IC,k,k] is kept as [k][OC][k*IC]: for each row dy of the kernel a matrix whose rows
-   are as long as k neighbouring pixels. The input is copied, a block of output pixels at a time,
-   into a strip [rows + k - 1][columns][k*IC] whose row x holds the k pixels around x; then
+   are as long as k neighbouring pixels. A region of the input is copied into lines with a halo of
+   zeros, in which those k pixels lie one after the other; then
 
-     convolution = sum over dy of (strip shifted by dy rows) x W[dy]^T,
+     convolution = sum over dy of (lines from dy on) x W[dy]^T,
 
-   k matrix products whose A is read at a constant stride, without im2col's k*k copies. A linear
-   layer is the case k = 1, and needs no strip. The gradient of the input is the same convolution of
-   dy with the mirrored, transposed weight; a stride becomes zeros between the pixels of dy.       */
+   k matrix products whose rows of A overlap: each begins one pixel (or stride) after the last. A
+   linear layer is the case k = 1, and needs no copy. The gradient of the input is the same
+   convolution of dy with the mirrored, transposed weight; a stride becomes zeros between the pixels
+   of dy.                                                                                          */
 
 typedef struct db__conv {
     size_t B, H, W, C;    /* of the image that is read                        */
     size_t OH, OW, OC;    /* of the image that is written                     */
-    size_t k, stride;     /* strides > 1 need k rows of strip for each row    */
+    size_t k, stride;
     size_t dilate;        /* zeros between the pixels read: dilate - 1        */
     long pad;             /* above and to the left                            */
-    size_t Cp;            /* C padded so that a kernel's K step fits          */
+    size_t Cp;            /* C padded to an even number where K goes by pairs */
     size_t K;             /* k * Cp padded to the kernels' multiple           */
-    size_t rows, columns; /* of the blocks in which the output is computed    */
-    size_t by_y, by_x;    /* number of blocks                                 */
+    size_t rows, columns; /* of the regions in which the output is computed   */
+    size_t by_y, by_x;    /* number of regions                                */
+    size_t line;          /* pixels of input that a region's row meets        */
 } db__conv;
 
 static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_arg *out, size_t k, size_t stride, size_t dilate,
                             long pad, size_t pixels)
 {
     db__conv v;
-    size_t step = kern->k_multiple > 1 ? 2 : 1;
     v.B = in->dim[0], v.H = in->dim[1], v.W = in->dim[2], v.C = in->dim[3];
     v.OH = out->dim[1], v.OW = out->dim[2], v.OC = out->dim[3];
     v.k = k, v.stride = stride, v.dilate = dilate, v.pad = pad;
-    v.Cp = DB__ROUND_UP(v.C, step);
+    v.Cp = DB__ROUND_UP(v.C, kern->k_multiple > 1 ? 2 : 1);
     v.K = DB__ROUND_UP(k * v.Cp, kern->k_multiple);
     v.columns = DB__MIN(v.OW, k == 1 ? pixels : 64);
     v.rows = DB__MIN(v.OH, DB__MAX(1, pixels / v.columns));
     v.by_y = DB__CEIL_DIV(v.OH, v.rows);
     v.by_x = DB__CEIL_DIV(v.OW, v.columns);
+    v.line = (v.columns - 1) * stride + k;
     return v;
 }
 
@@ -2363,44 +2365,23 @@ static int db__conv_direct(const db__conv *v)
     return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C && v->pad == 0 && v->OH == v->H && v->OW == v->W;
 }
 
-
-/* How many strip rows one block of `rows` output rows needs. */
-static size_t db__strip_rows(const db__conv *v, size_t rows) { return v->stride == 1 ? rows + v->k - 1 : rows * v->k; }
-
-/* Fills the strip for output rows [y0, y0+rows), columns [x0, x0+columns): [strip row][columns][K].
-   With a stride, output row r has its own k strip rows [r][dy]. */
-static void db__fill_strip(const db__conv *v, char *strip, const char *image, size_t size, size_t y0, size_t rows, size_t x0, size_t columns, size_t ld_columns)
+/* One line of input, from row y and column x (in dilated pixels) on, zeros where there is none: [n][Cp]. */
+static void db__fill_line(const db__conv *v, char *line, const char *image, size_t size, long y, long x, size_t n)
 {
-    size_t n = db__strip_rows(v, rows), r, x, dx, pixel = v->C * size;
-    for (r = 0; r < n; r++) {
-        long iy = v->stride == 1 ? (long)(y0 + r) - v->pad : (long)((y0 + r / v->k) * v->stride + r % v->k) - v->pad;
-        int inside = iy >= 0 && iy % (long)v->dilate == 0 && iy / (long)v->dilate < (long)v->H;
-        char *o = strip + r * ld_columns * v->K * size;
-        const char *line = image + (inside ? (size_t)(iy / (long)v->dilate) : 0) * v->W * pixel;
-        if (!inside) {
-            memset(o, 0, ld_columns * v->K * size);
-            continue;
-        }
-        for (x = 0; x < columns; x++, o += v->K * size) {
-            long ix = (long)((x0 + x) * v->stride) - v->pad;
-            if (v->dilate == 1 && v->Cp == v->C && ix >= 0 && ix + (long)v->k <= (long)v->W) {
-                memcpy(o, line + (size_t)ix * pixel, v->k * pixel);
-            } else {
-                for (dx = 0; dx < v->k; dx++) {
-                    long at = ix + (long)dx;
-                    char *to = o + dx * v->Cp * size;
-                    if (at >= 0 && at % (long)v->dilate == 0 && at / (long)v->dilate < (long)v->W) {
-                        memcpy(to, line + (size_t)(at / (long)v->dilate) * pixel, pixel);
-                        memset(to + pixel, 0, (v->Cp - v->C) * size);
-                    } else {
-                        memset(to, 0, v->Cp * size);
-                    }
-                }
-            }
-            memset(o + v->k * v->Cp * size, 0, (v->K - v->k * v->Cp) * size);
-        }
-        memset(o, 0, (ld_columns - columns) * v->K * size);
+    long step = (long)v->dilate, first = 0, last = (long)n; /* of the pixels inside the image */
+    size_t pixel = v->C * size, ld = v->Cp * size;
+    if (y < 0 || y % step || y / step >= (long)v->H) {
+        memset(line, 0, n * ld);
+        return;
     }
+    image += (size_t)(y / step) * v->W * pixel;
+    first = DB__MIN(DB__MAX(0, -x), last);
+    last = DB__MIN(DB__MAX(first, (long)((v->W - 1) * v->dilate) + 1 - x), last);
+    if (step > 1 || ld != pixel) memset(line, 0, n * ld);
+    else memset(line, 0, (size_t)first * ld), memset(line + (size_t)last * ld, 0, (n - (size_t)last) * ld);
+    if (step == 1 && ld == pixel) memcpy(line + (size_t)first * ld, image + (size_t)(x + first) * pixel, (size_t)(last - first) * pixel);
+    else for (; first < last; first++)
+        if ((x + first) % step == 0) memcpy(line + (size_t)first * ld, image + (size_t)((x + first) / step) * pixel, pixel);
 }
 
 /* Packs the weight [k][OC][k*IC]. Forward: B[dy][(dx,ic)][oc]. Mirrored, for the gradient of the
@@ -2438,12 +2419,18 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
                          const db_arg *residual, db__conv v, int mirrored, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, out->dtype);
-    size_t size = kern->size, panels = DB__CEIL_DIV(v.OC, 16), pixels = v.rows * v.columns;
-    size_t blocks = v.B * v.by_y * v.by_x, groups = DB__CEIL_DIV(panels, DB__PANELS);
-    size_t split = blocks < 16 ? groups : 1; /* few pixels: share out the columns too */
+    size_t size = kern->size, panels = DB__CEIL_DIV(v.OC, 16);
+    size_t regions = v.B * v.by_y * v.by_x, groups = DB__CEIL_DIV(panels, DB__PANELS);
+    size_t split = regions < 16 ? groups : 1; /* few pixels: share out the columns too */
     int direct = db__conv_direct(&v);
-    size_t strip_bytes = direct ? 0 : DB__ROUND_UP(db__strip_rows(&v, v.rows) * v.columns * v.K * size, DB__ALIGN);
-    size_t c_bytes = pixels * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float), thread_bytes = strip_bytes + c_bytes;
+    /* Rows of a region that make one product: all, where they follow each other. On tiles short rows are joined too, and
+       the products of what lies between them thrown away. */
+    int joined = direct ? v.columns == v.W || v.rows == 1 : v.stride == 1 && v.columns < 32 && kern->k_multiple == 32;
+    size_t lines = (v.rows - 1) * v.stride + v.k, apart = direct ? v.W : v.line * v.stride; /* pixels from row to row */
+    size_t beyond = v.K - v.k * v.Cp; /* the last row of A reads this much more */
+    size_t lines_bytes = direct ? 0 : DB__ROUND_UP((lines * v.line * v.Cp + beyond) * size, DB__ALIGN);
+    size_t c_rows = joined ? (v.rows - 1) * apart + v.columns : v.columns;
+    size_t c_bytes = c_rows * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float), thread_bytes = lines_bytes + DB__ROUND_UP(c_bytes, DB__ALIGN);
     char *packed = (char *)db__scratch(c, panels * 16 * v.k * v.K * size);
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     long task;
@@ -2451,45 +2438,33 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
     db__pack_conv(ctx, kern, &v, packed, db__floats(weight), mirrored);
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(blocks * split); task++) {
-            size_t block = (size_t)task / split, b = block / (v.by_y * v.by_x), y0 = block / v.by_x % v.by_y * v.rows;
-            size_t x0 = block % v.by_x * v.columns, rows = DB__MIN(v.rows, v.OH - y0), columns = DB__MIN(v.columns, v.OW - x0);
-            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r;
-            char *strip = own + thread_bytes * (size_t)db__thread_index();
-            float *acc = (float *)(void *)(strip + strip_bytes);
+        for (task = 0; task < (long)(regions * split); task++) {
+            const db__region at = db__region_of(&v, (size_t)task / split);
+            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r, q;
+            size_t step = joined ? at.rows : 1; /* rows of a product */
+            char *copy = own + thread_bytes * (size_t)db__thread_index();
+            const char *image = db__at(in, at.b * v.H * v.W * v.C);
             db__gemm g;
             memset(&g, 0, sizeof g);
-            g.k = v.K, g.taps = v.k, g.a_k = 1, g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16, g.c = acc;
-            if (direct) {
-                g.a = db__at(in, (b * v.H * v.W + y0 * v.W + x0) * v.C);
-                g.lda = v.C;
-            } else {
-                db__fill_strip(&v, strip, db__at(in, b * v.H * v.W * v.C), size, y0, rows, x0, columns, columns);
-                g.a = strip;
-                g.a_tap = columns * v.K;
-                g.lda = v.stride == 1 ? v.K : v.K; /* within an output row */
-            }
+            g.k = v.K, g.taps = v.k, g.lda = v.stride * v.Cp, g.a_k = 1, g.a_tap = v.line * v.Cp;
+            g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16, g.c = (float *)(void *)(copy + lines_bytes);
+            for (r = 0; !direct && r < lines; r++)
+                db__fill_line(&v, copy + r * v.line * v.Cp * size, image, size, (long)(at.y0 * v.stride + r) - v.pad, (long)(at.x0 * v.stride) - v.pad, v.line);
+            if (!direct) memset(copy + lines * v.line * v.Cp * size, 0, beyond * size);
             for (group = first; group < last; group++) {
                 size_t n0 = group * DB__PANELS * 16, n = DB__MIN(v.OC - n0, (size_t)DB__PANELS * 16);
                 g.panels = DB__CEIL_DIV(n, 16);
                 g.ldc = g.panels * 16;
                 g.b = packed + group * DB__PANELS * g.b_panel * size;
-                if (v.stride == 1 && (!direct || v.columns == v.W || rows == 1)) {
-                    g.m = rows * columns;
+                for (r = 0; r < at.rows; r += step) {
+                    g.a = direct ? image + ((at.y0 + r) * v.W + at.x0) * v.C * size : copy + r * apart * v.Cp * size;
+                    g.m = (step - 1) * apart + at.columns;
                     kern->gemm(&g);
-                } else { /* row by row: the rows are not evenly spaced */
-                    for (r = 0; r < rows; r++) {
-                        db__gemm line = g;
-                        line.m = columns;
-                        line.a = (const char *)g.a + (direct ? r * v.W * v.C : r * (v.stride == 1 ? 1 : v.k) * columns * v.K) * size;
-                        line.c = acc + r * columns * g.ldc;
-                        kern->gemm(&line);
+                    for (q = 0; q < step; q++) {
+                        size_t to = ((at.b * v.OH + at.y0 + r + q) * v.OW + at.x0) * v.OC + n0;
+                        kern->epilogue(db__at(out, to), v.OC, g.c + q * apart * g.ldc, g.ldc, bias ? bias + n0 : NULL,
+                                       residual && residual->present ? db__at(residual, to) : NULL, at.columns, n, add);
                     }
-                }
-                for (r = 0; r < rows; r++) {
-                    size_t at = ((b * v.OH + y0 + r) * v.OW + x0) * v.OC + n0;
-                    kern->epilogue(db__at(out, at), v.OC, acc + r * columns * g.ldc, g.ldc, bias ? bias + n0 : NULL,
-                                   residual && residual->present ? db__at(residual, at) : NULL, columns, n, add);
                 }
             }
         }
