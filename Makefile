@@ -22,7 +22,8 @@ all: $(TOOLS)
 
 help:
 	@echo "make              the tools, into build/"
-	@echo "make demo         draws with the shipped model, into demo/"
+	@echo "make demo         photos of a subject -> the subject in new places, into demo/; SUBJECT=robot1 for another,"
+	@echo "                  SUBJECT=folder CLASS=dog for photos of yours"
 	@echo "make test         every test: one line each, then 'N passed, N failed'"
 	@echo "make asan ubsan   the same under a sanitizer"
 	@echo "make matrix       the header with gcc and clang, as C99, C11 and C++17, with and without OpenMP"
@@ -37,22 +38,26 @@ help:
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
+# tests and examples at -O1: half the time to compile, and nearly as fast
 $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -O1 $< -o $@ $(LDLIBS)
 
 
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
-	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS) # half the time to compile
+	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS)
 $(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
 	$(CXX) -std=c++17 $(OPT) -O1 -g $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
 
 $(B):
 	mkdir -p $(B)
 
-# what the shipped model draws today
-demo: $(B)/dreambooth
-	$(B)/dreambooth generate --output_dir demo --seed 1 --prompt "a red dog on the beach" "a blue teapot in the snow" "a green car in the city at night" \
-	    "a yellow duck on the grass" "a purple backpack in the desert" "a white cat on a wooden table" "an orange mug on the moon" "a yellow rabbit on a red carpet"
+# The main job, into demo/: SUBJECT is one of the world's 36, or a folder of photos with CLASS=noun.
+SUBJECT = dog1
+CLASS   = $(shell echo $(notdir $(SUBJECT)) | tr -d 0-9)
+demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUBJECT)/.),,$(B)/world)
+	@for d in $(SUBJECT) examples/world/subjects/$(SUBJECT) $(B)/subjects/$(SUBJECT); do \
+	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
+	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
 
 test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
 	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"

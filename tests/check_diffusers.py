@@ -1,9 +1,11 @@
-"""Does diffusers load the shipped networks, and does it compute the same?
+"""Do diffusers and transformers load the shipped cascade and what we fine-tune of it, and compute the same?
 
-    python3 tests/check_diffusers.py [examples/world/base ...]     (torch, diffusers, transformers; build/dreambooth)
+    python3 tests/check_diffusers.py [DIRECTORY ...]     (torch, diffusers, transformers; build/dreambooth)
 
 Loads each pipeline directory's U-Net and T5 encoder with diffusers and transformers, runs both sides on the same
-random inputs (ours through `build/dreambooth probe`), compares, and draws one picture with diffusers' own pipeline."""
+random inputs (ours through `build/dreambooth probe`), compares, and draws one picture with diffusers' own pipeline.
+Without arguments: both stages as shipped, and both after two steps of fine-tuning. The super-resolver has no text
+encoder of its own; its pipeline gets the base's embeddings."""
 import json, os, subprocess, sys, tempfile
 import numpy as np, torch, diffusers, transformers
 from safetensors.numpy import load_file, save_file
@@ -31,7 +33,25 @@ def relative(ours, theirs):
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-for model in sys.argv[1:] or ["examples/world/base"]:
+def fine_tuned(stage, out):
+    subprocess.run(["build/dreambooth", "train", "--quiet", "--pretrained_model_name_or_path", f"examples/world/{stage}", "--instance_data_dir",
+                    "examples/world/subjects/dog1", "--instance_prompt", "a zxk dog", "--max_train_steps", "2", "--learning_rate", "1e-3",
+                    "--train_batch_size", "1", "--output_dir", out], check=True)
+    return out
+
+
+def embeddings(prompt):
+    base = "examples/world/base"
+    text = transformers.T5EncoderModel.from_pretrained(base, subfolder="text_encoder").float().eval()
+    tokenizer = transformers.T5Tokenizer.from_pretrained(base, subfolder="tokenizer")
+    ids = tokenizer([prompt], padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text(input_ids=ids.input_ids, attention_mask=ids.attention_mask).last_hidden_state
+
+
+scratch = tempfile.TemporaryDirectory()
+models = sys.argv[1:] or ["examples/world/base", "examples/world/sr256"] + [fine_tuned(s, f"{scratch.name}/{s}") for s in ("base", "sr256")]
+for model in models:
     torch.manual_seed(0)
     index = json.load(open(f"{model}/model_index.json"))
     unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet").float().eval()
@@ -56,5 +76,11 @@ for model in sys.argv[1:] or ["examples/world/base"]:
         pipe = diffusers.IFPipeline.from_pretrained(model, safety_checker=None, feature_extractor=None, watermarker=None, torch_dtype=torch.float32)
         picture = pipe("a red dog on the beach", num_inference_steps=5, guidance_scale=3.0, output_type="pt").images
         report(f"{model} IFPipeline draws {tuple(picture.shape)}", float(not torch.isfinite(picture).all()))
+    else:
+        pipe = diffusers.IFSuperResolutionPipeline.from_pretrained(model, text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None,
+                                                                   watermarker=None, torch_dtype=torch.float32)
+        picture = pipe(image=torch.rand(1, 3, 64, 64) * 2 - 1, prompt_embeds=embeddings("a dog"), negative_prompt_embeds=embeddings(""), noise_level=20,
+                       height=256, width=256, num_inference_steps=2, guidance_scale=2.0, output_type="pt").images
+        report(f"{model} IFSuperResolutionPipeline draws {tuple(picture.shape)}", float(not torch.isfinite(picture).all()))
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)

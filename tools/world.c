@@ -4,7 +4,7 @@
                         [--split pretrain] [--seed 0] [--threads 2]
    build/world sheet    --out FILE.png [--kind random] [--size 64] [--columns 8] [--rows 8]
                         [--samples 3] [--split pretrain] [--seed 0] [--scale 1] [--captions 1]
-   build/world subjects --out DIR [--size 256] [--samples 3]
+   build/world subjects --out DIR [--name NAME] [--size 256] [--samples 3]
    build/world text     --out FILE [--count 1000] [--split pretrain] [--seed 0]
    build/world card     [--count 20000]
 
@@ -12,7 +12,7 @@
              of 64 px out of pictures of 1024 px
    sheet     a labelled grid of pictures, to look at: random, classes, places, colors, patterns,
              views, accessories, poses, expressions, styles, hybrids, glyphs, subjects, held_out
-   subjects  each subject's photos as DIR/NAME/00.png, 01.png, ...
+   subjects  each subject's photos as DIR/NAME/00.png, 01.png, ...; --name: of one alone
    text      sentences, one a line, to pre-train a text encoder
    card      what the world holds and how often, measured on a sample
 
@@ -26,7 +26,7 @@
 #include <sys/types.h>
 
 typedef struct options {
-    const char *out, *kind;
+    const char *out, *kind, *name;
     long size, virtual_size, count, samples, threads, columns, rows, scale, captions;
     world_split split;
     uint64_t seed;
@@ -63,6 +63,7 @@ static int parse(int argc, char **argv, options *o)
         }
         if (!strcmp(name, "--out")) { o->out = value; known = 1; }
         if (!strcmp(name, "--kind")) { o->kind = value; known = 1; }
+        if (!strcmp(name, "--name")) { o->name = value; known = 1; }
         if (!strcmp(name, "--seed")) { o->seed = strtoull(value, NULL, 10); known = 1; }
         if (!strcmp(name, "--split")) {
             for (int k = 0; k < 3; k++)
@@ -242,11 +243,13 @@ static int command_subjects(const options *o)
     int size = (int)o->size;
     uint8_t *rgb = (uint8_t *)malloc((size_t)size * (size_t)size * 3);
     if (!rgb) return fail("out of memory", NULL);
-    int status = 0;
+    int status = 0, found = 0;
     mkdir(o->out, 0777); /* may exist; if it cannot be made, saving says so */
     for (int i = 0; i < world_n_subjects && !status; i++) {
         world_subject_info info = world_subject(i);
         char path[4096], error[IMG_ERROR_SIZE];
+        if (o->name && strcmp(o->name, info.name)) continue;
+        found = 1;
         snprintf(path, sizeof path, "%s/%s", o->out, info.name);
         mkdir(path, 0777);
         for (int k = 0; k < info.n_photos && !status; k++) {
@@ -261,7 +264,7 @@ static int command_subjects(const options *o)
                info.is_dev ? "development" : "test", info.n_photos);
     }
     free(rgb);
-    return status;
+    return found ? status : fail("there is no subject ", o->name);
 }
 
 static int command_text(const options *o)
