@@ -1,12 +1,83 @@
-/* dreambooth.h - DreamBooth in one header: teach a text-to-image diffusion model a subject from a few photos
+/* dreambooth.h - DreamBooth in one header: teach a diffusion model a subject from a few photos
 
    Do this
 
        #define DREAMBOOTH_IMPLEMENTATION
        #include "dreambooth.h"
 
-   in one C or C++ file, before any other include, and only #include it elsewhere. Link with -lm, and
-   compile with -fopenmp to use more than one processor core.
+   in one C or C++ file, before any other include, and only #include it elsewhere. Link with -lm,
+   and compile with -fopenmp to use more than one processor core. A complete program, which draws
+   a picture:
+
+       int main(void)
+       {
+           static float pixels[64 * 64 * 3];            // [H][W][3] in [-1,1]
+           const char *prompt = "a red dog on the beach";
+           db_sample_config config = db_sample_config_default();
+           db_ctx *ctx = NULL;
+           db_pipeline *model = NULL;
+           db_create(&ctx, NULL);
+           if (db_pipeline_load(ctx, "examples/world/base", &model) == DB_OK)
+               db_generate(model, &prompt, 1, NULL, &config, 64, 64, pixels);
+           if (db_status(ctx) != DB_OK) puts(db_last_error(ctx));
+           db_pipeline_free(model), db_destroy(ctx);
+       }
+
+   examples/dreambooth.c teaches a model a subject in a page.
+
+   Contents (search for the tags)
+
+       [DB-01]  platform, allocation, errors, log, random numbers, threads
+       [DB-02]  tensors, the tape, the backend table
+       [DB-03]  operations: a kernels (at the end of the file), b instruction sets, c drivers
+       [DB-04]  parameters, AdamW, EMA, learning-rate schedules
+       [DB-05]  JSON, safetensors
+       [DB-06]  tokenizers: SentencePiece unigram, CLIP byte-level BPE
+       [DB-07]  text encoders: T5, CLIP
+       [DB-08]  the U-Nets of DeepFloyd IF and Stable Diffusion, the VAE
+       [DB-09]  noise schedule and samplers: DDPM, DDIM, DPM-Solver++; guidance, thresholding
+       [DB-10]  super-resolution: noise conditioning augmentation
+       [DB-11]  pipelines: load, draw, upscale, save
+       [DB-12]  DreamBooth: the loss, the training step, checkpoints
+       [DB-13]  metrics: DINO, CLIP-I, CLIP-T, LPIPS, PRES, DIV
+
+   From the paper (Ruiz et al., 2022; Saharia et al., 2022 for the cascade) to the code
+
+       x                   a clean picture [H,W,3] in [-1,1]        db_image, db_resize
+       c = Gamma(P)        the prompt's encoding [T,D]              db_encode, db_text_forward
+       eps                 standard normal noise                    db_normal_like
+       alpha_t, sigma_t    the schedule, alpha^2 + sigma^2 = 1      db_schedule_coefficients
+       z_t = alpha_t x + sigma_t eps                                db_mix
+       x_hat(z_t, c)       the network                              db_unet_forward
+       w_t |x_hat - x|^2   one term of the loss                     db__denoising_loss
+       lambda              weight of prior preservation             prior_loss_weight
+       eq. 2               both terms                               db__dreambooth_loss
+       x_pr                class images, ancestral sampler          db_generate, db_class_image_seed
+       augmentation level  noise on the small picture     db_noise_level, db_condition_low_res
+
+   Memory. What db_x_create, _load or _open gives is freed with db_x_free, _destroy or _close;
+   freeing NULL does nothing. Inputs are copied unless it says otherwise; outputs go into the
+   caller's memory. All allocations pass through db_config.allocate, or malloc. A tape's memory
+   is planned before its first run. Checkpoints are mapped into memory where the system can.
+
+   Errors. Functions return a db_result. The first failure stays in the context, with a sentence
+   that names file, tensor and both shapes; until db_clear_error everything else does nothing and
+   returns it, so a sequence of calls needs one check at its end. Nothing exits, aborts or
+   prints.
+
+   Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
+   db_config.threads threads; no result depends on their number.
+
+   Layout. Pictures and feature maps are [B,H,W,C], texts [B,T,C], the last index the nearest in
+   memory. Files have PyTorch's order; db_param_get and db_param_set translate.
+
+   Macros, to define before the include: DB_NO_SIMD leaves out all instruction sets but the
+   scalar one (a shorter compile), DB_NO_POSIX mmap, mkdir and fsync. In the environment,
+   DB_ISA=scalar, avx2, avx512, avx512bf16, amx or neon forces an instruction set.
+
+   Files. Diffusers' directories: config.json, *.safetensors (f32, f16, bf16, in shards or one),
+   scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files of
+   Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed.
 */
 #ifndef DREAMBOOTH_H
 #define DREAMBOOTH_H
