@@ -1885,7 +1885,6 @@ static size_t db__recompute(db_tape *t, size_t from, size_t to)
         memcpy(made->s, copy.s, sizeof copy.s);
         memcpy(made->i, copy.i, sizeof copy.i);
         memcpy(made->f, copy.f, sizeof copy.f);
-        made->segment = -1;
     }
     db__free(t->ctx, renamed);
     return first;
@@ -1902,7 +1901,6 @@ db_result db_backward(db_tape *t, db_tensor loss)
     db__node *fill = db__record(t, DB_OP_FILL, 1, &seed);
     if (!fill) return t->ctx->result;
     fill->f[0] = 1.0f;
-    fill->segment = -1;
     t->n_forward = t->n_nodes - 1;
     for (n = t->n_forward; n-- > 0 && t->ctx->result == DB_OK;) {
         int segment = t->node[n].segment;
