@@ -284,6 +284,14 @@ static int is_folder_in_use(const char *path)
     return n > 0;
 }
 
+static int move_file(const char *from, const char *name, const char *to, const char *new_name)
+{
+    char source[4096], target[4096];
+    snprintf(source, sizeof source, "%s/%s", from, name);
+    snprintf(target, sizeof target, "%s/%s", to, new_name);
+    return rename(source, target) ? fail("cannot move %s to %s: %s", source, target, strerror(errno)) : 0;
+}
+
 /* Writes lines to FOLDER/NAME. */
 static int save_lines(const char *folder, const char *name, const char *const *lines, size_t n)
 {

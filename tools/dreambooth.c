@@ -1158,6 +1158,7 @@ static int demo(int argc, char **argv)
         status = fine_tune(m.stage[1], m.text, &photo, &sr, &o[1]);
     }
     at[3] = now();
+    if (!status) status = move_file(base_dir, "loss.png", out, "loss.png") || move_file(sr_dir, "loss.png", out, "loss_256.png");
 
     d.noise_variance = variance; /* what it was tuned for */
     if (!status) status = draw(&m, &d, each, n, pictures, h, w);
@@ -1185,7 +1186,7 @@ static int demo(int argc, char **argv)
         fprintf(summary, "peak memory    %.0f MB\n", (double)db_peak_bytes(ctx) / 1e6);
         status = fclose(summary) != 0;
     }
-    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, class.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
+    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, class.png, loss.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
     free_photos(&photo);
 done:
     for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);
