@@ -261,6 +261,16 @@ static double dino_target(const float *z, const float *center, float *p, float *
     return entropy;
 }
 
+/* The entropy of the sums of n distributions. */
+static double spread(const double *sum, double n)
+{
+    double entropy = 0;
+    size_t j;
+    for (j = 0; j < PROTOTYPES; j++)
+        if (sum[j] > 0) entropy -= sum[j] / n * log(sum[j] / n);
+    return entropy;
+}
+
 static int train_dino(const options *o, db_ctx *ctx)
 {
     session s;
@@ -269,7 +279,7 @@ static int train_dino(const options *o, db_ctx *ctx)
     db_tape *tt = NULL;
     db_tensor x, y, tx, z, targets;
     float *views, *cosines, *p, *goal, *mean, *center;
-    double loss, entropy = 0;
+    double loss, n, entropy = 0, *usage = (double *)calloc(PROTOTYPES, sizeof *usage);
     if (!open_session(&s, o, ctx, "dino")) return 1;
     m = vit_with_more(ctx, o->dir, dino_declare, &own);
     teacher = m ? vit_with_more(ctx, o->dir, dino_declare, NULL) : NULL;
@@ -314,16 +324,20 @@ static int train_dino(const options *o, db_ctx *ctx)
                     float both = (first + second) / 2;
                     goal[(v * B + k) * PROTOTYPES + j] = v == 0 ? second : v == 1 ? first : both;
                 }
+        for (k = 0; k < GLOBAL * B * PROTOTYPES; k++) usage[k % PROTOTYPES] += (double)p[k];
         for (j = 0; j < PROTOTYPES; j++)
             center[j] = 0.9f * center[j] + 0.1f * mean[j] / (float)(GLOBAL * B);
         db_upload(s.tape, x, views), db_upload(s.tape, targets, goal);
         if (!update(&s, &loss)) continue;
-        snprintf(rest, sizeof rest, " teacher's entropy %.2f of %.2f, AUC of subjects %.3f",
-                 entropy / (double)(GLOBAL * B * EVERY), log(PROTOTYPES), dino_auc(teacher));
+        n = (double)(GLOBAL * B * EVERY);
+        /* one picture's prototypes should get fewer, those in use at all should not */
+        snprintf(rest, sizeof rest, " prototypes a view %.1f, in use %.1f, AUC of subjects %.3f",
+                 exp(entropy / n), exp(spread(usage, n)), dino_auc(teacher));
         line(&s, loss, rest);
+        memset(usage, 0, PROTOTYPES * sizeof *usage);
         entropy = 0;
     }
-    free(views), free(cosines), free(p), free(goal), free(mean);
+    free(views), free(cosines), free(p), free(goal), free(mean), free(usage);
     db_tape_destroy(tt);
     db_vit_free(teacher);
     k = (size_t)finish(&s, own);
