@@ -484,6 +484,18 @@ static void check_ldm_inference(db_ctx *ctx)
                 "\"DownEncoderBlock2D\"], \"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\"]}"},
         {"text", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 64, \"intermediate_size\": 24, \"num_hidden_layers\": 3, "
                  "\"num_attention_heads\": 1}"}};
+    static const char *const original[] = {"model.diffusion_model.time_embed.2.bias", "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight",
+        "model.diffusion_model.input_blocks.1.0.in_layers.0.weight", "model.diffusion_model.input_blocks.3.0.op.weight", "model.diffusion_model.input_blocks.4.0.skip_connection.weight",
+        "model.diffusion_model.input_blocks.11.0.emb_layers.1.weight", "model.diffusion_model.middle_block.1.proj_in.weight", "model.diffusion_model.middle_block.2.out_layers.3.weight",
+        "model.diffusion_model.output_blocks.2.1.conv.weight", "model.diffusion_model.output_blocks.5.2.conv.weight", "model.diffusion_model.output_blocks.8.2.conv.bias",
+        "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight", "first_stage_model.encoder.down.0.downsample.conv.weight",
+        "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight", "first_stage_model.encoder.mid.block_1.conv1.weight", "first_stage_model.encoder.mid.attn_1.norm.weight",
+        "first_stage_model.decoder.mid.attn_1.proj_out.bias", "first_stage_model.decoder.up.1.upsample.conv.weight", "first_stage_model.decoder.up.0.block.2.conv2.weight",
+        "first_stage_model.decoder.norm_out.weight", "first_stage_model.quant_conv.weight", "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        "cond_stage_model.transformer.text_model.encoder.layers.2.self_attn.q_proj.weight"};
+    db_safetensors *st = NULL;
+    const db_file_tensor *f = NULL;
+    size_t k;
     db_pipeline p, *q = NULL;
     db_unet_config uc;
     db_vae_config vc;
@@ -504,6 +516,13 @@ static void check_ldm_inference(db_ctx *ctx)
         test_check(!memcmp(&q->unet->config, &uc, sizeof uc) && !memcmp(&q->vae->config, &vc, sizeof vc) && !memcmp(&q->text_encoder->config, &tc, sizeof tc),
                    "its configuration", "the one it was made with");
     }
+    if (db_safetensors_open(ctx, at("bare.safetensors"), &st) == DB_OK) {
+        for (k = 0; k < sizeof original / sizeof *original && db_safetensors_find(st, original[k]); k++) {}
+        test_check(k == sizeof original / sizeof *original, "the original layout's names", k < sizeof original / sizeof *original ? original[k] : "");
+        f = db_safetensors_find(st, "first_stage_model.decoder.mid.attn_1.q.weight");
+        test_check(f && f->rank == 4 && f->dim[0] == 64 && f->dim[3] == 1, "the original autoencoder's attention", "1x1 convolutions");
+    }
+    db_safetensors_close(st);
     db_clear_error(ctx);
     db_pipeline_free(q);
     db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
