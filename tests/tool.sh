@@ -98,7 +98,9 @@ refuses "a loss that is not a number" "not a number" tiny "$work/n1" --max_train
 says "goes on from the last good checkpoint" "1 steps" tiny "$work/n1" --max_train_steps 3 --resume_from_checkpoint latest
 run=exec
 tiny "$work/c1" --max_train_steps 100000 > "$work/out" 2>&1 & pid=$!
-sleep 3; kill -INT $pid; wait $pid; status=$?; run=
+waited=0
+while [ $waited -lt 100 ] && ! grep -q "GFLOP a step" "$work/out"; do sleep 0.5; waited=$((waited + 1)); done # it trains now
+sleep 1; kill -INT $pid; wait $pid; status=$?; run=
 [ $status != 0 ] && grep -q "resume_from_checkpoint" "$work/out" && ls "$work/c1" | grep -q checkpoint && ok "Ctrl-C: $(grep stopped "$work/out")" || bad "Ctrl-C" "status $status, $(tail -n 1 "$work/out")"
 
 # ---- kill -9 at twenty moments: the same bits as an undisturbed run, also with one thread
