@@ -1086,8 +1086,8 @@ static int demo(int argc, char **argv)
     drawing d = drawing_default;
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
-    long steps = 400, sr_steps = 150, batch = 4;
-    double rate = 1e-4, sr_rate = 1e-4, variance = 1e-5;
+    long steps = 250, sr_steps = 150, batch = 4;
+    double rate = 1.5e-4, sr_rate = 1e-4, variance = 1e-5;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "photos of the subject"},
         {"class_noun", TEXT, &noun, "what it is"}, {"identifier", TEXT, &word, "a rare word for it"},
