@@ -297,7 +297,6 @@ db_tensor db_unit_norm(db_tape *t, db_tensor x); /* vectors of the last dimensio
 /* Without gradients; f32, except for constants */
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim);
 db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
-db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W); /* corners aligned */
 db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose);       /* drawn anew in each run */
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z); /* p[b] x + q[b] z */
 /* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel weights
@@ -330,7 +329,6 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
     X(COPY, "copy", 1, db__cpu_copy, db__copy_backward)                                             \
     X(POOL2, "pool2", 1, db__cpu_pool2, db__resample_backward)                                      \
     X(UP2, "up2", 1, db__cpu_up2, db__resample_backward)                                            \
-    X(RESIZE, "resize", 1, db__cpu_resize, NULL)                                                    \
     X(MAX_POOL, "max_pool", 1, db__cpu_max_pool, db__max_pool_backward)                           \
     X(MAX_POOL_DX, "max_pool_dx", 1, db__cpu_max_pool_dx, NULL)                                   \
     X(ATTENTION, "attention", 2, db__cpu_attention, db__attention_backward)                         \
@@ -2370,6 +2368,12 @@ static int db__thread_index(void)
     (void)db__nt;                                                                                   \
     DB__OMP(omp parallel for num_threads(db__nt) schedule(kind))
 
+/* The same over samples, whose own loops run in parallel instead where there are fewer samples than threads. */
+#define DB__PARALLEL_SAMPLES(ctx, n)                                                                \
+    int db__nt = db__threads(ctx);                                                                  \
+    (void)db__nt;                                                                                   \
+    DB__OMP(omp parallel for num_threads((n) < (size_t)db__nt ? 1 : db__nt) schedule(static))
+
 /* ---- convolution and linear layers ---------------------------------------------------------------
    y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx - pad, :]
 
@@ -2757,13 +2761,11 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     {   /* add the parts in order */
         DB__PARALLEL_FOR(ctx, static)
         for (task = 0; task < (long)(v->k * v->OC); task++) {
-            size_t kx, ic, p;
+            size_t kx, p;
             float *out = dw->present ? (float *)dw->data + (size_t)task * v->k * v->C : NULL;
             for (p = 0; p < w.parts && dw->present && !in_place; p++)
-                for (kx = 0; kx < v->k; kx++) {
-                    const float *a = sums + p * w.part + (size_t)task * w.ldc + kx * w.panels * 16;
-                    for (ic = 0; ic < v->C; ic++) out[kx * v->C + ic] += a[ic];
-                }
+                for (kx = 0; kx < v->k; kx++)
+                    ctx->isa->f32->axpby(out + kx * v->C, sums + p * w.part + (size_t)task * w.ldc + kx * w.panels * 16, NULL, 1, 0, v->C, 1);
             if (dbias->present && (size_t)task < v->OC)
                 for (p = 0; p < w.parts; p++) ((float *)dbias->data)[task] += bias_sums[p * v->OC + (size_t)task];
         }
@@ -2878,58 +2880,130 @@ static const float *db__norm_scale_shift(const db__kernels *kern, db_call *c, co
     return copy;
 }
 
-/* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
-static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
+/* A sample's mean, 1 / standard deviation, and what rounding the mean lost, for each group: from the sums of
+   its pieces [chunks][2][C]. */
+static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *stats, const float *sum, const char *x, float eps)
+{
+    size_t g, ch, k, j;
+    for (g = 0; g < v->G; g++, stats += 3) {
+        double mean = 0, spread = 0, n = (double)v->HW;
+        for (k = 0; k < 2; k++) /* first the group's mean, then the variance around it */
+            for (ch = g * v->cg; ch < (g + 1) * v->cg; ch++) {
+                double s = 0, q = 0, m;
+                float x0;
+                for (j = 0; j < v->chunks; j++) {
+                    s += (double)sum[j * v->C * 2 + ch];
+                    q += (double)sum[j * v->C * 2 + v->C + ch];
+                }
+                kern->to_f32(&x0, x + ch * kern->size, 1, 0);
+                m = (double)x0 + s / n;
+                if (k == 0) mean += m / (double)v->cg;
+                else spread += q - s * s / n + n * (m - mean) * (m - mean);
+            }
+        stats[0] = (float)mean;
+        stats[1] = (float)(1.0 / sqrt(spread / (n * (double)v->cg) + (double)eps));
+        stats[2] = (float)(mean - (double)(float)mean);
+    }
+}
+
+/* The whole of sample b, so that it is read a second time from the second cache. */
+static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b, float *sum, float *fold, const float *ss)
 {
     const db_arg *y = &c->a[0], *x = &c->a[2];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
-    db__norm v = db__norm_of(x, c->s[0]);
-    float *stats = (float *)c->a[1].data, *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
-    float *fold = (float *)db__scratch(c, v.B * v.C * 3 * sizeof(float));
-    const float *ss = db__norm_scale_shift(kern, c, &c->a[5]);
+    float *stats = (float *)c->a[1].data;
     long i;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v->chunks; i++) {
+            size_t p = (size_t)i * DB__NORM_PIXELS;
+            kern->norm_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C, db__at(x, b * v->HW * v->C),
+                            db__at(x, (b * v->HW + p) * v->C), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C);
+        }
+    }
+    db__norm_stats(kern, v, stats + b * v->G * 3, sum, db__at(x, b * v->HW * v->C), c->f[0]);
+    db__norm_fold(v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold);
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v->chunks; i++) {
+            size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
+            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, fold, fold + v->C,
+                             fold + 2 * v->C, c->i[0]);
+        }
+    }
+}
+
+/* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
+static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
+{
+    const db_arg *x = &c->a[2];
+    db__norm v = db__norm_of(x, c->s[0]);
+    float *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
+    float *fold = (float *)db__scratch(c, v.B * v.C * 3 * sizeof(float));
+    const float *ss = db__norm_scale_shift(db__kernels_for(ctx, x->dtype), c, &c->a[5]);
+    long b;
     if (c->measuring) return;
     {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)(v.B * v.chunks); i++) {
-            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS;
-            kern->norm_sums(sum + (size_t)i * v.C * 2, sum + (size_t)i * v.C * 2 + v.C, db__at(x, b * v.HW * v.C),
-                            db__at(x, (b * v.HW + p) * v.C), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C);
-        }
+        DB__PARALLEL_SAMPLES(ctx, v.B)
+        for (b = 0; b < (long)v.B; b++)
+            db__norm_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 3, ss);
     }
-    {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)v.B; i++) {
-            size_t b = (size_t)i, g, ch, k;
-            for (g = 0; g < v.G; g++) {
-                double mean = 0, spread = 0, n = (double)v.HW;
-                for (k = 0; k < 2; k++) /* first the group's mean, then the variance around it */
-                    for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
-                        double s = 0, q = 0, m;
-                        float x0;
-                        size_t j;
-                        for (j = 0; j < v.chunks; j++) {
-                            s += (double)sum[(b * v.chunks + j) * v.C * 2 + ch];
-                            q += (double)sum[(b * v.chunks + j) * v.C * 2 + v.C + ch];
-                        }
-                        kern->to_f32(&x0, db__at(x, b * v.HW * v.C + ch), 1, 0);
-                        m = (double)x0 + s / n;
-                        if (k == 0) mean += m / (double)v.cg;
-                        else spread += q - s * s / n + n * (m - mean) * (m - mean);
-                    }
-                stats[(b * v.G + g) * 3] = (float)mean;
-                stats[(b * v.G + g) * 3 + 2] = (float)(mean - (double)(float)mean);
-                stats[(b * v.G + g) * 3 + 1] = (float)(1.0 / sqrt(spread / (n * (double)v.cg) + (double)c->f[0]));
+}
+
+/* Folds a sample's sums of g and g (x - mean) into the constants c0 and c1 of dx, f[3C..5C), and into S [4][C]: what it
+   adds to the gradients of the bias and the weight, and its own gradient of scale and shift. */
+static void db__norm_back_fold(const db_call *c, const db__norm *v, size_t b, const float *sum, float *f, float *S, const float *ss)
+{
+    const float *stats = db__floats(&c->a[6]), *w = db__floats(&c->a[7]), *bias = db__floats(&c->a[8]);
+    size_t g, ch, j;
+    float *D = S + v->C;
+    for (g = 0; g < v->G; g++) {
+        double m1 = 0, m2 = 0, n = (double)v->HW * (double)v->cg;
+        double rstd = (double)stats[(b * v->G + g) * 3 + 1], rest = (double)stats[(b * v->G + g) * 3 + 2];
+        for (ch = g * v->cg; ch < (g + 1) * v->cg; ch++) {
+            double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v->C + ch] : 1;
+            for (j = 0; j < v->chunks; j++) {
+                s += (double)sum[j * v->C * 2 + ch];
+                d += (double)sum[j * v->C * 2 + v->C + ch];
             }
-            db__norm_fold(&v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold + b * v.C * 3);
+            d = (d - rest * s) * rstd; /* sum of g xhat */
+            m1 += (double)w[ch] * scale * s / n;
+            m2 += (double)w[ch] * scale * d / n;
+            S[ch] = (float)(s * scale);
+            D[ch] = (float)(d * scale);
+            S[2 * v->C + ch] = (float)((double)w[ch] * d + (double)bias[ch] * s);
+            S[3 * v->C + ch] = (float)s;
+        }
+        for (ch = g * v->cg; ch < (g + 1) * v->cg; ch++) { /* dx = scale g - rstd (m1 + xhat m2) */
+            f[3 * v->C + ch] = (float)(-rstd * m1);
+            f[4 * v->C + ch] = (float)(-rstd * rstd * m2);
         }
     }
+}
+
+/* The gradient within sample b. f [5][C]: scale, shift, mean, c0, c1. */
+static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b, float *sum, float *f, float *S, const float *ss)
+{
+    const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
+    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    long i;
+    db__norm_fold(v, b, db__floats(&c->a[6]), db__floats(&c->a[7]), db__floats(&c->a[8]), ss, f);
     {
         DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)(v.B * v.chunks); i++) {
-            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
-            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, fold + b * v.C * 3,
-                             fold + b * v.C * 3 + v.C, fold + b * v.C * 3 + 2 * v.C, c->i[0]);
+        for (i = 0; i < (long)v->chunks; i++) {
+            size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
+            kern->norm_back_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C, db__at(x, at), db__at(dy, at),
+                                 DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C, f + 2 * v->C, c->i[0]);
+        }
+    }
+    db__norm_back_fold(c, v, b, sum, f, S, ss);
+    if (dss->present) kern->from_f32(db__at(dss, b * 2 * v->C), S + 2 * v->C, 2 * v->C, c->i[2]);
+    if (dx->present) {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)v->chunks; i++) {
+            size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
+            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f,
+                                  f + v->C, f + 2 * v->C, f + 3 * v->C, f + 4 * v->C, c->i[0], c->i[1]);
         }
     }
 }
@@ -2937,77 +3011,26 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
 /* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add x, add scale_shift */
 static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
 {
-    const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
-    const db__kernels *kern = db__kernels_for(ctx, x->dtype);
+    const db_arg *x = &c->a[5];
     db__norm v = db__norm_of(x, c->s[0]);
-    const float *stats = db__floats(&c->a[6]), *w = db__floats(&c->a[7]), *bias = db__floats(&c->a[8]);
     float *sum = (float *)db__scratch(c, v.B * v.chunks * v.C * 2 * sizeof(float));
-    float *fold = (float *)db__scratch(c, v.B * v.C * 5 * sizeof(float)); /* scale, shift, mean, c0, c1 */
-    float *total = (float *)db__scratch(c, v.B * v.C * 4 * sizeof(float)); /* S, D, ds, dh */
-    const float *ss = db__norm_scale_shift(kern, c, &c->a[9]);
-    long i;
+    float *fold = (float *)db__scratch(c, v.B * v.C * 5 * sizeof(float));
+    float *total = (float *)db__scratch(c, v.B * v.C * 4 * sizeof(float));
+    const float *ss = db__norm_scale_shift(db__kernels_for(ctx, x->dtype), c, &c->a[9]);
+    float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
+    size_t k, ch;
+    long b;
     if (c->measuring) return;
     {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)v.B; i++) db__norm_fold(&v, (size_t)i, stats, w, bias, ss, fold + (size_t)i * v.C * 5);
+        DB__PARALLEL_SAMPLES(ctx, v.B)
+        for (b = 0; b < (long)v.B; b++)
+            db__norm_back_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4, ss);
     }
-    {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)(v.B * v.chunks); i++) {
-            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
-            const float *f = fold + b * v.C * 5;
-            kern->norm_back_sums(sum + (size_t)i * v.C * 2, sum + (size_t)i * v.C * 2 + v.C, db__at(x, at), db__at(dy, at),
-                                 DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, f, f + v.C, f + 2 * v.C, c->i[0]);
+    for (k = 0; k < v.B; k++) /* over the batch in order */
+        for (ch = 0; ch < v.C; ch++) {
+            if (dbias) dbias[ch] += total[k * v.C * 4 + ch];
+            if (dw) dw[ch] += total[k * v.C * 4 + v.C + ch];
         }
-    }
-    {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)v.B; i++) {
-            size_t b = (size_t)i, g, ch, j;
-            float *f = fold + b * v.C * 5, *S = total + b * v.C * 4, *D = S + v.C;
-            for (g = 0; g < v.G; g++) {
-                double m1 = 0, m2 = 0, n = (double)v.HW * (double)v.cg;
-                double rstd = (double)stats[(b * v.G + g) * 3 + 1], rest = (double)stats[(b * v.G + g) * 3 + 2];
-                for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) {
-                    double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v.C + ch] : 1;
-                    for (j = 0; j < v.chunks; j++) {
-                        s += (double)sum[(b * v.chunks + j) * v.C * 2 + ch];
-                        d += (double)sum[(b * v.chunks + j) * v.C * 2 + v.C + ch];
-                    }
-                    d = (d - rest * s) * rstd; /* sum of g xhat */
-                    m1 += (double)w[ch] * scale * s / n;
-                    m2 += (double)w[ch] * scale * d / n;
-                    S[ch] = (float)(s * scale);
-                    D[ch] = (float)(d * scale);
-                    S[2 * v.C + ch] = (float)((double)w[ch] * d + (double)bias[ch] * s);
-                    S[3 * v.C + ch] = (float)s;
-                }
-                for (ch = g * v.cg; ch < (g + 1) * v.cg; ch++) { /* dx = scale g - rstd (m1 + xhat m2) */
-                    f[3 * v.C + ch] = (float)(-rstd * m1);
-                    f[4 * v.C + ch] = (float)(-rstd * rstd * m2);
-                }
-            }
-            if (dss->present) kern->from_f32(db__at(dss, b * 2 * v.C), S + 2 * v.C, 2 * v.C, c->i[2]);
-        }
-    }
-    if (c->a[1].present || c->a[2].present) { /* over the batch in order */
-        size_t b, ch;
-        float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
-        for (b = 0; b < v.B; b++)
-            for (ch = 0; ch < v.C; ch++) {
-                if (dbias) dbias[ch] += total[b * v.C * 4 + ch];
-                if (dw) dw[ch] += total[b * v.C * 4 + v.C + ch];
-            }
-    }
-    if (dx->present) {
-        DB__PARALLEL_FOR(ctx, static)
-        for (i = 0; i < (long)(v.B * v.chunks); i++) {
-            size_t b = (size_t)i / v.chunks, p = (size_t)i % v.chunks * DB__NORM_PIXELS, at = (b * v.HW + p) * v.C;
-            const float *f = fold + b * v.C * 5;
-            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at), DB__MIN(v.HW - p, (size_t)DB__NORM_PIXELS), v.C, f,
-                                  f + v.C, f + 2 * v.C, f + 3 * v.C, f + 4 * v.C, c->i[0], c->i[1]);
-        }
-    }
 }
 
 /* Records a normalisation's gradient: of x, of its weight and bias, and (group norm) of scale_shift. */
@@ -3033,7 +3056,11 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     size_t C, dim[3];
     if (t->ctx->result != DB_OK) return db__none;
     C = x.dim[x.n_dims - 1];
-    if (x.n_dims < 2 || groups == 0 || C % groups || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
+    if (x.n_dims < 2 || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
+    if (groups == 0 || C % groups) {
+        db__fail(t->ctx, DB_ERROR_SHAPE, "group_norm: %zu channels cannot be divided into %zu groups", C, groups);
+        return db__none;
+    }
     if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0]) return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
     dim[0] = x.dim[0], dim[1] = groups, dim[2] = 3;
     arg[0] = y = db__activation(t, x.n_dims, x.dim);
@@ -3564,48 +3591,6 @@ static void db__resample_backward(db_tape *t, const db__node *n)
     arg[0] = db__grad_target(t, n->arg[1], &add);
     made = db__record(t, n->op == DB_OP_POOL2 ? DB_OP_UP2 : DB_OP_POOL2, 2, arg);
     if (made) made->f[0] = n->f[0], made->i[0] = add;
-}
-
-/* Bilinear resize with aligned corners, as torch's interpolate(align_corners=True). a: y, x */
-static void db__cpu_resize(db_ctx *ctx, db_call *c)
-{
-    const db_arg *y = &c->a[0], *x = &c->a[1];
-    size_t H = y->dim[1], W = y->dim[2], C = y->dim[3], IH = x->dim[1], IW = x->dim[2];
-    long r;
-    if (c->measuring) return;
-    {
-        DB__PARALLEL_FOR(ctx, static)
-        for (r = 0; r < (long)(y->dim[0] * H); r++) {
-            size_t b = (size_t)r / H, row = (size_t)r % H, j, ch;
-            float fy = H > 1 ? (float)row * (float)(IH - 1) / (float)(H - 1) : 0;
-            size_t y0 = (size_t)fy, y1 = DB__MIN(y0 + 1, IH - 1);
-            for (j = 0; j < W; j++) {
-                float fx = W > 1 ? (float)j * (float)(IW - 1) / (float)(W - 1) : 0, wy = fy - (float)y0, wx;
-                size_t x0 = (size_t)fx, x1 = DB__MIN(x0 + 1, IW - 1);
-                const float *in = db__floats(x) + b * IH * IW * C;
-                wx = fx - (float)x0;
-                for (ch = 0; ch < C; ch++) {
-                    float top = in[(y0 * IW + x0) * C + ch] * (1 - wx) + in[(y0 * IW + x1) * C + ch] * wx;
-                    float bottom = in[(y1 * IW + x0) * C + ch] * (1 - wx) + in[(y1 * IW + x1) * C + ch] * wx;
-                    ((float *)y->data)[((size_t)r * W + j) * C + ch] = top * (1 - wy) + bottom * wy;
-                }
-            }
-        }
-    }
-}
-
-db_tensor db_resize_bilinear(db_tape *t, db_tensor x, size_t H, size_t W)
-{
-    db_tensor arg[2];
-    size_t dim[4];
-    if (t->ctx->result != DB_OK) return db__none;
-    if (t->value[x.id].dtype != DB_F32) {
-        db__fail(t->ctx, DB_ERROR_ARGUMENT, "resize_bilinear takes f32 images");
-        return db__none;
-    }
-    dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
-    arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, 4, dim), arg[1] = x;
-    return db__record(t, DB_OP_RESIZE, 2, arg) ? arg[0] : db__none;
 }
 
 /* y = the largest of each k x k window of x. a: y [B,OH,OW,C], x [B,H,W,C].  s: k, stride */
@@ -4514,27 +4499,26 @@ db_result db_params_require_grad(db_param_table *p)
     return DB_OK;
 }
 
-/* [OC][IC][k][k] in files, [k][OC][k][IC] in memory. */
-static size_t db__param_index(const db_param *item, size_t file_index)
+/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is the same in both. */
+static void db__param_move(const db_param *item, float *to, const float *from, int to_file)
 {
-    size_t k, IC, kx, ky, ic, oc;
-    if (item->n_dims != 4) return file_index;
-    k = item->dim[2], IC = item->dim[1];
-    kx = file_index % k, ky = file_index / k % k, ic = file_index / (k * k) % IC, oc = file_index / (k * k * IC);
-    return ((ky * item->dim[0] + oc) * k + kx) * IC + ic;
+    size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx, file = 0;
+    if (item->n_dims != 4) {
+        memcpy(to, from, item->count * sizeof *to);
+        return;
+    }
+    for (oc = 0; oc < OC; oc++)
+        for (ic = 0; ic < IC; ic++)
+            for (ky = 0; ky < k; ky++)
+                for (kx = 0; kx < k; kx++, file++) {
+                    size_t memory = ((ky * OC + oc) * k + kx) * IC + ic;
+                    if (to_file) to[file] = from[memory];
+                    else to[memory] = from[file];
+                }
 }
 
-void db_param_get(const db_param *item, const float *from, float *out)
-{
-    size_t k;
-    for (k = 0; k < item->count; k++) out[k] = from[db__param_index(item, k)];
-}
-
-void db_param_set(const db_param *item, float *to, const float *in)
-{
-    size_t k;
-    for (k = 0; k < item->count; k++) to[db__param_index(item, k)] = in[k];
-}
+void db_param_get(const db_param *item, const float *from, float *out) { db__param_move(item, out, from, 1); }
+void db_param_set(const db_param *item, float *to, const float *in) { db__param_move(item, to, in, 0); }
 
 db_optimizer_config db_optimizer_config_default(void)
 {
@@ -11712,7 +11696,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) _mm512_roundscale_ps(a, 8)
 #define DB__vabs(a) _mm512_abs_ps(a)
 #define DB__vselect_lt(a, b, x, y) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x)
-#define DB__vexp2i(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
+#define DB__vscale2(x, n) _mm512_scalef_ps(x, n)
+#define DB__vguess_reciprocal(x) _mm512_rcp14_ps(x)
 #define DB__vload_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define DB__vlow_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
 #define DB__vhigh_bf16(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), _mm512_set1_epi32((int)0xffff0000u)))
@@ -11780,7 +11765,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) _mm256_round_ps(a, 8)
 #define DB__vabs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
 #define DB__vselect_lt(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ))
-#define DB__vexp2i(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
+#define DB__vscale2(x, n) _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)))
+#define DB__vguess_reciprocal(x) _mm256_mul_ps(_mm256_rcp_ps(x), _mm256_sub_ps(_mm256_set1_ps(2.0f), _mm256_mul_ps(x, _mm256_rcp_ps(x))))
 #define DB__vload_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
 #define DB__vlow_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), 16))
 #define DB__vhigh_bf16(p) _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32((int)0xffff0000u)))
@@ -11812,7 +11798,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) vrndnq_f32(a)
 #define DB__vabs(a) vabsq_f32(a)
 #define DB__vselect_lt(a, b, x, y) vbslq_f32(vcltq_f32(a, b), x, y)
-#define DB__vexp2i(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define DB__vscale2(x, n) vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)))
+#define DB__vguess_reciprocal(x) vmulq_f32(vrecpeq_f32(x), vrecpsq_f32(x, vrecpeq_f32(x)))
 #define DB__vload_bf16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define DB__vlow_bf16(p) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16))
 #define DB__vhigh_bf16(p) vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)))
@@ -11843,7 +11830,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) rintf(a)
 #define DB__vabs(a) fabsf(a)
 #define DB__vselect_lt(a, b, x, y) ((a) < (b) ? (x) : (y))
-#define DB__vexp2i(n) db__bits_to_float((uint32_t)((int)(n) + 127) << 23)
+#define DB__vscale2(x, n) ((x) * db__bits_to_float((uint32_t)((int)(n) + 127) << 23))
+#define DB__vguess_reciprocal(x) (1.0f / (x))
 #define DB__vload_bf16(p) db__bits_to_float((uint32_t)(*(p)) << 16)
 #define DB__vlow_bf16(p) db__bits_to_float((uint32_t)((p)[0]) << 16)
 #define DB__vhigh_bf16(p) db__bits_to_float((uint32_t)((p)[1]) << 16)
@@ -11953,47 +11941,100 @@ DB__INLINE float DB__FN(sum)(const DB__V *v)
     return sum;
 }
 
-/* ---- elementary functions ---------------------------------------------------------------------- */
+/* ---- elementary functions ----------------------------------------------------------------------
+   on U vectors side by side, 2 where there are as many: a chain of thirty operations, each waiting for
+   the last, leaves half of the processor idle. The functions below so begin with this loop:          */
+#define DB__EACH DB__UNROLL for (u = 0; u < U; u++)
 
-/* e^x: x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 1e-7). */
-DB__INLINE void DB__FN(exp)(DB__V *x)
+/* U whole vectors; or, U = 1, n lanes of one. */
+DB__INLINE void DB__FN(load_u)(DB__V *v, const DB__T *p, size_t n, const int U)
 {
-    DB__V v = DB__vmin(DB__vmax(*x, DB__vset1(-87.0f)), DB__vset1(88.0f));
-    DB__V n = DB__vround(DB__vmul(v, DB__vset1(1.44269504f)));
-    DB__V r = DB__vfma(n, DB__vset1(-0.693359375f), v), p;
-    r = DB__vfma(n, DB__vset1(2.12194440e-4f), r);
-    p = DB__vset1(1.0f / 720);
-    p = DB__vfma(p, r, DB__vset1(1.0f / 120));
-    p = DB__vfma(p, r, DB__vset1(1.0f / 24));
-    p = DB__vfma(p, r, DB__vset1(1.0f / 6));
-    p = DB__vfma(p, r, DB__vset1(0.5f));
-    p = DB__vfma(p, r, DB__vset1(1.0f));
-    p = DB__vfma(p, r, DB__vset1(1.0f));
-    /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a hundredfold. */
-    *x = DB__vselect_lt(*x, DB__vset1(-87.0f), DB__vset1(0.0f), DB__vmul(p, DB__vexp2i(n)));
+    int u;
+    if (U == 1) DB__FN(load_n)(v, p, n);
+    else DB__EACH v[u] = DB__LD(p + u * DB__VN);
 }
 
-DB__INLINE void DB__FN(sigmoid)(DB__V *x)
+DB__INLINE void DB__FN(store_u)(DB__T *p, const DB__V *v, size_t n, const int U)
 {
-    *x = DB__vsub(DB__vset1(0.0f), *x);
-    DB__FN(exp)(x);
-    *x = DB__vdiv(DB__vset1(1.0f), DB__vadd(DB__vset1(1.0f), *x));
+    int u;
+    if (U == 1) DB__FN(store_n)(p, v, n);
+    else DB__EACH DB__ST(p + u * DB__VN, v[u]);
+}
+
+DB__INLINE void DB__FN(loadf_u)(DB__V *v, const float *p, size_t n, const int U)
+{
+    int u;
+    if (U == 1) DB__FN(loadf_n)(v, p, n);
+    else DB__EACH v[u] = DB__vload(p + u * DB__VN);
+}
+
+DB__INLINE void DB__FN(storef_u)(float *p, const DB__V *v, size_t n, const int U)
+{
+    int u;
+    if (U == 1) DB__FN(storef_n)(p, v, n);
+    else DB__EACH DB__vstore(p + u * DB__VN, v[u]);
+}
+
+/* Calls body(i, U) so that i walks n numbers, by two vectors and then by one. */
+#define DB__WALK(i, n, body)                                                                        \
+    for (i = 0; i + 2 * DB__VN <= (n); i += 2 * DB__VN) body(i, 2);                                  \
+    for (; i < (n); i += DB__VN) body(i, 1)
+
+/* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 1e-7). */
+DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
+{
+    DB__V r[2], k[2], p[2];
+    int u;
+    DB__EACH r[u] = DB__vmin(DB__vmax(x[u], DB__vset1(-87.0f)), DB__vset1(87.0f)); /* the reciprocal is a normal number too */
+    DB__EACH k[u] = DB__vround(DB__vmul(r[u], DB__vset1(1.44269504f)));
+    DB__EACH r[u] = DB__vfma(k[u], DB__vset1(-0.693359375f), r[u]);
+    DB__EACH r[u] = DB__vfma(k[u], DB__vset1(2.12194440e-4f), r[u]);
+    DB__EACH p[u] = DB__vfma(DB__vset1(1.0f / 720), r[u], DB__vset1(1.0f / 120));
+    DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f / 24));
+    DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f / 6));
+    DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(0.5f));
+    DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
+    DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
+    /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a hundredfold. */
+    DB__EACH x[u] = DB__vselect_lt(x[u], DB__vset1(-87.0f), DB__vset1(0.0f), DB__vscale2(p[u], k[u]));
+}
+
+/* 1 / x by a step of Newton's from a guess of at least 14 bits: less than half of a division's time. */
+DB__INLINE void DB__FN(reciprocal)(DB__V *x, const int U)
+{
+    DB__V y[2];
+    int u;
+    DB__EACH y[u] = DB__vguess_reciprocal(x[u]);
+    DB__EACH x[u] = DB__vfma(x[u], y[u], DB__vset1(-1.0f)); /* small, and exact: 1 / 1 becomes 1 */
+    DB__EACH x[u] = DB__vsub(y[u], DB__vmul(y[u], x[u]));
+}
+
+DB__INLINE void DB__FN(sigmoid)(DB__V *x, const int U)
+{
+    int u;
+    DB__EACH x[u] = DB__vsub(DB__vset1(0.0f), x[u]);
+    DB__FN(exp)(x, U);
+    DB__EACH x[u] = DB__vadd(DB__vset1(1.0f), x[u]);
+    DB__FN(reciprocal)(x, U);
 }
 
 /* The normal distribution function and density. Abramowitz and Stegun, 7.1.26: error 1.5e-7. */
-DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf)
+DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf, const int U)
 {
-    DB__V a = DB__vmul(DB__vabs(*x), DB__vset1(0.70710678f)), e = DB__vmul(DB__vmul(*x, *x), DB__vset1(-0.5f)), t, p;
-    DB__FN(exp)(&e);
-    t = DB__vdiv(DB__vset1(1.0f), DB__vfma(a, DB__vset1(0.3275911f), DB__vset1(1.0f)));
-    p = DB__vset1(1.061405429f);
-    p = DB__vfma(p, t, DB__vset1(-1.453152027f));
-    p = DB__vfma(p, t, DB__vset1(1.421413741f));
-    p = DB__vfma(p, t, DB__vset1(-0.284496736f));
-    p = DB__vfma(p, t, DB__vset1(0.254829592f));
-    p = DB__vmul(DB__vmul(DB__vmul(p, t), e), DB__vset1(0.5f)); /* the tail beyond |x| */
-    *cdf = DB__vselect_lt(*x, DB__vset1(0.0f), p, DB__vsub(DB__vset1(1.0f), p));
-    *pdf = DB__vmul(e, DB__vset1(0.39894228f));
+    DB__V a[2], e[2], t[2], p[2];
+    int u;
+    DB__EACH a[u] = DB__vmul(DB__vabs(x[u]), DB__vset1(0.70710678f));
+    DB__EACH e[u] = DB__vmul(DB__vmul(x[u], x[u]), DB__vset1(-0.5f));
+    DB__FN(exp)(e, U);
+    DB__EACH t[u] = DB__vfma(a[u], DB__vset1(0.3275911f), DB__vset1(1.0f));
+    DB__FN(reciprocal)(t, U);
+    DB__EACH p[u] = DB__vfma(DB__vset1(1.061405429f), t[u], DB__vset1(-1.453152027f));
+    DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(1.421413741f));
+    DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(-0.284496736f));
+    DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(0.254829592f));
+    DB__EACH p[u] = DB__vmul(DB__vmul(DB__vmul(p[u], t[u]), e[u]), DB__vset1(0.5f)); /* the tail beyond |x| */
+    DB__EACH cdf[u] = DB__vselect_lt(x[u], DB__vset1(0.0f), p[u], DB__vsub(DB__vset1(1.0f), p[u]));
+    DB__EACH pdf[u] = DB__vmul(e[u], DB__vset1(0.39894228f));
 }
 
 /* tanh-approximated gelu is x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3). */
@@ -12001,59 +12042,64 @@ DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf)
 #define DB__GELU_B (1.5957691216f * 0.044715f)
 
 /* x -> act(x). The switch is on a constant, so each use compiles to a single case. */
-DB__INLINE void DB__FN(activate)(DB__V *x, const int act)
+DB__INLINE void DB__FN(activate)(DB__V *x, const int act, const int U)
 {
-    DB__V s = *x, pdf;
+    DB__V s[2], pdf[2];
+    int u;
+    DB__EACH s[u] = x[u];
     switch (act) {
-    case DB_ACT_SILU: DB__FN(sigmoid)(&s); *x = DB__vmul(*x, s); break;
-    case DB_ACT_GELU: DB__FN(normal_cdf)(x, &s, &pdf); *x = DB__vmul(*x, s); break;
+    case DB_ACT_SILU: DB__FN(sigmoid)(s, U); break;
+    case DB_ACT_GELU: DB__FN(normal_cdf)(x, s, pdf, U); break;
     case DB_ACT_GELU_TANH:
-        s = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
-        DB__FN(sigmoid)(&s);
-        *x = DB__vmul(*x, s);
+        DB__EACH s[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__FN(sigmoid)(s, U);
         break;
-    case DB_ACT_QUICK_GELU: s = DB__vmul(s, DB__vset1(1.702f)); DB__FN(sigmoid)(&s); *x = DB__vmul(*x, s); break;
-    case DB_ACT_RELU: *x = DB__vmax(*x, DB__vset1(0.0f)); break;
-    default: break;
+    case DB_ACT_QUICK_GELU:
+        DB__EACH s[u] = DB__vmul(s[u], DB__vset1(1.702f));
+        DB__FN(sigmoid)(s, U);
+        break;
+    case DB_ACT_RELU: DB__EACH x[u] = DB__vmax(x[u], DB__vset1(0.0f)); return;
+    default: return;
     }
+    DB__EACH x[u] = DB__vmul(x[u], s[u]);
 }
 
 /* x -> act'(x) */
-DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act)
+DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act, const int U)
 {
-    DB__V s = *x, u = *x, one = DB__vset1(1.0f);
+    DB__V s[2], v[2], one = DB__vset1(1.0f);
+    int u;
+    DB__EACH s[u] = v[u] = x[u];
     switch (act) {
-    case DB_ACT_SILU: /* s (1 + x (1 - s)) */
-        DB__FN(sigmoid)(&s);
-        *x = DB__vmul(s, DB__vfma(*x, DB__vsub(one, s), one));
-        break;
-    case DB_ACT_GELU: DB__FN(normal_cdf)(x, &s, &u); *x = DB__vfma(*x, u, s); break;
+    case DB_ACT_SILU: DB__FN(sigmoid)(s, U); break;
+    case DB_ACT_GELU:
+        DB__FN(normal_cdf)(x, s, v, U);
+        DB__EACH x[u] = DB__vfma(x[u], v[u], s[u]);
+        return;
     case DB_ACT_GELU_TANH:
-        s = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
-        u = DB__vmul(*x, DB__vfma(DB__vmul(*x, *x), DB__vset1(3 * DB__GELU_B), DB__vset1(DB__GELU_A)));
-        DB__FN(sigmoid)(&s);
-        *x = DB__vmul(s, DB__vfma(u, DB__vsub(one, s), one));
+        DB__EACH s[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__EACH v[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(3 * DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__FN(sigmoid)(s, U);
         break;
     case DB_ACT_QUICK_GELU:
-        s = DB__vmul(s, DB__vset1(1.702f));
-        u = s;
-        DB__FN(sigmoid)(&s);
-        *x = DB__vmul(s, DB__vfma(u, DB__vsub(one, s), one));
+        DB__EACH s[u] = v[u] = DB__vmul(s[u], DB__vset1(1.702f));
+        DB__FN(sigmoid)(s, U);
         break;
-    case DB_ACT_RELU: *x = DB__vselect_lt(DB__vset1(0.0f), *x, one, DB__vset1(0.0f)); break;
-    default: *x = one; break;
+    case DB_ACT_RELU: DB__EACH x[u] = DB__vselect_lt(DB__vset1(0.0f), x[u], one, DB__vset1(0.0f)); return;
+    default: DB__EACH x[u] = one; return;
     }
+    DB__EACH x[u] = DB__vmul(s[u], DB__vfma(v[u], DB__vsub(one, s[u]), one)); /* (x s)' = s (1 + v (1 - s)), s = sigmoid(w(x)), v = x w' */
 }
 
-/* Calls body(act) with act a constant. */
-#define DB__SWITCH_ACT(act, body)                                                                   \
+/* Carries out DB__BODY, in which DB__ACT is a constant. */
+#define DB__SWITCH_ACT(act)                                                                         \
     switch (act) {                                                                                 \
-    case DB_ACT_SILU: body(DB_ACT_SILU); break;                                                     \
-    case DB_ACT_GELU: body(DB_ACT_GELU); break;                                                     \
-    case DB_ACT_GELU_TANH: body(DB_ACT_GELU_TANH); break;                                           \
-    case DB_ACT_QUICK_GELU: body(DB_ACT_QUICK_GELU); break;                                         \
-    case DB_ACT_RELU: body(DB_ACT_RELU); break;                                                     \
-    default: body(DB_ACT_NONE); break;                                                              \
+    case DB_ACT_SILU: { enum { DB__ACT = DB_ACT_SILU }; DB__BODY } break;                           \
+    case DB_ACT_GELU: { enum { DB__ACT = DB_ACT_GELU }; DB__BODY } break;                           \
+    case DB_ACT_GELU_TANH: { enum { DB__ACT = DB_ACT_GELU_TANH }; DB__BODY } break;                 \
+    case DB_ACT_QUICK_GELU: { enum { DB__ACT = DB_ACT_QUICK_GELU }; DB__BODY } break;               \
+    case DB_ACT_RELU: { enum { DB__ACT = DB_ACT_RELU }; DB__BODY } break;                           \
+    default: { enum { DB__ACT = DB_ACT_NONE }; DB__BODY } break;                                    \
     }
 
 /* ---- matrix product ------------------------------------------------------------------------------
@@ -12335,119 +12381,129 @@ DB__KERNEL void DB__FN(column_sums)(float *sum, const void *x_, size_t n, size_t
 {
     const DB__T *x = (const DB__T *)x_;
     size_t i, p;
-    for (i = 0; i < C; i += DB__VN) {
-        DB__V s, v;
-        DB__FN(loadf_n)(&s, sum + i, C - i);
-        for (p = 0; p < n; p++) DB__FN(load_n)(&v, x + p * C + i, C - i), s = DB__vadd(s, v);
-        DB__FN(storef_n)(sum + i, &s, C - i);
-    }
+    for (p = 0; p < n; p++)
+        for (i = 0; i < C; i += DB__VN) {
+            DB__V s, v;
+            DB__FN(loadf_n)(&s, sum + i, C - i);
+            DB__FN(load_n)(&v, x + p * C + i, C - i);
+            s = DB__vadd(s, v);
+            DB__FN(storef_n)(sum + i, &s, C - i);
+        }
 }
 
 /* ---- group normalisation -------------------------------------------------------------------------
-   Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value,
-   which keeps the variance exact where the mean is far from zero.                                  */
+   Memory is walked in order, pixel by pixel; what belongs to the channels comes from the first cache. */
+
+/* Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value, which
+   keeps the variance exact where the mean is far from zero. */
 DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, const void *x_, size_t n, size_t C)
 {
     const DB__T *x0 = (const DB__T *)x0_, *x = (const DB__T *)x_;
     size_t i, p;
-    for (i = 0; i < C; i += DB__VN) {
-        DB__V s = DB__vset1(0.0f), q = s, base, d;
-        DB__FN(load_n)(&base, x0 + i, C - i);
-        for (p = 0; p < n; p++) {
+    memset(sum, 0, C * sizeof *sum);
+    memset(square, 0, C * sizeof *square);
+    for (p = 0; p < n; p++)
+        for (i = 0; i < C; i += DB__VN) {
+            DB__V s, q, base, d;
+            DB__FN(loadf_n)(&s, sum + i, C - i);
+            DB__FN(loadf_n)(&q, square + i, C - i);
+            DB__FN(load_n)(&base, x0 + i, C - i);
             DB__FN(load_n)(&d, x + p * C + i, C - i);
             d = DB__vsub(d, base);
             s = DB__vadd(s, d);
             q = DB__vfma(d, d, q);
+            DB__FN(storef_n)(sum + i, &s, C - i);
+            DB__FN(storef_n)(square + i, &q, C - i);
         }
-        DB__FN(storef_n)(sum + i, &s, C - i);
-        DB__FN(storef_n)(square + i, &q, C - i);
-    }
 }
 
 /* y = act((x - mean) scale + shift), all three per channel */
-DB__INLINE void DB__FN(norm_apply_act)(DB__T *y, const DB__T *x, size_t n, size_t C, const float *scale, const float *shift, const float *mean, const int act)
+DB__INLINE void DB__FN(norm_apply_at)(DB__T *y, const DB__T *x, size_t n, const float *scale, const float *shift, const float *mean,
+                                      const int act, const int U)
 {
-    size_t i, p;
-    for (i = 0; i < C; i += DB__VN) {
-        DB__V a, b, m, v;
-        DB__FN(loadf_n)(&a, scale + i, C - i);
-        DB__FN(loadf_n)(&b, shift + i, C - i);
-        DB__FN(loadf_n)(&m, mean + i, C - i);
-        for (p = 0; p < n; p++) {
-            DB__FN(load_n)(&v, x + p * C + i, C - i);
-            v = DB__vfma(DB__vsub(v, m), a, b);
-            DB__FN(activate)(&v, act);
-            DB__FN(store_n)(y + p * C + i, &v, C - i);
-        }
-    }
+    DB__V a[2], b[2], m[2], v[2];
+    int u;
+    DB__FN(loadf_u)(a, scale, n, U);
+    DB__FN(loadf_u)(b, shift, n, U);
+    DB__FN(loadf_u)(m, mean, n, U);
+    DB__FN(load_u)(v, x, n, U);
+    DB__EACH v[u] = DB__vfma(DB__vsub(v[u], m[u]), a[u], b[u]);
+    DB__FN(activate)(v, act, U);
+    DB__FN(store_u)(y, v, n, U);
 }
 
 DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_;
     DB__T *y = (DB__T *)y_;
-#define DB__BODY(A) DB__FN(norm_apply_act)(y, x, n, C, scale, shift, mean, A)
-    DB__SWITCH_ACT(act, DB__BODY)
+    size_t i, p;
+#define DB__AT(i, U) DB__FN(norm_apply_at)(y + p * C + i, x + p * C + i, C - i, scale + i, shift + i, mean + i, DB__ACT, U)
+#define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
+    DB__SWITCH_ACT(act)
 #undef DB__BODY
+#undef DB__AT
 }
 
 /* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x - mean). */
-DB__INLINE void DB__FN(norm_back_sums_act)(float *sum, float *dot, const DB__T *x, const DB__T *dy, size_t n, size_t C,
-                                           const float *scale, const float *shift, const float *mean, const int act)
+DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x, const DB__T *dy, size_t n, const float *scale,
+                                          const float *shift, const float *mean, const int act, const int U)
 {
-    size_t i, p;
-    for (i = 0; i < C; i += DB__VN) {
-        DB__V s = DB__vset1(0.0f), d = s, a, b, m, v, g, u;
-        DB__FN(loadf_n)(&a, scale + i, C - i);
-        DB__FN(loadf_n)(&b, shift + i, C - i);
-        DB__FN(loadf_n)(&m, mean + i, C - i);
-        for (p = 0; p < n; p++) {
-            DB__FN(load_n)(&v, x + p * C + i, C - i);
-            DB__FN(load_n)(&g, dy + p * C + i, C - i);
-            v = DB__vsub(v, m);
-            u = DB__vfma(v, a, b);
-            DB__FN(activate_slope)(&u, act);
-            g = DB__vmul(g, u);
-            s = DB__vadd(s, g);
-            d = DB__vfma(g, v, d);
-        }
-        DB__FN(storef_n)(sum + i, &s, C - i);
-        DB__FN(storef_n)(dot + i, &d, C - i);
-    }
+    DB__V s[2], d[2], a[2], b[2], v[2], g[2], w[2];
+    int u;
+    DB__FN(loadf_u)(a, scale, n, U);
+    DB__FN(loadf_u)(b, shift, n, U);
+    DB__FN(loadf_u)(s, mean, n, U);
+    DB__FN(load_u)(v, x, n, U);
+    DB__FN(load_u)(g, dy, n, U);
+    DB__EACH v[u] = DB__vsub(v[u], s[u]);
+    DB__EACH w[u] = DB__vfma(v[u], a[u], b[u]);
+    DB__FN(activate_slope)(w, act, U);
+    DB__FN(loadf_u)(s, sum, n, U);
+    DB__FN(loadf_u)(d, dot, n, U);
+    DB__EACH g[u] = DB__vmul(g[u], w[u]);
+    DB__EACH s[u] = DB__vadd(s[u], g[u]);
+    DB__EACH d[u] = DB__vfma(g[u], v[u], d[u]);
+    DB__FN(storef_u)(sum, s, n, U);
+    DB__FN(storef_u)(dot, d, n, U);
 }
 
 DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, const void *dy_, size_t n, size_t C,
                                        const float *scale, const float *shift, const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
-#define DB__BODY(A) DB__FN(norm_back_sums_act)(sum, dot, x, dy, n, C, scale, shift, mean, A)
-    DB__SWITCH_ACT(act, DB__BODY)
+    size_t i, p;
+    memset(sum, 0, C * sizeof *sum);
+    memset(dot, 0, C * sizeof *dot);
+#define DB__AT(i, U) DB__FN(norm_back_sums_at)(sum + i, dot + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, DB__ACT, U)
+#define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
+    DB__SWITCH_ACT(act)
 #undef DB__BODY
+#undef DB__AT
 }
 
 /* dx (+)= scale g + c0 + c1 (x - mean), the constants per channel */
-DB__INLINE void DB__FN(norm_back_apply_act)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n, size_t C, const float *scale,
-                                            const float *shift, const float *mean, const float *c0, const float *c1, const int act, int add)
+DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n, const float *scale, const float *shift,
+                                           const float *mean, const float *c0, const float *c1, const int act, int add, const int U)
 {
-    size_t i, p;
-    for (i = 0; i < C; i += DB__VN) {
-        DB__V a, b, m, k0, k1, v, g, u;
-        DB__FN(loadf_n)(&a, scale + i, C - i);
-        DB__FN(loadf_n)(&b, shift + i, C - i);
-        DB__FN(loadf_n)(&m, mean + i, C - i);
-        DB__FN(loadf_n)(&k0, c0 + i, C - i);
-        DB__FN(loadf_n)(&k1, c1 + i, C - i);
-        for (p = 0; p < n; p++) {
-            DB__FN(load_n)(&v, x + p * C + i, C - i);
-            DB__FN(load_n)(&g, dy + p * C + i, C - i);
-            v = DB__vsub(v, m);
-            u = DB__vfma(v, a, b);
-            DB__FN(activate_slope)(&u, act);
-            g = DB__vfma(DB__vmul(g, u), a, DB__vfma(k1, v, k0));
-            if (add) DB__FN(load_n)(&u, dx + p * C + i, C - i), g = DB__vadd(g, u);
-            DB__FN(store_n)(dx + p * C + i, &g, C - i);
-        }
+    DB__V a[2], b[2], v[2], g[2], w[2];
+    int u;
+    DB__FN(loadf_u)(a, scale, n, U);
+    DB__FN(loadf_u)(b, mean, n, U);
+    DB__FN(load_u)(v, x, n, U);
+    DB__EACH v[u] = DB__vsub(v[u], b[u]);
+    DB__FN(loadf_u)(b, shift, n, U);
+    DB__EACH w[u] = DB__vfma(v[u], a[u], b[u]);
+    DB__FN(activate_slope)(w, act, U);
+    DB__FN(load_u)(g, dy, n, U);
+    DB__EACH g[u] = DB__vmul(g[u], w[u]);
+    DB__FN(loadf_u)(b, c0, n, U);
+    DB__FN(loadf_u)(w, c1, n, U);
+    DB__EACH g[u] = DB__vfma(g[u], a[u], DB__vfma(w[u], v[u], b[u]));
+    if (add) {
+        DB__FN(load_u)(v, dx, n, U);
+        DB__EACH g[u] = DB__vadd(g[u], v[u]);
     }
+    DB__FN(store_u)(dx, g, n, U);
 }
 
 DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n, size_t C, const float *scale,
@@ -12455,9 +12511,13 @@ DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *d
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
     DB__T *dx = (DB__T *)dx_;
-#define DB__BODY(A) DB__FN(norm_back_apply_act)(dx, x, dy, n, C, scale, shift, mean, c0, c1, A, add)
-    DB__SWITCH_ACT(act, DB__BODY)
+    size_t i, p;
+#define DB__AT(i, U) DB__FN(norm_back_apply_at)(dx + p * C + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, \
+                                                c0 + i, c1 + i, DB__ACT, add, U)
+#define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
+    DB__SWITCH_ACT(act)
 #undef DB__BODY
+#undef DB__AT
 }
 
 /* ---- layer normalisation (and RMS: no mean) ------------------------------------------------------ */
@@ -12537,48 +12597,52 @@ DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, cons
 
 /* ---- elementwise ---------------------------------------------------------------------------------- */
 
-DB__INLINE void DB__FN(act_loop)(DB__T *y, const DB__T *x, size_t n, const int act)
+DB__INLINE void DB__FN(act_at)(DB__T *y, const DB__T *x, size_t n, const int act, const int U)
 {
-    size_t i;
-    for (i = 0; i < n; i += DB__VN) {
-        DB__V v;
-        DB__FN(load_n)(&v, x + i, n - i);
-        DB__FN(activate)(&v, act);
-        DB__FN(store_n)(y + i, &v, n - i);
-    }
+    DB__V v[2];
+    DB__FN(load_u)(v, x, n, U);
+    DB__FN(activate)(v, act, U);
+    DB__FN(store_u)(y, v, n, U);
 }
 
 DB__KERNEL void DB__FN(act)(void *y_, const void *x_, size_t n, int act)
 {
     const DB__T *x = (const DB__T *)x_;
     DB__T *y = (DB__T *)y_;
-#define DB__BODY(A) DB__FN(act_loop)(y, x, n, A)
-    DB__SWITCH_ACT(act, DB__BODY)
+    size_t i;
+#define DB__AT(i, U) DB__FN(act_at)(y + i, x + i, n - i, DB__ACT, U)
+#define DB__BODY DB__WALK(i, n, DB__AT);
+    DB__SWITCH_ACT(act)
 #undef DB__BODY
+#undef DB__AT
 }
 
 /* dx (+)= dy act'(x) */
-DB__INLINE void DB__FN(act_back_loop)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t n, const int act, int add)
+DB__INLINE void DB__FN(act_back_at)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t n, const int act, int add, const int U)
 {
-    size_t i;
-    for (i = 0; i < n; i += DB__VN) {
-        DB__V v, g;
-        DB__FN(load_n)(&v, x + i, n - i);
-        DB__FN(load_n)(&g, dy + i, n - i);
-        DB__FN(activate_slope)(&v, act);
-        v = DB__vmul(v, g);
-        if (add) DB__FN(load_n)(&g, dx + i, n - i), v = DB__vadd(v, g);
-        DB__FN(store_n)(dx + i, &v, n - i);
+    DB__V v[2], g[2];
+    int u;
+    DB__FN(load_u)(v, x, n, U);
+    DB__FN(activate_slope)(v, act, U);
+    DB__FN(load_u)(g, dy, n, U);
+    DB__EACH v[u] = DB__vmul(v[u], g[u]);
+    if (add) {
+        DB__FN(load_u)(g, dx, n, U);
+        DB__EACH v[u] = DB__vadd(v[u], g[u]);
     }
+    DB__FN(store_u)(dx, v, n, U);
 }
 
 DB__KERNEL void DB__FN(act_back)(void *dx_, const void *dy_, const void *x_, size_t n, int act, int add)
 {
     const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
     DB__T *dx = (DB__T *)dx_;
-#define DB__BODY(A) DB__FN(act_back_loop)(dx, dy, x, n, A, add)
-    DB__SWITCH_ACT(act, DB__BODY)
+    size_t i;
+#define DB__AT(i, U) DB__FN(act_back_at)(dx + i, dy + i, x + i, n - i, DB__ACT, add, U)
+#define DB__BODY DB__WALK(i, n, DB__AT);
+    DB__SWITCH_ACT(act)
 #undef DB__BODY
+#undef DB__AT
 }
 
 /* y (+)= a b */
@@ -12658,36 +12722,64 @@ DB__KERNEL void DB__FN(pool)(void *y_, const void *a_, const void *b_, const voi
 
 /* ---- softmax --------------------------------------------------------------------------------------- */
 
+/* Scores: scale s + bias + mask */
+DB__INLINE void DB__FN(scores_at)(DB__V *v, const float *s, const float *bias, const float *mask, size_t n, float scale, const int U)
+{
+    DB__V w[2];
+    int u;
+    DB__FN(loadf_u)(v, s, n, U);
+    DB__EACH v[u] = DB__vmul(v[u], DB__vset1(scale));
+    if (bias) {
+        DB__FN(loadf_u)(w, bias, n, U);
+        DB__EACH v[u] = DB__vadd(v[u], w[u]);
+    }
+    if (mask) {
+        DB__FN(loadf_u)(w, mask, n, U);
+        DB__EACH v[u] = DB__vadd(v[u], w[u]);
+    }
+}
+
+/* s -> e^(s - max), added to sum */
+DB__INLINE void DB__FN(softmax_at)(float *s, DB__V *sum, float max, size_t n, const int U)
+{
+    DB__V v[2];
+    int u;
+    DB__FN(loadf_u)(v, s, n, U);
+    DB__EACH v[u] = DB__vsub(v[u], DB__vset1(max));
+    DB__FN(exp)(v, U);
+    DB__FN(storef_u)(s, v, n, U);
+    if (n < DB__VN) { /* lanes past the end count nothing */
+        float lane[DB__VN];
+        DB__vstore(lane, v[0]);
+        memset(lane + n, 0, (DB__VN - n) * sizeof *lane);
+        v[0] = DB__vload(lane);
+    }
+    DB__EACH sum[u] = DB__vadd(sum[u], v[u]);
+}
+
 /* One row of scores s[n], plus bias and mask where given: p = softmax(scale s + bias + mask), padded
    with zeros to n_padded; returns the logarithm of the sum of exponentials. */
 DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const float *mask, size_t n, size_t n_padded, float scale)
 {
     DB__T *p = (DB__T *)p_;
-    DB__V v, w, top = DB__vset1(-3.0e38f), sum = DB__vset1(0.0f);
+    DB__V v, top = DB__vset1(-3.0e38f), sum[2];
     float lane[DB__VN], max = -3.0e38f, total;
     size_t i;
     int k;
     for (i = 0; i < n; i += DB__VN) {
-        DB__FN(loadf_n)(&v, s + i, n - i);
-        v = DB__vmul(v, DB__vset1(scale));
-        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
-        if (mask) DB__FN(loadf_n)(&w, mask + i, n - i), v = DB__vadd(v, w);
+        DB__FN(scores_at)(&v, s + i, bias ? bias + i : NULL, mask ? mask + i : NULL, n - i, scale, 1);
         DB__FN(storef_n)(s + i, &v, n - i);
         if (n - i >= DB__VN) top = DB__vmax(top, v);
         else for (k = 0; (size_t)k < n - i; k++) max = DB__MAX(max, s[i + (size_t)k]);
     }
     DB__vstore(lane, top);
     for (k = 0; k < DB__VN; k++) max = DB__MAX(max, lane[k]);
-    for (i = 0; i < n; i += DB__VN) {
-        DB__FN(loadf_n)(&v, s + i, n - i);
-        v = DB__vsub(v, DB__vset1(max));
-        DB__FN(exp)(&v);
-        DB__FN(storef_n)(s + i, &v, n - i);
-        DB__vstore(lane, v);
-        for (k = (int)DB__MIN(n - i, DB__VN); k < DB__VN; k++) lane[k] = 0;
-        sum = DB__vadd(sum, DB__vload(lane));
-    }
-    total = DB__FN(sum)(&sum);
+    sum[0] = sum[1] = DB__vset1(0.0f);
+#define DB__AT(i, U) DB__FN(softmax_at)(s + i, sum, max, n - i, U)
+    DB__WALK(i, n, DB__AT);
+#undef DB__AT
+    sum[0] = DB__vadd(sum[0], sum[1]);
+    total = DB__FN(sum)(sum);
     for (i = 0; i < n; i += DB__VN) {
         DB__FN(loadf_n)(&v, s + i, n - i);
         v = DB__vmul(v, DB__vset1(1.0f / total));
@@ -12699,24 +12791,28 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
 
 /* The same row in the backward pass: p from the scores and the stored logarithm, and
    ds = p (dp - delta); both padded with zeros. ds leaves `scale` to its users. */
+DB__INLINE void DB__FN(softmax_back_at)(DB__T *p, DB__T *ds, const float *s, const float *dp, const float *bias, const float *mask,
+                                        float lse, float delta, size_t n, float scale, const int U)
+{
+    DB__V v[2], w[2];
+    int u;
+    DB__FN(scores_at)(v, s, bias, mask, n, scale, U);
+    DB__EACH v[u] = DB__vsub(v[u], DB__vset1(lse));
+    DB__FN(exp)(v, U);
+    DB__FN(loadf_u)(w, dp, n, U);
+    DB__EACH w[u] = DB__vmul(v[u], DB__vsub(w[u], DB__vset1(delta)));
+    DB__FN(store_u)(p, v, n, U);
+    DB__FN(store_u)(ds, w, n, U);
+}
+
 DB__KERNEL void DB__FN(softmax_back)(void *p_, void *ds_, const float *s, const float *dp, const float *bias, const float *mask,
                                      float lse, float delta, size_t n, size_t n_padded, float scale)
 {
     DB__T *p = (DB__T *)p_, *ds = (DB__T *)ds_;
     size_t i;
-    for (i = 0; i < n; i += DB__VN) {
-        DB__V v, w;
-        DB__FN(loadf_n)(&v, s + i, n - i);
-        v = DB__vmul(v, DB__vset1(scale));
-        if (bias) DB__FN(loadf_n)(&w, bias + i, n - i), v = DB__vadd(v, w);
-        if (mask) DB__FN(loadf_n)(&w, mask + i, n - i), v = DB__vadd(v, w);
-        v = DB__vsub(v, DB__vset1(lse));
-        DB__FN(exp)(&v);
-        DB__FN(loadf_n)(&w, dp + i, n - i);
-        w = DB__vmul(v, DB__vsub(w, DB__vset1(delta)));
-        DB__FN(store_n)(p + i, &v, n - i);
-        DB__FN(store_n)(ds + i, &w, n - i);
-    }
+#define DB__AT(i, U) DB__FN(softmax_back_at)(p + i, ds + i, s + i, dp + i, bias ? bias + i : NULL, mask ? mask + i : NULL, lse, delta, n - i, scale, U)
+    DB__WALK(i, n, DB__AT);
+#undef DB__AT
     for (i = n; i < n_padded; i++) p[i] = ds[i] = 0;
 }
 
@@ -12796,7 +12892,8 @@ static const db__kernels DB__FN(table) = {
 #undef DB__vround
 #undef DB__vabs
 #undef DB__vselect_lt
-#undef DB__vexp2i
+#undef DB__vscale2
+#undef DB__vguess_reciprocal
 #undef DB__vload_bf16
 #undef DB__vlow_bf16
 #undef DB__vhigh_bf16
@@ -12821,6 +12918,8 @@ static const db__kernels DB__FN(table) = {
 #undef DB__GELU_A
 #undef DB__GELU_B
 #undef DB__SWITCH_ACT
+#undef DB__EACH
+#undef DB__WALK
 #undef DB__STRIDE
 
 #endif

@@ -133,7 +133,6 @@ static db_tensor op_add_rows(recorded *c) { return db_add_rows(c->tape, A(c, "x"
 static db_tensor op_add_each(recorded *c) { return db_add_each(c->tape, A(c, "x"), A(c, "e")); }
 static db_tensor op_mean_tokens(recorded *c) { return db_mean_tokens(c->tape, A(c, "x")); }
 static db_tensor op_sinusoid(recorded *c) { return db_sinusoid(c->tape, A(c, "x"), S(c, "D"), I(c, "cosine_first"), N(c, "shift")); }
-static db_tensor op_resize_bilinear(recorded *c) { return db_resize_bilinear(c->tape, A(c, "x"), S(c, "H"), S(c, "W")); }
 static db_tensor op_mix(recorded *c) { return db_mix(c->tape, A(c, "p"), A(c, "x"), A(c, "q"), A(c, "z")); }
 static db_tensor op_position_bias(recorded *c) { return db__position_bias(c->tape, A(c, "table"), S(c, "T"), S(c, "max_distance")); }
 
@@ -182,7 +181,7 @@ static const struct operation {
     {"rms_norm", op_rms_norm}, {"activate", op_activate}, {"multiply", op_multiply}, {"weighted_sum", op_weighted_sum},
     {"concat", op_concat}, {"slice", op_slice}, {"cast", op_cast}, {"cast_to_bf16", op_cast_to_bf16}, {"avg_pool2", op_avg_pool2}, {"upsample2", op_upsample2},
     {"attention", op_attention}, {"embedding", op_embedding}, {"add_rows", op_add_rows}, {"add_each", op_add_each}, {"mean_tokens", op_mean_tokens},
-    {"sinusoid", op_sinusoid}, {"resize_bilinear", op_resize_bilinear}, {"mix", op_mix}, {"mse", op_mse},
+    {"sinusoid", op_sinusoid}, {"mix", op_mix}, {"mse", op_mse},
     {"cross_entropy", op_cross_entropy}, {"position_bias", op_position_bias}, {"resnet_block", op_resnet_block},
     {"transformer_block", op_transformer_block}};
 enum { N_OPERATIONS = sizeof operations / sizeof *operations };

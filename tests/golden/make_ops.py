@@ -182,10 +182,6 @@ def sinusoid64(c, x):  # diffusers rounds its angles to f32; this does not
     return y
 
 
-def resize_bilinear(c, x):
-    return nhwc(F.interpolate(nchw(x), (c["H"], c["W"]), mode="bilinear", align_corners=True))
-
-
 def mix(c, p, x, q, z):
     shape = [-1] + [1] * (x.dim() - 1)
     return p.reshape(shape) * x + q.reshape(shape) * z
@@ -233,7 +229,7 @@ def transformer_block(c, x, text, w0, b0, wq, wk, wv, wo, bo, w1, b1, wf, bf, wp
 OPS = dict(conv2d=conv2d, linear=linear, group_norm=group_norm, layer_norm=layer_norm, rms_norm=rms_norm,
            activate=activate, multiply=multiply, weighted_sum=weighted_sum, concat=concat, slice=slice_, cast=cast, cast_to_bf16=cast,
            avg_pool2=avg_pool2, upsample2=upsample2, attention=attention, embedding=embedding, add_rows=add_rows, add_each=add_each,
-           mean_tokens=mean_tokens, sinusoid=sinusoid64, resize_bilinear=resize_bilinear, mix=mix, mse=mse,
+           mean_tokens=mean_tokens, sinusoid=sinusoid64, mix=mix, mse=mse,
            cross_entropy=cross_entropy, position_bias=position_bias, resnet_block=resnet_block,
            transformer_block=transformer_block)
 LOSSES = ("mse", "cross_entropy")
@@ -277,6 +273,8 @@ conv_case("blocks side by side: 9x70, 40 channels", (1, 9, 70, 40), 24, 3, 1, (1
 conv_case("many parts: 64x70", (1, 64, 70, 3), 5, 3, 1, (1, 1), residual=1)
 conv_case("stride 2 in blocks: 20x140", (1, 20, 140, 6), 9, 3, 2, (1, 1))
 conv_case("150 outputs, few pixels", (1, 6, 5, 20), 150, 3, 1, (1, 1), residual=1)
+conv_case("48 to 80 channels, few pixels: one sum", (1, 6, 9, 48), 80, 3, 1, (1, 1))
+conv_case("150 outputs on several images", (6, 8, 8, 20), 150, 3, 1, (1, 1))
 conv_case("136 outputs, many pixels", (1, 46, 46, 4), 136, 1)
 conv_case("1x1 read in place", (2, 9, 15, 32), 40, 1, residual=1)
 conv_case("1x1 read in place, wide", (1, 3, 150, 32), 16, 1)
@@ -429,9 +427,6 @@ case("mean_tokens", "twice", x=X(2, 7, 3), twice=1)
 for D, cosine, shift in ((16, 0, 0.0), (16, 1, 0.0), (32, 0, 1.0), (32, 1, 1.0), (15, 1, 0.0)):
     case("sinusoid", f"D {D}, cosine {'first' if cosine else 'last'}, shift {shift:g}",
          x=values("f32", [0.0, 1.0, 37.0, 999.0]), D=D, cosine_first=cosine, shift=shift, forward=1)
-case("resize_bilinear", "up", x=f32(2, 4, 5, 3), H=9, W=11, forward=1)
-case("resize_bilinear", "down", x=f32(1, 8, 6, 2), H=3, W=4, forward=1)
-case("resize_bilinear", "from and to one row", x=f32(1, 1, 7, 2), H=5, W=1, forward=1)
 case("mix", "4-D", p=f32(3), x=f32(3, 4, 5, 2), q=f32(3), z=f32(3, 4, 5, 2), forward=1)
 case("mix", "2-D", p=f32(2), x=f32(2, 7), q=f32(2), z=f32(2, 7), forward=1, full=1)
 
