@@ -116,9 +116,31 @@ static inline void check_output(db_ctx *ctx, const char *name, const float *ours
     else test_pass(label, "error %.1e", e);
 }
 
+/* Where a file of networks/NAME lies; until the next call. */
+static inline const char *network_path(const char *name, const char *file)
+{
+    static char path[300];
+    snprintf(path, sizeof path, "tests/golden/networks/%s/%s", name, file);
+    return path;
+}
+
+/* Opens the golden file of a network and gives its parameters gradients and the hashed weights. 0 after
+   a failure, this one or an earlier one, which it reports: `params` is then not looked at. */
+static inline int open_network(db_ctx *ctx, const char *name, db_param_table *params, db_safetensors **st)
+{
+    if (db_status(ctx) == DB_OK) db_safetensors_open(ctx, network_path(name, "golden.safetensors"), st);
+    if (db_status(ctx) != DB_OK) {
+        test_fail(name, "%s", db_last_error(ctx));
+        db_clear_error(ctx);
+        return 0;
+    }
+    db_params_require_grad(params);
+    fill_params(params);
+    return 1;
+}
+
 static inline void check_unet(db_ctx *ctx, const char *name, double limit, double grad_limit)
 {
-    char path[300];
     db_unet_config c;
     db_unet *u = NULL;
     db_safetensors *st = NULL;
@@ -126,18 +148,9 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
     db_tensor x, ts, text, labels, out, target;
     size_t dx[4], dt[4], dc[4], one[4], d[4];
     float *sample, *time, *words, *classes, *image;
-    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
-    db_unet_config_load(ctx, path, &c);
+    db_unet_config_load(ctx, network_path(name, "config.json"), &c);
     db_unet_create(ctx, &c, &u);
-    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
-    db_safetensors_open(ctx, path, &st);
-    if (db_status(ctx) != DB_OK) {
-        test_fail(name, "%s", db_last_error(ctx));
-        db_clear_error(ctx);
-        return;
-    }
-    db_params_require_grad(&u->params);
-    fill_params(&u->params);
+    if (!open_network(ctx, name, u ? &u->params : NULL, &st)) return;
     sample = golden(st, "in.sample", dx), time = golden(st, "in.timestep", one), words = golden(st, "in.encoder_hidden_states", dt);
     classes = golden(st, "in.class_labels", dc);
     d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
@@ -177,7 +190,6 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
 
 static inline void check_text_encoder(db_ctx *ctx, const char *name)
 {
-    char path[300];
     db_text_config c;
     db_text_encoder *e = NULL;
     db_safetensors *st = NULL;
@@ -186,18 +198,9 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
     size_t d[4], dm[4], k, n;
     float *words, *valid;
     int32_t *numbers;
-    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
-    db_text_config_load(ctx, path, &c);
+    db_text_config_load(ctx, network_path(name, "config.json"), &c);
     db_text_encoder_create(ctx, &c, &e);
-    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
-    db_safetensors_open(ctx, path, &st);
-    if (db_status(ctx) != DB_OK) {
-        test_fail(name, "%s", db_last_error(ctx));
-        db_clear_error(ctx);
-        return;
-    }
-    db_params_require_grad(&e->params);
-    fill_params(&e->params);
+    if (!open_network(ctx, name, e ? &e->params : NULL, &st)) return;
     words = golden(st, "in.input_ids", d), valid = golden(st, "in.attention_mask", dm);
     n = d[0] * d[1];
     numbers = (int32_t *)malloc(n * sizeof *numbers);

@@ -19,26 +19,13 @@ typedef struct network_case {
     db_tensor in[2], out;
 } network_case;
 
-static const char *case_path(const char *name, const char *file)
-{
-    static char path[300];
-    snprintf(path, sizeof path, "tests/golden/networks/%s/%s", name, file);
-    return path;
-}
-
 /* Opens the golden file and a tape, unless the network could not be made. */
 static int case_open(network_case *c, db_ctx *ctx, const char *name, db_param_table *params)
 {
     memset(c, 0, sizeof *c);
     c->ctx = ctx, c->name = name;
-    if (db_status(ctx) == DB_OK)
-        db_safetensors_open(ctx, case_path(name, "golden.safetensors"), &c->st);
-    if (db_status(ctx) == DB_OK) db_tape_create(ctx, &c->tape);
-    if (db_status(ctx) == DB_OK) {
-        db_params_require_grad(params);
-        fill_params(params);
-        return 1;
-    }
+    if (!open_network(ctx, name, params, &c->st)) return 0;
+    if (db_tape_create(ctx, &c->tape) == DB_OK) return 1;
     test_fail(name, "%s", db_last_error(ctx));
     return 0;
 }
@@ -90,7 +77,7 @@ static void check_vit(db_ctx *ctx, const char *name)
     db_vit *m = NULL;
     float *x;
     db_tensor target;
-    if (db_vit_config_load(ctx, case_path(name, "config.json"), &config) == DB_OK)
+    if (db_vit_config_load(ctx, network_path(name, "config.json"), &config) == DB_OK)
         db_vit_create(ctx, &config, &m);
     if (case_open(&c, ctx, name, m ? &m->params : NULL)) {
         c.in[0] = case_pictures(&c, "in.pixel_values", &x);
@@ -110,7 +97,7 @@ static void check_clip(db_ctx *ctx, const char *name)
     network_case c;
     db_clip_config config;
     db_clip *m = NULL;
-    if (db_clip_config_load(ctx, case_path(name, "config.json"), &config) == DB_OK)
+    if (db_clip_config_load(ctx, network_path(name, "config.json"), &config) == DB_OK)
         db_clip_create(ctx, &config, &m);
     if (case_open(&c, ctx, name, m ? &m->params : NULL)) {
         float *x, *words;
@@ -141,7 +128,7 @@ static void check_lpips(db_ctx *ctx, const char *name)
     network_case c;
     db_lpips_config config;
     db_lpips *m = NULL;
-    if (db_lpips_config_load(ctx, case_path(name, "config.json"), &config) == DB_OK)
+    if (db_lpips_config_load(ctx, network_path(name, "config.json"), &config) == DB_OK)
         db_lpips_create(ctx, &config, &m);
     if (case_open(&c, ctx, name, m ? &m->params : NULL)) {
         size_t one[4], d[4], nhwc[4], k, n;

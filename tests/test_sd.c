@@ -13,16 +13,13 @@
 /* Opens networks/NAME: its network with the hashed weights, its golden file, its input as [B,H,W,C]. */
 static db_vae *open_vae(db_ctx *ctx, const char *name, db_safetensors **st, float **image, size_t d[4])
 {
-    char path[300];
     db_vae_config c;
     db_vae *v = NULL;
     float *x;
     size_t file[4];
     *image = NULL;
-    snprintf(path, sizeof path, "tests/golden/networks/%s/config.json", name);
-    if (db_vae_config_load(ctx, path, &c) == DB_OK) db_vae_create(ctx, &c, &v);
-    snprintf(path, sizeof path, "tests/golden/networks/%s/golden.safetensors", name);
-    if (db_safetensors_open(ctx, path, st) != DB_OK) return v;
+    if (db_vae_config_load(ctx, network_path(name, "config.json"), &c) == DB_OK) db_vae_create(ctx, &c, &v);
+    if (db_safetensors_open(ctx, network_path(name, "golden.safetensors"), st) != DB_OK) return v;
     fill_params(&v->params);
     x = golden(*st, "in.sample", file);
     d[0] = file[0], d[1] = file[2], d[2] = file[3], d[3] = file[1];

@@ -664,7 +664,6 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class, &d) != DB_OK;
-    if (!status) status = db_dreambooth_rehearse(d) != DB_OK; /* touches all memory: not timed */
     if (!status && t->resume) status = resume(d, t);
     if (!status) {
         began = now();
@@ -690,8 +689,9 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             status = 1;
             break;
         }
-        snprintf(bar.detail, sizeof bar.detail, "loss %.4f%s", (double)l.total, "");
-        if (c->class_prompt)
+        if (!c->class_prompt)
+            snprintf(bar.detail, sizeof bar.detail, "loss %.4f", (double)l.total);
+        else
             snprintf(bar.detail, sizeof bar.detail, "loss %.4f = %.4f + %g x %.4f", (double)l.total,
                      (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
         bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
@@ -1102,7 +1102,7 @@ static int demo(int argc, char **argv)
     const char *each[SCENES], *classes[CLASS_PICTURES];
     float *before[MAX_STAGES] = {NULL, NULL, NULL}, *after[MAX_STAGES] = {NULL, NULL, NULL}, *pictures[MAX_STAGES] = {NULL, NULL, NULL};
     size_t h[MAX_STAGES], w[MAX_STAGES], k, n = 0;
-    double began = now(), at[6];
+    double began = now(), at[5];
     photos photo;
     outcome o[2];
     cascade m;
@@ -1150,7 +1150,7 @@ static int demo(int argc, char **argv)
     if (!status) status = fine_tune(m.stage[0], m.text, &photo, &base, &o[0]);
     at[2] = now();
 
-    sr.config.resolution = m.n > 1 ? stage_size(m.stage[1]) : 0, sr.config.crop_size = 64;
+    sr.config.resolution = stage_size(m.stage[1]), sr.config.crop_size = 64;
     sr.config.max_train_steps = (size_t)sr_steps, sr.config.learning_rate = (float)sr_rate;
     sr.config.train_batch_size = (size_t)batch, sr.out = sr_dir, sr.every = 0;
     if (!status) {
