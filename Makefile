@@ -25,7 +25,7 @@ help:
 	@echo "make demo         photos of a subject -> the subject in new places, into demo/; SUBJECT=robot1 for another,"
 	@echo "                  SUBJECT=folder CLASS=dog for photos of yours"
 	@echo "make test         every test: one line each, then 'N passed, N failed'"
-	@echo "make asan ubsan   the same under a sanitizer"
+	@echo "make sanitize     the same under the address and undefined-behaviour sanitizers"
 	@echo "make matrix       the header with gcc and clang, as C99, C11 and C++17, with and without OpenMP"
 	@echo "make neon         the operation and network tests for AArch64 under qemu-user"
 	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
@@ -35,18 +35,30 @@ help:
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make clean"
 
+# The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
+$(B)/dreambooth.o: dreambooth.h | $(B)
+	$(CC) $(CFLAGS) $(PLAIN) -DDREAMBOOTH_IMPLEMENTATION -x c -c $< -o $@
+
+$(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(HEADERS)
+	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
-# tests and examples at -O1: half the time to compile, and nearly as fast
-$(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
-	$(CC) $(CFLAGS) -O1 $< -o $@ $(LDLIBS)
+# Tests of what the header keeps to itself have it whole: two of them every kernel, the others the plain ones
+KERNELS = $(B)/test_ops $(B)/test_backend
+INSIDE  = $(B)/test_dreambooth $(B)/test_files $(B)/test_metrics $(B)/test_tokenizers
+$(KERNELS): $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) -O1 $(KERNEL_FLAGS) $< -o $@ $(LDLIBS)
+$(INSIDE): $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD $< -o $@ $(LDLIBS)
+$(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
+	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
 
-
+# Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
-	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS)
+	$(CC) $(CFLAGS) -O1 $(PLAIN) -pthread $< -o $@ $(LDLIBS)
 $(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
-	$(CXX) -std=c++17 $(OPT) -O1 -g $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
+	$(CXX) -std=c++17 $(OPT) -O1 -g $(WARN) $(OPENMP) $(PLAIN) -I. $< -o $@ $(LDLIBS)
 
 $(B):
 	mkdir -p $(B)
@@ -62,11 +74,11 @@ demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUB
 test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
 	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
 
-# sanitizers: their own build folder; the leak checker comes with asan
-asan:
-	$(MAKE) test B=build/asan OPT="-O1 -fsanitize=address -fno-omit-frame-pointer"
-ubsan:
-	$(MAKE) test B=build/ubsan OPT="-O1 -fsanitize=undefined -fno-sanitize-recover=undefined"
+# Under the address and undefined-behaviour sanitizers, in a build folder of their own. A compiler takes many minutes for
+# the kernels of all instruction sets then: only their own tests have them, for addresses, and the rest the plain ones.
+sanitize:
+	$(MAKE) test B=build/sanitize PLAIN=-DDB_NO_SIMD KERNEL_FLAGS=-fno-sanitize=undefined \
+	    OPT="-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 matrix:
 	@sh tests/matrix.sh
@@ -99,5 +111,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help demo test asan ubsan matrix neon fuzz mutate golden check-diffusers bench clean
+.PHONY: all help demo test sanitize matrix neon fuzz mutate golden check-diffusers bench clean
 .SECONDARY:

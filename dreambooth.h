@@ -228,6 +228,8 @@ typedef struct db_tensor {
     size_t dim[4];
 } db_tensor;
 
+extern const db_tensor db_none; /* passed where an operand may be "none" */
+
 typedef struct db_memory_plan {
     size_t arena_bytes;   /* activations, gradients of activations, inputs                        */
     size_t scratch_bytes; /* the kernels' own                                                     */
@@ -1628,7 +1630,7 @@ static const char *db__op_name(db_op op);
 static void db__op_backward(db_tape *t, const db__node *node);
 static double db__op_flops(db_op op, const db_call *c);
 
-static const db_tensor db__none = {-1, 0, {0, 0, 0, 0}};
+const db_tensor db_none = {-1, 0, {0, 0, 0, 0}};
 
 size_t db_count(db_tensor x)
 {
@@ -1652,7 +1654,7 @@ static db_tensor db__shape_fail(db_tape *t, const char *what, db_tensor a, db_te
 {
     char sa[96], sb[96];
     db__fail(t->ctx, DB_ERROR_SHAPE, "%s: %s does not fit %s", what, db__shape(a, sa), db__shape(b, sb));
-    return db__none;
+    return db_none;
 }
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out)
@@ -1682,7 +1684,7 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
     void *grown;
     int d, overflow = 0;
     size_t bytes = db_dtype_size(dtype);
-    x = db__none;
+    x = db_none;
     if (t->ctx->result != DB_OK) return x;
     for (d = 0; d < n_dims; d++) {
         x.dim[d] = dim[d];
@@ -1692,10 +1694,10 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
     if (overflow || bytes == 0) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large", db__shape(x, s));
-        return db__none;
+        return db_none;
     }
     grown = db__grow(t->ctx, t->value, &t->cap_values, t->n_values + 1, sizeof *t->value);
-    if (!grown) return db__none;
+    if (!grown) return db_none;
     t->value = (db__value *)grown;
     v = &t->value[t->n_values];
     memset(v, 0, sizeof *v);
@@ -1777,7 +1779,7 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
     memset(node, 0, sizeof *node);
     node->op = op;
     node->segment = t->segment;
-    for (k = 0; k < DB_MAX_ARGS; k++) node->arg[k] = k < n ? arg[k] : db__none;
+    for (k = 0; k < DB_MAX_ARGS; k++) node->arg[k] = k < n ? arg[k] : db_none;
     return node;
 }
 
@@ -1798,7 +1800,7 @@ static db_tensor db__grad_target(db_tape *t, db_tensor x, int *add)
 {
     db_tensor g = x;
     db__value *v;
-    if (x.id < 0 || t->ctx->result != DB_OK) return db__none;
+    if (x.id < 0 || t->ctx->result != DB_OK) return db_none;
     v = &t->value[x.id];
     *add = v->grad >= 0 || v->kind == DB__PARAM;
     if (v->grad < 0) {
@@ -1843,7 +1845,7 @@ static void db__grad_pass(db_tape *t, db_tensor x, db_tensor g)
         t->value[x.id].grad = g.id;
         return;
     }
-    arg[1] = g, arg[2] = db__none;
+    arg[1] = g, arg[2] = db_none;
     {
         int add = 0;
         arg[0] = db__grad_target(t, x, &add);
@@ -2786,8 +2788,8 @@ static void db__conv2d_backward(db_tape *t, const db__node *n)
         if (made) memcpy(made->s, n->s, sizeof made->s), made->i[0] = add;
     }
     if (db__needs_grad(t, w) || db__needs_grad(t, bias)) {
-        arg[0] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
-        arg[1] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
+        arg[0] = db__needs_grad(t, w) ? db__sum_target(t, w) : db_none;
+        arg[1] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db_none;
         arg[2] = x, arg[3] = dy;
         made = db__record(t, DB_OP_CONV2D_DW, 4, arg);
         if (made) memcpy(made->s, n->s, sizeof made->s);
@@ -2800,7 +2802,7 @@ db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
     db_tensor arg[5], y;
     db__node *n;
     size_t dim[4], k = w.n_dims == 4 ? w.dim[2] : 1;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (x.n_dims != 4 || (w.n_dims != 4 && w.n_dims != 2) || x.dim[3] != w.dim[1] || (w.n_dims == 4 && w.dim[3] != k) ||
         x.dim[1] + pad_begin + pad_end < k || x.dim[2] + pad_begin + pad_end < k)
         return db__shape_fail(t, "conv2d: input [B,H,W,IC] and weight [OC,IC,k,k]", x, w);
@@ -2812,7 +2814,7 @@ db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
     if (residual.id >= 0 && db_count(residual) != db_count(y)) return db__shape_fail(t, "conv2d: residual and output", residual, y);
     arg[0] = y, arg[1] = x, arg[2] = w, arg[3] = bias, arg[4] = residual;
     n = db__record(t, DB_OP_CONV2D, 5, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->s[0] = k, n->s[1] = stride, n->s[2] = pad_begin;
     db__inherit_grad(t, y, 4, arg + 1);
     return y;
@@ -2823,7 +2825,7 @@ db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
 {
     size_t C = x.n_dims ? x.dim[x.n_dims - 1] : 1, dim[4];
     db_tensor y, flat;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     flat = db__shape4(t, x, 1, 1, db_count(x) / C, C);
     y = db_conv2d(t, flat, w, bias, residual, 1, 0, 0);
     if (y.id < 0) return y;
@@ -3040,10 +3042,10 @@ static void db__group_norm_backward(db_tape *t, const db__node *n)
     db__node *made;
     int add = 0, add_ss = 0;
     if (dy.id < 0) return;
-    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
-    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
-    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
-    arg[3] = db__needs_grad(t, ss) ? db__grad_target(t, ss, &add_ss) : db__none;
+    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db_none;
+    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db_none;
+    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db_none;
+    arg[3] = db__needs_grad(t, ss) ? db__grad_target(t, ss, &add_ss) : db_none;
     arg[4] = dy, arg[5] = x, arg[6] = n->arg[1], arg[7] = w, arg[8] = bias, arg[9] = ss;
     made = db__record(t, DB_OP_GROUP_NORM_DX, 10, arg);
     if (made) made->s[0] = n->s[0], made->i[0] = n->i[0], made->i[1] = add, made->i[2] = add_ss;
@@ -3054,12 +3056,12 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     db_tensor arg[6], y;
     db__node *n;
     size_t C, dim[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     C = x.dim[x.n_dims - 1];
     if (x.n_dims < 2 || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
     if (groups == 0 || C % groups) {
         db__fail(t->ctx, DB_ERROR_SHAPE, "group_norm: %zu channels cannot be divided into %zu groups", C, groups);
-        return db__none;
+        return db_none;
     }
     if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0]) return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
     dim[0] = x.dim[0], dim[1] = groups, dim[2] = 3;
@@ -3067,7 +3069,7 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
     arg[2] = x, arg[3] = w, arg[4] = bias, arg[5] = scale_shift;
     n = db__record(t, DB_OP_GROUP_NORM, 6, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->s[0] = groups, n->i[0] = (int)act, n->f[0] = eps;
     db__inherit_grad(t, y, 4, arg + 2);
     return y;
@@ -3127,9 +3129,9 @@ static void db__layer_norm_backward(db_tape *t, const db__node *n)
     db__node *made;
     int add = 0;
     if (dy.id < 0) return;
-    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db__none;
-    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db__none;
-    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db__none;
+    arg[0] = db__needs_grad(t, x) ? db__grad_target(t, x, &add) : db_none;
+    arg[1] = db__needs_grad(t, w) ? db__sum_target(t, w) : db_none;
+    arg[2] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db_none;
     arg[3] = dy, arg[4] = x, arg[5] = n->arg[1], arg[6] = w;
     made = db__record(t, DB_OP_LAYER_NORM_DX, 7, arg);
     if (made) made->i[0] = n->i[0], made->i[1] = add;
@@ -3140,7 +3142,7 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     db_tensor arg[5], y;
     db__node *n;
     size_t dim[2];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[1] = 2;
     dim[0] = db_count(x) / x.dim[x.n_dims - 1];
     if (db_count(w) != x.dim[x.n_dims - 1]) return db__shape_fail(t, "layer_norm: input [...,C] and weight [C]", x, w);
@@ -3148,20 +3150,20 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 2, dim);
     arg[2] = x, arg[3] = w, arg[4] = bias;
     n = db__record(t, DB_OP_LAYER_NORM, 5, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->i[0] = rms, n->f[0] = eps;
     db__inherit_grad(t, y, 3, arg + 2);
     return y;
 }
 
 db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps) { return db__layer_norm(t, x, w, bias, eps, 0); }
-db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps) { return db__layer_norm(t, x, w, db__none, eps, 1); }
+db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps) { return db__layer_norm(t, x, w, db_none, eps, 1); }
 
 /* x / |x| = x / rms(x) / sqrt(C). A vector of zeros stays one. */
 db_tensor db_unit_norm(db_tape *t, db_tensor x)
 {
     size_t C;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     C = x.dim[x.n_dims - 1];
     return db_rms_norm(t, x, db_constant(t, DB_F32, 1.0f / sqrtf((float)C), 1, &C), 1e-20f);
 }
@@ -3221,7 +3223,7 @@ db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
     if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x;
     n = db__record(t, DB_OP_ACT, 2, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->i[0] = (int)act;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
@@ -3261,10 +3263,10 @@ static void db__mul_backward(db_tape *t, const db__node *n)
 db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (db_count(a) != db_count(b)) return db__shape_fail(t, "multiply", a, b);
     arg[0] = db__activation(t, a.n_dims, a.dim), arg[1] = a, arg[2] = b;
-    if (!db__record(t, DB_OP_MUL, 3, arg)) return db__none;
+    if (!db__record(t, DB_OP_MUL, 3, arg)) return db_none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
@@ -3305,11 +3307,11 @@ db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_t
 {
     db_tensor arg[3];
     db__node *n;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (z.id >= 0 && db_count(x) != db_count(z)) return db__shape_fail(t, "weighted sum", x, z);
     arg[0] = db__new_value(t, DB__ACTIVATION, t->value[x.id].dtype, x.n_dims, x.dim), arg[1] = x, arg[2] = z;
     n = db__record(t, DB_OP_AXPBY, 3, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->f[0] = alpha, n->f[1] = beta;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
@@ -3331,7 +3333,7 @@ db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const
 {
     db_tensor y = db__new_value(t, DB__ACTIVATION, dtype, n_dims, dim);
     db__node *n = db__record(t, DB_OP_FILL, 1, &y);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->f[0] = value;
     return y;
 }
@@ -3356,11 +3358,11 @@ static void db__cpu_mix(db_ctx *ctx, db_call *c)
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z)
 {
     db_tensor arg[5];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (db_count(x) != db_count(z) || db_count(p) != x.dim[0] || db_count(q) != x.dim[0]) return db__shape_fail(t, "mix", x, p);
     arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
     arg[1] = x, arg[2] = z, arg[3] = p, arg[4] = q;
-    return db__record(t, DB_OP_MIX, 5, arg) ? arg[0] : db__none;
+    return db__record(t, DB_OP_MIX, 5, arg) ? arg[0] : db_none;
 }
 
 /* Standard normal numbers. a: y.  i: purpose */
@@ -3384,10 +3386,10 @@ db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose)
 {
     db__node *n;
     db_tensor y;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     y = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
     n = db__record(t, DB_OP_NORMAL, 1, &y);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->i[0] = (int)purpose;
     return y;
 }
@@ -3449,7 +3451,7 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis)
     size_t outer = 1, na = 1, nb = 1, dim[4];
     db_tensor y;
     int d;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     for (d = 0; d < a.n_dims; d++) {
         if (a.n_dims != b.n_dims || (d != axis && a.dim[d] != b.dim[d])) return db__shape_fail(t, "concat", a, b);
         if (d < axis) outer *= a.dim[d];
@@ -3468,7 +3470,7 @@ db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count)
 {
     db_tensor y;
     size_t C, dim[4];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     C = x.dim[x.n_dims - 1];
     memcpy(dim, x.dim, sizeof dim);
     dim[x.n_dims - 1] = count;
@@ -3554,11 +3556,11 @@ static db_tensor db__resample(db_tape *t, db_op op, db_tensor x, size_t H, size_
     db_tensor arg[2];
     db__node *n;
     size_t dim[4];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
     arg[0] = db__activation(t, 4, dim), arg[1] = x;
     n = db__record(t, op, 2, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->f[0] = scale;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
@@ -3663,19 +3665,19 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
     db_tensor arg[2];
     db__node *n;
     size_t dim[4];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE,
                  "max_pool: %s is no image [B,H,W,C] as large as the window of %zu x %zu pixels",
                  db__shape(x, s), k, k);
-        return db__none;
+        return db_none;
     }
     dim[0] = x.dim[0], dim[3] = x.dim[3];
     dim[1] = (x.dim[1] - k) / stride + 1, dim[2] = (x.dim[2] - k) / stride + 1;
     arg[0] = db__activation(t, 4, dim), arg[1] = x;
     n = db__record(t, DB_OP_MAX_POOL, 2, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->s[0] = k, n->s[1] = stride;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
@@ -3830,8 +3832,8 @@ static void db__attention_backward(db_tape *t, const db__node *n)
     db__node *made;
     int k, add[3] = {0, 0, 0};
     if (dout.id < 0) return;
-    for (k = 0; k < 3; k++) arg[k] = db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db__none;
-    arg[3] = db__needs_grad(t, n->arg[5]) ? db__sum_target(t, n->arg[5]) : db__none;
+    for (k = 0; k < 3; k++) arg[k] = db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db_none;
+    arg[3] = db__needs_grad(t, n->arg[5]) ? db__sum_target(t, n->arg[5]) : db_none;
     arg[4] = dout, arg[5] = n->arg[0], arg[6] = n->arg[1], arg[7] = n->arg[2], arg[8] = n->arg[3], arg[9] = n->arg[4];
     arg[10] = n->arg[5], arg[11] = n->arg[6];
     made = db__record(t, DB_OP_ATTENTION_DX, 12, arg);
@@ -3845,7 +3847,7 @@ db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_ten
     db_tensor arg[7];
     db__node *n;
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (q.n_dims != 3 || k.n_dims != 3 || q.dim[2] != k.dim[2] || q.dim[0] != k.dim[0] || heads == 0 || q.dim[2] % heads)
         return db__shape_fail(t, "attention: q [B,T,C] and k [B,S,C]", q, k);
     if (db_count(k) != db_count(v)) return db__shape_fail(t, "attention: k and v", k, v);
@@ -3856,7 +3858,7 @@ db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_ten
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
     arg[2] = q, arg[3] = k, arg[4] = v, arg[5] = bias, arg[6] = mask;
     n = db__record(t, DB_OP_ATTENTION, 7, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->s[0] = heads, n->i[0] = causal, n->f[0] = scale;
     db__inherit_grad(t, arg[0], 4, arg + 2);
     return arg[0];
@@ -3907,11 +3909,11 @@ db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table)
 {
     db_tensor arg[3];
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (ids.n_dims != 2 || table.n_dims != 2) return db__shape_fail(t, "embedding: ids [B,T] and table [V,C]", ids, table);
     dim[0] = ids.dim[0], dim[1] = ids.dim[1], dim[2] = table.dim[1];
     arg[0] = db__activation(t, 3, dim), arg[1] = ids, arg[2] = table;
-    if (!db__record(t, DB_OP_EMBEDDING, 3, arg)) return db__none;
+    if (!db__record(t, DB_OP_EMBEDDING, 3, arg)) return db_none;
     db__inherit_grad(t, arg[0], 1, arg + 2);
     return arg[0];
 }
@@ -3954,10 +3956,10 @@ static void db__add_rows_backward(db_tape *t, const db__node *n)
 db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows)) return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
-    if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db__none;
+    if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db_none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
@@ -4029,11 +4031,11 @@ static void db__add_each_backward(db_tape *t, const db__node *n)
 db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0])
         return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = e;
-    if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db__none;
+    if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db_none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
@@ -4078,10 +4080,10 @@ db_tensor db_mean_tokens(db_tape *t, db_tensor x)
 {
     db_tensor arg[2];
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[0] = x.dim[0], dim[1] = 1, dim[2] = x.dim[2];
     arg[0] = db__activation(t, 3, dim), arg[1] = x;
-    if (!db__record(t, DB_OP_MEAN, 2, arg)) return db__none;
+    if (!db__record(t, DB_OP_MEAN, 2, arg)) return db_none;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
 }
@@ -4106,11 +4108,11 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float
     db_tensor arg[2];
     db__node *n;
     size_t dim[2];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[0] = db_count(x), dim[1] = D;
     arg[0] = db__activation(t, 2, dim), arg[1] = x;
     n = db__record(t, DB_OP_SINUSOID, 2, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->i[0] = cosine_first, n->f[0] = shift;
     return arg[0];
 }
@@ -4168,11 +4170,11 @@ static db_tensor db__position_bias(db_tape *t, db_tensor table, size_t T, size_t
     db_tensor arg[2];
     db__node *n;
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[0] = table.dim[1], dim[1] = T, dim[2] = T;
     arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim), arg[1] = table;
     n = db__record(t, DB_OP_POSITION_BIAS, 2, arg);
-    if (!n) return db__none;
+    if (!n) return db_none;
     n->s[0] = max_distance;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
@@ -4255,7 +4257,7 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
 {
     db_tensor arg[6];
     size_t one = 1, B;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     B = pred.dim[0];
     if (pred.n_dims != target.n_dims || db_count(pred) / pred.dim[pred.n_dims - 1] != db_count(target) / target.dim[target.n_dims - 1] ||
         pred.dim[pred.n_dims - 1] < target.dim[target.n_dims - 1])
@@ -4264,7 +4266,7 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
     arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
     arg[1] = db__new_value(t, DB__KEPT, DB_F32, 1, &B);
     arg[2] = pred, arg[3] = target, arg[4] = weight, arg[5] = pixel;
-    if (!db__record(t, DB_OP_MSE, 6, arg)) return db__none;
+    if (!db__record(t, DB_OP_MSE, 6, arg)) return db_none;
     db__inherit_grad(t, arg[0], 1, arg + 2);
     if (each) *each = arg[1];
     return arg[0];
@@ -4353,7 +4355,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     db_tensor arg[4];
     size_t one = 1, V, N;
     int soft;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     soft = t->value[targets.id].dtype == DB_F32;
     V = logits.dim[logits.n_dims - 1], N = db_count(targets) / (soft ? V : 1);
     if (db_count(logits) != N * V)
@@ -4361,7 +4363,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 1, &N);
     arg[2] = logits, arg[3] = targets;
-    if (!db__record(t, DB_OP_CROSS_ENTROPY, 4, arg)) return db__none;
+    if (!db__record(t, DB_OP_CROSS_ENTROPY, 4, arg)) return db_none;
     db__inherit_grad(t, arg[0], 1, arg + 2);
     return arg[0];
 }
@@ -7667,18 +7669,18 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     int n_dims = d3 ? 4 : d2 ? 3 : d1 ? 2 : d0 ? 1 : 0;
     db_param *item;
     db_tensor w;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     dim[0] = d0, dim[1] = d1, dim[2] = d2, dim[3] = d3;
     snprintf(full, sizeof full, "%s%s", n->scope, name);
     item = db_params_find(n->params, full);
     if (!item && n->declaring) item = db__params_declare(n->params, full, n_dims, dim);
     if (!item) {
         db__fail(t->ctx, DB_ERROR_MISSING, "the model has no parameter %s", full);
-        return db__none;
+        return db_none;
     }
     for (k = 0; k < t->n_values; k++) /* a weight used twice is one value */
         if (t->value[k].kind == DB__PARAM && t->value[k].table == n->params && n->params->item + t->value[k].param == item) {
-            w = db__none;
+            w = db_none;
             w.id = (int)k, w.n_dims = n_dims;
             memcpy(w.dim, dim, sizeof dim);
             return w;
@@ -7697,7 +7699,7 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w = db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
-    db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db__none;
+    db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db_none;
     db__leave(n, here);
     return db_linear(n->tape, x, w, b, residual);
 }
@@ -7747,7 +7749,7 @@ static db_tensor db__rms_norm_layer(db_net *n, const char *name, db_tensor x, fl
 
 static const char *db__dims(int rank, const size_t *dim, char buffer[96])
 {
-    db_tensor x = db__none;
+    db_tensor x = db_none;
     x.n_dims = DB__MIN(rank, 4);
     memcpy(x.dim, dim, (size_t)x.n_dims * sizeof *dim);
     return db__shape(x, buffer);
@@ -8015,9 +8017,9 @@ static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor 
     size_t here = db__enter(n, "layer.0"), inner = c->num_heads * c->d_kv, there;
     db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), q, k, v, o; /* [B,T,D] */
     there = db__enter(n, "SelfAttention");
-    q = db__linear_layer(n, "q", h, inner, 0, db__none); /* [B,T,heads*d_kv] */
-    k = db__linear_layer(n, "k", h, inner, 0, db__none);
-    v = db__linear_layer(n, "v", h, inner, 0, db__none);
+    q = db__linear_layer(n, "q", h, inner, 0, db_none); /* [B,T,heads*d_kv] */
+    k = db__linear_layer(n, "k", h, inner, 0, db_none);
+    v = db__linear_layer(n, "v", h, inner, 0, db_none);
     o = db_attention(n->tape, q, k, v, bias, mask, c->num_heads, 1.0f, 0);
     o = db__linear_layer(n, "o", o, c->d_model, 0, x); /* [B,T,D] */
     db__leave(n, there);
@@ -8032,10 +8034,10 @@ static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tens
     db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), y; /* [B,T,D] */
     there = db__enter(n, "DenseReluDense");
     if (c->gated) {
-        db_tensor gate = db_activate(n->tape, db__linear_layer(n, "wi_0", h, c->d_ff, 0, db__none), c->act); /* [B,T,F] */
-        y = db_multiply(n->tape, gate, db__linear_layer(n, "wi_1", h, c->d_ff, 0, db__none));
+        db_tensor gate = db_activate(n->tape, db__linear_layer(n, "wi_0", h, c->d_ff, 0, db_none), c->act); /* [B,T,F] */
+        y = db_multiply(n->tape, gate, db__linear_layer(n, "wi_1", h, c->d_ff, 0, db_none));
     } else {
-        y = db_activate(n->tape, db__linear_layer(n, "wi", h, c->d_ff, 0, db__none), c->act);
+        y = db_activate(n->tape, db__linear_layer(n, "wi", h, c->d_ff, 0, db_none), c->act);
     }
     y = db__linear_layer(n, "wo", y, c->d_model, 0, x); /* [B,T,D] */
     db__leave(n, there);
@@ -8102,14 +8104,14 @@ static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, d
     db_tensor h, q, k, v;
     if (n->tape->checkpoint_blocks) db_checkpoint_begin(n->tape);
     h = db__layer_norm_layer(n, name->norm1, x, eps); /* [B,T,D] */
-    q = db__linear_layer(n, name->q, h, D, qkv_bias, db__none);
-    k = db__linear_layer(n, name->k, h, D, qkv_bias, db__none);
-    v = db__linear_layer(n, name->v, h, D, qkv_bias, db__none);
-    h = db_attention(n->tape, q, k, v, db__none, mask, heads, 1.0f / sqrtf((float)(D / heads)),
+    q = db__linear_layer(n, name->q, h, D, qkv_bias, db_none);
+    k = db__linear_layer(n, name->k, h, D, qkv_bias, db_none);
+    v = db__linear_layer(n, name->v, h, D, qkv_bias, db_none);
+    h = db_attention(n->tape, q, k, v, db_none, mask, heads, 1.0f / sqrtf((float)(D / heads)),
                      causal);
     x = db__linear_layer(n, name->out, h, D, 1, x);
     h = db__layer_norm_layer(n, name->norm2, x, eps);
-    h = db__linear_layer(n, name->fc1, h, d_ff, 1, db__none); /* [B,T,F] */
+    h = db__linear_layer(n, name->fc1, h, d_ff, 1, db_none); /* [B,T,F] */
     h = db_activate(n->tape, h, act);
     x = db__linear_layer(n, name->fc2, h, D, 1, x);
     if (n->tape->checkpoint_blocks) db_checkpoint_end(n->tape);
@@ -8173,7 +8175,7 @@ static db_tensor db__text_record(db_net *n, const db_text_config *c, db_tensor i
 static void db__text_declare(db_net *n, const void *config)
 {
     size_t dim[2] = {1, 1};
-    db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db__none);
+    db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db_none);
 }
 
 static const db__network db__text_network = {
@@ -8249,22 +8251,22 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name);
-    db_tensor h, e = db__none;
+    db_tensor h, e = db_none;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm1", x, db__none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
+    h = db__group_norm_layer(n, "norm1", x, db_none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
     if (resample > 0)
         x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]),
         h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
-    h = db__conv_layer(n, "conv1", h, OC, 3, db__none);                                                       /* [B,H',W',OC] */
-    if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db__none); /* [B,2OC] or [B,OC] */
-    if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db__none;
+    h = db__conv_layer(n, "conv1", h, OC, 3, db_none);                                                       /* [B,H',W',OC] */
+    if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db_none); /* [B,2OC] or [B,OC] */
+    if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db_none;
     h = db__group_norm_layer(n, "norm2", h, e, c->groups, c->eps, c->act);
-    if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db__none);
+    if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db_none);
     if (scale_factor == 1.0f) {
         h = db__conv_layer(n, "conv2", h, OC, 3, x);                                                          /* x + conv2(h) */
     } else {
-        h = db__conv_layer(n, "conv2", h, OC, 3, db__none);
+        h = db__conv_layer(n, "conv2", h, OC, 3, db_none);
         h = db_weighted_sum(t, 1.0f / scale_factor, x, 1.0f / scale_factor, h);
     }
     if (t->checkpoint_blocks) db_checkpoint_end(t);
@@ -8279,10 +8281,10 @@ static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, d
                                      size_t heads, int qkv_bias, db_tensor residual)
 {
     size_t here = db__enter(n, "%s", name), C = x.dim[2];
-    db_tensor q = db__linear_layer(n, "to_q", x, C, qkv_bias, db__none), k, v, y; /* [B,T,C] */
-    k = db__linear_layer(n, "to_k", source, C, qkv_bias, db__none);               /* [B,S,C] */
-    v = db__linear_layer(n, "to_v", source, C, qkv_bias, db__none);
-    y = db_attention(n->tape, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(C / heads)),
+    db_tensor q = db__linear_layer(n, "to_q", x, C, qkv_bias, db_none), k, v, y; /* [B,T,C] */
+    k = db__linear_layer(n, "to_k", source, C, qkv_bias, db_none);               /* [B,S,C] */
+    v = db__linear_layer(n, "to_v", source, C, qkv_bias, db_none);
+    y = db_attention(n->tape, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)(C / heads)),
                      0);
     y = db__linear_layer(n, "to_out.0", y, C, 1, residual);
     db__leave(n, here);
@@ -8301,7 +8303,7 @@ static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, s
     x = db__attention_layer(n, "attn2", h, text, heads, 0, x);
     h = db__layer_norm_layer(n, "norm3", x, 1e-5f);
     here = db__enter(n, "ff.net");
-    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db__none);      /* [B,P,8C]: values, gates */
+    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db_none);      /* [B,P,8C]: values, gates */
     gate = db_activate(t, db_slice(t, h, 4 * C, 4 * C), DB_ACT_GELU);
     h = db_multiply(t, db_slice(t, h, 0, 4 * C), gate);            /* [B,P,4C] */
     x = db__linear_layer(n, "2", h, C, 1, x);                      /* [B,P,C] */
@@ -8317,9 +8319,9 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
     size_t here = db__enter(n, "%s", name), B = x.dim[0], C = x.dim[3], l;
     db_tensor h;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm", x, db__none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
-    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db__none)
-                                 : db__conv_layer(n, "proj_in", h, C, 1, db__none);
+    h = db__group_norm_layer(n, "norm", x, db_none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
+    h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db_none)
+                                 : db__conv_layer(n, "proj_in", h, C, 1, db_none);
     h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C);                                                                    /* [B,P,C] */
     for (l = 0; l < layers; l++) {
         size_t there = db__enter(n, "transformer_blocks.%zu", l);
@@ -8343,16 +8345,16 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
     size_t here = db__enter(n, "%s", name), C = x.dim[3], B = x.dim[0], HW = x.dim[1] * x.dim[2], heads = DB__MAX(1, C / head_dim), inner = heads * head_dim;
     db_tensor pixels = db__shape3(t, x, B, HW, C), h, q, k, v, y;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    if (c->cross_attention_norm) text = db__group_norm_layer(n, "norm_cross", text, db__none, 32, 1e-5f, DB_ACT_NONE); /* [B,T,X] */
-    h = db__group_norm_layer(n, "group_norm", pixels, db__none, c->norm_num_groups, 1e-5f, DB_ACT_NONE);                /* [B,HW,C] */
-    q = db__linear_layer(n, "to_q", h, inner, 1, db__none);
-    k = db__linear_layer(n, "add_k_proj", text, inner, 1, db__none);                                                   /* [B,T,C] */
-    v = db__linear_layer(n, "add_v_proj", text, inner, 1, db__none);
+    if (c->cross_attention_norm) text = db__group_norm_layer(n, "norm_cross", text, db_none, 32, 1e-5f, DB_ACT_NONE); /* [B,T,X] */
+    h = db__group_norm_layer(n, "group_norm", pixels, db_none, c->norm_num_groups, 1e-5f, DB_ACT_NONE);                /* [B,HW,C] */
+    q = db__linear_layer(n, "to_q", h, inner, 1, db_none);
+    k = db__linear_layer(n, "add_k_proj", text, inner, 1, db_none);                                                   /* [B,T,C] */
+    v = db__linear_layer(n, "add_v_proj", text, inner, 1, db_none);
     if (!only_cross) {
-        k = db_concat(t, k, db__linear_layer(n, "to_k", h, inner, 1, db__none), 1);                                    /* [B,T+HW,C] */
-        v = db_concat(t, v, db__linear_layer(n, "to_v", h, inner, 1, db__none), 1);
+        k = db_concat(t, k, db__linear_layer(n, "to_k", h, inner, 1, db_none), 1);                                    /* [B,T+HW,C] */
+        v = db_concat(t, v, db__linear_layer(n, "to_v", h, inner, 1, db_none), 1);
     }
-    y = db_attention(t, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)head_dim), 0);                          /* [B,HW,C] */
+    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)head_dim), 0);                          /* [B,HW,C] */
     y = db__linear_layer(n, "to_out.0", y, C, 1, pixels);
     if (t->checkpoint_blocks) db_checkpoint_end(t);
     db__leave(n, here);
@@ -8364,8 +8366,8 @@ static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const 
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor x = db_sinusoid(n->tape, number, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
-    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db__none), c->act);
-    x = db__linear_layer(n, "linear_2", x, c->time_embedding_dim, 1, db__none);
+    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db_none), c->act);
+    x = db__linear_layer(n, "linear_2", x, c->time_embedding_dim, 1, db_none);
     db__leave(n, here);
     return x;
 }
@@ -8379,12 +8381,12 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
     there = db__enter(n, "pool");
     mean = db_add_rows(t, db_mean_tokens(t, h), db__weight(n, "positional_embedding", 1, D, 0, 0)); /* [B,1,D] */
     h = db_concat(t, mean, h, 1);                                                                   /* [B,1+T,D] */
-    q = db__linear_layer(n, "q_proj", mean, D, 1, db__none);
-    k = db__linear_layer(n, "k_proj", h, D, 1, db__none);
-    v = db__linear_layer(n, "v_proj", h, D, 1, db__none);
-    y = db_attention(t, q, k, v, db__none, db__none, heads, 1.0f / sqrtf((float)(D / heads)), 0);   /* [B,1,D] */
+    q = db__linear_layer(n, "q_proj", mean, D, 1, db_none);
+    k = db__linear_layer(n, "k_proj", h, D, 1, db_none);
+    v = db__linear_layer(n, "v_proj", h, D, 1, db_none);
+    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)(D / heads)), 0);   /* [B,1,D] */
     db__leave(n, there);
-    y = db__linear_layer(n, "proj", db__shape2(t, y, text.dim[0], D), E, 1, db__none);              /* [B,E] */
+    y = db__linear_layer(n, "proj", db__shape2(t, y, text.dim[0], D), E, 1, db_none);              /* [B,E] */
     y = db__layer_norm_layer(n, "norm2", y, 1e-5f);
     db__leave(n, here);
     return y;
@@ -8422,7 +8424,7 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     float scale = c->resnet_out_scale_factor;
     db_tensor skip[DB_MAX_LEVELS * 16], emb, h;
     db__resnets r;
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act,
     r.scale_shift = c->resnet_time_scale_shift;
     x = db_cast(t, x, t->compute);
@@ -8436,10 +8438,10 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
     emb = db_activate(t, emb, c->time_embedding_act);
     if (!c->resnet_skip_time_act) emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
-    if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db__none); /* [B,T,X] */
+    if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db_none); /* [B,T,X] */
 
     /* down */
-    h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db__none); /* [B,H,W,ch0] */
+    h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db_none); /* [B,H,W,ch0] */
     for (level = 0; level < c->n_levels; level++) {
         db_block block = c->down_block_types[level];
         size_t OC = c->block_out_channels[level];
@@ -8449,7 +8451,7 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         if (level < last) { /* [B,H/2,W/2,OC] */
             if (db__block_resamples_in_resnet(block))
                 h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
-            else h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 1, 1);
+            else h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db_none, 2, 1, 1);
             skip[n_skips++] = h;
         }
         db__leave(n, here);
@@ -8484,13 +8486,13 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
                 h = db__resnet(n, &r, "upsamplers.0", h, emb, OC, scale, 1);
             else
                 h = db__conv_layer(n, "upsamplers.0.conv",
-                                   db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db__none);
+                                   db_upsample2(t, h, like.dim[1], like.dim[2]), OC, 3, db_none);
         }
         if (features) features->up[level] = h;
         db__leave(n, here);
     }
-    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, c->norm_num_groups, c->norm_eps, c->act);
-    return db__conv_layer(n, "conv_out", h, c->out_channels, 3, db__none); /* [B,H,W,out_channels] */
+    h = db__group_norm_layer(n, "conv_norm_out", h, db_none, c->norm_num_groups, c->norm_eps, c->act);
+    return db__conv_layer(n, "conv_out", h, c->out_channels, 3, db_none); /* [B,H,W,out_channels] */
 }
 
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
@@ -8715,15 +8717,15 @@ static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__res
     db_tape *t = n->tape;
     size_t here = db__enter(n, "mid_block"), B = x.dim[0], C = x.dim[3];
     db_tensor h;
-    x = db__resnet(n, r, "resnets.0", x, db__none, C, 1, 0);
+    x = db__resnet(n, r, "resnets.0", x, db_none, C, 1, 0);
     if (c->mid_block_add_attention) {
-        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db__none, r->groups, r->eps,
+        h = db__group_norm_layer(n, "attentions.0.group_norm", x, db_none, r->groups, r->eps,
                                  DB_ACT_NONE);
         h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C); /* [B,P,C] */
         h = db__attention_layer(n, "attentions.0", h, h, 1, 1, x);
         x = db__shape4(t, h, B, x.dim[1], x.dim[2], C);
     }
-    x = db__resnet(n, r, "resnets.1", x, db__none, C, 1, 0);
+    x = db__resnet(n, r, "resnets.1", x, db_none, C, 1, 0);
     db__leave(n, here);
     return x;
 }
@@ -8739,23 +8741,23 @@ static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_ten
 {
     db__resnets r = db__vae_resnets(c);
     size_t L = 2 * c->latent_channels, root = db__enter(n, "encoder"), here, level, l;
-    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute), c->block_out_channels[0], 3, db__none); /* [B,H,W,ch0] */
+    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute), c->block_out_channels[0], 3, db_none); /* [B,H,W,ch0] */
     for (level = 0; level < c->n_levels; level++) {
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
         for (l = 0; l < c->layers_per_block; l++) {
             char name[32];
             snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                                    /* [B,H,W,OC] */
+            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0);                                                    /* [B,H,W,OC] */
         }
-        if (level + 1 < c->n_levels) h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db__none, 2, 0, 1); /* [B,H/2,W/2,OC] */
+        if (level + 1 < c->n_levels) h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db_none, 2, 0, 1); /* [B,H/2,W/2,OC] */
         db__leave(n, here);
     }
     h = db__vae_middle(n, c, &r, h);
-    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
-    h = db__conv_layer(n, "conv_out", h, L, 3, db__none);                                                          /* [B,h,w,2L] */
+    h = db__group_norm_layer(n, "conv_norm_out", h, db_none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, L, 3, db_none);                                                          /* [B,h,w,2L] */
     db__leave(n, root);
-    return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db__none) : h;
+    return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db_none) : h;
 }
 
 static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_tensor z)
@@ -8765,9 +8767,9 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
     size_t last = c->n_levels - 1, root, here, level, l;
     db_tensor h = db_cast(t, z, t->compute);                                                   /* [B,h,w,L] */
     if (c->use_post_quant_conv)
-        h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db__none);
+        h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db_none);
     root = db__enter(n, "decoder");
-    h = db__conv_layer(n, "conv_in", h, c->block_out_channels[last], 3, db__none);
+    h = db__conv_layer(n, "conv_in", h, c->block_out_channels[last], 3, db_none);
     h = db__vae_middle(n, c, &r, h);
     for (level = 0; level < c->n_levels; level++) {
         size_t OC = c->block_out_channels[last - level];
@@ -8775,15 +8777,15 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
         for (l = 0; l <= c->layers_per_block; l++) {
             char name[32];
             snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, &r, name, h, db__none, OC, 1, 0);                                /* [B,H,W,OC] */
+            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0);                                /* [B,H,W,OC] */
         }
         if (level < last)
             h = db__conv_layer(n, "upsamplers.0.conv",
-                               db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db__none);
+                               db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]), OC, 3, db_none);
         db__leave(n, here);
     }
-    h = db__group_norm_layer(n, "conv_norm_out", h, db__none, r.groups, r.eps, DB_ACT_SILU);
-    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db__none);                        /* [B,H,W,3] */
+    h = db__group_norm_layer(n, "conv_norm_out", h, db_none, r.groups, r.eps, DB_ACT_SILU);
+    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db_none);                        /* [B,H,W,3] */
     db__leave(n, root);
     return h;
 }
@@ -9492,7 +9494,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)), *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
     float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)), *time = (float *)db__alloc(ctx, N, sizeof(float));
     db_tape *t = NULL;
-    db_tensor x, ts, words, labels = db__none, y;
+    db_tensor x, ts, words, labels = db_none, y;
     db_trajectory tr;
     memset(&tr, 0, sizeof tr);
     if (!noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
@@ -9561,7 +9563,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
     if (!ids || !mask || db_tape_create(ctx, &t) != DB_OK) goto done;
     dim[0] = 1, dim[1] = T;
     in = db_input(t, DB_I32, 2, dim),
-    valid = e->config.kind == DB_TEXT_T5 ? db_input(t, DB_F32, 2, dim) : db__none;
+    valid = e->config.kind == DB_TEXT_T5 ? db_input(t, DB_F32, 2, dim) : db_none;
     y = db_text_forward(t, e, in, valid);
     db_keep(t, y);
     for (k = 0; k < n && ctx->result == DB_OK; k++) {
@@ -10440,7 +10442,7 @@ static db_tensor db__denoising_loss(db_dreambooth *d, db__term *term)
     target = kind == DB_PREDICT_EPSILON ? eps : kind == DB_PREDICT_SAMPLE ? term->x : db_mix(t, term->alpha, eps, term->minus, term->x); /* v = alpha eps - sigma x */
     if (d->p->super_resolution) x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, term->low_res, t->compute), 3);
     pred = db_unet_forward(t, d->p->unet, x_t, term->time, term->words, term->labels, NULL);
-    term->loss = db_mse(t, pred, target, db__none, db__none, NULL);
+    term->loss = db_mse(t, pred, target, db_none, db_none, NULL);
     return term->loss;
 }
 
@@ -10526,7 +10528,7 @@ static void db__term_free(db_ctx *ctx, db__term *term)
 static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose, size_t B, size_t n)
 {
     term->prompt = prompt, term->purpose = purpose, term->B = B, term->n = n;
-    term->x = term->words = term->ids = term->mask = term->low_res = term->labels = db__none;
+    term->x = term->words = term->ids = term->mask = term->low_res = term->labels = db_none;
     term->picture = (float **)db__alloc(ctx, n, sizeof *term->picture);
     term->low = (float **)db__alloc(ctx, n, sizeof *term->low);
     term->size = (size_t(*)[2])db__alloc(ctx, n, sizeof *term->size);
@@ -10939,17 +10941,17 @@ static db_tensor db__patches(db_net *n, const db_vision_config *c, db_tensor x,
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", projection), D = c->hidden_size, p = c->patch_size, dim[3];
     db_tensor w = db__weight(n, "weight", D, c->num_channels, p, p),
-              b = bias ? db__weight(n, "bias", D, 0, 0, 0) : db__none;
+              b = bias ? db__weight(n, "bias", D, 0, 0, 0) : db_none;
     db__leave(n, here);
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     if (x.n_dims != 4 || x.dim[1] != c->image_size || x.dim[2] != c->image_size) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE,
                  "a picture %s for a network of \"image_size\" %zu: positions are not interpolated",
                  db__shape(x, s), c->image_size);
-        return db__none;
+        return db_none;
     }
-    x = db_conv2d(t, db_cast(t, x, t->compute), w, b, db__none, p, 0, 0); /* [B,S/p,S/p,D] */
+    x = db_conv2d(t, db_cast(t, x, t->compute), w, b, db_none, p, 0, 0); /* [B,S/p,S/p,D] */
     x = db__shape3(t, x, x.dim[0], x.dim[1] * x.dim[2], D);               /* [B,N,D] */
     dim[0] = x.dim[0], dim[1] = 1, dim[2] = D;
     class_token = db__shape2(t, class_token, 1, D);
@@ -10966,7 +10968,7 @@ static size_t db__positions(const db_vision_config *c)
 /* The class token: x [B,T,D] -> [B,D] */
 static db_tensor db__first_token(db_tape *t, db_tensor x)
 {
-    if (t->ctx->result != DB_OK) return db__none;
+    if (t->ctx->result != DB_OK) return db_none;
     return db_slice(t, db__shape2(t, x, x.dim[0], x.dim[1] * x.dim[2]), 0, x.dim[2]);
 }
 
@@ -10985,7 +10987,7 @@ static db_tensor db__vit_record(db_net *n, const db_vision_config *c, db_tensor 
     for (l = 0; l < c->num_hidden_layers; l++) {
         here = db__enter(n, "encoder.layer.%zu", l);
         x = db__transformer_layer(n, &names, x, c->num_attention_heads, c->intermediate_size,
-                                  c->layer_norm_eps, c->hidden_act, c->qkv_bias, db__none, 0);
+                                  c->layer_norm_eps, c->hidden_act, c->qkv_bias, db_none, 0);
         db__leave(n, here);
     }
     /* [B,D] */
@@ -11006,26 +11008,26 @@ static db_tensor db__clip_image_record(db_net *n, const db_clip_config *config, 
         here = db__enter(n, "encoder.layers.%zu", l);
         x = db__transformer_layer(n, &db__clip_names, x, c->num_attention_heads,
                                   c->intermediate_size, c->layer_norm_eps, c->hidden_act, 1,
-                                  db__none, 0);
+                                  db_none, 0);
         db__leave(n, here);
     }
     /* [B,D] */
     x = db__layer_norm_layer(n, "post_layernorm", db__first_token(n->tape, x), c->layer_norm_eps);
     db__leave(n, root);
     /* [B,P] */
-    return db__linear_layer(n, "visual_projection", x, config->projection_dim, 0, db__none);
+    return db__linear_layer(n, "visual_projection", x, config->projection_dim, 0, db_none);
 }
 
 static db_tensor db__clip_pooled_record(db_net *n, const db_clip_config *c, db_tensor ids,
                                         db_tensor ends)
 {
-    db_tensor x = db__clip_text_record(n, &c->text, ids, db__none); /* [B,T,D] */
-    if (n->tape->ctx->result != DB_OK) return db__none;
+    db_tensor x = db__clip_text_record(n, &c->text, ids, db_none); /* [B,T,D] */
+    if (n->tape->ctx->result != DB_OK) return db_none;
     x = db_cast(n->tape, x, DB_F32);
     /* [B,1,D]: the rows at the ends */
     x = db_embedding(n->tape, ends, db__shape2(n->tape, x, x.dim[0] * x.dim[1], x.dim[2]));
     x = db__shape2(n->tape, x, x.dim[0], x.dim[2]);
-    return db__linear_layer(n, "text_projection", x, c->projection_dim, 0, db__none); /* [B,P] */
+    return db__linear_layer(n, "text_projection", x, c->projection_dim, 0, db_none); /* [B,P] */
 }
 
 /* An input [1,S,S,3] to declare a network with. */
@@ -11177,7 +11179,7 @@ db_tensor db_clip_text_forward(db_tape *t, db_clip *m, db_tensor ids, db_tensor 
     if (m->config.text.num_layers) return db__clip_pooled_record(&n, &m->config, ids, ends);
     db__fail(t->ctx, DB_ERROR_MISSING,
              "this CLIP has no text tower: its config.json is a clip_vision_model's");
-    return db__none;
+    return db_none;
 }
 
 size_t db_clip_end(const db_clip *m, const int32_t *ids, size_t T)
@@ -11202,7 +11204,7 @@ static void db__lpips_features(db_net *n, const db_lpips_config *c, db_tensor x,
     db_tape *t = n->tape;
     /* index: in torchvision's list of convolutions, ReLUs and pools */
     size_t l, index = 0, here, IC = 3;
-    for (l = 0; l < DB_LPIPS_LAYERS; l++) feature[l] = db__none;
+    for (l = 0; l < DB_LPIPS_LAYERS; l++) feature[l] = db_none;
     x = db_cast(t, x, t->compute);
     for (l = 0; l < DB_LPIPS_LAYERS && t->ctx->result == DB_OK; l++) {
         db_tensor w, b;
@@ -11211,7 +11213,7 @@ static void db__lpips_features(db_net *n, const db_lpips_config *c, db_tensor x,
         w = db__weight(n, "weight", c->channels[l], IC, c->kernel_size[l], c->kernel_size[l]);
         b = db__weight(n, "bias", c->channels[l], 0, 0, 0);
         db__leave(n, here);
-        x = db_conv2d(t, x, w, b, db__none, c->stride[l], c->padding[l], c->padding[l]);
+        x = db_conv2d(t, x, w, b, db_none, c->stride[l], c->padding[l], c->padding[l]);
         x = db_activate(t, x, DB_ACT_RELU); /* [B,H',W',C] */
         if (t->ctx->result != DB_OK) return;
         feature[l] = db_unit_norm(t, db__shape3(t, x, x.dim[0], x.dim[1] * x.dim[2], x.dim[3]));
@@ -11224,13 +11226,13 @@ static db_tensor db__lpips_distance(db_net *n, const db_tensor a[DB_LPIPS_LAYERS
                                     const db_tensor b[DB_LPIPS_LAYERS])
 {
     db_tape *t = n->tape;
-    db_tensor total = db__none;
+    db_tensor total = db_none;
     size_t l;
     for (l = 0; l < DB_LPIPS_LAYERS; l++) {
         size_t here = db__enter(n, "lin%zu.model.1", l);
         db_tensor w = db__weight(n, "weight", 1, a[l].dim[2], 1, 1), d;
         d = db_weighted_sum(t, 1, a[l], -1, b[l]);                     /* [B,pixels,C] */
-        d = db_linear(t, db_multiply(t, d, d), w, db__none, db__none); /* [B,pixels,1] */
+        d = db_linear(t, db_multiply(t, d, d), w, db_none, db_none); /* [B,pixels,1] */
         d = db__shape2(t, db_mean_tokens(t, d), a[l].dim[0], 1);
         total = l ? db_weighted_sum(t, 1, total, 1, d) : d;
         db__leave(n, here);

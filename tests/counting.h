@@ -42,7 +42,7 @@ static db_ctx *counting_context(void)
 }
 
 /* One test; the reason is printed only when it failed. */
-DB__PRINTF(3, 4) static inline void report(int good, const char *name, const char *why, ...)
+TEST_PRINTF(3, 4) static inline void report(int good, const char *name, const char *why, ...)
 {
     char text[1024];
     va_list args;

@@ -156,7 +156,7 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
     d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
     db_tape_create(ctx, &t);
     x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d), text = db_input(t, DB_F32, 3, dt);
-    labels = classes ? db_input(t, DB_F32, 1, d) : db__none;
+    labels = classes ? db_input(t, DB_F32, 1, d) : db_none;
     out = db_unet_forward(t, u, x, ts, text, labels, NULL);
     d[3] = c.out_channels;
     target = db_input(t, DB_F32, 4, d);
@@ -166,7 +166,7 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
     {
         size_t n = db_count(out), dim[4];
         float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float)), loss = 0, *ref_loss;
-        db_tensor l = db_mse(t, out, target, db__none, db__none, NULL);
+        db_tensor l = db_mse(t, out, target, db_none, db_none, NULL);
         db_backward(t, l);
         to_nhwc(goal, dim, b);
         db_upload(t, x, image), db_upload(t, ts, time), db_upload(t, text, words), db_upload(t, target, b);
@@ -207,7 +207,7 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
     for (k = 0; k < n; k++) numbers[k] = (int32_t)words[k];
     for (k = 0; valid && k < n; k++) valid[k] = valid[k] > 0 ? 0.0f : -1e9f;
     db_tape_create(ctx, &t);
-    ids = db_input(t, DB_I32, 2, d), mask = valid ? db_input(t, DB_F32, 2, d) : db__none;
+    ids = db_input(t, DB_I32, 2, d), mask = valid ? db_input(t, DB_F32, 2, d) : db_none;
     out = db_text_forward(t, e, ids, mask);
     target = db_input(t, DB_F32, 3, out.dim);
     {
@@ -215,7 +215,7 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
         size_t dim[4], m = db_count(out);
         float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(m * sizeof(float)), loss = 0;
         db_keep(t, out);
-        l = db_mse(t, out, target, db__none, db__none, NULL);
+        l = db_mse(t, out, target, db_none, db_none, NULL);
         db_backward(t, l);
         db_upload(t, ids, numbers), db_upload(t, target, goal);
         if (valid) db_upload(t, mask, valid);

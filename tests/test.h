@@ -1,6 +1,6 @@
 /* test.h - what the tests share: one line per test, an error measure, golden files.
 
-   Include after the implementation of dreambooth.h. A test program calls test_pass or test_fail (or
+   Include after dreambooth.h. A test program calls test_pass or test_fail (or
    test_check) once per test and ends with `return test_summary();`, which is 1 if anything failed.
 
        ok conv2d avx512 f32: err 3.1e-07 (28 cases, 80 gradients)
@@ -23,10 +23,16 @@
 #include <unistd.h>
 #endif
 
+#if defined(__GNUC__)
+#define TEST_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define TEST_PRINTF(f, a)
+#endif
+
 static int test_passed, test_failed;
 
 /* "ok NAME: note"; the note may be empty. */
-DB__PRINTF(2, 3) static inline void test_pass(const char *name, const char *note, ...)
+TEST_PRINTF(2, 3) static inline void test_pass(const char *name, const char *note, ...)
 {
     va_list args;
     test_passed++;
@@ -39,7 +45,7 @@ DB__PRINTF(2, 3) static inline void test_pass(const char *name, const char *note
 }
 
 /* "FAIL NAME: why" */
-DB__PRINTF(2, 3) static inline void test_fail(const char *name, const char *why, ...)
+TEST_PRINTF(2, 3) static inline void test_fail(const char *name, const char *why, ...)
 {
     va_list args;
     test_failed++;
@@ -83,7 +89,7 @@ static inline double test_largest(const float *x, size_t n)
 {
     double largest = 0;
     size_t k;
-    for (k = 0; k < n; k++) largest = DB__MAX(largest, fabs((double)x[k]));
+    for (k = 0; k < n; k++) largest = fmax(largest, fabs((double)x[k]));
     return largest;
 }
 
@@ -115,6 +121,16 @@ static inline uint32_t test_hash(uint32_t seed, uint32_t i)
     return x ^ x >> 16;
 }
 
+/* x rounded to the nearest bf16, ties to even */
+static inline float test_bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 /* offset + scale u, u in (-1,1) with 8 significant bits, rounded to a bf16; or, full, with 24 bits. */
 static inline void test_formula(uint32_t seed, size_t n, double scale, double offset, int full, float *out)
 {
@@ -123,7 +139,7 @@ static inline void test_formula(uint32_t seed, size_t n, double scale, double of
         uint32_t h = test_hash(seed, (uint32_t)k);
         double u = full ? (2.0 * (double)(h >> 8) + 1) / 16777216 - 1 : (2.0 * (double)(h >> 24) - 255) / 256;
         float v = (float)(offset + scale * u);
-        out[k] = full ? v : db__bf16_to_f32(db__f32_to_bf16(v));
+        out[k] = full ? v : test_bf16(v);
     }
 }
 

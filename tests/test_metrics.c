@@ -46,7 +46,7 @@ static void case_record_loss(network_case *c, db_tensor *target)
 {
     *target = db_input(c->tape, DB_F32, c->out.n_dims, c->out.dim);
     db_keep(c->tape, c->out);
-    db_backward(c->tape, db_mse(c->tape, c->out, *target, db__none, db__none, NULL));
+    db_backward(c->tape, db_mse(c->tape, c->out, *target, db_none, db_none, NULL));
 }
 
 static void case_check(network_case *c, const db_param_table *params, db_tensor target)
@@ -197,9 +197,9 @@ static void check_contrast(db_ctx *ctx)
     a = db_input(t, DB_F32, 2, da), b = db_input(t, DB_F32, 2, dz),
         targets = db_input(t, DB_F32, 2, dp);
     db_require_grad(t, a), db_require_grad(t, b);
-    y = db_linear(t, db_unit_norm(t, a), db_cast(t, db_unit_norm(t, b), DB_F32), db__none,
-                  db__none);
-    y = db_cross_entropy(t, db_weighted_sum(t, 4, y, 0, db__none), targets);
+    y = db_linear(t, db_unit_norm(t, a), db_cast(t, db_unit_norm(t, b), DB_F32), db_none,
+                  db_none);
+    y = db_cross_entropy(t, db_weighted_sum(t, 4, y, 0, db_none), targets);
     db_backward(t, y);
     hashed("contrast", N, 1, x);
     hashed("probabilities", ROWS * COLUMNS, 0.5f, q);

@@ -1,6 +1,6 @@
 /* Whole networks against diffusers and transformers: outputs and the gradient of every parameter, for the
    configurations that golden/make_networks.py computed. */
-#define DREAMBOOTH_IMPLEMENTATION
+#define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 
 #include "test.h"

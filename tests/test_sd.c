@@ -2,7 +2,8 @@
    gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets.
 
    build/test_sd FOLDER leaves the files that it writes in FOLDER, for check_sd.py. */
-#define DREAMBOOTH_IMPLEMENTATION
+#define _POSIX_C_SOURCE 200809L
+#include <sys/stat.h>
 #include "dreambooth.h"
 #include "test.h"
 #include "counting.h"
@@ -49,7 +50,7 @@ static void check_vae(db_ctx *ctx, const char *base, int decoder)
     y = decoder ? db_vae_decode_forward(t, v, x) : db_vae_encode_forward(t, v, x);
     db_keep(t, y);
     target = db_input(t, DB_F32, 4, y.dim);
-    loss = db_mse(t, y, target, db__none, db__none, NULL);
+    loss = db_mse(t, y, target, db_none, db_none, NULL);
     db_backward(t, loss);
     a = golden(st, "target", file);
     goal = (float *)malloc(db_count(y) * sizeof(float));

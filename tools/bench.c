@@ -1,5 +1,6 @@
-/* bench - times one thing and prints one line of JSON: its name, the seconds of every repetition, the
-   multiplications and additions of one, the most memory the process held, and what it ran on.
+/* bench - times one thing and prints one line of JSON: its name, the multiplications and additions of
+   one call, the most memory the process held, what it ran on, and of every repetition the seconds and
+   the share of the peak that `peak registers` reaches just before and after it.
 
    build/bench peak registers                        multiply-adds on registers: what the processor can do
    build/bench peak gemm                             the header's product on numbers near the processor
@@ -173,6 +174,20 @@ static void peak_registers(void)
     loop = loops[k].loop, run = run_loop;
 }
 
+/* The peak of this moment, in operations a second: clocks and neighbours change it by half. */
+static double peak_now(void)
+{
+    double kept = flops, began, peak;
+    float (*kept_loop)(void) = loop;
+    void (*kept_run)(void) = run;
+    peak_registers();
+    began = now();
+    run_loop();
+    peak = flops / (now() - began);
+    flops = kept, loop = kept_loop, run = kept_run;
+    return peak;
+}
+
 /* ---- operations --------------------------------------------------------------------------------------- */
 
 static size_t first_node;
@@ -203,13 +218,13 @@ static db_tensor record_op(int dx, int dw)
     const size_t queries[3] = {o.B, o.T, o.C}, keys[3] = {o.B, o.S, o.C};
     db_dtype T = tape->compute;
     if (!strcmp(o.name, "linear"))
-        return db_linear(tape, operand(T, dx, 2, rows), operand(DB_F32, dw, 2, kernel), operand(DB_F32, dw, 1, &o.OC), db__none);
+        return db_linear(tape, operand(T, dx, 2, rows), operand(DB_F32, dw, 2, kernel), operand(DB_F32, dw, 1, &o.OC), db_none);
     if (!strcmp(o.name, "conv3x3"))
-        return db_conv2d(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 4, kernel), operand(DB_F32, dw, 1, &o.OC), db__none, 1, 1, 1);
+        return db_conv2d(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 4, kernel), operand(DB_F32, dw, 1, &o.OC), db_none, 1, 1, 1);
     if (!strcmp(o.name, "attention"))
-        return db_attention(tape, operand(T, dx, 3, queries), operand(T, dx, 3, keys), operand(T, dx, 3, keys), db__none, db__none, o.heads,
+        return db_attention(tape, operand(T, dx, 3, queries), operand(T, dx, 3, keys), operand(T, dx, 3, keys), db_none, db_none, o.heads,
                             1 / sqrtf((float)(o.C / o.heads)), 0);
-    return db_group_norm(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 1, &o.C), operand(DB_F32, dw, 1, &o.C), db__none, o.groups, 1e-5f,
+    return db_group_norm(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 1, &o.C), operand(DB_F32, dw, 1, &o.C), db_none, o.groups, 1e-5f,
                          DB_ACT_SILU);
 }
 
@@ -220,7 +235,7 @@ static void op(void)
     db_tensor y = record_op(dx, dw);
     db_keep(tape, y);
     if (dx || dw) {
-        db_backward(tape, db_mse(tape, y, db_input(tape, DB_F32, y.n_dims, y.dim), db__none, db__none, NULL));
+        db_backward(tape, db_mse(tape, y, db_input(tape, DB_F32, y.n_dims, y.dim), db_none, db_none, NULL));
         first_node = tape->n_forward + 2; /* after d loss = 1 and the gradient of db_mse */
     } else if (strcmp(o.pass, "fwd")) fail("--pass is fwd, dx, dw or bwd, not ", o.pass);
     prepare_tape();
@@ -258,7 +273,7 @@ static db_tensor image_input(size_t B)
 static db_tensor record_unet(db_tensor x)
 {
     const size_t dim[3] = {x.dim[0], TOKENS, unet->config.encoder_hid_dim};
-    return db_unet_forward(tape, unet, x, db_input(tape, DB_F32, 1, dim), db_input(tape, DB_F32, 3, dim), db__none, NULL);
+    return db_unet_forward(tape, unet, x, db_input(tape, DB_F32, 1, dim), db_input(tape, DB_F32, 3, dim), db_none, NULL);
 }
 
 static void world_base_forward(void)
@@ -286,7 +301,7 @@ static void world_base_train_step(void)
     db_optimizer_init(&optimizer, &unet->params, NULL);
     v = db_mix(tape, alpha, eps, sigma, x);
     pred = record_unet(db_mix(tape, alpha, x, sigma, eps));
-    db_backward(tape, db_mse(tape, pred, v, db__none, weight, NULL));
+    db_backward(tape, db_mse(tape, pred, v, db_none, weight, NULL));
     prepare_tape();
     run = run_train_step;
 }
@@ -353,22 +368,25 @@ static double peak_mb(void)
 static void measure(void)
 {
     const double shortest = 0.05; /* seconds of a repetition */
-    size_t calls, repetition, k;
-    double began, seconds;
+    double *seconds = (double *)malloc(o.repetitions * sizeof *seconds), *peak = (double *)malloc(o.repetitions * sizeof *peak), began, before;
+    size_t calls, r, k;
+    if (!seconds || !peak) fail("out of memory", "");
     run(); /* finds cold caches, fresh memory and a slow clock */
     began = now();
     run();
-    seconds = now() - began;
-    calls = (size_t)(shortest / DB__MAX(seconds, 1e-7)) + 1;
-    printf("{\"name\": \"%s %s\", \"seconds\": [", o.command, o.name);
-    for (repetition = 0; repetition < o.repetitions; repetition++) {
+    calls = (size_t)(shortest / DB__MAX(now() - began, 1e-7)) + 1;
+    for (before = peak_now(), r = 0; r < o.repetitions; r++) {
         began = now();
         for (k = 0; k < calls; k++) run();
-        printf("%s%.9g", repetition ? ", " : "", (now() - began) / (double)calls);
+        seconds[r] = (now() - began) / (double)calls;
+        peak[r] = before, before = peak_now(), peak[r] = (peak[r] + before) / 2;
     }
     if (db_status(ctx) != DB_OK) fail(db_last_error(ctx), "");
-    printf("], \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": \"%s\", \"dtype\": \"%s\"}\n", flops, peak_mb(), db__threads(ctx),
-           db_isa(ctx), o.dtype);
+    printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": \"%s\", \"dtype\": \"%s\"", o.command, o.name, flops, peak_mb(),
+           db__threads(ctx), db_isa(ctx), o.dtype);
+    for (printf(", \"seconds\": ["), r = 0; r < o.repetitions; r++) printf("%s%.9g", r ? ", " : "", seconds[r]);
+    for (printf("], \"share_of_peak\": ["), r = 0; r < o.repetitions; r++) printf("%s%.4g", r ? ", " : "", flops / seconds[r] / peak[r]);
+    printf("]}\n");
 }
 
 static void read_flags(int argc, char **argv)

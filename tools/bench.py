@@ -9,7 +9,7 @@ contiguous and channels_last, bf16 by autocast and as a model cast to bf16 (whic
 the first round tries them all, the second repeats the fastest. Attention is scaled_dot_product_attention, AdamW fused.
 
 GFLOP/s of both sides count our multiplications and additions of convolutions, matrix products and attention; share is
-ours in the peak, multiply-adds on registers alone. MB is VmHWM, the largest resident memory of a process; of PyTorch's,
+ours in the peak, multiply-adds on registers alone, measured between the repetitions. MB is VmHWM, the largest resident memory of a process; of PyTorch's,
 torch_libraries_mb are there after the import. Without PyTorch the table has ours alone.
 """
 import argparse
@@ -189,10 +189,10 @@ def start(arguments, threads, repetitions):
 
 def ours(command, dtype, *how): return start([BENCH, *command.split(), "--dtype", dtype], *how)
 def theirs(command, variant, *how): return start([sys.executable, os.path.abspath(__file__), "--torch", command, "--variant", variant], *how)
-def median(runs): return statistics.median(s for run in runs for s in run["seconds"])
+def median(runs, of="seconds"): return statistics.median(s for run in runs for s in run[of])
 
 
-def compare(command, dtype, peak, with_torch, *how):
+def compare(command, dtype, with_torch, *how):
     """An entry of bench.json; what there is no value for is None."""
     layouts = ["contiguous"] if command.split()[1] in ONE_LAYOUT else ["contiguous", "channels_last"]
     ways = ["f32"] if dtype == "f32" else ["cast"] if command.startswith("op") else ["autocast", "cast"]
@@ -204,7 +204,7 @@ def compare(command, dtype, peak, with_torch, *how):
         variants = sorted((v for v in variants if other[v][-1]), key=lambda v: median(other[v]))[:1]
     seconds, gflop, entry = median(mine), mine[0]["flops"] / 1e9, dict.fromkeys(k for _, k, _ in COLUMNS)
     entry.update(ours_s=seconds, ours_peak_mb=max(r["peak_mb"] for r in mine))
-    if gflop: entry.update(ours_gflops=gflop / seconds, share_of_peak=gflop / seconds / peak)
+    if gflop: entry.update(ours_gflops=gflop / seconds, share_of_peak=median(mine, "share_of_peak"))
     for v in variants:  # the fastest, or none
         torch_s = median(other[v])
         entry.update(torch_s=torch_s, ratio=torch_s / seconds, torch_gflops=gflop / torch_s or None, torch_variant=v,
@@ -230,18 +230,18 @@ def main():
     with_torch, load, how = find_spec("torch") is not None, os.getloadavg()[0], (o.threads, 1 if o.quick else 3)
     if not with_torch: print(f"PyTorch is missing in {sys.executable}: ours alone (make bench PYTHON=... takes another Python)")
     if load > 0.5: print(f"load average {load:.1f}: other programs are running. Threads spin while they wait: some figures are tens of times too low")
-    peak, results = {}, {"machine": {"threads": o.threads, "repetitions": ROUNDS * how[1], "load_before": load}}
+    results = {"machine": {"threads": o.threads, "repetitions": ROUNDS * how[1], "load_before": load}}
     for dtype in ("f32", "bf16"):
-        registers, gemm = (ours("peak " + name, dtype, o.threads, 5) for name in ("registers", "gemm"))
-        peak[dtype], product = (r["flops"] / min(r["seconds"]) / 1e9 for r in (registers, gemm))
-        results["machine"].update({"isa": gemm["isa"], f"peak_{dtype}_gflops": peak[dtype], f"gemm_{dtype}_gflops": product})
-        print(f"peak {dtype}: {peak[dtype]:.0f} GFLOP/s ({gemm['isa']}, {o.threads} threads); the header's product: {product:.0f}")
+        runs = {name: ours("peak " + name, dtype, o.threads, 9) for name in ("registers", "gemm")}
+        peak, product = (r["flops"] / median([r]) / 1e9 for r in runs.values())
+        results["machine"].update({"isa": runs["gemm"]["isa"], f"peak_{dtype}_gflops": peak, f"gemm_{dtype}_share": median([runs["gemm"]], "share_of_peak")})
+        print(f"peak {dtype}: {peak:.0f} GFLOP/s ({runs['gemm']['isa']}, {o.threads} threads); the header's product: {product:.0f}")
     print(" " * 36 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
     for key, command in CASES.items():
         for dtype in ("f32",) if command.startswith("load") else ("f32", "bf16"):
             name = key if dtype == "f32" else key + "_bf16"
             if not re.search(o.only, name): continue
-            results[name] = entry = compare(command, dtype, peak[dtype], with_torch, *how)
+            results[name] = entry = compare(command, dtype, with_torch, *how)
             print(f"{name:36}" + "".join(f"{'-' if entry[k] is None else form.format(entry[k]):>9}" for _, k, form in COLUMNS), flush=True)
     with open(OUT, "w") as f: json.dump(results, f, indent=1)
     print(f"-> {OUT}")

@@ -43,7 +43,7 @@ static inline void classifier_heads(db_net *n, db_tensor features, db_tensor log
     size_t here = db__enter(n, "heads"), k;
     for (k = 0; k < CLASSIFIER_N; k++)
         logits[k] = db__linear_layer(n, classifier_attributes[k].name, features,
-                                     classifier_attributes[k].values, 1, db__none);
+                                     classifier_attributes[k].values, 1, db_none);
     db__leave(n, here);
 }
 

@@ -8,7 +8,11 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <time.h>
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 static int fail(const char *format, ...)
 {
@@ -20,6 +24,13 @@ static int fail(const char *format, ...)
     fprintf(stderr, "\n");
     va_end(args);
     return 1;
+}
+
+static int file_exists(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file) fclose(file);
+    return file != NULL;
 }
 
 /* ---- flags ------------------------------------------------------------------------------------ */
@@ -189,7 +200,7 @@ static void bar_draw(const char *what, size_t done, size_t total)
     line[width] = 0;
     printf("%s%-12s %s%s%s %zu/%zu %s  %.3g/s, %.0f s left%s", terminal ? "\r" : "",
            bar.stage[0] ? bar.stage : what, terminal ? "[" : "", terminal ? line : "",
-           terminal ? "]" : "", done, total, bar.detail, (double)done / DB__MAX(spent, 1e-9), left,
+           terminal ? "]" : "", done, total, bar.detail, (double)done / fmax(spent, 1e-9), left,
            terminal ? "\x1b[K" : "\n");
     if (terminal && done == total) printf("\n");
     fflush(stdout);
@@ -420,7 +431,7 @@ static int load_photos(const char *folder, size_t resolution, photos *p)
 /* The middle square of a photo at size x size pixels, [size][size][3] in [-1,1]. */
 static int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
 {
-    size_t shorter = DB__MIN(photo->w, photo->h), y;
+    size_t shorter = MIN(photo->w, photo->h), y;
     size_t w = (photo->w * size + shorter / 2) / shorter, h = (photo->h * size + shorter / 2) / shorter;
     float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
     int bad = db_resize(ctx, photo, w, h, whole) != DB_OK;

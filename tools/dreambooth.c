@@ -3,7 +3,7 @@
    Each command is one function below, in the order of the work: train, generate, upscale, the
    identifier's choice, and what looks inside a model; `demo` does all of it. `--help` at each level. */
 
-#define DREAMBOOTH_IMPLEMENTATION
+#define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
@@ -37,10 +37,10 @@ static int load_cascade(db_ctx *ctx, const char *directory, const list *upscaler
     size_t k;
     memset(c, 0, sizeof *c);
     snprintf(path, sizeof path, "%s/base/model_index.json", directory);
-    if (db__file_exists(path)) {
+    if (file_exists(path)) {
         for (k = 0; k < MAX_STAGES && db_status(ctx) == DB_OK; k++) {
             snprintf(path, sizeof path, "%s/%s/model_index.json", directory, names[k]);
-            if (!db__file_exists(path)) break;
+            if (!file_exists(path)) break;
             snprintf(path, sizeof path, "%s/%s", directory, names[k]);
             if (db_pipeline_load(ctx, path, &c->stage[c->n]) == DB_OK) c->n++;
         }
@@ -68,7 +68,7 @@ static const char *stage_directory(const char *directory, const char *name)
 {
     static char path[4096];
     snprintf(path, sizeof path, "%s/%s/model_index.json", directory, name);
-    if (!db__file_exists(path)) return directory;
+    if (!file_exists(path)) return directory;
     snprintf(path, sizeof path, "%s/%s", directory, name);
     return path;
 }
@@ -406,9 +406,9 @@ static size_t rare_words(const db_tokenizer *tok, candidate *out, size_t n)
         if (whole_word(tok, (int32_t)id, word, sizeof word) && strlen(word) == 3)
             all[found].id = (int32_t)id, all[found++].score = db_tokenizer_score(tok, (int32_t)id);
     qsort(all, found, sizeof *all, rarest_first);
-    memcpy(out, all, DB__MIN(found, n) * sizeof *all);
+    memcpy(out, all, MIN(found, n) * sizeof *all);
     free(all);
-    return DB__MIN(found, n);
+    return MIN(found, n);
 }
 
 /* What is wrong with an identifier, or NULL: unknown, split into letters, a common word. */
@@ -480,7 +480,7 @@ static int identifier(int argc, char **argv)
     }
     for (k = 0; k < words.n; k++) {
         int32_t ids[256];
-        size_t pieces = DB__MIN(db_tokenizer_split(m.text->tokenizer, words.item[k], ids, 256), (size_t)256);
+        size_t pieces = MIN(db_tokenizer_split(m.text->tokenizer, words.item[k], ids, 256), (size_t)256);
         const char *fault = identifier_fault(m.text->tokenizer, words.item[k]);
         printf("%s:", words.item[k]);
         for (i = 0; i < pieces; i++) printf(" %s(%d)", db_tokenizer_piece(m.text->tokenizer, ids[i]), (int)ids[i]);
@@ -529,7 +529,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
     for (k = 0; k < n; k += j) {
         for (j = 0; j < AT_ONCE && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
-            if (db__file_exists(path)) break;
+            if (file_exists(path)) break;
             prompts[j] = t->config.class_prompt;
         }
         missing += j;
@@ -545,7 +545,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
             if (save_picture(pixels + i * S * S * 3, S, S, path)) return free(pixels), NULL;
         }
-        j = DB__MAX(j, (size_t)1);
+        j = MAX(j, (size_t)1);
     }
     for (k = 0; k < n; k++) { /* what is stored is what is trained on */
         img_image image;
@@ -571,14 +571,14 @@ static long newest_checkpoint(const char *out, long keep)
     int n = 0, i, j;
     for (k = 0; names && k < files; k++) {
         snprintf(path, sizeof path, "%s/%s/state.safetensors", out, names[k]);
-        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && db__file_exists(path))
+        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && file_exists(path))
             steps[n++] = atol(names[k] + 11);
         free(names[k]);
     }
     free(names);
     for (i = 0; i < n; i++) {
         int newer = 0;
-        best = DB__MAX(best, steps[i]);
+        best = MAX(best, steps[i]);
         for (j = 0; j < n; j++) newer += steps[j] > steps[i];
         if (keep <= 0 || newer < keep) continue;
         snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]), remove(path);
@@ -699,7 +699,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
-        tenth = DB__MAX(done / 10, (size_t)1);
+        tenth = MAX(done / 10, (size_t)1);
         for (k = 0; k < tenth && done; k++) o->first += curve[0][k] / (float)tenth, o->last += curve[0][done - 1 - k] / (float)tenth;
         snprintf(path, sizeof path, "%s/loss.png", t->out);
         status = db_pipeline_save(p, t->out, DB_F16) != DB_OK || draw_curves(curve, done, c->class_prompt != NULL, path);
@@ -785,7 +785,7 @@ static int train(int argc, char **argv)
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, NULL, &m)) goto done;
     k->resolution = resolution ? (size_t)resolution : stage_size(m.stage[0]);
-    k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? DB__MIN(k->resolution, (size_t)64) : k->resolution;
+    k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? MIN(k->resolution, (size_t)64) : k->resolution;
     k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
     k->gradient_accumulation_steps = (size_t)accumulation, k->max_train_steps = (size_t)steps;
     k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
@@ -841,7 +841,7 @@ static void describe(const db_pipeline *p, const char *precision)
     size_t k, dim[4], text[3];
     db_memory_plan plan;
     db_tape *t = NULL;
-    db_tensor x, time, words, labels = db__none;
+    db_tensor x, time, words, labels = db_none;
     printf("%s: %s\n", p->directory, p->super_resolution ? "IFSuperResolutionPipeline" : "IFPipeline");
     if (p->text_encoder)
         printf("text encoder   %.2fM parameters, %zu layers, width %zu\n",
@@ -950,14 +950,14 @@ static int probe(int argc, char **argv)
     if (!ctx) return 1;
     c.model = stage_directory(c.model, "base");
     snprintf(path, sizeof path, "%s/%s/config.json", c.model, part);
-    if (db__file_exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
+    if (file_exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
     else snprintf(path, sizeof path, "%s", c.model); /* the part's own directory */
     db_safetensors_open(ctx, in, &st);
     if (db_status(ctx) == DB_OK && is_unet) db_unet_load(ctx, path, &u);
     if (db_status(ctx) == DB_OK && !is_unet) db_text_encoder_load(ctx, path, &e);
     if (db_status(ctx) == DB_OK) {
         db_tape *t = NULL;
-        db_tensor y, loss = db__none, target = db__none, input[4];
+        db_tensor y, loss = db_none, target = db_none, input[4];
         size_t d[4], dt[4], dl[4], dg[4], k;
         float *a = read_tensor(st, is_unet ? "sample" : "input_ids", d), *b = read_tensor(st, is_unet ? "timestep" : "attention_mask", dl);
         float *words = read_tensor(st, "encoder_hidden_states", dt), *labels = read_tensor(st, "class_labels", dl), *goal = read_tensor(st, "target", dg), *result, value = 0;
@@ -973,19 +973,19 @@ static int probe(int argc, char **argv)
             float *time = (float *)malloc(d[0] * sizeof(float));
             for (k = 0; k < d[0]; k++) time[k] = b[db_safetensors_find(st, "timestep")->count > 1 ? k : 0];
             input[0] = db_input(t, DB_F32, 4, d), input[1] = db_input(t, DB_F32, 1, d), input[2] = db_input(t, DB_F32, 3, dt);
-            input[3] = labels ? db_input(t, DB_F32, 1, d) : db__none;
+            input[3] = labels ? db_input(t, DB_F32, 1, d) : db_none;
             y = db_unet_forward(t, u, input[0], input[1], input[2], input[3], NULL);
             free(b), b = time;
         } else {
             ids = (int32_t *)malloc(d[0] * d[1] * sizeof *ids);
             for (k = 0; k < d[0] * d[1]; k++) ids[k] = (int32_t)a[k], b[k] = b[k] > 0 ? 0.0f : -1e9f;
-            input[0] = db_input(t, DB_I32, 2, d), input[1] = db_input(t, DB_F32, 2, d), input[2] = input[3] = db__none;
+            input[0] = db_input(t, DB_I32, 2, d), input[1] = db_input(t, DB_F32, 2, d), input[2] = input[3] = db_none;
             y = db_text_forward(t, e, input[0], input[1]);
         }
         db_keep(t, y);
         if (grads) {
             target = db_input(t, DB_F32, y.n_dims, y.dim);
-            loss = db_mse(t, y, target, db__none, db__none, NULL);
+            loss = db_mse(t, y, target, db_none, db_none, NULL);
             db_backward(t, loss);
         }
         if (ids) db_upload(t, input[0], ids);

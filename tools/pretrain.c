@@ -122,11 +122,11 @@ static int train_text(const options *o, db_ctx *ctx)
         db_net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &e->params;
-        y = db_weighted_sum(t, 1.0f / sqrtf((float)c.d_model), y, 0, db__none);
+        y = db_weighted_sum(t, 1.0f / sqrtf((float)c.d_model), y, 0, db_none);
         table = db__weight(&net, "shared.weight", c.vocab_size, c.d_model, 0, 0);
     }
-    loss = db_cross_entropy(t, db_linear(t, y, table, db__none, db__none), targets);
-    pooled_loss = db_cross_entropy(t, db_linear(t, db_mean_tokens(t, y), table, db__none, db__none), told);
+    loss = db_cross_entropy(t, db_linear(t, y, table, db_none, db_none), targets);
+    pooled_loss = db_cross_entropy(t, db_linear(t, db_mean_tokens(t, y), table, db_none, db_none), told);
     db_backward(t, db_weighted_sum(t, 1, loss, 0.5f, pooled_loss));
     began = now() - tr.seconds;
     for (; tr.step < (uint64_t)o->steps && !stop_asked && db_status(ctx) == DB_OK; tr.step++) {
@@ -319,8 +319,8 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     trainer tr;
     db_tape *t = NULL, *tt = NULL;
     db_unet_features features;
-    db_tensor x, alpha, sigma, minus, time, words, weight = db__none, low_res = db__none, labels = db__none, aux_goal = db__none, aux_weight = db__none;
-    db_tensor eps, x_t, v, loss, total, aux_loss = db__none, ids, valid, encoded;
+    db_tensor x, alpha, sigma, minus, time, words, weight = db_none, low_res = db_none, labels = db_none, aux_goal = db_none, aux_weight = db_none;
+    db_tensor eps, x_t, v, loss, total, aux_loss = db_none, ids, valid, encoded;
     size_t B = (size_t)o->batch, S = (size_t)o->size, P = S * S, A = S / 2, T = TOKENS, k, i, dim[4];
     float *pixels = (float *)malloc(B * P * 3 * 4), *weights = (float *)malloc(B * P * 4), *goals = (float *)malloc(B * A * A * 4 * 4);
     float *room = NULL, *lows = (float *)malloc(B * P * 3 * 4), a[256], g[256], m[256], tm[256], aw[256], levels[256], *text, *mask = (float *)malloc(B * T * 4);
@@ -369,14 +369,14 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     x_t = db_mix(t, alpha, x, sigma, eps); /* alpha x + sigma eps */
     v = db_mix(t, alpha, eps, minus, x);   /* alpha eps - sigma x */
     if (sr) x_t = db_concat(t, db_cast(t, x_t, config_dtype(o)), db_cast(t, low_res, config_dtype(o)), 3);
-    total = loss = db_mse(t, db_unet_forward(t, u, x_t, time, words, labels, &features), v, db__none, weight, NULL);
+    total = loss = db_mse(t, db_unet_forward(t, u, x_t, time, words, labels, &features), v, db_none, weight, NULL);
     if (!sr) {
         db_net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &u->params;
         dim[1] = A, dim[2] = A, dim[3] = 4;
         aux_goal = db_input(t, DB_F32, 4, dim), aux_weight = db_input(t, DB_F32, 1, dim);
-        aux_loss = db_mse(t, db__conv_layer(&net, "aux", features.up[c.n_levels - 3], 4, 1, db__none), aux_goal, aux_weight, db__none, NULL);
+        aux_loss = db_mse(t, db__conv_layer(&net, "aux", features.up[c.n_levels - 3], 4, 1, db_none), aux_goal, aux_weight, db_none, NULL);
         total = db_weighted_sum(t, 1, loss, (float)o->aux, aux_loss);
     }
     db_backward(t, total);

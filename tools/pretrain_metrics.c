@@ -188,11 +188,11 @@ static db_tensor dino_head(db_net *n, db_tensor x)
 {
     db_tape *t = n->tape;
     db_tensor w;
-    x = db_activate(t, db__linear_layer(n, "head.0", x, HIDDEN, 1, db__none), DB_ACT_GELU);
-    x = db_unit_norm(t, db__linear_layer(n, "head.1", x, BOTTLENECK, 1, db__none));
+    x = db_activate(t, db__linear_layer(n, "head.0", x, HIDDEN, 1, db_none), DB_ACT_GELU);
+    x = db_unit_norm(t, db__linear_layer(n, "head.1", x, BOTTLENECK, 1, db_none));
     w = db_cast(t, db__weight(n, "head.prototypes.weight", PROTOTYPES, BOTTLENECK, 0, 0),
                 t->compute);
-    return db_linear(t, x, db_cast(t, db_unit_norm(t, w), DB_F32), db__none, db__none);
+    return db_linear(t, x, db_cast(t, db_unit_norm(t, w), DB_F32), db_none, db_none);
 }
 
 /* The head and the centre, which is kept with the parameters. */
@@ -296,7 +296,7 @@ static int train_dino(const options *o, db_ctx *ctx)
     x = input_pictures(s.tape, VIEWS * B, S);
     dim[0] = VIEWS * B, dim[1] = PROTOTYPES;
     targets = db_input(s.tape, DB_F32, 2, dim);
-    y = db_weighted_sum(s.tape, 1 / student_temperature, dino_forward(s.tape, m, x), 0, db__none);
+    y = db_weighted_sum(s.tape, 1 / student_temperature, dino_forward(s.tape, m, x), 0, db_none);
     record_loss(&s, db_cross_entropy(s.tape, y, targets));
     views = (float *)malloc(VIEWS * B * S * S * 3 * sizeof *views);
     cosines = (float *)malloc(GLOBAL * B * PROTOTYPES * sizeof *cosines);
@@ -352,8 +352,8 @@ static int train_dino(const options *o, db_ctx *ctx)
 /* scale a b^T: every cosine of two batches of unit vectors, [B,P] and [B,P] -> [B,B] */
 static db_tensor cosines_of(db_tape *t, db_tensor a, db_tensor b, float scale)
 {
-    a = db_linear(t, a, db_cast(t, b, DB_F32), db__none, db__none);
-    return db_weighted_sum(t, scale, a, 0, db__none);
+    a = db_linear(t, a, db_cast(t, b, DB_F32), db_none, db_none);
+    return db_weighted_sum(t, scale, a, 0, db_none);
 }
 
 static int train_clip(const options *o, db_ctx *ctx)
@@ -497,7 +497,7 @@ static int train_lpips(const options *o, db_ctx *ctx)
     dim[0] = B, dim[1] = 1, targets = db_input(s.tape, DB_F32, 2, dim);
     distance = db_lpips_forward(s.tape, m, x, y);
     db_keep(s.tape, distance);
-    record_loss(&s, db_mse(s.tape, distance, targets, db__none, db__none, NULL));
+    record_loss(&s, db_mse(s.tape, distance, targets, db_none, db_none, NULL));
     a = (float *)malloc(B * P * sizeof *a), b = (float *)malloc(B * P * sizeof *b);
     goal = (float *)malloc(2 * B * sizeof *goal), found = goal + B, rgb = (uint8_t *)malloc(B * P);
     while (running(&s)) {
@@ -567,7 +567,7 @@ static int train_classifier(const options *o, db_ctx *ctx)
     session s;
     size_t B = (size_t)o->batch, S, k, a, dim[2];
     db_vit *m;
-    db_tensor x, targets[CLASSIFIER_N], logits[CLASSIFIER_N], total = db__none;
+    db_tensor x, targets[CLASSIFIER_N], logits[CLASSIFIER_N], total = db_none;
     float *pictures;
     int32_t *truth;
     double mean, right[CLASSIFIER_N];
