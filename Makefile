@@ -92,8 +92,9 @@ neon: | $(B)
 FUZZ_SECONDS = 60
 $(B)/fuzz_%: tests/fuzz_%.c $(HEADERS) | $(B)
 	$(CLANG) -std=c99 -O1 -g -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
-fuzz: $(FUZZ)
-	@for f in $(FUZZ); do $$f -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 || exit 1; echo "ok $$f: $(FUZZ_SECONDS) s"; done
+fuzz: $(patsubst $(B)/%,%,$(FUZZ))
+fuzz_%: $(B)/fuzz_%
+	@$< -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 && echo "ok $@: $(FUZZ_SECONDS) s"
 
 mutate:
 	$(PYTHON) tests/mutate.py --samples 50 --seed 1

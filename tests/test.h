@@ -19,9 +19,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
+
+#include "threads.h"
 
 #if defined(__GNUC__)
 #define TEST_PRINTF(f, a) __attribute__((format(printf, f, a)))
@@ -69,18 +68,6 @@ static inline int test_summary(void)
 {
     printf("%d passed, %d failed\n", test_passed, test_failed);
     return test_failed != 0;
-}
-
-/* Waiting OpenMP threads spin, which on a busy machine makes thousands of small parallel loops fifty
-   times slower. libgomp reads its environment before main: so set it and start again, once. */
-static inline void test_let_threads_sleep(char **argv)
-{
-#if (defined(__unix__) || defined(__APPLE__)) && defined(_OPENMP)
-    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1)) return;
-    execv(argv[0], argv); /* returns only if that fails, and then slow is all it is */
-#else
-    (void)argv;
-#endif
 }
 
 /* ---- errors ----------------------------------------------------------------------------------- */

@@ -635,7 +635,7 @@ int main(int argc, char **argv)
 {
     db_ctx *ctx;
     db_safetensors *golden;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     ctx = context(1, DB_F32, NULL);
     golden = test_golden(ctx, argc > 1 ? argv[1] : "tests/golden/ops.safetensors");
     test_checkpointing();

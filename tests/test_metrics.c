@@ -464,7 +464,7 @@ int main(int argc, char **argv)
     db_ctx *ctx;
     size_t k;
     (void)argc;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     if (!make_scratch("test_metrics")) return 1;
     for (k = 0; k < 2; k++) {
         config.compute = k ? DB_BF16 : DB_F32;

@@ -13,7 +13,7 @@ int main(int argc, char **argv)
     db_config config = db_config_default();
     db_ctx *ctx;
     (void)argc;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     if (db_create(&ctx, &config) != DB_OK) return 1;
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);
     for (k = 0; k < sizeof t5s / sizeof *t5s; k++) check_text_encoder(ctx, t5s[k]);

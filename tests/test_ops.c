@@ -644,7 +644,7 @@ int main(int argc, char **argv)
     const db_json *cases;
     const flavour *best;
     size_t k;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     if (db_create(&ctx, NULL) != DB_OK) return 1;
     golden = test_golden(ctx, argc > 1 ? argv[1] : "tests/golden/ops.safetensors");
     list = db_safetensors_metadata(golden, "cases");

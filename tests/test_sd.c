@@ -605,7 +605,7 @@ int main(int argc, char **argv)
     static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"}, *const vaes[] = {"vae_a", "vae_b", "vae_c"};
     size_t k;
     db_ctx *ctx;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     if (argc > 1) snprintf(scratch, sizeof scratch, "%s", argv[1]);
     else if (!make_scratch("test_sd")) return 1;
     if (db_create(&ctx, NULL) != DB_OK) return 1;

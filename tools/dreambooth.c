@@ -8,6 +8,7 @@
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
 #include "cli.h"
+#include "threads.h"
 
 /* ---- models: one stage, or a cascade of them --------------------------------------------------- */
 
@@ -203,6 +204,15 @@ static int generate(int argc, char **argv)
 
 /* ---- upscale ----------------------------------------------------------------------------------- */
 
+/* The pixels of a small picture [h][w][3] as blocks of f x f, to see what was given. */
+static void show_small(const float *small, size_t h, size_t w, size_t f, float *blocks)
+{
+    size_t y, x;
+    for (y = 0; y < h * f; y++)
+        for (x = 0; x < w * f; x++)
+            memcpy(blocks + (y * w * f + x) * 3, small + (y / f * w + x / f) * 3, 3 * sizeof *small);
+}
+
 static int upscale(int argc, char **argv)
 {
     common c = common_default;
@@ -248,9 +258,7 @@ static int upscale(int argc, char **argv)
             labels[n++] = "original";
             db_downsample(grid, big_h, big_w, 3, f, small);
         }
-        for (i = 0; i < big_h * big_w * 3; i++)
-            grid[n * big_h * big_w * 3 + i] =
-                small[(i / 3 / big_w / f * small_w + i / 3 % big_w / f) * 3 + i % 3];
+        show_small(small, small_h, small_w, f, grid + n * big_h * big_w * 3);
         labels[n++] = "given";
         result = grid + n * big_h * big_w * 3;
         labels[n++] = "restored";
@@ -1080,14 +1088,25 @@ static int class_grid(const float *before, const float *after, size_t size, cons
     return bad;
 }
 
+/* A photo [S][S][3] made small as pictures of the base are, and restored by the super-resolver: what the fine-tuning
+   adds. */
+static int restore(const cascade *m, const drawing *d, const char *prompt, const float *small, float *out)
+{
+    db_pipeline *p = m->stage[1];
+    db_sample_config s = sampling(d, 1);
+    size_t S = stage_size(p), from = stage_size(m->stage[0]);
+    bar_start("restoring");
+    return db_upscale(p, m->text, &prompt, 1, &s, db_noise_level(&p->image_noising, d->noise_variance), small, from, from, S, S, out) != DB_OK;
+}
+
 static int demo(int argc, char **argv)
 {
     common c = common_default;
     drawing d = drawing_default;
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
-    long steps = 250, sr_steps = 150, batch = 4;
-    double rate = 1.5e-4, sr_rate = 1e-4, variance = 1e-5;
+    long steps = 250, sr_steps = 600, batch = 4;
+    double rate = 1.5e-4, sr_rate = 2e-3, variance = 1e-5;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "photos of the subject"},
         {"class_noun", TEXT, &noun, "what it is"}, {"identifier", TEXT, &word, "a rare word for it"},
@@ -1103,7 +1122,7 @@ static int demo(int argc, char **argv)
     float *before[MAX_STAGES] = {NULL, NULL, NULL}, *after[MAX_STAGES] = {NULL, NULL, NULL}, *pictures[MAX_STAGES] = {NULL, NULL, NULL};
     size_t h[MAX_STAGES], w[MAX_STAGES], k, n = 0;
     double began = now(), at[5];
-    photos photo;
+    photos photo, seen; /* by the super-resolver */
     outcome o[2];
     cascade m;
     db_ctx *ctx;
@@ -1152,15 +1171,30 @@ static int demo(int argc, char **argv)
 
     sr.config.resolution = stage_size(m.stage[1]), sr.config.crop_size = 64;
     sr.config.max_train_steps = (size_t)sr_steps, sr.config.learning_rate = (float)sr_rate;
+    sr.config.lr_scheduler = DB_LR_COSINE, sr.config.lr_warmup_steps = sr.config.max_train_steps / 20;
     sr.config.train_batch_size = (size_t)batch, sr.out = sr_dir, sr.every = 0;
+    d.noise_variance = variance; /* what it is tuned for */
+    seen = photo;
+    if (photo.n > 3) seen.n--; /* the last photo shows what it has learned from the others */
     if (!status) {
+        const size_t S = stage_size(m.stage[1]), P = S * S * 3;
+        float *shown = (float *)malloc(4 * P * sizeof *shown), *small = (float *)malloc(P * sizeof *small);
+        static const char *const labels[] = {"photo", "made small", "restored before", "restored after"};
         sr.config.noise_level = db_noise_level(&m.stage[1]->image_noising, variance);
-        status = fine_tune(m.stage[1], m.text, &photo, &sr, &o[1]);
+        status = square(ctx, &photo.view[photo.n - 1], S, shown);
+        db_downsample(shown, S, S, 3, S / stage_size(m.stage[0]), small);
+        show_small(small, stage_size(m.stage[0]), stage_size(m.stage[0]), S / stage_size(m.stage[0]), shown + P);
+        if (!status) status = restore(&m, &d, instance, small, shown + 2 * P);
+        if (!status) status = fine_tune(m.stage[1], m.text, &seen, &sr, &o[1]);
+        if (!status) status = restore(&m, &d, instance, small, shown + 3 * P);
+        snprintf(title, sizeof title, "a photo%s, restored from %zu px by the super-resolver before and after fine-tuning", photo.n > 3 ? " that it has not seen" : "", stage_size(m.stage[0]));
+        snprintf(path, sizeof path, "%s/restored.png", out);
+        if (!status) status = save_grid(shown, 4, S, S, labels, 4, title, path);
+        free(shown), free(small);
     }
     at[3] = now();
     if (!status) status = move_file(base_dir, "loss.png", out, "loss.png") || move_file(sr_dir, "loss.png", out, "loss_256.png");
 
-    d.noise_variance = variance; /* what it was tuned for */
     if (!status) status = draw(&m, &d, each, n, pictures, h, w);
     for (k = 0; k < m.n && !status; k++) {
         snprintf(title, sizeof title, "%s: photos in, the subject in new places, views and guises; %zu px", instance, w[k]);
@@ -1179,14 +1213,14 @@ static int demo(int argc, char **argv)
         fprintf(summary, "subject        \"%s\", %zu photos from %s\n", instance, photo.n, folder);
         fprintf(summary, "class          \"%s\", %ld images, DDPM %ld steps, guidance %g, lambda %g\n", class_prompt, base.n_class, base.class_steps, base.class_guidance, (double)base.config.prior_loss_weight);
         fprintf(summary, "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g, frozen text encoder; loss %.4f -> %.4f\n", m.stage[0]->directory, o[0].steps, batch, batch, rate, (double)o[0].first, (double)o[0].last);
-        fprintf(summary, "super-res.     %s: %zu steps, batch %ld, learning rate %g, noise variance %g; loss %.4f -> %.4f\n", m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first, (double)o[1].last);
+        fprintf(summary, "super-res.     %s: %zu steps, batch %ld, learning rate %g (cosine), noise variance %g; loss %.4f -> %.4f\n", m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first, (double)o[1].last);
         fprintf(summary, "drawn with     %s %ld steps, guidance %g; upscaled in %ld steps, guidance %g; seed %ld\n", d.scheduler, d.steps, d.guidance, d.upscale_steps, d.upscale_guidance, d.seed);
         fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n", strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32", db_isa(ctx), c.threads);
         fprintf(summary, "seconds        class before %.1f, class images %.1f, base %.1f, super-resolution %.1f, drawing %.1f; in all %.1f\n", at[1] - at[0], o[0].class_seconds, o[0].seconds, o[1].seconds, at[4] - at[3], now() - began);
         fprintf(summary, "peak memory    %.0f MB\n", (double)db_peak_bytes(ctx) / 1e6);
         status = fclose(summary) != 0;
     }
-    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, class.png, loss.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
+    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, restored.png, class.png, loss.png, loss_256.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
     free_photos(&photo);
 done:
     for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);
@@ -1209,6 +1243,7 @@ int main(int argc, char **argv)
         {"info", info, "what a model directory holds and needs"},
         {"probe", probe, "one network on given tensors, to compare with other implementations"}};
     size_t k, n = sizeof commands / sizeof *commands, nearest = 0;
+    let_threads_sleep(argv);
     for (k = 0; argc > 1 && k < n; k++) {
         if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
         if (distance(argv[1], commands[k].name) < distance(argv[1], commands[nearest].name)) nearest = k;

@@ -25,6 +25,7 @@
 #define SPIECE_IMPLEMENTATION
 #include "spiece.h"
 #include "training.h"
+#include "threads.h"
 
 enum { TOKENS = 77, TEXT_TOKENS = 32, PIECES_MULTIPLE = 64 };
 enum { FOR_BATCH = FOR_INIT + 1, FOR_TIME, FOR_NOISE, FOR_MASK, FOR_CROP, FOR_LEVEL, FOR_LOW_RES }; /* purposes of random streams */
@@ -455,6 +456,7 @@ int main(int argc, char **argv)
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
     int status;
+    let_threads_sleep(argv);
     memset(&o, 0, sizeof o);
     o.steps = 1000, o.batch = 16, o.size = 64, o.scale = 4, o.warmup = 300, o.save_every = 1000, o.sheet_every = 2000, o.lr = 8e-4, o.ema = 0.9995, o.aux = 0.3, o.seed = 1;
     if (argc < 2) return fail("vocabulary, text, base or sr?", NULL);

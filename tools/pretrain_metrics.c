@@ -16,6 +16,7 @@
 #include "world.h"
 #include "classifier.h"
 #include "training.h"
+#include "threads.h"
 
 enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE }; /* purposes of random streams */
 enum { EVERY = 100 };                                    /* steps from line to line    */
@@ -627,6 +628,7 @@ int main(int argc, char **argv)
     db_ctx *ctx = NULL;
     size_t k, n = sizeof commands / sizeof *commands;
     int status;
+    let_threads_sleep(argv);
     memset(&o, 0, sizeof o);
     o.steps = 1000, o.batch = 32, o.warmup = 200, o.save_every = 1000, o.lr = 5e-4, o.ema = 0.996,
         o.seed = 2;
