@@ -111,7 +111,7 @@ typedef enum db_result {
 #undef DB__ENUM
 } db_result;
 
-/* ---- data types: X(name, bytes). bf16 and f32 are computed in; the others occur in files -------- */
+/* ---- data types: X(name, bytes). bf16 and f32 are computed in; the others occur in files ----- */
 #define DB_DTYPES(X)                                                                               \
     X(F64, 8) X(F32, 4) X(F16, 2) X(BF16, 2) X(I64, 8) X(I32, 4) X(I16, 2) X(I8, 1) X(U8, 1)       \
     X(BOOL, 1)
@@ -168,7 +168,7 @@ const char *db_isa(const db_ctx *ctx);   /* the instruction set in use          
 const char *db_isa_name(size_t index);   /* those that this machine has, best first; then NULL     */
 size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held at once           */
 
-/* ---- random numbers ------------------------------------------------------------------------------
+/* ---- random numbers -----------------------------------------------------------------------------
 
    Number `index` of a stream is a function of (seed, purpose, step, index) alone: nothing to save,
    nothing that depends on the order of the calls. */
@@ -183,7 +183,7 @@ float db_random_uniform(const db_rng *rng, uint64_t index);                   /*
 uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n);      /* 0 ... n-1         */
 void db_random_normal(const db_rng *rng, size_t n, float *out);               /* numbers 0 ... n-1 */
 
-/* ---- parameters ----------------------------------------------------------------------------------
+/* ---- parameters ---------------------------------------------------------------------------------
 
    A model's parameters: one table of state-dict names, shapes and memory that loading, saving, the
    optimiser, EMA and gradient checks all walk. The table is filled by recording the model's forward
@@ -215,7 +215,7 @@ db_result db_params_require_grad(db_param_table *p);
 void db_param_get(const db_param *item, const float *from, float *out);
 void db_param_set(const db_param *item, float *to, const float *in);
 
-/* ---- tensors and the tape: see [DB-02] -------------------------------------------------------------
+/* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
 
    A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
    plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error. */
@@ -263,7 +263,7 @@ db_result db_download(db_tape *t, db_tensor x, float *out);        /* as floats 
 size_t db_count(db_tensor x);
 db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim);
 
-/* ---- operations, with gradients unless it says otherwise: see [DB-03c] ----------------------------- */
+/* ---- operations, with gradients unless it says otherwise: see [DB-03c] ----------------------- */
 
 typedef enum db_activation {
     DB_ACT_NONE, DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH, DB_ACT_QUICK_GELU, DB_ACT_RELU
@@ -307,48 +307,48 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
 /* targets i32 [N], -1: skip; or f32 [N,V], probabilities */
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
-/* ---- the seam to hardware ---------------------------------------------------------------------------
+/* ---- the seam to hardware -----------------------------------------------------------------------
 
    Every operation, forward and backward, as a backend has to supply it:
    X(id, name, how many of its first arguments are outputs, CPU driver, backward). The CPU drivers
    document the arguments; `a` absent optional arguments have present = 0. */
 
-#define DB__OPS(X)                                                                                  \
-    X(CONV2D, "conv2d", 1, db__cpu_conv2d, db__conv2d_backward)                                      \
-    X(CONV2D_DX, "conv2d_dx", 1, db__cpu_conv2d_dx, NULL)                                           \
-    X(CONV2D_DW, "conv2d_dw", 2, db__cpu_conv2d_dw, NULL)                                           \
-    X(GROUP_NORM, "group_norm", 2, db__cpu_group_norm, db__group_norm_backward)                      \
-    X(GROUP_NORM_DX, "group_norm_dx", 4, db__cpu_group_norm_dx, NULL)                               \
-    X(LAYER_NORM, "layer_norm", 2, db__cpu_layer_norm, db__layer_norm_backward)                      \
-    X(LAYER_NORM_DX, "layer_norm_dx", 3, db__cpu_layer_norm_dx, NULL)                               \
-    X(ACT, "act", 1, db__cpu_act, db__act_backward)                                                 \
-    X(ACT_DX, "act_dx", 1, db__cpu_act_dx, NULL)                                                    \
-    X(MUL, "mul", 1, db__cpu_mul, db__mul_backward)                                                 \
-    X(AXPBY, "axpby", 1, db__cpu_axpby, db__axpby_backward)                                         \
-    X(FILL, "fill", 1, db__cpu_fill, NULL)                                                          \
-    X(MIX, "mix", 1, db__cpu_mix, NULL)                                                             \
-    X(NORMAL, "normal", 1, db__cpu_normal, NULL)                                                    \
-    X(COPY, "copy", 1, db__cpu_copy, db__copy_backward)                                             \
-    X(POOL2, "pool2", 1, db__cpu_pool2, db__resample_backward)                                      \
-    X(UP2, "up2", 1, db__cpu_up2, db__resample_backward)                                            \
+#define DB__OPS(X)                                                                                 \
+    X(CONV2D, "conv2d", 1, db__cpu_conv2d, db__conv2d_backward)                                    \
+    X(CONV2D_DX, "conv2d_dx", 1, db__cpu_conv2d_dx, NULL)                                          \
+    X(CONV2D_DW, "conv2d_dw", 2, db__cpu_conv2d_dw, NULL)                                          \
+    X(GROUP_NORM, "group_norm", 2, db__cpu_group_norm, db__group_norm_backward)                    \
+    X(GROUP_NORM_DX, "group_norm_dx", 4, db__cpu_group_norm_dx, NULL)                              \
+    X(LAYER_NORM, "layer_norm", 2, db__cpu_layer_norm, db__layer_norm_backward)                    \
+    X(LAYER_NORM_DX, "layer_norm_dx", 3, db__cpu_layer_norm_dx, NULL)                              \
+    X(ACT, "act", 1, db__cpu_act, db__act_backward)                                                \
+    X(ACT_DX, "act_dx", 1, db__cpu_act_dx, NULL)                                                   \
+    X(MUL, "mul", 1, db__cpu_mul, db__mul_backward)                                                \
+    X(AXPBY, "axpby", 1, db__cpu_axpby, db__axpby_backward)                                        \
+    X(FILL, "fill", 1, db__cpu_fill, NULL)                                                         \
+    X(MIX, "mix", 1, db__cpu_mix, NULL)                                                            \
+    X(NORMAL, "normal", 1, db__cpu_normal, NULL)                                                   \
+    X(COPY, "copy", 1, db__cpu_copy, db__copy_backward)                                            \
+    X(POOL2, "pool2", 1, db__cpu_pool2, db__resample_backward)                                     \
+    X(UP2, "up2", 1, db__cpu_up2, db__resample_backward)                                           \
     X(MAX_POOL, "max_pool", 1, db__cpu_max_pool, db__max_pool_backward)                           \
     X(MAX_POOL_DX, "max_pool_dx", 1, db__cpu_max_pool_dx, NULL)                                   \
-    X(ATTENTION, "attention", 2, db__cpu_attention, db__attention_backward)                         \
-    X(ATTENTION_DX, "attention_dx", 4, db__cpu_attention_dx, NULL)                                  \
-    X(EMBEDDING, "embedding", 1, db__cpu_embedding, db__embedding_backward)                         \
-    X(EMBEDDING_DW, "embedding_dw", 1, db__cpu_embedding_dw, NULL)                                  \
-    X(ADD_ROWS, "add_rows", 1, db__cpu_add_rows, db__add_rows_backward)                             \
-    X(ADD_ROWS_DW, "add_rows_dw", 1, db__cpu_add_rows_dw, NULL)                                     \
-    X(ADD_EACH, "add_each", 1, db__cpu_add_each, db__add_each_backward)                             \
-    X(ADD_EACH_DE, "add_each_de", 1, db__cpu_add_each_de, NULL)                                     \
-    X(MEAN, "mean", 1, db__cpu_mean, db__mean_backward)                                             \
-    X(MEAN_DX, "mean_dx", 1, db__cpu_mean_dx, NULL)                                                 \
-    X(SINUSOID, "sinusoid", 1, db__cpu_sinusoid, NULL)                                              \
-    X(POSITION_BIAS, "position_bias", 1, db__cpu_position_bias, db__position_bias_backward)         \
-    X(POSITION_BIAS_DW, "position_bias_dw", 1, db__cpu_position_bias_dw, NULL)                      \
-    X(MSE, "mse", 2, db__cpu_mse, db__mse_backward)                                                 \
-    X(MSE_DX, "mse_dx", 1, db__cpu_mse_dx, NULL)                                                    \
-    X(CROSS_ENTROPY, "cross_entropy", 2, db__cpu_cross_entropy, db__cross_entropy_backward)         \
+    X(ATTENTION, "attention", 2, db__cpu_attention, db__attention_backward)                        \
+    X(ATTENTION_DX, "attention_dx", 4, db__cpu_attention_dx, NULL)                                 \
+    X(EMBEDDING, "embedding", 1, db__cpu_embedding, db__embedding_backward)                        \
+    X(EMBEDDING_DW, "embedding_dw", 1, db__cpu_embedding_dw, NULL)                                 \
+    X(ADD_ROWS, "add_rows", 1, db__cpu_add_rows, db__add_rows_backward)                            \
+    X(ADD_ROWS_DW, "add_rows_dw", 1, db__cpu_add_rows_dw, NULL)                                    \
+    X(ADD_EACH, "add_each", 1, db__cpu_add_each, db__add_each_backward)                            \
+    X(ADD_EACH_DE, "add_each_de", 1, db__cpu_add_each_de, NULL)                                    \
+    X(MEAN, "mean", 1, db__cpu_mean, db__mean_backward)                                            \
+    X(MEAN_DX, "mean_dx", 1, db__cpu_mean_dx, NULL)                                                \
+    X(SINUSOID, "sinusoid", 1, db__cpu_sinusoid, NULL)                                             \
+    X(POSITION_BIAS, "position_bias", 1, db__cpu_position_bias, db__position_bias_backward)        \
+    X(POSITION_BIAS_DW, "position_bias_dw", 1, db__cpu_position_bias_dw, NULL)                     \
+    X(MSE, "mse", 2, db__cpu_mse, db__mse_backward)                                                \
+    X(MSE_DX, "mse_dx", 1, db__cpu_mse_dx, NULL)                                                   \
+    X(CROSS_ENTROPY, "cross_entropy", 2, db__cpu_cross_entropy, db__cross_entropy_backward)        \
     X(CROSS_ENTROPY_DX, "cross_entropy_dx", 1, db__cpu_cross_entropy_dx, NULL)
 
 typedef enum db_op {
@@ -393,7 +393,7 @@ struct db_backend {
 
 const db_backend *db_backend_cpu(void);
 
-/* ---- the optimiser: AdamW, as in PyTorch ------------------------------------------------------------- */
+/* ---- the optimiser: AdamW, as in PyTorch ----------------------------------------------------- */
 
 typedef struct db_optimizer_config {
     float beta1, beta2, eps, weight_decay;
@@ -627,7 +627,7 @@ float db_tokenizer_score(const db_tokenizer *tok, int32_t id);
 /* The id of a special token, or -1 when the tokenizer has none (T5: no beginning). */
 int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
 
-/* ---- [DB-07] text encoder -------------------------------------------------------------------------- */
+/* ---- [DB-07] text encoder -------------------------------------------------------------------- */
 
 typedef enum db_text_kind { DB_TEXT_T5, DB_TEXT_CLIP } db_text_kind;
 
@@ -658,7 +658,7 @@ void db_text_encoder_free(db_text_encoder *e);
    -> last hidden state, after the final normalisation, [B,T,d_model] */
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask);
 
-/* ---- [DB-08] the U-Net ------------------------------------------------------------------------------- */
+/* ---- [DB-08] the U-Net ----------------------------------------------------------------------- */
 
 enum { DB_MAX_LEVELS = 8 };
 
@@ -714,7 +714,7 @@ void db_unet_free(db_unet *u);
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
                           db_tensor class_labels, db_unet_features *features);
 
-/* ---- [DB-08] the autoencoder of Stable Diffusion ------------------------------------------------------ */
+/* ---- [DB-08] the autoencoder of Stable Diffusion --------------------------------------------- */
 
 typedef struct db_vae_config { /* diffusers' AutoencoderKL, names as in config.json */
     size_t in_channels, out_channels, latent_channels, sample_size, n_levels;
@@ -752,7 +752,7 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
 db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype);
 
-/* ---- [DB-09] noise schedule and samplers --------------------------------------------------------------- */
+/* ---- [DB-09] noise schedule and samplers ----------------------------------------------------- */
 
 typedef enum db_prediction { DB_PREDICT_EPSILON, DB_PREDICT_SAMPLE, DB_PREDICT_V } db_prediction;
 typedef enum db_spacing { /* DEFAULT, where the file names none: LINSPACE for DPM-Solver++, else LEADING */
@@ -813,7 +813,7 @@ int db_trajectory_draws(const db_trajectory *tr, size_t k);
    uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
 void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred);
 
-/* ---- [DB-10] super-resolution ------------------------------------------------------------------------------
+/* ---- [DB-10] super-resolution -------------------------------------------------------------------
 
    A noise level is a timestep of the image_noising_scheduler, taken as a real number: -1 is no noise, and the
    levels between -1 and 0 reach variances below the schedule's first (the paper's 1e-5). */
@@ -831,7 +831,7 @@ void db_downsample(const float *image, size_t H, size_t W, size_t C, size_t fact
 void db_condition_low_res(const db_schedule *noising, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C,
                           size_t H, size_t W, size_t y0, size_t x0, size_t wh, size_t ww, float *out);
 
-/* ---- [DB-11] sampling ------------------------------------------------------------------------------------ */
+/* ---- [DB-11] sampling ------------------------------------------------------------------------ */
 
 typedef struct db_sample_config {
     db_sampler sampler;
@@ -902,7 +902,7 @@ db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, cons
 db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const db_sample_config *config, double level,
                      const float *low, size_t h, size_t w, size_t H, size_t W, float *out);
 
-/* ---- [DB-12] DreamBooth -------------------------------------------------------------------------------------- */
+/* ---- [DB-12] DreamBooth ---------------------------------------------------------------------- */
 
 typedef struct db_image { /* pixels of the caller */
     const uint8_t *rgb;   /* [h][w][3] */
@@ -1148,10 +1148,11 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out);
 #endif
 #endif /* DREAMBOOTH_H */
 
-/* ==== stop here if you only want the API ============================================================ */
+/* ==== stop here if you only want the API ====================================================== */
 
 #ifdef DREAMBOOTH_IMPLEMENTATION
-#if !defined(DB__PASS_SCALAR) && !defined(DB__PASS_AVX2) && !defined(DB__PASS_AVX512) && !defined(DB__PASS_AVX512BF16) && \
+#if !defined(DB__PASS_SCALAR) && !defined(DB__PASS_AVX2) && !defined(DB__PASS_AVX512) && \
+    !defined(DB__PASS_AVX512BF16) && \
     !defined(DB__PASS_AMX) && !defined(DB__PASS_NEON)
 
 #include <errno.h>
@@ -1268,7 +1269,8 @@ static db_result db__progress(db_ctx *ctx, const char *what, size_t done, size_t
 {
     if (ctx->result != DB_OK || !ctx->config.progress) return ctx->result;
     if (!ctx->config.progress(ctx->config.user, what, done, total)) return DB_OK;
-    return db__fail(ctx, DB_ERROR_CANCELLED, "%s was cancelled after step %zu of %zu", what, done, total);
+    return db__fail(ctx, DB_ERROR_CANCELLED, "%s was cancelled after step %zu of %zu", what, done,
+                    total);
 }
 
 DB__PRINTF(3, 4) static void db__log(db_ctx *ctx, db_log_level level, const char *format, ...)
@@ -1319,8 +1321,8 @@ static void *db__alloc(db_ctx *ctx, size_t count, size_t size)
     if (!overflow && bytes <= (size_t)-1 - 2 * DB__ALIGN)
         base = (char *)ctx->config.allocate(ctx->config.user, bytes + 2 * DB__ALIGN);
     if (!base) {
-        db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for, %zu in use", count,
-                 size, ctx->live_bytes);
+        db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for, %zu in use",
+                 count, size, ctx->live_bytes);
         return NULL;
     }
     user = (char *)(((uintptr_t)base + 2 * DB__ALIGN - 1) & ~(uintptr_t)(DB__ALIGN - 1));
@@ -1338,8 +1340,8 @@ static void db__free(db_ctx *ctx, void *memory)
     ctx->config.release(ctx->config.user, ((db__block *)memory)[-1].base);
 }
 
-/* The array (of `size`-byte items) with room for at least `count` items, moved if need be; NULL, and the array as it was,
-   when memory is short. */
+/* The array (of `size`-byte items) with room for at least `count` items, moved if need be; NULL,
+   and the array as it was, when memory is short. */
 static void *db__grow(db_ctx *ctx, void *array, size_t *capacity, size_t count, size_t size)
 {
     size_t wanted = DB__MAX(DB__MAX(count, *capacity * 2), 16);
@@ -1386,7 +1388,8 @@ static float db__f16_to_f32(uint16_t h)
         return sign ? -f : f;
     }
     /* The exponents' biases are 15 and 127; all ones means infinity or NaN in both. */
-    return db__bits_to_float(sign | (exponent == 31 ? 0xFFu : exponent + 112) << 23 | fraction << 13);
+    return db__bits_to_float(sign | (exponent == 31 ? 0xFFu : exponent + 112) << 23 |
+                             fraction << 13);
 }
 
 /* m / 2^shift, to nearest, ties to even; 0 < shift < 32, m < 2^31. */
@@ -1439,7 +1442,8 @@ size_t db_dtype_size(db_dtype dtype)
    Philox4x32-10 (Salmon et al., 2011): a keyed bijection of a 128-bit counter. Nothing is carried
    from call to call; number i of (seed, purpose, step) is a pure function of those four.        */
 
-static void db__philox(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t block, uint32_t out[4])
+static void db__philox(uint64_t seed, uint32_t purpose, uint32_t step, uint64_t block,
+                       uint32_t out[4])
 {
     uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = step, c3 = purpose;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -1570,8 +1574,8 @@ size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
      db_run       carries the operations out, in order, through the backend table; as often as
                   there are steps.
 
-   The tape of micrograd keeps closures and the tape of PyTorch is rebuilt at every step; this one is
-   recorded once per shape, so a training step costs no bookkeeping and a GPU can replay it.
+   The tape of micrograd keeps closures and the tape of PyTorch is rebuilt at every step; this one
+   is recorded once per shape, so a training step costs no bookkeeping and a GPU can replay it.
 
    Easy to get wrong
    - A gradient may arrive from several uses. The first writes, the later ones add: that is known
@@ -1645,7 +1649,8 @@ static const char *db__shape(db_tensor x, char buffer[96])
 {
     int n = 0, d;
     n += snprintf(buffer, 96, "[");
-    for (d = 0; d < x.n_dims; d++) n += snprintf(buffer + n, 96 - (size_t)n, "%s%zu", d ? ", " : "", x.dim[d]);
+    for (d = 0; d < x.n_dims; d++)
+        n += snprintf(buffer + n, 96 - (size_t)n, "%s%zu", d ? ", " : "", x.dim[d]);
     snprintf(buffer + n, 96 - (size_t)n, "]");
     return buffer;
 }
@@ -1653,7 +1658,8 @@ static const char *db__shape(db_tensor x, char buffer[96])
 static db_tensor db__shape_fail(db_tape *t, const char *what, db_tensor a, db_tensor b)
 {
     char sa[96], sb[96];
-    db__fail(t->ctx, DB_ERROR_SHAPE, "%s: %s does not fit %s", what, db__shape(a, sa), db__shape(b, sb));
+    db__fail(t->ctx, DB_ERROR_SHAPE, "%s: %s does not fit %s", what, db__shape(a, sa),
+             db__shape(b, sb));
     return db_none;
 }
 
@@ -1677,7 +1683,8 @@ void db_tape_destroy(db_tape *t)
     db__free(t->ctx, t);
 }
 
-static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_dims, const size_t *dim)
+static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_dims,
+                               const size_t *dim)
 {
     db_tensor x;
     db__value *v;
@@ -1693,7 +1700,8 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
     x.n_dims = n_dims;
     if (overflow || bytes == 0) {
         char s[96];
-        db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large", db__shape(x, s));
+        db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large",
+                 db__shape(x, s));
         return db_none;
     }
     grown = db__grow(t->ctx, t->value, &t->cap_values, t->n_values + 1, sizeof *t->value);
@@ -1783,7 +1791,10 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
     return node;
 }
 
-static int db__needs_grad(const db_tape *t, db_tensor x) { return x.id >= 0 && t->value[x.id].needs_grad; }
+static int db__needs_grad(const db_tape *t, db_tensor x)
+{
+    return x.id >= 0 && t->value[x.id].needs_grad;
+}
 
 /* Marks y as needing a gradient if any of the n inputs does. */
 static void db__inherit_grad(db_tape *t, db_tensor y, int n, const db_tensor *input)
@@ -1793,7 +1804,7 @@ static void db__inherit_grad(db_tape *t, db_tensor y, int n, const db_tensor *in
         if (db__needs_grad(t, input[k])) t->value[y.id].needs_grad = 1;
 }
 
-/* ---- gradients -------------------------------------------------------------------------------- */
+/* ---- gradients ------------------------------------------------------------------------------- */
 
 /* The gradient of x as a place to write. *add says whether something is there to be added to. */
 static db_tensor db__grad_target(db_tape *t, db_tensor x, int *add)
@@ -1834,14 +1845,15 @@ db_tensor db_grad(const db_tape *t, db_tensor x)
     return g;
 }
 
-/* Gives x the gradient g: hands the buffer over if x has none yet, adds otherwise. To be called last
-   in a node's backward, when nothing else will read g. */
+/* Gives x the gradient g: hands the buffer over if x has none yet, adds otherwise. To be called
+   last in a node's backward, when nothing else will read g. */
 static void db__grad_pass(db_tape *t, db_tensor x, db_tensor g)
 {
     db_tensor arg[3];
     db__node *n;
     if (!db__needs_grad(t, x) || g.id < 0) return;
-    if (t->value[x.id].grad < 0 && t->value[x.id].kind != DB__PARAM && t->value[x.id].dtype == t->value[g.id].dtype) {
+    if (t->value[x.id].grad < 0 && t->value[x.id].kind != DB__PARAM &&
+        t->value[x.id].dtype == t->value[g.id].dtype) {
         t->value[x.id].grad = g.id;
         return;
     }
@@ -1871,7 +1883,8 @@ static size_t db__recompute(db_tape *t, size_t from, size_t to)
             if (id < 0) continue;
             if ((int)k < outputs && renamed[id] == id) { /* several nodes may write one value */
                 db__value old = t->value[id];
-                db_tensor fresh = db__new_value(t, DB__ACTIVATION, old.dtype, copy.arg[k].n_dims, copy.arg[k].dim);
+                db_tensor fresh = db__new_value(t, DB__ACTIVATION, old.dtype, copy.arg[k].n_dims,
+                                                copy.arg[k].dim);
                 if (fresh.id < 0) break;
                 t->value[fresh.id].bytes = old.bytes;
                 t->value[fresh.id].needs_grad = old.needs_grad;
@@ -1919,12 +1932,13 @@ db_result db_backward(db_tape *t, db_tensor loss)
         }
     }
     for (n = 0; n < t->n_values; n++) /* what db_require_grad asked for can be downloaded */
-        if (t->value[n].kind == DB__KEPT && t->value[n].needs_grad && t->value[n].grad >= 0 && t->value[t->value[n].grad].kind == DB__ACTIVATION)
+        if (t->value[n].kind == DB__KEPT && t->value[n].needs_grad && t->value[n].grad >= 0 &&
+            t->value[t->value[n].grad].kind == DB__ACTIVATION)
             t->value[t->value[n].grad].kind = DB__KEPT;
     return t->ctx->result;
 }
 
-/* ---- the memory plan --------------------------------------------------------------------------- */
+/* ---- the memory plan ------------------------------------------------------------------------- */
 
 typedef struct db__hole {
     size_t offset, bytes;
@@ -1935,7 +1949,8 @@ static size_t db__place(db__hole *hole, size_t *n_holes, size_t bytes, size_t *e
 {
     size_t k, best = (size_t)-1, at;
     for (k = 0; k < *n_holes; k++)
-        if (hole[k].bytes >= bytes && (best == (size_t)-1 || hole[k].bytes < hole[best].bytes)) best = k;
+        if (hole[k].bytes >= bytes && (best == (size_t)-1 || hole[k].bytes < hole[best].bytes))
+            best = k;
     if (best == (size_t)-1) {
         at = *end;
         *end += bytes;
@@ -2021,12 +2036,14 @@ static db_result db__lay_out(db_tape *t)
         int d;
         for (k = 0; k < DB_MAX_ARGS; k++) {
             int id = t->node[n].arg[k].id;
-            if (id < 0 || t->value[id].kind != DB__ACTIVATION || t->value[id].first != (int)n) continue;
+            if (id < 0 || t->value[id].kind != DB__ACTIVATION || t->value[id].first != (int)n)
+                continue;
             if (t->value[id].placed) continue; /* by an earlier argument of this node */
             t->value[id].offset = db__place(hole, &n_holes, t->value[id].bytes, &end);
             t->value[id].placed = 1;
         }
-        for (d = head[n]; d >= 0; d = dying[d]) db__unplace(hole, &n_holes, t->value[d].offset, t->value[d].bytes);
+        for (d = head[n]; d >= 0; d = dying[d])
+            db__unplace(hole, &n_holes, t->value[d].offset, t->value[d].bytes);
         {
             db_call c = db__call(t, n);
             c.measuring = 1;
@@ -2069,10 +2086,12 @@ static db_result db__ensure_arena(db_tape *t)
 {
     if (t->arena || t->ctx->result != DB_OK) return t->ctx->result;
     if (db_plan(t, NULL) != DB_OK) return t->ctx->result;
-    t->arena = (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + t->scratch_bytes + DB__ALIGN);
+    t->arena =
+        (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + t->scratch_bytes + DB__ALIGN);
     if (!t->arena)
         return db__fail(t->ctx, DB_ERROR_MEMORY,
-                        "the network's activations need %.1f MB and its kernels %.1f MB; use a smaller batch or "
+                        "the network's activations need %.1f MB and its kernels %.1f MB; use a "
+                        "smaller batch or "
                         "resolution, or gradient checkpointing",
                         (double)t->arena_bytes / 1e6, (double)t->scratch_bytes / 1e6);
     return DB_OK;
@@ -2090,7 +2109,8 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
     db_ctx *ctx = t->ctx;
     size_t n = db_count(x);
     if (x.id < 0 || db__ensure_arena(t) != DB_OK) return ctx->result;
-    if (t->value[x.id].dtype == DB_F32) return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
+    if (t->value[x.id].dtype == DB_F32)
+        return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
     {   /* bf16 is widened in place, from the end */
         size_t k;
         uint16_t *half = (uint16_t *)(void *)out;
@@ -2111,8 +2131,8 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
     for (n = 0; n < t->n_nodes && ctx->result == DB_OK; n++) {
         db_call c = db__call(t, n);
         if (!ctx->backend->run[t->node[n].op])
-            return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s", ctx->backend->name,
-                            db__op_name(t->node[n].op));
+            return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
+                            ctx->backend->name, db__op_name(t->node[n].op));
         c.scratch = t->arena + t->arena_bytes;
         c.seed = seed;
         c.step = step;
@@ -2121,7 +2141,7 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
     return ctx->result;
 }
 
-/* ==== [DB-03b] Which instruction sets there are ===================================================
+/* ==== [DB-03b] Which instruction sets there are ==================================================
 
    The file includes itself once for each instruction set and data type that the compiler knows; at
    run time db__choose_isa picks the best one that the processor has, or the one asked for by
@@ -2152,26 +2172,42 @@ typedef struct db__kernels {
     size_t k_multiple; /* K of a matrix product is padded to this */
     void (*gemm)(const db__gemm *g);
     size_t size; /* of one number */
-    void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
-    void (*pack)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded);
-    void (*transpose)(void *out, size_t ld_out, const void *in, size_t ld_in, size_t rows, size_t columns, size_t rows_padded);
-    void (*epilogue)(void *y, size_t ld, const float *c, size_t ldc, const float *bias, const void *residual, size_t rows, size_t n, int add);
+    void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n,
+                        size_t by_k, size_t by_n, size_t k_padded);
+    void (*pack)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k,
+                 size_t by_n, size_t k_padded);
+    void (*transpose)(void *out, size_t ld_out, const void *in, size_t ld_in, size_t rows,
+                      size_t columns, size_t rows_padded);
+    void (*epilogue)(void *y, size_t ld, const float *c, size_t ldc, const float *bias,
+                     const void *residual, size_t rows, size_t n, int add);
     void (*column_sums)(float *sum, const void *x, size_t n, size_t C);
     void (*norm_sums)(float *sum, float *square, const void *x0, const void *x, size_t n, size_t C);
-    void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act);
-    void (*norm_back_sums)(float *sum, float *dot, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act);
-    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C, const float *scale, const float *shift, const float *mean, const float *c0, const float *c1, int act, int add);
-    void (*layer_norm)(void *y, float stats[2], const void *x, const float *w, const float *b, size_t C, float eps, int rms);
-    void (*layer_norm_back)(void *dx, float *dw, float *dbias, const void *dy, const void *x, const float stats[2], const float *w, size_t C, int rms, int add);
+    void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale,
+                       const float *shift, const float *mean, int act);
+    void (*norm_back_sums)(float *sum, float *dot, const void *x, const void *dy, size_t n,
+                           size_t C, const float *scale, const float *shift, const float *mean,
+                           int act);
+    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C,
+                            const float *scale, const float *shift, const float *mean,
+                            const float *c0, const float *c1, int act, int add);
+    void (*layer_norm)(void *y, float stats[2], const void *x, const float *w, const float *b,
+                       size_t C, float eps, int rms);
+    void (*layer_norm_back)(void *dx, float *dw, float *dbias, const void *dy, const void *x,
+                            const float stats[2], const float *w, size_t C, int rms, int add);
     void (*act)(void *y, const void *x, size_t n, int act);
     void (*act_back)(void *dx, const void *dy, const void *x, size_t n, int act, int add);
     void (*mul)(void *y, const void *a, const void *b, size_t n, int add);
-    void (*axpby)(void *y, const void *x, const void *z, float alpha, float beta, size_t n, int add);
+    void (*axpby)(void *y, const void *x, const void *z, float alpha, float beta, size_t n,
+                  int add);
     void (*from_f32)(void *y, const float *x, size_t n, int add);
     void (*to_f32)(float *y, const void *x, size_t n, int add);
-    void (*pool)(void *y, const void *a, const void *b, const void *c, const void *d, float scale, size_t n, int add);
-    float (*softmax)(void *p, float *s, const float *bias, const float *mask, size_t n, size_t n_padded, float scale);
-    void (*softmax_back)(void *p, void *ds, const float *s, const float *dp, const float *bias, const float *mask, float lse, float delta, size_t n, size_t n_padded, float scale);
+    void (*pool)(void *y, const void *a, const void *b, const void *c, const void *d, float scale,
+                 size_t n, int add);
+    float (*softmax)(void *p, float *s, const float *bias, const float *mask, size_t n,
+                     size_t n_padded, float scale);
+    void (*softmax_back)(void *p, void *ds, const float *s, const float *dp, const float *bias,
+                         const float *mask, float lse, float delta, size_t n, size_t n_padded,
+                         float scale);
     float (*dot)(const void *a, const void *b, size_t n);
     void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const db__adamw_step *a);
 } db__kernels;
@@ -2213,8 +2249,11 @@ typedef struct db__kernels {
 
 #if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
 #define DB__X86_BF16 1
-#define DB__TARGET_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")))
-#define DB__TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,amx-tile,amx-bf16")))
+#define DB__TARGET_AVX512BF16 \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")))
+#define DB__TARGET_AMX \
+    __attribute__(( \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2,amx-tile,amx-bf16")))
 #define DB__PASS_BF16
 #define DB__PASS_AVX512BF16
 #include "dreambooth.h"
@@ -2246,7 +2285,10 @@ typedef struct db__isa {
 static int db__always(void) { return 1; }
 
 #ifdef DB__X86
-static int db__has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int db__has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 static int db__has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -2269,7 +2311,8 @@ static int db__has_amx(void)
 {
 #if defined(__linux__) && defined(SYS_arch_prctl)
     unsigned a = 0, d = 0;
-    if (!db__has_avx512bf16() || !db__cpuid7(0, &a, &d) || !(d >> 24 & 1) || !(d >> 22 & 1)) return 0;
+    if (!db__has_avx512bf16() || !db__cpuid7(0, &a, &d) || !(d >> 24 & 1) || !(d >> 22 & 1))
+        return 0;
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
 #else
     return 0;
@@ -2304,7 +2347,8 @@ static db_result db__choose_isa(db_ctx *ctx)
             return DB_OK;
         }
     }
-    return db__fail(ctx, DB_ERROR_UNSUPPORTED, "this processor or build has no instruction set '%s'", wanted);
+    return db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                    "this processor or build has no instruction set '%s'", wanted);
 }
 
 const char *db_isa(const db_ctx *ctx) { return ctx->isa->name; }
@@ -2322,7 +2366,7 @@ static const db__kernels *db__kernels_for(const db_ctx *ctx, db_dtype dtype)
     return dtype == DB_BF16 ? ctx->isa->bf16 : ctx->isa->f32;
 }
 
-/* ==== [DB-03c] Operations: how each is recorded, carried out, and differentiated ==================
+/* ==== [DB-03c] Operations: how each is recorded, carried out, and differentiated =================
 
    For every operation, side by side: the function that networks call (db_...: checks shapes,
    records), its backward (records the operations of the gradient), and the driver that the CPU
@@ -2343,7 +2387,10 @@ static void *db__scratch(db_call *c, size_t bytes)
     return c->measuring ? NULL : at;
 }
 
-static char *db__at(const db_arg *a, size_t index) { return (char *)a->data + index * db_dtype_size(a->dtype); }
+static char *db__at(const db_arg *a, size_t index)
+{
+    return (char *)a->data + index * db_dtype_size(a->dtype);
+}
 
 static size_t db__arg_count(const db_arg *a)
 {
@@ -2365,19 +2412,21 @@ static int db__thread_index(void)
 }
 
 /* for (i = 0; i < n; i++) body, over the threads of the context. */
-#define DB__PARALLEL_FOR(ctx, kind)                                                                 \
-    int db__nt = db__threads(ctx);                                                                  \
-    (void)db__nt;                                                                                   \
+#define DB__PARALLEL_FOR(ctx, kind)                                                                \
+    int db__nt = db__threads(ctx);                                                                 \
+    (void)db__nt;                                                                                  \
     DB__OMP(omp parallel for num_threads(db__nt) schedule(kind))
 
-/* The same over samples, whose own loops run in parallel instead where there are fewer samples than threads. */
-#define DB__PARALLEL_SAMPLES(ctx, n)                                                                \
-    int db__nt = db__threads(ctx);                                                                  \
-    (void)db__nt;                                                                                   \
+/* The same over samples, whose own loops run in parallel instead where there are fewer samples than
+ * threads. */
+#define DB__PARALLEL_SAMPLES(ctx, n)                                                               \
+    int db__nt = db__threads(ctx);                                                                 \
+    (void)db__nt;                                                                                  \
     DB__OMP(omp parallel for num_threads((n) < (size_t)db__nt ? 1 : db__nt) schedule(static))
 
-/* ---- convolution and linear layers ---------------------------------------------------------------
-   y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx - pad, :]
+/* ---- convolution and linear layers --------------------------------------------------------------
+   y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx -
+   pad, :]
 
    A weight [OC,IC,k,k] is kept as [k][OC][k*IC]: for each row dy of the kernel a matrix whose rows
    are as long as k neighbouring pixels. A region of the input is copied into lines with a halo of
@@ -2388,7 +2437,7 @@ static int db__thread_index(void)
    k matrix products whose rows of A overlap: each begins one pixel (or stride) after the last. A
    linear layer is the case k = 1, and needs no copy. The gradient of the input is the same
    convolution of dy with the mirrored, transposed weight; a stride becomes zeros between the pixels
-   of dy.                                                                                          */
+   of dy. */
 
 typedef struct db__conv {
     size_t B, H, W, C;    /* of the image that is read                        */
@@ -2403,8 +2452,8 @@ typedef struct db__conv {
     size_t line;          /* pixels of input that a region's row meets        */
 } db__conv;
 
-static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_arg *out, size_t k, size_t stride, size_t dilate,
-                            long pad, size_t pixels)
+static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_arg *out, size_t k,
+                            size_t stride, size_t dilate, long pad, size_t pixels)
 {
     db__conv v;
     v.B = in->dim[0], v.H = in->dim[1], v.W = in->dim[2], v.C = in->dim[3];
@@ -2437,11 +2486,14 @@ static db__region db__region_of(const db__conv *v, size_t index)
 /* Whether the rows of x can be read where they lie. */
 static int db__conv_direct(const db__conv *v)
 {
-    return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C && v->pad == 0 && v->OH == v->H && v->OW == v->W;
+    return v->k == 1 && v->stride == 1 && v->dilate == 1 && v->K == v->C && v->pad == 0 &&
+        v->OH == v->H && v->OW == v->W;
 }
 
-/* One line of input, from row y and column x (in dilated pixels) on, zeros where there is none: [n][Cp]. */
-static void db__fill_line(const db__conv *v, char *line, const char *image, size_t size, long y, long x, size_t n)
+/* One line of input, from row y and column x (in dilated pixels) on, zeros where there is none:
+ * [n][Cp]. */
+static void db__fill_line(const db__conv *v, char *line, const char *image, size_t size, long y,
+                          long x, size_t n)
 {
     long step = (long)v->dilate, first = 0, last = (long)n; /* of the pixels inside the image */
     size_t pixel = v->C * size, ld = v->Cp * size;
@@ -2453,15 +2505,22 @@ static void db__fill_line(const db__conv *v, char *line, const char *image, size
     first = DB__MIN(DB__MAX(0, -x), last);
     last = DB__MIN(DB__MAX(first, (long)((v->W - 1) * v->dilate) + 1 - x), last);
     if (step > 1 || ld != pixel) memset(line, 0, n * ld);
-    else memset(line, 0, (size_t)first * ld), memset(line + (size_t)last * ld, 0, (n - (size_t)last) * ld);
-    if (step == 1 && ld == pixel) memcpy(line + (size_t)first * ld, image + (size_t)(x + first) * pixel, (size_t)(last - first) * pixel);
+    else
+        memset(line, 0, (size_t)first * ld),
+            memset(line + (size_t)last * ld, 0, (n - (size_t)last) * ld);
+    if (step == 1 && ld == pixel)
+        memcpy(line + (size_t)first * ld, image + (size_t)(x + first) * pixel,
+               (size_t)(last - first) * pixel);
     else for (; first < last; first++)
-        if ((x + first) % step == 0) memcpy(line + (size_t)first * ld, image + (size_t)((x + first) / step) * pixel, pixel);
+            if ((x + first) % step == 0)
+                memcpy(line + (size_t)first * ld, image + (size_t)((x + first) / step) * pixel,
+                       pixel);
 }
 
 /* Packs the weight [k][OC][k*IC]. Forward: B[dy][(dx,ic)][oc]. Mirrored, for the gradient of the
    input: B[dy][(dx,oc)][ic] = W[k-1-dy][oc][(k-1-dx), ic]. */
-static void db__pack_conv(db_ctx *ctx, const db__kernels *kern, const db__conv *v, char *packed, const float *w, int mirrored)
+static void db__pack_conv(db_ctx *ctx, const db__kernels *kern, const db__conv *v, char *packed,
+                          const float *w, int mirrored)
 {
     size_t OC = mirrored ? v->C : v->OC, IC = mirrored ? v->OC : v->C; /* of the layer */
     size_t row = v->k * IC, panels = DB__CEIL_DIV(v->OC, 16), panel = v->k * v->K * 16;
@@ -2479,9 +2538,12 @@ static void db__pack_conv(db_ctx *ctx, const db__kernels *kern, const db__conv *
             for (dx = 0; dx < v->k; dx++) {
                 char *o = out + dx * v->Cp * 16 * kern->size;
                 if (mirrored)
-                    kern->pack_weight(o, 0, w + (v->k - 1 - dy) * OC * row + (v->k - 1 - dx) * IC + n0, v->C, n, row, 1, v->Cp);
+                    kern->pack_weight(o, 0,
+                                      w + (v->k - 1 - dy) * OC * row + (v->k - 1 - dx) * IC + n0,
+                                      v->C, n, row, 1, v->Cp);
                 else
-                    kern->pack_weight(o, 0, w + (dy * OC + n0) * row + dx * IC, v->C, n, 1, row, v->Cp);
+                    kern->pack_weight(o, 0, w + (dy * OC + n0) * row + dx * IC, v->C, n, 1, row,
+                                      v->Cp);
             }
         }
     }
@@ -2490,22 +2552,27 @@ static void db__pack_conv(db_ctx *ctx, const db__kernels *kern, const db__conv *
 enum { DB__PANELS = 8 }; /* columns computed at once: 128, so that C stays in the second cache */
 
 /* out (+)= convolution of in, plus bias and residual where given. */
-static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in, const db_arg *weight, const float *bias,
-                         const db_arg *residual, db__conv v, int mirrored, int add)
+static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
+                         const db_arg *weight, const float *bias, const db_arg *residual,
+                         db__conv v, int mirrored, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, out->dtype);
     size_t size = kern->size, panels = DB__CEIL_DIV(v.OC, 16);
     size_t regions = v.B * v.by_y * v.by_x, groups = DB__CEIL_DIV(panels, DB__PANELS);
     size_t split = regions < 16 ? groups : 1; /* few pixels: share out the columns too */
     int direct = db__conv_direct(&v);
-    /* Rows of a region that make one product: all, where they follow each other. On tiles short rows are joined too, and
-       the products of what lies between them thrown away. */
-    int joined = direct ? v.columns == v.W || v.rows == 1 : v.stride == 1 && v.columns < 32 && kern->k_multiple == 32;
-    size_t lines = (v.rows - 1) * v.stride + v.k, apart = direct ? v.W : v.line * v.stride; /* pixels from row to row */
+    /* Rows of a region that make one product: all, where they follow each other. On tiles short
+       rows are joined too, and the products of what lies between them thrown away. */
+    int joined = direct ? v.columns == v.W || v.rows == 1
+                        : v.stride == 1 && v.columns < 32 && kern->k_multiple == 32;
+    size_t lines = (v.rows - 1) * v.stride + v.k,
+           apart = direct ? v.W : v.line * v.stride; /* pixels from row to row */
     size_t beyond = v.K - v.k * v.Cp; /* the last row of A reads this much more */
-    size_t lines_bytes = direct ? 0 : DB__ROUND_UP((lines * v.line * v.Cp + beyond) * size, DB__ALIGN);
+    size_t lines_bytes =
+        direct ? 0 : DB__ROUND_UP((lines * v.line * v.Cp + beyond) * size, DB__ALIGN);
     size_t c_rows = joined ? (v.rows - 1) * apart + v.columns : v.columns;
-    size_t c_bytes = c_rows * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float), thread_bytes = lines_bytes + DB__ROUND_UP(c_bytes, DB__ALIGN);
+    size_t c_bytes = c_rows * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float),
+           thread_bytes = lines_bytes + DB__ROUND_UP(c_bytes, DB__ALIGN);
     char *packed = (char *)db__scratch(c, panels * 16 * v.k * v.K * size);
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     long task;
@@ -2515,30 +2582,38 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)(regions * split); task++) {
             const db__region at = db__region_of(&v, (size_t)task / split);
-            size_t first = split > 1 ? (size_t)task % split : 0, last = split > 1 ? first + 1 : groups, group, r, q;
+            size_t first = split > 1 ? (size_t)task % split : 0,
+                   last = split > 1 ? first + 1 : groups, group, r, q;
             size_t step = joined ? at.rows : 1; /* rows of a product */
             char *copy = own + thread_bytes * (size_t)db__thread_index();
             const char *image = db__at(in, at.b * v.H * v.W * v.C);
             db__gemm g;
             memset(&g, 0, sizeof g);
             g.k = v.K, g.taps = v.k, g.lda = v.stride * v.Cp, g.a_k = 1, g.a_tap = v.line * v.Cp;
-            g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16, g.c = (float *)(void *)(copy + lines_bytes);
+            g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16,
+            g.c = (float *)(void *)(copy + lines_bytes);
             for (r = 0; !direct && r < lines; r++)
-                db__fill_line(&v, copy + r * v.line * v.Cp * size, image, size, (long)(at.y0 * v.stride + r) - v.pad, (long)(at.x0 * v.stride) - v.pad, v.line);
+                db__fill_line(&v, copy + r * v.line * v.Cp * size, image, size,
+                              (long)(at.y0 * v.stride + r) - v.pad,
+                              (long)(at.x0 * v.stride) - v.pad, v.line);
             if (!direct) memset(copy + lines * v.line * v.Cp * size, 0, beyond * size);
             for (group = first; group < last; group++) {
-                size_t n0 = group * DB__PANELS * 16, n = DB__MIN(v.OC - n0, (size_t)DB__PANELS * 16);
+                size_t n0 = group * DB__PANELS * 16,
+                       n = DB__MIN(v.OC - n0, (size_t)DB__PANELS * 16);
                 g.panels = DB__CEIL_DIV(n, 16);
                 g.ldc = g.panels * 16;
                 g.b = packed + group * DB__PANELS * g.b_panel * size;
                 for (r = 0; r < at.rows; r += step) {
-                    g.a = direct ? image + ((at.y0 + r) * v.W + at.x0) * v.C * size : copy + r * apart * v.Cp * size;
+                    g.a = direct ? image + ((at.y0 + r) * v.W + at.x0) * v.C * size
+                                 : copy + r * apart * v.Cp * size;
                     g.m = (step - 1) * apart + at.columns;
                     kern->gemm(&g);
                     for (q = 0; q < step; q++) {
                         size_t to = ((at.b * v.OH + at.y0 + r + q) * v.OW + at.x0) * v.OC + n0;
-                        kern->epilogue(db__at(out, to), v.OC, g.c + q * apart * g.ldc, g.ldc, bias ? bias + n0 : NULL,
-                                       residual && residual->present ? db__at(residual, to) : NULL, at.columns, n, add);
+                        kern->epilogue(db__at(out, to), v.OC, g.c + q * apart * g.ldc, g.ldc,
+                                       bias ? bias + n0 : NULL,
+                                       residual && residual->present ? db__at(residual, to) : NULL,
+                                       at.columns, n, add);
                     }
                 }
             }
@@ -2558,33 +2633,36 @@ static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
 static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1], (long)c->s[0] - 1 - (long)c->s[2], 128);
+    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1],
+                             (long)c->s[0] - 1 - (long)c->s[2], 128);
     db__conv_run(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
 }
 
-/* ---- the gradient of the weights -----------------------------------------------------------------
+/* ---- the gradient of the weights ----------------------------------------------------------------
    dW[dy][oc][dx, ic] = sum over output pixels p of dY[p][oc] x[p stride + (dy,dx) - pad][ic]
 
-   For each (dy,dx) a matrix product whose K are the pixels, A dY transposed, and B the channels of x.
-   The pixels are walked in blocks; a block's x is copied once into panels [16 channels][pixels][16], in
-   which another (dy,dx) is only another offset, and stays in the second cache for all k x k products.
-   The blocks are cut into `parts`, each with a sum of its own; a part of large weights into slices of OC.
-   bf16 is computed on tiles where there are any, else as f32.                                        */
+   For each (dy,dx) a matrix product whose K are the pixels, A dY transposed, and B the channels of
+   x. The pixels are walked in blocks; a block's x is copied once into panels [16
+   channels][pixels][16], in which another (dy,dx) is only another offset, and stays in the second
+   cache for all k x k products. The blocks are cut into `parts`, each with a sum of its own; a part
+   of large weights into slices of OC. bf16 is computed on tiles where there are any, else as f32.
+ */
 
 typedef struct db__dw {
     db__conv v;
     int tiles;
-    size_t panels, ldc;             /* of 16 channels of x; row length of a sum, k * 16 * panels       */
-    size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]          */
-    size_t slice, slices;           /* of OC                                                           */
-    size_t line;                    /* tiles: pixels of a line with its halo, an even number           */
-    size_t k_region, x_region;      /* tiles: pixels of dY in a region, a multiple of 32; and of x     */
-    size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch                          */
+    size_t panels, ldc; /* of 16 channels of x; row length of a sum, k * 16 * panels       */
+    size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc] */
+    size_t slice, slices;      /* of OC                                                           */
+    size_t line;               /* tiles: pixels of a line with its halo, an even number           */
+    size_t k_region, x_region; /* tiles: pixels of dY in a region, a multiple of 32; and of x     */
+    size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch */
 } db__dw;
 
 enum { DB__DW_SLICE = 64 };
 
-static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *dy, size_t k, size_t stride, long pad)
+static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *dy, size_t k,
+                        size_t stride, long pad)
 {
     db__dw w;
     int tiles = kern->k_multiple == 32 && stride == 1;
@@ -2614,10 +2692,14 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     } else {
         w.x_bytes = ((v.rows - 1) * stride + k) * width * w.panels * 16 * sizeof(float);
         w.line_bytes = kern->size == sizeof(float) ? 0 : width * v.C * sizeof(float);
-        w.dy_bytes = kern->size == sizeof(float) && w.slices == 1 ? 0 : v.rows * v.columns * w.slice * sizeof(float);
+        w.dy_bytes = kern->size == sizeof(float) && w.slices == 1
+            ? 0
+            : v.rows * v.columns * w.slice * sizeof(float);
     }
-    w.x_bytes = DB__ROUND_UP(w.x_bytes, DB__ALIGN), w.line_bytes = DB__ROUND_UP(w.line_bytes, DB__ALIGN);
-    w.dy_bytes = DB__ROUND_UP(w.dy_bytes, DB__ALIGN), w.turned_bytes = DB__ROUND_UP(w.turned_bytes, DB__ALIGN);
+    w.x_bytes = DB__ROUND_UP(w.x_bytes, DB__ALIGN),
+    w.line_bytes = DB__ROUND_UP(w.line_bytes, DB__ALIGN);
+    w.dy_bytes = DB__ROUND_UP(w.dy_bytes, DB__ALIGN),
+    w.turned_bytes = DB__ROUND_UP(w.turned_bytes, DB__ALIGN);
     return w;
 }
 
@@ -2630,17 +2712,21 @@ static void db__inside(size_t *from, size_t *to, size_t stride, long shift, size
 
 /* A block's products, added to the rows [oc0, oc0 + m) of a sum, or their first value. In f32; what
    meets padding is left out. */
-static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
-                          char *scratch, float *sum, int add)
+static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
+                          size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, x->dtype), *f32 = ctx->isa->f32;
     const db__conv *v = &w->v;
     const db__region at = db__region_of(v, block);
-    const char *image = db__at(x, at.b * v->H * v->W * v->C), *grad = db__at(dy, ((at.b * v->OH + at.y0) * v->OW + at.x0) * v->OC + oc0);
-    size_t pad = (size_t)v->pad, s = v->stride, dy_line = v->OW * v->OC, dy_pixel = v->OC, y, kx, ky, columns, panel;
+    const char *image = db__at(x, at.b * v->H * v->W * v->C),
+               *grad = db__at(dy, ((at.b * v->OH + at.y0) * v->OW + at.x0) * v->OC + oc0);
+    size_t pad = (size_t)v->pad, s = v->stride, dy_line = v->OW * v->OC, dy_pixel = v->OC, y, kx,
+           ky, columns, panel;
     /* the pixels of x that the block meets: rows [top, bottom), columns [left, right) */
-    size_t top = at.y0 * s - DB__MIN(at.y0 * s, pad), bottom = DB__MIN(v->H, (at.y0 + at.rows - 1) * s + v->k - pad);
-    size_t left = at.x0 * s - DB__MIN(at.x0 * s, pad), right = DB__MIN(v->W, (at.x0 + at.columns - 1) * s + v->k - pad);
+    size_t top = at.y0 * s - DB__MIN(at.y0 * s, pad),
+           bottom = DB__MIN(v->H, (at.y0 + at.rows - 1) * s + v->k - pad);
+    size_t left = at.x0 * s - DB__MIN(at.x0 * s, pad),
+           right = DB__MIN(v->W, (at.x0 + at.columns - 1) * s + v->k - pad);
     float *panels = (float *)(void *)scratch, *line = (float *)(void *)(scratch + w->x_bytes);
     float *copy = (float *)(void *)(scratch + w->x_bytes + w->line_bytes);
     columns = right - left, panel = (bottom - top) * columns * 16;
@@ -2653,7 +2739,8 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
         dy_pixel = m, dy_line = at.columns * m;
         for (y = 0; y < at.rows; y++)
             for (kx = 0; kx < at.columns; kx++)
-                kern->to_f32(copy + y * dy_line + kx * m, grad + (y * v->OW + kx) * v->OC * kern->size, m, 0);
+                kern->to_f32(copy + y * dy_line + kx * m,
+                             grad + (y * v->OW + kx) * v->OC * kern->size, m, 0);
         grad = (const char *)copy;
     }
     for (ky = 0; ky < v->k; ky++)
@@ -2664,9 +2751,13 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
             db__inside(&x0, &x1, s, (long)kx - v->pad, v->W);
             g.m = m, g.k = x1 - x0, g.panels = w->panels;
             g.taps = g.k ? y1 - y0 : 0; /* none: the product is zero, and neither A nor B is read */
-            g.a = g.taps ? (const float *)(const void *)grad + (y0 - at.y0) * dy_line + (x0 - at.x0) * dy_pixel : NULL;
+            g.a = g.taps ? (const float *)(const void *)grad + (y0 - at.y0) * dy_line +
+                    (x0 - at.x0) * dy_pixel
+                         : NULL;
             g.lda = 1, g.a_k = dy_pixel, g.a_tap = dy_line;
-            g.b = g.taps ? panels + ((y0 * s + ky - pad - top) * columns + x0 * s + kx - pad - left) * 16 : NULL;
+            g.b = g.taps
+                ? panels + ((y0 * s + ky - pad - top) * columns + x0 * s + kx - pad - left) * 16
+                : NULL;
             g.b_panel = panel, g.b_k = s * 16, g.b_tap = s * columns * 16;
             g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
             g.ldc = w->ldc, g.add = add;
@@ -2674,40 +2765,52 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
         }
 }
 
-/* The same on tiles. K runs over whole lines with their halo, where dY is zero. Pairs of pixels side by
-   side serve every second dx; for the others x is packed again, one pixel on. */
-static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy, size_t block, size_t oc0, size_t m,
-                         char *scratch, float *sum, int add)
+/* The same on tiles. K runs over whole lines with their halo, where dY is zero. Pairs of pixels
+   side by side serve every second dx; for the others x is packed again, one pixel on. */
+static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
+                         size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
     const db__conv *v = &w->v;
-    size_t n = DB__MIN(w->per_block, w->regions - block * w->per_block), panel = w->per_block * w->x_region * 16, i, r, p, kx, ky;
+    size_t n = DB__MIN(w->per_block, w->regions - block * w->per_block),
+           panel = w->per_block * w->x_region * 16, i, r, p, kx, ky;
     size_t lines = v->rows + v->k - 1;
     uint16_t *even = (uint16_t *)(void *)scratch, *odd = even + w->panels * panel;
-    uint16_t *line = (uint16_t *)(void *)(scratch + w->x_bytes), *grad = (uint16_t *)(void *)((char *)line + w->line_bytes);
+    uint16_t *line = (uint16_t *)(void *)(scratch + w->x_bytes),
+             *grad = (uint16_t *)(void *)((char *)line + w->line_bytes);
     uint16_t *turned = (uint16_t *)(void *)((char *)grad + w->dy_bytes);
     for (i = 0; i < n; i++) {
         const db__region at = db__region_of(v, block * w->per_block + i);
         for (r = 0; r < lines; r++) {
-            long y = (long)(at.y0 + r) - v->pad, left = (long)at.x0 - v->pad, right = DB__MIN(left + (long)w->line + 1, (long)v->W);
-            size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left), at_pixel = (i * w->x_region + r * w->line) * 16;
+            long y = (long)(at.y0 + r) - v->pad, left = (long)at.x0 - v->pad,
+                 right = DB__MIN(left + (long)w->line + 1, (long)v->W);
+            size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left),
+                   at_pixel = (i * w->x_region + r * w->line) * 16;
             if (y < 0 || y >= (long)v->H || r >= at.rows + v->k - 1) {
                 memset(line, 0, w->line_bytes);
             } else {
                 memset(line, 0, first * v->C * 2);
-                memcpy(line + first * v->C, db__at(x, ((at.b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first)) * v->C), (last - first) * v->C * 2);
+                memcpy(line + first * v->C,
+                       db__at(x,
+                              ((at.b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first)) *
+                                  v->C),
+                       (last - first) * v->C * 2);
                 memset(line + last * v->C, 0, (w->line + 1 - last) * v->C * 2);
             }
             kern->pack(even + at_pixel, panel, line, w->line, v->C, v->C, 1, w->line);
-            if (v->k > 1) kern->pack(odd + at_pixel, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
+            if (v->k > 1)
+                kern->pack(odd + at_pixel, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
         }
-        for (p = 0; p < w->panels; p++) { /* what the last lines read beyond meets zeros, but has to be finite */
-            size_t end = p * panel + (i * w->x_region + lines * w->line) * 16, rest = (w->x_region - lines * w->line) * 16 * 2;
+        for (p = 0; p < w->panels;
+             p++) { /* what the last lines read beyond meets zeros, but has to be finite */
+            size_t end = p * panel + (i * w->x_region + lines * w->line) * 16,
+                   rest = (w->x_region - lines * w->line) * 16 * 2;
             memset(even + end, 0, rest);
             if (v->k > 1) memset(odd + end, 0, rest);
         }
         for (r = 0; r < at.rows; r++) {
-            const char *from = db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0);
+            const char *from =
+                db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0);
             uint16_t *to = grad + r * w->line * m;
             if (m == v->OC) memcpy(to, from, at.columns * m * 2);
             else for (p = 0; p < at.columns; p++) memcpy(to + p * m, from + p * v->OC * 2, m * 2);
@@ -2738,7 +2841,8 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     const db__dw w = db__dw_of(kern, x, dy, c->s[0], c->s[1], (long)c->s[2]);
     const db__conv *v = &w.v;
     int in_place = w.parts == 1 && w.panels * 16 == v->C; /* dW itself is the only sum */
-    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes, pixels = v->B * v->OH * v->OW;
+    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes,
+           pixels = v->B * v->OH * v->OW;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     float *sums = (float *)db__scratch(c, in_place ? 0 : w.parts * w.part * sizeof(float));
     float *bias_sums = (float *)db__scratch(c, w.parts * v->OC * sizeof(float));
@@ -2748,15 +2852,18 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)(w.parts * w.slices); task++) {
-            size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice, m = DB__MIN(w.slice, v->OC - oc0), block;
+            size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice,
+                   m = DB__MIN(w.slice, v->OC - oc0), block;
             size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
             for (block = first; block < last && dw->present; block++)
-                (w.tiles ? db__dw_tiles : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
-                                                         sums + part * w.part, in_place || block > first);
+                (w.tiles ? db__dw_tiles : db__dw_floats)(
+                    ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
+                    sums + part * w.part, in_place || block > first);
             if (oc0 == 0 && dbias->present) {
                 size_t from = pixels * part / w.parts, to = pixels * (part + 1) / w.parts;
                 memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
-                kern->column_sums(bias_sums + part * v->OC, db__at(dy, from * v->OC), to - from, v->OC);
+                kern->column_sums(bias_sums + part * v->OC, db__at(dy, from * v->OC), to - from,
+                                  v->OC);
             }
         }
     }
@@ -2767,9 +2874,13 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
             float *out = dw->present ? (float *)dw->data + (size_t)task * v->k * v->C : NULL;
             for (p = 0; p < w.parts && dw->present && !in_place; p++)
                 for (kx = 0; kx < v->k; kx++)
-                    ctx->isa->f32->axpby(out + kx * v->C, sums + p * w.part + (size_t)task * w.ldc + kx * w.panels * 16, NULL, 1, 0, v->C, 1);
+                    ctx->isa->f32->axpby(out + kx * v->C,
+                                         sums + p * w.part + (size_t)task * w.ldc +
+                                             kx * w.panels * 16,
+                                         NULL, 1, 0, v->C, 1);
             if (dbias->present && (size_t)task < v->OC)
-                for (p = 0; p < w.parts; p++) ((float *)dbias->data)[task] += bias_sums[p * v->OC + (size_t)task];
+                for (p = 0; p < w.parts; p++)
+                    ((float *)dbias->data)[task] += bias_sums[p * v->OC + (size_t)task];
         }
     }
 }
@@ -2797,21 +2908,24 @@ static void db__conv2d_backward(db_tape *t, const db__node *n)
     db__grad_pass(t, n->arg[4], dy);
 }
 
-db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual, size_t stride, size_t pad_begin, size_t pad_end)
+db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual,
+                    size_t stride, size_t pad_begin, size_t pad_end)
 {
     db_tensor arg[5], y;
     db__node *n;
     size_t dim[4], k = w.n_dims == 4 ? w.dim[2] : 1;
     if (t->ctx->result != DB_OK) return db_none;
-    if (x.n_dims != 4 || (w.n_dims != 4 && w.n_dims != 2) || x.dim[3] != w.dim[1] || (w.n_dims == 4 && w.dim[3] != k) ||
-        x.dim[1] + pad_begin + pad_end < k || x.dim[2] + pad_begin + pad_end < k)
+    if (x.n_dims != 4 || (w.n_dims != 4 && w.n_dims != 2) || x.dim[3] != w.dim[1] ||
+        (w.n_dims == 4 && w.dim[3] != k) || x.dim[1] + pad_begin + pad_end < k ||
+        x.dim[2] + pad_begin + pad_end < k)
         return db__shape_fail(t, "conv2d: input [B,H,W,IC] and weight [OC,IC,k,k]", x, w);
     dim[0] = x.dim[0];
     dim[1] = (x.dim[1] + pad_begin + pad_end - k) / stride + 1;
     dim[2] = (x.dim[2] + pad_begin + pad_end - k) / stride + 1;
     dim[3] = w.dim[0];
     y = db__activation(t, 4, dim);
-    if (residual.id >= 0 && db_count(residual) != db_count(y)) return db__shape_fail(t, "conv2d: residual and output", residual, y);
+    if (residual.id >= 0 && db_count(residual) != db_count(y))
+        return db__shape_fail(t, "conv2d: residual and output", residual, y);
     arg[0] = y, arg[1] = x, arg[2] = w, arg[3] = bias, arg[4] = residual;
     n = db__record(t, DB_OP_CONV2D, 5, arg);
     if (!n) return db_none;
@@ -2820,7 +2934,8 @@ db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
     return y;
 }
 
-/* y[..., OC] = x[..., IC] W^T + bias + residual: a convolution with k = 1 over one row of pixels. */
+/* y[..., OC] = x[..., IC] W^T + bias + residual: a convolution with k = 1 over one row of pixels.
+ */
 db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual)
 {
     size_t C = x.n_dims ? x.dim[x.n_dims - 1] : 1, dim[4];
@@ -2834,12 +2949,13 @@ db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
     return db_reshape(t, y, x.n_dims, dim);
 }
 
-/* ---- group normalisation ---------------------------------------------------------------------------
-   y = act((xhat w + b) (1 + s) + h), xhat = (x - mean) rstd over the pixels and channels of a group;
-   (s, h) = scale_shift [B,2C] come from the time embedding (Imagen, appendix B) or are absent.
+/* ---- group normalisation ------------------------------------------------------------------------
+   y = act((xhat w + b) (1 + s) + h), xhat = (x - mean) rstd over the pixels and channels of a
+   group; (s, h) = scale_shift [B,2C] come from the time embedding (Imagen, appendix B) or are
+   absent.
 
-   All of it is u = (x - mean) scale + shift per sample and channel, so one pass over memory suffices:
-     scale = rstd w (1 + s),  shift = b (1 + s) + h.                                                 */
+   All of it is u = (x - mean) scale + shift per sample and channel, so one pass over memory
+   suffices: scale = rstd w (1 + s),  shift = b (1 + s) + h. */
 
 enum { DB__NORM_PIXELS = 128 }; /* to a piece: short enough for sums in f32 */
 
@@ -2860,12 +2976,14 @@ static db__norm db__norm_of(const db_arg *x, size_t groups)
 }
 
 /* The folded scale[C], shift[C] and mean[C] of sample b, one after the other. */
-static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const float *w, const float *bias, const float *ss, float *fold)
+static void db__norm_fold(const db__norm *v, size_t b, const float *stats, const float *w,
+                          const float *bias, const float *ss, float *fold)
 {
     size_t ch;
     for (ch = 0; ch < v->C; ch++) {
         const float *st = stats + (b * v->G + ch / v->cg) * 3;
-        float mean = st[0], rstd = st[1], s = ss ? 1 + ss[b * 2 * v->C + ch] : 1, h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
+        float mean = st[0], rstd = st[1], s = ss ? 1 + ss[b * 2 * v->C + ch] : 1,
+              h = ss ? ss[b * 2 * v->C + v->C + ch] : 0;
         fold[ch] = rstd * w[ch] * s;
         fold[v->C + ch] = bias[ch] * s + h - st[2] * fold[ch];
         fold[2 * v->C + ch] = mean;
@@ -2882,9 +3000,10 @@ static const float *db__norm_scale_shift(const db__kernels *kern, db_call *c, co
     return copy;
 }
 
-/* A sample's mean, 1 / standard deviation, and what rounding the mean lost, for each group: from the sums of
-   its pieces [chunks][2][C]. */
-static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *stats, const float *sum, const char *x, float eps)
+/* A sample's mean, 1 / standard deviation, and what rounding the mean lost, for each group: from
+   the sums of its pieces [chunks][2][C]. */
+static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *stats,
+                           const float *sum, const char *x, float eps)
 {
     size_t g, ch, k, j;
     for (g = 0; g < v->G; g++, stats += 3) {
@@ -2909,7 +3028,8 @@ static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *st
 }
 
 /* The whole of sample b, so that it is read a second time from the second cache. */
-static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b, float *sum, float *fold, const float *ss)
+static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b, float *sum,
+                            float *fold, const float *ss)
 {
     const db_arg *y = &c->a[0], *x = &c->a[2];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
@@ -2919,8 +3039,9 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS;
-            kern->norm_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C, db__at(x, b * v->HW * v->C),
-                            db__at(x, (b * v->HW + p) * v->C), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C);
+            kern->norm_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C,
+                            db__at(x, b * v->HW * v->C), db__at(x, (b * v->HW + p) * v->C),
+                            DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C);
         }
     }
     db__norm_stats(kern, v, stats + b * v->G * 3, sum, db__at(x, b * v->HW * v->C), c->f[0]);
@@ -2929,13 +3050,15 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
-            kern->norm_apply(db__at(y, at), db__at(x, at), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, fold, fold + v->C,
+            kern->norm_apply(db__at(y, at), db__at(x, at),
+                             DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, fold, fold + v->C,
                              fold + 2 * v->C, c->i[0]);
         }
     }
 }
 
-/* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.  i: act.  f: eps */
+/* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.
+ * i: act.  f: eps */
 static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
 {
     const db_arg *x = &c->a[2];
@@ -2948,20 +3071,25 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_SAMPLES(ctx, v.B)
         for (b = 0; b < (long)v.B; b++)
-            db__norm_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 3, ss);
+            db__norm_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2,
+                            fold + (size_t)b * v.C * 3, ss);
     }
 }
 
-/* Folds a sample's sums of g and g (x - mean) into the constants c0 and c1 of dx, f[3C..5C), and into S [4][C]: what it
-   adds to the gradients of the bias and the weight, and its own gradient of scale and shift. */
-static void db__norm_back_fold(const db_call *c, const db__norm *v, size_t b, const float *sum, float *f, float *S, const float *ss)
+/* Folds a sample's sums of g and g (x - mean) into the constants c0 and c1 of dx, f[3C..5C), and
+   into S [4][C]: what it adds to the gradients of the bias and the weight, and its own gradient of
+   scale and shift. */
+static void db__norm_back_fold(const db_call *c, const db__norm *v, size_t b, const float *sum,
+                               float *f, float *S, const float *ss)
 {
-    const float *stats = db__floats(&c->a[6]), *w = db__floats(&c->a[7]), *bias = db__floats(&c->a[8]);
+    const float *stats = db__floats(&c->a[6]), *w = db__floats(&c->a[7]),
+                *bias = db__floats(&c->a[8]);
     size_t g, ch, j;
     float *D = S + v->C;
     for (g = 0; g < v->G; g++) {
         double m1 = 0, m2 = 0, n = (double)v->HW * (double)v->cg;
-        double rstd = (double)stats[(b * v->G + g) * 3 + 1], rest = (double)stats[(b * v->G + g) * 3 + 2];
+        double rstd = (double)stats[(b * v->G + g) * 3 + 1],
+               rest = (double)stats[(b * v->G + g) * 3 + 2];
         for (ch = g * v->cg; ch < (g + 1) * v->cg; ch++) {
             double s = 0, d = 0, scale = ss ? 1 + (double)ss[b * 2 * v->C + ch] : 1;
             for (j = 0; j < v->chunks; j++) {
@@ -2984,7 +3112,8 @@ static void db__norm_back_fold(const db_call *c, const db__norm *v, size_t b, co
 }
 
 /* The gradient within sample b. f [5][C]: scale, shift, mean, c0, c1. */
-static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b, float *sum, float *f, float *S, const float *ss)
+static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b,
+                                 float *sum, float *f, float *S, const float *ss)
 {
     const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
@@ -2994,8 +3123,10 @@ static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
-            kern->norm_back_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C, db__at(x, at), db__at(dy, at),
-                                 DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C, f + 2 * v->C, c->i[0]);
+            kern->norm_back_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C,
+                                 db__at(x, at), db__at(dy, at),
+                                 DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C,
+                                 f + 2 * v->C, c->i[0]);
         }
     }
     db__norm_back_fold(c, v, b, sum, f, S, ss);
@@ -3004,13 +3135,15 @@ static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
-            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at), DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f,
-                                  f + v->C, f + 2 * v->C, f + 3 * v->C, f + 4 * v->C, c->i[0], c->i[1]);
+            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at),
+                                  DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C,
+                                  f + 2 * v->C, f + 3 * v->C, f + 4 * v->C, c->i[0], c->i[1]);
         }
     }
 }
 
-/* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add x, add scale_shift */
+/* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add x, add
+ * scale_shift */
 static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *x = &c->a[5];
@@ -3026,7 +3159,8 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_SAMPLES(ctx, v.B)
         for (b = 0; b < (long)v.B; b++)
-            db__norm_back_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4, ss);
+            db__norm_back_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2,
+                                 fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4, ss);
     }
     for (k = 0; k < v.B; k++) /* over the batch in order */
         for (ch = 0; ch < v.C; ch++) {
@@ -3035,10 +3169,12 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
         }
 }
 
-/* Records a normalisation's gradient: of x, of its weight and bias, and (group norm) of scale_shift. */
+/* Records a normalisation's gradient: of x, of its weight and bias, and (group norm) of
+ * scale_shift. */
 static void db__group_norm_backward(db_tape *t, const db__node *n)
 {
-    db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4], ss = n->arg[5], arg[10];
+    db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4],
+              ss = n->arg[5], arg[10];
     db__node *made;
     int add = 0, add_ss = 0;
     if (dy.id < 0) return;
@@ -3051,19 +3187,23 @@ static void db__group_norm_backward(db_tape *t, const db__node *n)
     if (made) made->s[0] = n->s[0], made->i[0] = n->i[0], made->i[1] = add, made->i[2] = add_ss;
 }
 
-db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift, size_t groups, float eps, db_activation act)
+db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift,
+                        size_t groups, float eps, db_activation act)
 {
     db_tensor arg[6], y;
     db__node *n;
     size_t C, dim[3];
     if (t->ctx->result != DB_OK) return db_none;
     C = x.dim[x.n_dims - 1];
-    if (x.n_dims < 2 || db_count(w) != C) return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
+    if (x.n_dims < 2 || db_count(w) != C)
+        return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
     if (groups == 0 || C % groups) {
-        db__fail(t->ctx, DB_ERROR_SHAPE, "group_norm: %zu channels cannot be divided into %zu groups", C, groups);
+        db__fail(t->ctx, DB_ERROR_SHAPE,
+                 "group_norm: %zu channels cannot be divided into %zu groups", C, groups);
         return db_none;
     }
-    if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0]) return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
+    if (scale_shift.id >= 0 && db_count(scale_shift) != 2 * C * x.dim[0])
+        return db__shape_fail(t, "group_norm: input and scale_shift [B,2C]", x, scale_shift);
     dim[0] = x.dim[0], dim[1] = groups, dim[2] = 3;
     arg[0] = y = db__activation(t, x.n_dims, x.dim);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
@@ -3075,7 +3215,7 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     return y;
 }
 
-/* ---- layer normalisation; RMS normalisation is the same without mean and bias (T5) --------------- */
+/* ---- layer normalisation; RMS normalisation is the same without mean and bias (T5) ----------- */
 
 /* a: y, stats [N,2], x, w, b.  i: rms.  f: eps */
 static void db__cpu_layer_norm(db_ctx *ctx, db_call *c)
@@ -3088,8 +3228,9 @@ static void db__cpu_layer_norm(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)N; i++)
-            kern->layer_norm(db__at(&c->a[0], (size_t)i * C), (float *)c->a[1].data + (size_t)i * 2, db__at(x, (size_t)i * C),
-                             db__floats(&c->a[3]), db__floats(&c->a[4]), C, c->f[0], c->i[0]);
+            kern->layer_norm(db__at(&c->a[0], (size_t)i * C), (float *)c->a[1].data + (size_t)i * 2,
+                             db__at(x, (size_t)i * C), db__floats(&c->a[3]), db__floats(&c->a[4]),
+                             C, c->f[0], c->i[0]);
     }
 }
 
@@ -3100,7 +3241,8 @@ static void db__cpu_layer_norm_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *dx = &c->a[0], *dy = &c->a[3], *x = &c->a[4];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
-    size_t C = x->dim[x->n_dims - 1], N = db__arg_count(x) / C, parts = DB__MIN(N, (size_t)DB__ROW_PARTS), p, ch;
+    size_t C = x->dim[x->n_dims - 1], N = db__arg_count(x) / C,
+           parts = DB__MIN(N, (size_t)DB__ROW_PARTS), p, ch;
     float *own = (float *)db__scratch(c, parts * C * 2 * sizeof(float));
     float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
     long i;
@@ -3112,8 +3254,10 @@ static void db__cpu_layer_norm_dx(db_ctx *ctx, db_call *c)
             float *part = own + (size_t)i * C * 2;
             memset(part, 0, C * 2 * sizeof(float));
             for (r = N * (size_t)i / parts; r < N * ((size_t)i + 1) / parts; r++)
-                kern->layer_norm_back(dx->present ? db__at(dx, r * C) : NULL, dw ? part : NULL, dbias ? part + C : NULL, db__at(dy, r * C),
-                                      db__at(x, r * C), db__floats(&c->a[5]) + r * 2, db__floats(&c->a[6]), C, c->i[0], c->i[1]);
+                kern->layer_norm_back(dx->present ? db__at(dx, r * C) : NULL, dw ? part : NULL,
+                                      dbias ? part + C : NULL, db__at(dy, r * C), db__at(x, r * C),
+                                      db__floats(&c->a[5]) + r * 2, db__floats(&c->a[6]), C,
+                                      c->i[0], c->i[1]);
         }
     }
     for (p = 0; p < parts; p++)
@@ -3137,7 +3281,8 @@ static void db__layer_norm_backward(db_tape *t, const db__node *n)
     if (made) made->i[0] = n->i[0], made->i[1] = add;
 }
 
-static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps, int rms)
+static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps,
+                                int rms)
 {
     db_tensor arg[5], y;
     db__node *n;
@@ -3145,7 +3290,8 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     if (t->ctx->result != DB_OK) return db_none;
     dim[1] = 2;
     dim[0] = db_count(x) / x.dim[x.n_dims - 1];
-    if (db_count(w) != x.dim[x.n_dims - 1]) return db__shape_fail(t, "layer_norm: input [...,C] and weight [C]", x, w);
+    if (db_count(w) != x.dim[x.n_dims - 1])
+        return db__shape_fail(t, "layer_norm: input [...,C] and weight [C]", x, w);
     arg[0] = y = db__activation(t, x.n_dims, x.dim);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 2, dim);
     arg[2] = x, arg[3] = w, arg[4] = bias;
@@ -3156,8 +3302,14 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     return y;
 }
 
-db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps) { return db__layer_norm(t, x, w, bias, eps, 0); }
-db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps) { return db__layer_norm(t, x, w, db_none, eps, 1); }
+db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps)
+{
+    return db__layer_norm(t, x, w, bias, eps, 0);
+}
+db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps)
+{
+    return db__layer_norm(t, x, w, db_none, eps, 1);
+}
 
 /* x / |x| = x / rms(x) / sqrt(C). A vector of zeros stays one. */
 db_tensor db_unit_norm(db_tape *t, db_tensor x)
@@ -3168,7 +3320,7 @@ db_tensor db_unit_norm(db_tape *t, db_tensor x)
     return db_rms_norm(t, x, db_constant(t, DB_F32, 1.0f / sqrtf((float)C), 1, &C), 1e-20f);
 }
 
-/* ---- elementwise: activation, product, weighted sum ------------------------------------------------- */
+/* ---- elementwise: activation, product, weighted sum ------------------------------------------ */
 
 enum { DB__PIECE = 16384 }; /* elements to a piece */
 
@@ -3183,7 +3335,8 @@ static void db__cpu_act(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
             size_t at = (size_t)i * DB__PIECE;
-            kern->act(db__at(&c->a[0], at), db__at(&c->a[1], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
+            kern->act(db__at(&c->a[0], at), db__at(&c->a[1], at),
+                      DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
         }
     }
 }
@@ -3199,7 +3352,8 @@ static void db__cpu_act_dx(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
             size_t at = (size_t)i * DB__PIECE;
-            kern->act_back(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0], c->i[1]);
+            kern->act_back(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at),
+                           DB__MIN(n - at, (size_t)DB__PIECE), c->i[0], c->i[1]);
         }
     }
 }
@@ -3240,7 +3394,8 @@ static void db__cpu_mul(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
             size_t at = (size_t)i * DB__PIECE;
-            kern->mul(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at), DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
+            kern->mul(db__at(&c->a[0], at), db__at(&c->a[1], at), db__at(&c->a[2], at),
+                      DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
         }
     }
 }
@@ -3282,7 +3437,8 @@ static void db__cpu_axpby(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
             size_t at = (size_t)i * DB__PIECE;
-            kern->axpby(db__at(&c->a[0], at), db__at(&c->a[1], at), c->a[2].present ? db__at(&c->a[2], at) : NULL, c->f[0], c->f[1],
+            kern->axpby(db__at(&c->a[0], at), db__at(&c->a[1], at),
+                        c->a[2].present ? db__at(&c->a[2], at) : NULL, c->f[0], c->f[1],
                         DB__MIN(n - at, (size_t)DB__PIECE), c->i[0]);
         }
     }
@@ -3309,7 +3465,8 @@ db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_t
     db__node *n;
     if (t->ctx->result != DB_OK) return db_none;
     if (z.id >= 0 && db_count(x) != db_count(z)) return db__shape_fail(t, "weighted sum", x, z);
-    arg[0] = db__new_value(t, DB__ACTIVATION, t->value[x.id].dtype, x.n_dims, x.dim), arg[1] = x, arg[2] = z;
+    arg[0] = db__new_value(t, DB__ACTIVATION, t->value[x.id].dtype, x.n_dims, x.dim), arg[1] = x,
+    arg[2] = z;
     n = db__record(t, DB_OP_AXPBY, 3, arg);
     if (!n) return db_none;
     n->f[0] = alpha, n->f[1] = beta;
@@ -3348,8 +3505,10 @@ static void db__cpu_mix(db_ctx *ctx, db_call *c)
     {
         DB__PARALLEL_FOR(ctx, static)
         for (b = 0; b < (long)B; b++) {
-            const float *x = db__floats(&c->a[1]) + (size_t)b * n, *z = db__floats(&c->a[2]) + (size_t)b * n;
-            float *y = (float *)c->a[0].data + (size_t)b * n, p = db__floats(&c->a[3])[b], q = db__floats(&c->a[4])[b];
+            const float *x = db__floats(&c->a[1]) + (size_t)b * n,
+                        *z = db__floats(&c->a[2]) + (size_t)b * n;
+            float *y = (float *)c->a[0].data + (size_t)b * n, p = db__floats(&c->a[3])[b],
+                  q = db__floats(&c->a[4])[b];
             ctx->isa->f32->axpby(y, x, z, p, q, n, 0);
         }
     }
@@ -3359,7 +3518,8 @@ db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z)
 {
     db_tensor arg[5];
     if (t->ctx->result != DB_OK) return db_none;
-    if (db_count(x) != db_count(z) || db_count(p) != x.dim[0] || db_count(q) != x.dim[0]) return db__shape_fail(t, "mix", x, p);
+    if (db_count(x) != db_count(z) || db_count(p) != x.dim[0] || db_count(q) != x.dim[0])
+        return db__shape_fail(t, "mix", x, p);
     arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
     arg[1] = x, arg[2] = z, arg[3] = p, arg[4] = q;
     return db__record(t, DB_OP_MIX, 5, arg) ? arg[0] : db_none;
@@ -3377,7 +3537,8 @@ static void db__cpu_normal(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
             size_t at = (size_t)i * DB__PIECE;
-            db__fill_normal(&rng, at, DB__MIN(n - at, (size_t)DB__PIECE), (float *)c->a[0].data + at);
+            db__fill_normal(&rng, at, DB__MIN(n - at, (size_t)DB__PIECE),
+                            (float *)c->a[0].data + at);
         }
     }
 }
@@ -3394,9 +3555,9 @@ db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose)
     return y;
 }
 
-/* ---- copies: concatenation, slices, change of data type -----------------------------------------------
+/* ---- copies: concatenation, slices, change of data type -----------------------------------------
    dst[r * dst_stride + dst_offset + i] (+)= src[r * src_stride + src_offset + i], i < n, r < rows.
-   a: dst, src.  s: rows, n, dst_stride, dst_offset, src_stride, src_offset.  i: add                  */
+   a: dst, src.  s: rows, n, dst_stride, dst_offset, src_stride, src_offset.  i: add */
 static void db__cpu_copy(db_ctx *ctx, db_call *c)
 {
     const db_arg *dst = &c->a[0], *src = &c->a[1];
@@ -3410,21 +3571,26 @@ static void db__cpu_copy(db_ctx *ctx, db_call *c)
             char *d = db__at(dst, (size_t)r * c->s[2] + c->s[3]);
             const char *s = db__at(src, (size_t)r * c->s[4] + c->s[5]);
             if (dst->dtype == src->dtype && !c->i[0]) memcpy(d, s, n * db_dtype_size(dst->dtype));
-            else if (dst->dtype == src->dtype) db__kernels_for(ctx, dst->dtype)->axpby(d, s, NULL, 1, 0, n, 1);
-            else if (dst->dtype == DB_BF16) half->from_f32(d, (const float *)(const void *)s, n, c->i[0]);
+            else if (dst->dtype == src->dtype)
+                db__kernels_for(ctx, dst->dtype)->axpby(d, s, NULL, 1, 0, n, 1);
+            else if (dst->dtype == DB_BF16)
+                half->from_f32(d, (const float *)(const void *)s, n, c->i[0]);
             else half->to_f32((float *)(void *)d, s, n, c->i[0]);
         }
     }
 }
 
-static void db__record_copy(db_tape *t, db_tensor dst, db_tensor src, size_t rows, size_t n, size_t dst_stride, size_t dst_offset, size_t src_stride, size_t src_offset, int add)
+static void db__record_copy(db_tape *t, db_tensor dst, db_tensor src, size_t rows, size_t n,
+                            size_t dst_stride, size_t dst_offset, size_t src_stride,
+                            size_t src_offset, int add)
 {
     db_tensor arg[2];
     db__node *node;
     arg[0] = dst, arg[1] = src;
     node = db__record(t, DB_OP_COPY, 2, arg);
     if (!node) return;
-    node->s[0] = rows, node->s[1] = n, node->s[2] = dst_stride, node->s[3] = dst_offset, node->s[4] = src_stride, node->s[5] = src_offset;
+    node->s[0] = rows, node->s[1] = n, node->s[2] = dst_stride, node->s[3] = dst_offset,
+    node->s[4] = src_stride, node->s[5] = src_offset;
     node->i[0] = add;
     if (!add) db__inherit_grad(t, dst, 1, arg + 1);
 }
@@ -3453,7 +3619,8 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis)
     int d;
     if (t->ctx->result != DB_OK) return db_none;
     for (d = 0; d < a.n_dims; d++) {
-        if (a.n_dims != b.n_dims || (d != axis && a.dim[d] != b.dim[d])) return db__shape_fail(t, "concat", a, b);
+        if (a.n_dims != b.n_dims || (d != axis && a.dim[d] != b.dim[d]))
+            return db__shape_fail(t, "concat", a, b);
         if (d < axis) outer *= a.dim[d];
         else na *= a.dim[d], nb *= b.dim[d];
     }
@@ -3493,7 +3660,7 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
     return y;
 }
 
-/* ---- resampling -------------------------------------------------------------------------------------- */
+/* ---- resampling ------------------------------------------------------------------------------ */
 
 static float db__read(const db__kernels *kern, const db_arg *a, size_t index)
 {
@@ -3503,8 +3670,8 @@ static float db__read(const db__kernels *kern, const db_arg *a, size_t index)
     return x;
 }
 
-/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C] or, as the gradient of an odd image,
-   one row or column less, then 0.  f: scale.  i: add */
+/* y (+)= scale x (sum over 2 x 2). a: y [B,H,W,C], x [B,2H,2W,C] or, as the gradient of an odd
+   image, one row or column less, then 0.  f: scale.  i: add */
 static void db__cpu_pool2(db_ctx *ctx, db_call *c)
 {
     const db_arg *y = &c->a[0], *x = &c->a[1];
@@ -3522,7 +3689,8 @@ static void db__cpu_pool2(db_ctx *ctx, db_call *c)
             for (j = 0; j < W; j++) {
                 size_t at = ((b * IH + 2 * row) * IW + 2 * j) * C;
                 int right = 2 * j + 1 < IW;
-                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at), right ? db__at(x, at + C) : zero, below ? db__at(x, at + IW * C) : zero,
+                kern->pool(db__at(y, ((size_t)r * W + j) * C), db__at(x, at),
+                           right ? db__at(x, at + C) : zero, below ? db__at(x, at + IW * C) : zero,
                            below && right ? db__at(x, at + IW * C + C) : zero, c->f[0], C, c->i[0]);
             }
         }
@@ -3544,8 +3712,11 @@ static void db__cpu_up2(db_ctx *ctx, db_call *c)
             size_t b = (size_t)r / H, row = (size_t)r % H, j;
             for (j = 0; j < W; j++) {
                 const char *s = db__at(x, ((b * x->dim[1] + row / 2) * x->dim[2] + j / 2) * C);
-                if (c->f[0] == 1.0f && !c->i[0]) memcpy(db__at(y, ((size_t)r * W + j) * C), s, C * kern->size);
-                else kern->axpby(db__at(y, ((size_t)r * W + j) * C), s, NULL, c->f[0], 0, C, c->i[0]);
+                if (c->f[0] == 1.0f && !c->i[0])
+                    memcpy(db__at(y, ((size_t)r * W + j) * C), s, C * kern->size);
+                else
+                    kern->axpby(db__at(y, ((size_t)r * W + j) * C), s, NULL, c->f[0], 0, C,
+                                c->i[0]);
             }
         }
     }
@@ -3568,7 +3739,8 @@ static db_tensor db__resample(db_tape *t, db_op op, db_tensor x, size_t H, size_
 
 db_tensor db_avg_pool2(db_tape *t, db_tensor x)
 {
-    if (x.id >= 0 && (x.dim[1] % 2 || x.dim[2] % 2)) return db__shape_fail(t, "avg_pool2 takes even sizes", x, x);
+    if (x.id >= 0 && (x.dim[1] % 2 || x.dim[2] % 2))
+        return db__shape_fail(t, "avg_pool2 takes even sizes", x, x);
     return db__resample(t, DB_OP_POOL2, x, x.dim[1] / 2, x.dim[2] / 2, 0.25f);
 }
 
@@ -3683,16 +3855,18 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
     return arg[0];
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------
-   o = softmax(scale q k^T + bias + mask) v per head; q [B,T,C], k and v [B,S,C], heads side by side in
-   C. A block of 64 queries at a time holds its scores in scratch memory; the T x S matrix is never
-   stored. The backward pass computes the probabilities again from the stored logarithms of the sums.  */
+/* ---- attention ----------------------------------------------------------------------------------
+   o = softmax(scale q k^T + bias + mask) v per head; q [B,T,C], k and v [B,S,C], heads side by side
+   in C. A block of 64 queries at a time holds its scores in scratch memory; the T x S matrix is
+   never stored. The backward pass computes the probabilities again from the stored logarithms of
+   the sums.  */
 
 enum { DB__QUERIES = 64 };
 
 typedef struct db__attn {
     size_t B, T, S, C, HS, heads;
-    size_t Kp, Sp, Sc, Hc, mb, mp; /* padded: HS as K, S as K, S and HS as columns; queries to a block, as K */
+    size_t Kp, Sp, Sc, Hc, mb,
+        mp; /* padded: HS as K, S as K, S and HS as columns; queries to a block, as K */
 } db__attn;
 
 static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_arg *k, size_t heads)
@@ -3710,7 +3884,8 @@ static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_a
 }
 
 /* Rows of one head padded to Kp, for use as A. */
-static void db__head_rows(const db__kernels *kern, const db__attn *v, char *out, const db_arg *x, size_t at, size_t rows)
+static void db__head_rows(const db__kernels *kern, const db__attn *v, char *out, const db_arg *x,
+                          size_t at, size_t rows)
 {
     size_t r;
     for (r = 0; r < rows; r++) {
@@ -3719,7 +3894,8 @@ static void db__head_rows(const db__kernels *kern, const db__attn *v, char *out,
     }
 }
 
-static void db__product(const db__kernels *kern, float *c, size_t ldc, const void *a, size_t lda, const void *b, size_t m, size_t k, size_t panels, int add)
+static void db__product(const db__kernels *kern, float *c, size_t ldc, const void *a, size_t lda,
+                        const void *b, size_t m, size_t k, size_t panels, int add)
 {
     db__gemm g;
     memset(&g, 0, sizeof g);
@@ -3732,12 +3908,16 @@ static void db__product(const db__kernels *kern, float *c, size_t ldc, const voi
 /* a: o, lse [B,heads,T], q, k, v, bias [heads,T,S], mask [B,S].  s: heads.  i: causal.  f: scale */
 static void db__cpu_attention(db_ctx *ctx, db_call *c)
 {
-    const db_arg *o = &c->a[0], *q = &c->a[2], *k = &c->a[3], *val = &c->a[4], *bias = &c->a[5], *mask = &c->a[6];
+    const db_arg *o = &c->a[0], *q = &c->a[2], *k = &c->a[3], *val = &c->a[4], *bias = &c->a[5],
+                 *mask = &c->a[6];
     const db__kernels *kern = db__kernels_for(ctx, o->dtype);
     db__attn v = db__attn_of(kern, q, k, c->s[0]);
-    size_t key_bytes = DB__ROUND_UP(v.Sc * v.Kp * kern->size, DB__ALIGN), value_bytes = DB__ROUND_UP(v.Hc * v.Sp * kern->size, DB__ALIGN);
-    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * kern->size, DB__ALIGN), p_bytes = DB__ROUND_UP(v.mb * v.Sp * kern->size, DB__ALIGN);
-    size_t s_bytes = v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes;
+    size_t key_bytes = DB__ROUND_UP(v.Sc * v.Kp * kern->size, DB__ALIGN),
+           value_bytes = DB__ROUND_UP(v.Hc * v.Sp * kern->size, DB__ALIGN);
+    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * kern->size, DB__ALIGN),
+           p_bytes = DB__ROUND_UP(v.mb * v.Sp * kern->size, DB__ALIGN);
+    size_t s_bytes = v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float),
+           thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     long task;
     if (c->measuring) return;
@@ -3745,18 +3925,23 @@ static void db__cpu_attention(db_ctx *ctx, db_call *c)
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)(v.B * v.heads); task++) {
             size_t b = (size_t)task / v.heads, h = (size_t)task % v.heads, q0, r;
-            char *keys = own + thread_bytes * (size_t)db__thread_index(), *values = keys + key_bytes, *qs = values + value_bytes, *p = qs + q_bytes;
+            char *keys = own + thread_bytes * (size_t)db__thread_index(),
+                 *values = keys + key_bytes, *qs = values + value_bytes, *p = qs + q_bytes;
             float *s = (float *)(void *)(p + p_bytes);
-            kern->pack(keys, v.Kp * 16, db__at(k, b * v.S * v.C + h * v.HS), v.HS, v.S, 1, v.C, v.Kp);
-            kern->pack(values, v.Sp * 16, db__at(val, b * v.S * v.C + h * v.HS), v.S, v.HS, v.C, 1, v.Sp);
+            kern->pack(keys, v.Kp * 16, db__at(k, b * v.S * v.C + h * v.HS), v.HS, v.S, 1, v.C,
+                       v.Kp);
+            kern->pack(values, v.Sp * 16, db__at(val, b * v.S * v.C + h * v.HS), v.S, v.HS, v.C, 1,
+                       v.Sp);
             for (q0 = 0; q0 < v.T; q0 += v.mb) {
                 size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
                 db__head_rows(kern, &v, qs, q, at, m);
                 db__product(kern, s, v.Sc, qs, v.Kp, keys, m, v.Kp, v.Sc / 16, 0);
                 for (r = 0; r < m; r++)
-                    ((float *)c->a[1].data)[(b * v.heads + h) * v.T + q0 + r] =
-                        kern->softmax(p + r * v.Sp * kern->size, s + r * v.Sc, bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
-                                      mask->present ? db__floats(mask) + b * v.S : NULL, c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S, v.Sp, c->f[0]);
+                    ((float *)c->a[1].data)[(b * v.heads + h) * v.T + q0 + r] = kern->softmax(
+                        p + r * v.Sp * kern->size, s + r * v.Sc,
+                        bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
+                        mask->present ? db__floats(mask) + b * v.S : NULL,
+                        c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S, v.Sp, c->f[0]);
                 db__product(kern, s, v.Hc, p, v.Sp, values, m, v.Sp, v.Hc / 16, 0);
                 kern->epilogue(db__at(o, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, 0);
             }
@@ -3764,20 +3949,29 @@ static void db__cpu_attention(db_ctx *ctx, db_call *c)
     }
 }
 
-/* a: dq, dk, dv, dbias, do, o, lse, q, k, v, bias, mask.  s: heads.  i: causal, add q, add k, add v.  f: scale */
+/* a: dq, dk, dv, dbias, do, o, lse, q, k, v, bias, mask.  s: heads.  i: causal, add q, add k, add
+ * v.  f: scale */
 static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
 {
-    const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3], *dout = &c->a[4], *o = &c->a[5];
-    const db_arg *q = &c->a[7], *k = &c->a[8], *val = &c->a[9], *bias = &c->a[10], *mask = &c->a[11];
+    const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3],
+                 *dout = &c->a[4], *o = &c->a[5];
+    const db_arg *q = &c->a[7], *k = &c->a[8], *val = &c->a[9], *bias = &c->a[10],
+                 *mask = &c->a[11];
     const db__kernels *kern = db__kernels_for(ctx, o->dtype);
     db__attn v = db__attn_of(kern, q, k, c->s[0]);
-    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN), row_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
-    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN), p_bytes = DB__ROUND_UP(v.mb * v.Sp * size, DB__ALIGN);
-    size_t t_bytes = DB__ROUND_UP(v.S * v.mp * size, DB__ALIGN), b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
-    size_t s_bytes = DB__ROUND_UP(v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), DB__ALIGN), d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
-    size_t thread_bytes = 2 * key_bytes + row_bytes + q_bytes + 2 * p_bytes + t_bytes + b_bytes + 2 * s_bytes + 2 * d_bytes;
+    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN),
+           row_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
+    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN),
+           p_bytes = DB__ROUND_UP(v.mb * v.Sp * size, DB__ALIGN);
+    size_t t_bytes = DB__ROUND_UP(v.S * v.mp * size, DB__ALIGN),
+           b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
+    size_t s_bytes = DB__ROUND_UP(v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), DB__ALIGN),
+           d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
+    size_t thread_bytes = 2 * key_bytes + row_bytes + q_bytes + 2 * p_bytes + t_bytes + b_bytes +
+        2 * s_bytes + 2 * d_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
-    size_t inner = dbias->present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
+    size_t inner =
+        dbias->present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
     long task;
     if (c->measuring) return;
     {
@@ -3785,11 +3979,16 @@ static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
         for (task = 0; task < (long)(v.B * v.heads / inner); task++) {
             size_t step;
             for (step = 0; step < inner; step++) {
-                size_t h = (size_t)task % v.heads, b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, r, i;
-                char *keys = own + thread_bytes * (size_t)db__thread_index(), *values = keys + key_bytes, *key_rows = values + key_bytes;
-                char *rows = key_rows + row_bytes, *p = rows + q_bytes, *ds = p + p_bytes, *turned = ds + p_bytes, *cols = turned + t_bytes;
-                float *s = (float *)(void *)(cols + b_bytes), *dp = (float *)(void *)((char *)s + s_bytes);
-                float *dk_acc = (float *)(void *)((char *)dp + s_bytes), *dv_acc = (float *)(void *)((char *)dk_acc + d_bytes);
+                size_t h = (size_t)task % v.heads,
+                       b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, r, i;
+                char *keys = own + thread_bytes * (size_t)db__thread_index(),
+                     *values = keys + key_bytes, *key_rows = values + key_bytes;
+                char *rows = key_rows + row_bytes, *p = rows + q_bytes, *ds = p + p_bytes,
+                     *turned = ds + p_bytes, *cols = turned + t_bytes;
+                float *s = (float *)(void *)(cols + b_bytes),
+                      *dp = (float *)(void *)((char *)s + s_bytes);
+                float *dk_acc = (float *)(void *)((char *)dp + s_bytes),
+                      *dv_acc = (float *)(void *)((char *)dk_acc + d_bytes);
                 size_t kv = b * v.S * v.C + h * v.HS;
                 kern->pack(keys, v.Kp * 16, db__at(k, kv), v.HS, v.S, 1, v.C, v.Kp);
                 kern->pack(values, v.Kp * 16, db__at(val, kv), v.HS, v.S, 1, v.C, v.Kp);
@@ -3797,30 +3996,46 @@ static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
                 for (q0 = 0; q0 < v.T; q0 += v.mb) {
                     size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
                     db__head_rows(kern, &v, rows, q, at, m);
-                    db__product(kern, s, v.Sc, rows, v.Kp, keys, m, v.Kp, v.Sc / 16, 0);      /* S = Q K^T   */
+                    db__product(kern, s, v.Sc, rows, v.Kp, keys, m, v.Kp, v.Sc / 16,
+                                0); /* S = Q K^T   */
                     db__head_rows(kern, &v, rows, dout, at, m);
-                    db__product(kern, dp, v.Sc, rows, v.Kp, values, m, v.Kp, v.Sc / 16, 0);   /* dP = dO V^T */
+                    db__product(kern, dp, v.Sc, rows, v.Kp, values, m, v.Kp, v.Sc / 16,
+                                0); /* dP = dO V^T */
                     for (r = 0; r < m; r++) {
                         size_t n = c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S;
-                        float delta = kern->dot(db__at(dout, at + r * v.C), db__at(o, at + r * v.C), v.HS);
-                        kern->softmax_back(p + r * v.Sp * size, ds + r * v.Sp * size, s + r * v.Sc, dp + r * v.Sc,
-                                           bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL, mask->present ? db__floats(mask) + b * v.S : NULL,
-                                           db__floats(&c->a[6])[(b * v.heads + h) * v.T + q0 + r], delta, n, v.Sp, c->f[0]);
-                        if (dbias->present) kern->to_f32((float *)dbias->data + (h * v.T + q0 + r) * v.S, ds + r * v.Sp * size, n, 1);
+                        float delta =
+                            kern->dot(db__at(dout, at + r * v.C), db__at(o, at + r * v.C), v.HS);
+                        kern->softmax_back(
+                            p + r * v.Sp * size, ds + r * v.Sp * size, s + r * v.Sc, dp + r * v.Sc,
+                            bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
+                            mask->present ? db__floats(mask) + b * v.S : NULL,
+                            db__floats(&c->a[6])[(b * v.heads + h) * v.T + q0 + r], delta, n, v.Sp,
+                            c->f[0]);
+                        if (dbias->present)
+                            kern->to_f32((float *)dbias->data + (h * v.T + q0 + r) * v.S,
+                                         ds + r * v.Sp * size, n, 1);
                     }
                     kern->transpose(turned, v.mp, p, v.Sp, m, v.S, v.mp);
                     kern->pack(cols, v.mp * 16, db__at(dout, at), m, v.HS, v.C, 1, v.mp);
-                    db__product(kern, dv_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16, q0 > 0); /* dV += P^T dO */
+                    db__product(kern, dv_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16,
+                                q0 > 0); /* dV += P^T dO */
                     kern->transpose(turned, v.mp, ds, v.Sp, m, v.S, v.mp);
                     kern->pack(cols, v.mp * 16, db__at(q, at), m, v.HS, v.C, 1, v.mp);
-                    db__product(kern, dk_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16, q0 > 0); /* dK += dS^T Q */
-                    db__product(kern, s, v.Hc, ds, v.Sp, key_rows, m, v.Sp, v.Hc / 16, 0);             /* dQ = dS K    */
+                    db__product(kern, dk_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16,
+                                q0 > 0); /* dK += dS^T Q */
+                    db__product(kern, s, v.Hc, ds, v.Sp, key_rows, m, v.Sp, v.Hc / 16,
+                                0); /* dQ = dS K    */
                     for (i = 0; i < m * v.Hc; i++) s[i] *= c->f[0];
-                    if (dq->present) kern->epilogue(db__at(dq, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, c->i[1]);
+                    if (dq->present)
+                        kern->epilogue(db__at(dq, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, c->i[1]);
                 }
                 for (i = 0; i < v.S * v.Hc; i++) dk_acc[i] *= c->f[0];
-                if (dk->present) kern->epilogue(db__at(dk, kv), v.C, dk_acc, v.Hc, NULL, NULL, v.S, v.HS, c->i[2]);
-                if (dv->present) kern->epilogue(db__at(dv, kv), v.C, dv_acc, v.Hc, NULL, NULL, v.S, v.HS, c->i[3]);
+                if (dk->present)
+                    kern->epilogue(db__at(dk, kv), v.C, dk_acc, v.Hc, NULL, NULL, v.S, v.HS,
+                                   c->i[2]);
+                if (dv->present)
+                    kern->epilogue(db__at(dv, kv), v.C, dv_acc, v.Hc, NULL, NULL, v.S, v.HS,
+                                   c->i[3]);
             }
         }
     }
@@ -3832,9 +4047,12 @@ static void db__attention_backward(db_tape *t, const db__node *n)
     db__node *made;
     int k, add[3] = {0, 0, 0};
     if (dout.id < 0) return;
-    for (k = 0; k < 3; k++) arg[k] = db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db_none;
+    for (k = 0; k < 3; k++)
+        arg[k] =
+            db__needs_grad(t, n->arg[2 + k]) ? db__grad_target(t, n->arg[2 + k], &add[k]) : db_none;
     arg[3] = db__needs_grad(t, n->arg[5]) ? db__sum_target(t, n->arg[5]) : db_none;
-    arg[4] = dout, arg[5] = n->arg[0], arg[6] = n->arg[1], arg[7] = n->arg[2], arg[8] = n->arg[3], arg[9] = n->arg[4];
+    arg[4] = dout, arg[5] = n->arg[0], arg[6] = n->arg[1], arg[7] = n->arg[2], arg[8] = n->arg[3],
+    arg[9] = n->arg[4];
     arg[10] = n->arg[5], arg[11] = n->arg[6];
     made = db__record(t, DB_OP_ATTENTION_DX, 12, arg);
     if (!made) return;
@@ -3842,17 +4060,21 @@ static void db__attention_backward(db_tape *t, const db__node *n)
     for (k = 0; k < 3; k++) made->i[1 + k] = add[k];
 }
 
-db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias, db_tensor mask, size_t heads, float scale, int causal)
+db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
+                       db_tensor mask, size_t heads, float scale, int causal)
 {
     db_tensor arg[7];
     db__node *n;
     size_t dim[3];
     if (t->ctx->result != DB_OK) return db_none;
-    if (q.n_dims != 3 || k.n_dims != 3 || q.dim[2] != k.dim[2] || q.dim[0] != k.dim[0] || heads == 0 || q.dim[2] % heads)
+    if (q.n_dims != 3 || k.n_dims != 3 || q.dim[2] != k.dim[2] || q.dim[0] != k.dim[0] ||
+        heads == 0 || q.dim[2] % heads)
         return db__shape_fail(t, "attention: q [B,T,C] and k [B,S,C]", q, k);
     if (db_count(k) != db_count(v)) return db__shape_fail(t, "attention: k and v", k, v);
-    if (bias.id >= 0 && db_count(bias) != heads * q.dim[1] * k.dim[1]) return db__shape_fail(t, "attention: q and bias [heads,T,S]", q, bias);
-    if (mask.id >= 0 && db_count(mask) != k.dim[0] * k.dim[1]) return db__shape_fail(t, "attention: k and mask [B,S]", k, mask);
+    if (bias.id >= 0 && db_count(bias) != heads * q.dim[1] * k.dim[1])
+        return db__shape_fail(t, "attention: q and bias [heads,T,S]", q, bias);
+    if (mask.id >= 0 && db_count(mask) != k.dim[0] * k.dim[1])
+        return db__shape_fail(t, "attention: k and mask [B,S]", k, mask);
     dim[0] = q.dim[0], dim[1] = heads, dim[2] = q.dim[1];
     arg[0] = db__activation(t, 3, q.dim);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 3, dim);
@@ -3864,7 +4086,7 @@ db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_ten
     return arg[0];
 }
 
-/* ---- embeddings -------------------------------------------------------------------------------------------- */
+/* ---- embeddings ------------------------------------------------------------------------------ */
 
 /* a: y [N,C], ids [N], table [V,C] */
 static void db__cpu_embedding(db_ctx *ctx, db_call *c)
@@ -3910,7 +4132,8 @@ db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table)
     db_tensor arg[3];
     size_t dim[3];
     if (t->ctx->result != DB_OK) return db_none;
-    if (ids.n_dims != 2 || table.n_dims != 2) return db__shape_fail(t, "embedding: ids [B,T] and table [V,C]", ids, table);
+    if (ids.n_dims != 2 || table.n_dims != 2)
+        return db__shape_fail(t, "embedding: ids [B,T] and table [V,C]", ids, table);
     dim[0] = ids.dim[0], dim[1] = ids.dim[1], dim[2] = table.dim[1];
     arg[0] = db__activation(t, 3, dim), arg[1] = ids, arg[2] = table;
     if (!db__record(t, DB_OP_EMBEDDING, 3, arg)) return db_none;
@@ -3922,13 +4145,16 @@ db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table)
 static void db__cpu_add_rows(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    size_t C = c->a[2].dim[c->a[2].n_dims - 1], R = db__arg_count(&c->a[2]) / C, N = db__arg_count(&c->a[0]) / C;
+    size_t C = c->a[2].dim[c->a[2].n_dims - 1], R = db__arg_count(&c->a[2]) / C,
+           N = db__arg_count(&c->a[0]) / C;
     long i;
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)N; i++)
-            kern->epilogue(db__at(&c->a[0], (size_t)i * C), C, db__floats(&c->a[2]) + (size_t)i % R * C, C, NULL, db__at(&c->a[1], (size_t)i * C), 1, C, 0);
+            kern->epilogue(db__at(&c->a[0], (size_t)i * C), C,
+                           db__floats(&c->a[2]) + (size_t)i % R * C, C, NULL,
+                           db__at(&c->a[1], (size_t)i * C), 1, C, 0);
     }
 }
 
@@ -3936,9 +4162,11 @@ static void db__cpu_add_rows(db_ctx *ctx, db_call *c)
 static void db__cpu_add_rows_dw(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[1].dtype);
-    size_t C = c->a[0].dim[c->a[0].n_dims - 1], R = db__arg_count(&c->a[0]) / C, N = db__arg_count(&c->a[1]) / C, i;
+    size_t C = c->a[0].dim[c->a[0].n_dims - 1], R = db__arg_count(&c->a[0]) / C,
+           N = db__arg_count(&c->a[1]) / C, i;
     if (c->measuring) return;
-    for (i = 0; i < N; i++) kern->to_f32((float *)c->a[0].data + i % R * C, db__at(&c->a[1], i * C), C, 1);
+    for (i = 0; i < N; i++)
+        kern->to_f32((float *)c->a[0].data + i % R * C, db__at(&c->a[1], i * C), C, 1);
 }
 
 static void db__add_rows_backward(db_tape *t, const db__node *n)
@@ -3957,14 +4185,16 @@ db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
 {
     db_tensor arg[3];
     if (t->ctx->result != DB_OK) return db_none;
-    if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows)) return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
+    if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows))
+        return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
     if (!db__record(t, DB_OP_ADD_ROWS, 3, arg)) return db_none;
     db__inherit_grad(t, arg[0], 2, arg + 1);
     return arg[0];
 }
 
-/* y[b,...,:] = x[b,...,:] + e[b,:]: the same for every pixel of a sample. a: y [B,...,C], x, e [B,C] */
+/* y[b,...,:] = x[b,...,:] + e[b,:]: the same for every pixel of a sample. a: y [B,...,C], x, e
+ * [B,C] */
 enum { DB__EACH_ROWS = 64 }; /* to one piece of work */
 
 static void db__cpu_add_each(db_ctx *ctx, db_call *c)
@@ -4061,7 +4291,9 @@ static void db__cpu_mean_dx(db_ctx *ctx, db_call *c)
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
     size_t T = c->a[0].dim[1], C = c->a[0].dim[2], N = c->a[0].dim[0] * T, i;
     if (c->measuring) return;
-    for (i = 0; i < N; i++) kern->axpby(db__at(&c->a[0], i * C), db__at(&c->a[1], i / T * C), NULL, 1.0f / (float)T, 0, C, c->i[0]);
+    for (i = 0; i < N; i++)
+        kern->axpby(db__at(&c->a[0], i * C), db__at(&c->a[1], i / T * C), NULL, 1.0f / (float)T, 0,
+                    C, c->i[0]);
 }
 
 static void db__mean_backward(db_tape *t, const db__node *n)
@@ -4088,8 +4320,8 @@ db_tensor db_mean_tokens(db_tape *t, db_tensor x)
     return arg[0];
 }
 
-/* Sinusoids of a number per sample (DDPM's positional encoding): frequencies 10000^(-i / (half - shift)).
-   a: y [B,D], t [B] f32.  i: cosine first.  f: shift */
+/* Sinusoids of a number per sample (DDPM's positional encoding): frequencies 10000^(-i / (half -
+   shift)). a: y [B,D], t [B] f32.  i: cosine first.  f: shift */
 static void db__cpu_sinusoid(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
@@ -4097,8 +4329,11 @@ static void db__cpu_sinusoid(db_ctx *ctx, db_call *c)
     if (c->measuring) return;
     for (b = 0; b < B; b++)
         for (i = 0; i < D; i++) {
-            double angle = exp(-log(10000.0) * (double)(i % half) / ((double)half - (double)c->f[0])) * (double)db__floats(&c->a[1])[b];
-            float x = i >= 2 * half ? 0.0f : (float)((i < half) == !c->i[0] ? sin(angle) : cos(angle));
+            double angle =
+                exp(-log(10000.0) * (double)(i % half) / ((double)half - (double)c->f[0])) *
+                (double)db__floats(&c->a[1])[b];
+            float x =
+                i >= 2 * half ? 0.0f : (float)((i < half) == !c->i[0] ? sin(angle) : cos(angle));
             kern->from_f32(db__at(&c->a[0], b * D + i), &x, 1, 0);
         }
 }
@@ -4121,14 +4356,18 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float
    far ones share buckets on a logarithmic scale up to max_distance. */
 static size_t db__t5_bucket(long distance, size_t buckets, size_t max_distance)
 {
-    size_t half = buckets / 2, exact = half / 2, n = (size_t)(distance < 0 ? -distance : distance), far;
+    size_t half = buckets / 2, exact = half / 2, n = (size_t)(distance < 0 ? -distance : distance),
+           far;
     size_t base = distance > 0 ? half : 0;
     if (n < exact) return base + n;
-    far = exact + (size_t)(log((double)n / (double)exact) / log((double)max_distance / (double)exact) * (double)(half - exact));
+    far = exact +
+        (size_t)(log((double)n / (double)exact) / log((double)max_distance / (double)exact) *
+                 (double)(half - exact));
     return base + DB__MIN(far, half - 1);
 }
 
-/* bias[h,i,j] = table[bucket(j - i), h]. a: bias f32 [heads,T,S], table [buckets,heads].  s: max distance */
+/* bias[h,i,j] = table[bucket(j - i), h]. a: bias f32 [heads,T,S], table [buckets,heads].  s: max
+ * distance */
 static void db__cpu_position_bias(db_ctx *ctx, db_call *c)
 {
     size_t T = c->a[0].dim[1], S = c->a[0].dim[2], heads = c->a[0].dim[0], i, j, h;
@@ -4137,8 +4376,9 @@ static void db__cpu_position_bias(db_ctx *ctx, db_call *c)
     for (i = 0; i < T; i++)
         for (j = 0; j < S; j++)
             for (h = 0; h < heads; h++)
-                ((float *)c->a[0].data)[(h * T + i) * S + j] =
-                    db__floats(&c->a[1])[db__t5_bucket((long)j - (long)i, c->a[1].dim[0], c->s[0]) * heads + h];
+                ((float *)c->a[0].data)[(h * T + i) * S + j] = db__floats(
+                    &c->a[1])[db__t5_bucket((long)j - (long)i, c->a[1].dim[0], c->s[0]) * heads +
+                              h];
 }
 
 /* a: dtable, dbias.  s: max distance */
@@ -4150,8 +4390,9 @@ static void db__cpu_position_bias_dw(db_ctx *ctx, db_call *c)
     for (i = 0; i < T; i++)
         for (j = 0; j < S; j++)
             for (h = 0; h < heads; h++)
-                ((float *)c->a[0].data)[db__t5_bucket((long)j - (long)i, c->a[0].dim[0], c->s[0]) * heads + h] +=
-                    db__floats(&c->a[1])[(h * T + i) * S + j];
+                ((float *)c->a[0]
+                     .data)[db__t5_bucket((long)j - (long)i, c->a[0].dim[0], c->s[0]) * heads +
+                            h] += db__floats(&c->a[1])[(h * T + i) * S + j];
 }
 
 static void db__position_bias_backward(db_tape *t, const db__node *n)
@@ -4180,16 +4421,17 @@ static db_tensor db__position_bias(db_tape *t, db_tensor table, size_t T, size_t
     return arg[0];
 }
 
-/* ---- losses ------------------------------------------------------------------------------------------------ */
+/* ---- losses ---------------------------------------------------------------------------------- */
 
-/* Mean over the batch of weight[b] * mean over the sample of pixel[b,h,w] (pred - target)^2; the pred may
-   have more channels than the target (a learned variance), which do not count.
-   a: loss [1], each [B], pred [B,...,CP], target f32 [B,...,CT], weight [B], pixel [B,H,W] */
+/* Mean over the batch of weight[b] * mean over the sample of pixel[b,h,w] (pred - target)^2; the
+   pred may have more channels than the target (a learned variance), which do not count. a: loss
+   [1], each [B], pred [B,...,CP], target f32 [B,...,CT], weight [B], pixel [B,H,W] */
 static void db__cpu_mse(db_ctx *ctx, db_call *c)
 {
     const db_arg *pred = &c->a[2], *target = &c->a[3];
     const db__kernels *kern = db__kernels_for(ctx, pred->dtype);
-    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1], P = db__arg_count(pred) / B / CP;
+    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1],
+           P = db__arg_count(pred) / B / CP;
     float *each = (float *)c->a[1].data;
     double total = 0;
     long b;
@@ -4200,9 +4442,11 @@ static void db__cpu_mse(db_ctx *ctx, db_call *c)
             double sum = 0;
             size_t p, ch;
             for (p = 0; p < P; p++) {
-                double here = 0, w = c->a[5].present ? (double)db__floats(&c->a[5])[(size_t)b * P + p] : 1;
+                double here = 0,
+                       w = c->a[5].present ? (double)db__floats(&c->a[5])[(size_t)b * P + p] : 1;
                 for (ch = 0; ch < CT; ch++) {
-                    double d = (double)db__read(kern, pred, ((size_t)b * P + p) * CP + ch) - (double)db__floats(target)[((size_t)b * P + p) * CT + ch];
+                    double d = (double)db__read(kern, pred, ((size_t)b * P + p) * CP + ch) -
+                        (double)db__floats(target)[((size_t)b * P + p) * CT + ch];
                     here += d * d;
                 }
                 sum += here * w;
@@ -4210,7 +4454,9 @@ static void db__cpu_mse(db_ctx *ctx, db_call *c)
             each[b] = (float)(sum / (double)(P * CT));
         }
     }
-    for (b = 0; b < (long)B; b++) total += (double)each[b] * (c->a[4].present ? (double)db__floats(&c->a[4])[b] : 1) / (double)B;
+    for (b = 0; b < (long)B; b++)
+        total +=
+            (double)each[b] * (c->a[4].present ? (double)db__floats(&c->a[4])[b] : 1) / (double)B;
     *(float *)c->a[0].data = (float)total;
 }
 
@@ -4219,7 +4465,8 @@ static void db__cpu_mse_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *pred = &c->a[1], *target = &c->a[2];
     const db__kernels *kern = db__kernels_for(ctx, pred->dtype);
-    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1], P = db__arg_count(pred) / B / CP;
+    size_t B = pred->dim[0], CP = pred->dim[pred->n_dims - 1], CT = target->dim[target->n_dims - 1],
+           P = db__arg_count(pred) / B / CP;
     long b;
     if (c->measuring) return;
     {
@@ -4232,7 +4479,10 @@ static void db__cpu_mse_dx(db_ctx *ctx, db_call *c)
                 float w = c->a[4].present ? scale * db__floats(&c->a[4])[(size_t)b * P + p] : scale;
                 for (ch = 0; ch < CP; ch++) {
                     size_t at = ((size_t)b * P + p) * CP + ch;
-                    float g = ch < CT ? w * (db__read(kern, pred, at) - db__floats(target)[((size_t)b * P + p) * CT + ch]) : 0;
+                    float g = ch < CT ? w *
+                            (db__read(kern, pred, at) -
+                             db__floats(target)[((size_t)b * P + p) * CT + ch])
+                                      : 0;
                     kern->from_f32(db__at(&c->a[0], at), &g, 1, c->i[0]);
                 }
             }
@@ -4253,16 +4503,20 @@ static void db__mse_backward(db_tape *t, const db__node *n)
     if (made) made->i[0] = add;
 }
 
-db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel, db_tensor *each)
+db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel,
+                 db_tensor *each)
 {
     db_tensor arg[6];
     size_t one = 1, B;
     if (t->ctx->result != DB_OK) return db_none;
     B = pred.dim[0];
-    if (pred.n_dims != target.n_dims || db_count(pred) / pred.dim[pred.n_dims - 1] != db_count(target) / target.dim[target.n_dims - 1] ||
+    if (pred.n_dims != target.n_dims ||
+        db_count(pred) / pred.dim[pred.n_dims - 1] !=
+            db_count(target) / target.dim[target.n_dims - 1] ||
         pred.dim[pred.n_dims - 1] < target.dim[target.n_dims - 1])
         return db__shape_fail(t, "mean squared error: prediction and target", pred, target);
-    if (pixel.id >= 0 && db_count(pixel) * pred.dim[pred.n_dims - 1] != db_count(pred)) return db__shape_fail(t, "mean squared error: prediction and pixel weights", pred, pixel);
+    if (pixel.id >= 0 && db_count(pixel) * pred.dim[pred.n_dims - 1] != db_count(pred))
+        return db__shape_fail(t, "mean squared error: prediction and pixel weights", pred, pixel);
     arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
     arg[1] = db__new_value(t, DB__KEPT, DB_F32, 1, &B);
     arg[2] = pred, arg[3] = target, arg[4] = weight, arg[5] = pixel;
@@ -4292,7 +4546,8 @@ static void db__cpu_cross_entropy(db_ctx *ctx, db_call *c)
             size_t j;
             if (target && target[n] < 0) continue;
             for (j = 0; j < V; j++) max = DB__MAX(max, db__read(kern, logits, (size_t)n * V + j));
-            for (j = 0; j < V; j++) sum += exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)max);
+            for (j = 0; j < V; j++)
+                sum += exp((double)db__read(kern, logits, (size_t)n * V + j) - (double)max);
             ((float *)c->a[1].data)[n] = max + (float)log(sum);
         }
     }
@@ -4346,7 +4601,8 @@ static void db__cross_entropy_backward(db_tape *t, const db__node *n)
     if (arg[4].id < 0 || !db__needs_grad(t, n->arg[2])) return;
     arg[0] = db__grad_target(t, n->arg[2], &add);
     arg[1] = n->arg[2], arg[2] = n->arg[1], arg[3] = n->arg[3];
-    if (add) db__fail(t->ctx, DB_ERROR_UNSUPPORTED, "cross entropy must be the only use of its logits");
+    if (add)
+        db__fail(t->ctx, DB_ERROR_UNSUPPORTED, "cross entropy must be the only use of its logits");
     db__record(t, DB_OP_CROSS_ENTROPY_DX, 5, arg);
 }
 
@@ -4368,7 +4624,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     return arg[0];
 }
 
-/* ---- the tables that join operations, gradients and the CPU -------------------------------------------------- */
+/* ---- the tables that join operations, gradients and the CPU ---------------------------------- */
 
 typedef struct db__op_row {
     const char *name;
@@ -4397,12 +4653,15 @@ static double db__op_flops(db_op op, const db_call *c)
     switch (op) {
     case DB_OP_CONV2D: case DB_OP_CONV2D_DX: case DB_OP_CONV2D_DW: {
         const db_arg *w = op == DB_OP_CONV2D_DW ? &c->a[0] : &c->a[2];
-        const db_arg *y = op == DB_OP_CONV2D ? &c->a[0] : op == DB_OP_CONV2D_DX ? &c->a[1] : &c->a[3];
+        const db_arg *y = op == DB_OP_CONV2D ? &c->a[0]
+            : op == DB_OP_CONV2D_DX          ? &c->a[1]
+                                             : &c->a[3];
         for (d = 0; d < w->n_dims; d++) n *= (double)w->dim[d];
         return 2 * n * (double)y->dim[0] * (double)y->dim[1] * (double)y->dim[2];
     }
     case DB_OP_ATTENTION: case DB_OP_ATTENTION_DX: {
-        const db_arg *q = op == DB_OP_ATTENTION ? &c->a[2] : &c->a[7], *k = op == DB_OP_ATTENTION ? &c->a[3] : &c->a[8];
+        const db_arg *q = op == DB_OP_ATTENTION ? &c->a[2] : &c->a[7],
+                     *k = op == DB_OP_ATTENTION ? &c->a[3] : &c->a[8];
         n = (double)q->dim[0] * (double)q->dim[1] * (double)k->dim[1] * (double)q->dim[2];
         return (op == DB_OP_ATTENTION ? 4 : 10) * n;
     }
@@ -4431,7 +4690,7 @@ const db_backend *db_backend_cpu(void)
     return &cpu;
 }
 
-/* ==== [DB-04] Parameters and the optimiser =========================================================
+/* ==== [DB-04] Parameters and the optimiser =======================================================
 
    Easy to get wrong
    - AdamW's weight decay multiplies the weight; it does not go through the moments.
@@ -5602,7 +5861,8 @@ static db_result db__add_shard(db_safetensors *st, const char *name, db__mapping
 {
     void *shards = st->shard;
     db__shard *shard;
-    if (!(shards = db__grow(st->ctx, shards, &st->shard_capacity, st->shard_count + 1, sizeof *shard))) {
+    if (!(shards =
+              db__grow(st->ctx, shards, &st->shard_capacity, st->shard_count + 1, sizeof *shard))) {
         db__unmap_file(st->ctx, map);
         return st->ctx->result;
     }
@@ -6546,7 +6806,8 @@ typedef struct db__ids {
 static void db__ids_push(db__ids *ids, int32_t id)
 {
     void *grown = ids->id;
-    if (!(grown = db__grow(ids->ctx, grown, &ids->capacity, ids->count + 1, sizeof *ids->id))) return;
+    if (!(grown = db__grow(ids->ctx, grown, &ids->capacity, ids->count + 1, sizeof *ids->id)))
+        return;
     ids->id = (int32_t *)grown;
     ids->id[ids->count++] = id;
 }
@@ -7255,7 +7516,8 @@ static int db__add_merge(db_tokenizer *tok, db__text *both, const char *left, si
     both->length = 0;
     db__text_append(both, left, left_bytes);
     db__text_append(both, right, right_bytes);
-    if (!(merges = db__grow(tok->ctx, merges, &tok->merge_capacity, tok->merge_count + 1, sizeof *m)))
+    if (!(merges =
+              db__grow(tok->ctx, merges, &tok->merge_capacity, tok->merge_count + 1, sizeof *m)))
         return 0;
     tok->merge = (db__merge *)merges;
     result = both->data ? db__find_piece(tok, both->data, both->length) : -1;
@@ -7627,7 +7889,7 @@ int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which)
     return (unsigned)which < 4 ? tok->special[which] : -1;
 }
 
-/* ==== [DB-07] Text encoders ==========================================================================
+/* ==== [DB-07] Text encoders ======================================================================
 
    Networks are functions that record themselves. A layer asks for its weights by name, relative to
    the scope it is in; while a model is being created that very call declares them, so the forward
@@ -7679,7 +7941,8 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
         return db_none;
     }
     for (k = 0; k < t->n_values; k++) /* a weight used twice is one value */
-        if (t->value[k].kind == DB__PARAM && t->value[k].table == n->params && n->params->item + t->value[k].param == item) {
+        if (t->value[k].kind == DB__PARAM && t->value[k].table == n->params &&
+            n->params->item + t->value[k].param == item) {
             w = db_none;
             w.id = (int)k, w.n_dims = n_dims;
             memcpy(w.dim, dim, sizeof dim);
@@ -7693,12 +7956,14 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     return w;
 }
 
-/* ---- layers by their state-dict names --------------------------------------------------------------- */
+/* ---- layers by their state-dict names -------------------------------------------------------- */
 
-static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias, db_tensor residual)
+static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias,
+                                  db_tensor residual)
 {
     size_t here = db__enter(n, "%s", name);
-    db_tensor w = db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
+    db_tensor w =
+        db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
     db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db_none;
     db__leave(n, here);
     return db_linear(n->tape, x, w, b, residual);
@@ -7721,7 +7986,9 @@ static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t
     return db__conv_stride_layer(n, name, x, OC, k, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
 }
 
-static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x, db_tensor scale_shift, size_t groups, float eps, db_activation act)
+static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x,
+                                      db_tensor scale_shift, size_t groups, float eps,
+                                      db_activation act)
 {
     size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
     db_tensor w = db__weight(n, "weight", C, 0, 0, 0), b = db__weight(n, "bias", C, 0, 0, 0);
@@ -7745,7 +8012,7 @@ static db_tensor db__rms_norm_layer(db_net *n, const char *name, db_tensor x, fl
     return db_rms_norm(n->tape, x, w, eps);
 }
 
-/* ---- reading and writing a table of parameters -------------------------------------------------------- */
+/* ---- reading and writing a table of parameters ----------------------------------------------- */
 
 static const char *db__dims(int rank, const size_t *dim, char buffer[96])
 {
@@ -7755,7 +8022,8 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
     return db__shape(x, buffer);
 }
 
-/* Replaces the first of the pairs' left sides that stands in `name` by its right side; 0 when none does. */
+/* Replaces the first of the pairs' left sides that stands in `name` by its right side; 0 when none
+ * does. */
 static int db__replace(char *name, const char *const (*pair)[2], size_t n)
 {
     char copy[320];
@@ -7771,8 +8039,8 @@ static int db__replace(char *name, const char *const (*pair)[2], size_t n)
     return 0;
 }
 
-/* What files may call the parameter `name` of a network with that configuration, besides `name`: alternative 1,
-   2, ... into out [DB__NAME]; 0 when there are no more. */
+/* What files may call the parameter `name` of a network with that configuration, besides `name`:
+   alternative 1, 2, ... into out [DB__NAME]; 0 when there are no more. */
 enum { DB__NAME = 320 };
 typedef int (*db__names)(const void *config, const char *name, int alternative, char *out);
 
@@ -7810,10 +8078,12 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
         char wanted[96], found[96], other[DB__NAME] = "";
         if (!f) {
             if (names) names(config, item->name, 1, other);
-            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name, db__dims(item->n_dims, item->dim, wanted),
+            db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name,
+                     db__dims(item->n_dims, item->dim, wanted),
                      *other ? ", under this name and under " : "", other);
         } else if (!db__same_shape(f, item)) {
-            db__fail(ctx, DB_ERROR_SHAPE, "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
+            db__fail(ctx, DB_ERROR_SHAPE,
+                     "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         } else {
             db_file_tensor_to_f32(f, row);
@@ -7829,7 +8099,8 @@ db_result db_params_load(db_param_table *p, const db_safetensors *st, const char
     return db__params_load(p, st, what, NULL, NULL);
 }
 
-/* Declares a table's tensors (`values` NULL) or writes them, under their own names or under alternative 1 of `names`. */
+/* Declares a table's tensors (`values` NULL) or writes them, under their own names or under
+ * alternative 1 of `names`. */
 static void db__params_write(db_safetensors_writer *w, const db_param_table *p, const float *values,
                              db_dtype dtype, db__names names, const void *config)
 {
@@ -7841,7 +8112,8 @@ static void db__params_write(db_safetensors_writer *w, const db_param_table *p, 
         const db_param *item = &p->item[k];
         char other[DB__NAME];
         const char *name = names && names(config, item->name, 1, other) ? other : item->name;
-        if (!values && item->n_dims == 2 && strstr(name, ".attn_1.")) { /* LDM's autoencoder: 1x1 convolutions */
+        if (!values && item->n_dims == 2 &&
+            strstr(name, ".attn_1.")) { /* LDM's autoencoder: 1x1 convolutions */
             size_t dim[4];
             dim[0] = item->dim[0], dim[1] = item->dim[1], dim[2] = dim[3] = 1;
             db_safetensors_declare(w, name, dtype, 4, dim);
@@ -7877,7 +8149,8 @@ static int db__join(db_ctx *ctx, char *out, const char *directory, const char *n
 static size_t db__config_size(db_ctx *ctx, const db_json *j, const char *key, const char *path)
 {
     int64_t v = db_json_int(j, key, 0);
-    if (v < 1 || v > 1 << 30) db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must be a positive number", path, key);
+    if (v < 1 || v > 1 << 30)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must be a positive number", path, key);
     return (size_t)DB__MAX(v, 1);
 }
 
@@ -7898,19 +8171,21 @@ static db_activation db__activation_named(db_ctx *ctx, const char *name, const c
     if (!strcmp(name, "gelu_new")) return DB_ACT_GELU_TANH;
     if (!strcmp(name, "quick_gelu")) return DB_ACT_QUICK_GELU;
     if (!strcmp(name, "relu")) return DB_ACT_RELU;
-    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the activation function \"%s\" is not known", path, name);
+    db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the activation function \"%s\" is not known", path,
+             name);
     return DB_ACT_NONE;
 }
 
-/* ---- config.json + weights -> network ------------------------------------------------------------------ */
+/* ---- config.json + weights -> network -------------------------------------------------------- */
 
 /* A kind of network: a struct that begins with its db_param_table and holds its configuration. */
 typedef struct db__network {
-    size_t bytes, config, config_bytes; /* of the struct; where in it the configuration lies; of that */
-    const char *weights;                /* name of the file, without .safetensors                      */
+    size_t bytes, config,
+        config_bytes;    /* of the struct; where in it the configuration lies; of that */
+    const char *weights; /* name of the file, without .safetensors                      */
     db_result (*parse)(db_ctx *ctx, const db_json *j, const char *path, void *config);
-    void (*record)(db_net *n, const void *config); /* runs the forward pass on the smallest input      */
-    db__names names;                    /* what older or newer files call its tensors, or NULL         */
+    void (*record)(db_net *n, const void *config); /* runs the forward pass on the smallest input */
+    db__names names; /* what older or newer files call its tensors, or NULL         */
 } db__network;
 
 static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path,
@@ -7960,7 +8235,8 @@ static db_result db__network_fill(const db__network *kind, db_param_table *param
     if (db__params_load(params, st, what, kind->names, NULL) != DB_OK) return params->ctx->result;
     for (k = 0; k < params->n; k++)
         left -= db__find_renamed(st, params->item[k].name, kind->names, NULL) != NULL;
-    for (k = 0; k < db_safetensors_count(st); k++) /* a constant that old transformers saved: 0, 1, 2 ... */
+    for (k = 0; k < db_safetensors_count(st);
+         k++) /* a constant that old transformers saved: 0, 1, 2 ... */
         left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
     if (left)
         db__log(params->ctx, DB_LOG_WARNING,
@@ -7974,7 +8250,8 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     char path[DB__PATH];
     void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
     db_safetensors *st = NULL;
-    if (config && db__join(ctx, path, directory, "config.json") && db__config_load(ctx, kind, path, config) == DB_OK &&
+    if (config && db__join(ctx, path, directory, "config.json") &&
+        db__config_load(ctx, kind, path, config) == DB_OK &&
         db_weights_open(ctx, directory, kind->weights, &st) == DB_OK) {
         network = db__network_create(ctx, kind, config);
         if (network) db__network_fill(kind, (db_param_table *)network, st);
@@ -7986,13 +8263,14 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     return NULL;
 }
 
-/* ---- T5 ---------------------------------------------------------------------------------------------------
-   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
+/* ---- T5 -----------------------------------------------------------------------------------------
+   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep
+   frozen.
 
    Easy to get wrong
    - No 1/sqrt(d) in the attention, no biases, RMS instead of layer normalisation.
    - "gated-gelu" is the tanh approximation.
-   - One table of relative positions, in block 0, serves all blocks.                                       */
+   - One table of relative positions, in block 0, serves all blocks. */
 
 static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
 {
@@ -8004,18 +8282,23 @@ static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_te
     c->d_ff = db__config_size(ctx, j, "d_ff", path);
     c->num_layers = db__config_size(ctx, j, "num_layers", path);
     c->num_heads = db__config_size(ctx, j, "num_heads", path);
-    c->relative_attention_num_buckets = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
-    c->relative_attention_max_distance = (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
+    c->relative_attention_num_buckets =
+        (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
+    c->relative_attention_max_distance =
+        (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
     c->gated = !strncmp(ff, "gated-", 6);
-    c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
+    c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH
+                                       : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
-static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor x, db_tensor bias, db_tensor mask)
+static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor x, db_tensor bias,
+                                  db_tensor mask)
 {
     size_t here = db__enter(n, "layer.0"), inner = c->num_heads * c->d_kv, there;
-    db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), q, k, v, o; /* [B,T,D] */
+    db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), q, k, v,
+              o; /* [B,T,D] */
     there = db__enter(n, "SelfAttention");
     q = db__linear_layer(n, "q", h, inner, 0, db_none); /* [B,T,heads*d_kv] */
     k = db__linear_layer(n, "k", h, inner, 0, db_none);
@@ -8034,7 +8317,8 @@ static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tens
     db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), y; /* [B,T,D] */
     there = db__enter(n, "DenseReluDense");
     if (c->gated) {
-        db_tensor gate = db_activate(n->tape, db__linear_layer(n, "wi_0", h, c->d_ff, 0, db_none), c->act); /* [B,T,F] */
+        db_tensor gate = db_activate(n->tape, db__linear_layer(n, "wi_0", h, c->d_ff, 0, db_none),
+                                     c->act); /* [B,T,F] */
         y = db_multiply(n->tape, gate, db__linear_layer(n, "wi_1", h, c->d_ff, 0, db_none));
     } else {
         y = db_activate(n->tape, db__linear_layer(n, "wi", h, c->d_ff, 0, db_none), c->act);
@@ -8047,10 +8331,14 @@ static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tens
 
 static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
 {
-    db_tensor x = db_embedding(n->tape, ids, db__weight(n, "shared.weight", c->vocab_size, c->d_model, 0, 0)), bias; /* [B,T,D] */
+    db_tensor x = db_embedding(n->tape, ids,
+                               db__weight(n, "shared.weight", c->vocab_size, c->d_model, 0, 0)),
+              bias; /* [B,T,D] */
     size_t l;
-    bias = db__weight(n, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", c->relative_attention_num_buckets, c->num_heads, 0, 0);
-    bias = db__position_bias(n->tape, bias, ids.dim[1], c->relative_attention_max_distance); /* [heads,T,T] */
+    bias = db__weight(n, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+                      c->relative_attention_num_buckets, c->num_heads, 0, 0);
+    bias = db__position_bias(n->tape, bias, ids.dim[1],
+                             c->relative_attention_max_distance); /* [heads,T,T] */
     for (l = 0; l < c->num_layers; l++) {
         size_t here = db__enter(n, "encoder.block.%zu", l);
         x = db__t5_attention(n, c, x, bias, mask);
@@ -8060,13 +8348,15 @@ static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids
     return db__rms_norm_layer(n, "encoder.final_layer_norm", x, c->layer_norm_epsilon);
 }
 
-/* ---- CLIP -------------------------------------------------------------------------------------------------
-   Radford et al., 2021; the encoder that Stable Diffusion 1.x (ViT-L/14's) and 2.x (OpenCLIP's) read.
+/* ---- CLIP ---------------------------------------------------------------------------------------
+   Radford et al., 2021; the encoder that Stable Diffusion 1.x (ViT-L/14's) and 2.x (OpenCLIP's)
+   read.
 
    Easy to get wrong
-   - Every token sees itself and those before it only, the end marker and the padding after it included.
+   - Every token sees itself and those before it only, the end marker and the padding after it
+   included.
    - "quick_gelu" is x sigmoid(1.702 x); OpenCLIP has "gelu".
-   - Stable Diffusion takes the last hidden state *after* the final normalisation.                         */
+   - Stable Diffusion takes the last hidden state *after* the final normalisation. */
 
 static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path, db_text_config *c)
 {
@@ -8151,7 +8441,7 @@ static int db__clip_text_names(const void *config, const char *name, int alterna
            snprintf(out, DB__NAME, "%s", name + 11) < DB__NAME;
 }
 
-/* ---- either ------------------------------------------------------------------------------------------------ */
+/* ---- either ---------------------------------------------------------------------------------- */
 
 static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
@@ -8211,7 +8501,7 @@ db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encod
 
 void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
 
-/* ==== [DB-08] The U-Net ==================================================================================
+/* ==== [DB-08] The U-Net ==========================================================================
 
    diffusers' UNet2DConditionModel, built from config.json, with the blocks of two families:
 
@@ -8274,7 +8564,7 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
     return h;
 }
 
-/* ---- Stable Diffusion's attention ------------------------------------------------------------------------------ */
+/* ---- Stable Diffusion's attention ------------------------------------------------------------ */
 
 /* Attention of x [B,T,C] over source [B,S,X] and its residual: [B,T,C] */
 static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source,
@@ -8336,7 +8626,7 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
     return h;
 }
 
-/* ---- IF's attention and embeddings -------------------------------------------------------------------------------- */
+/* ---- IF's attention and embeddings ----------------------------------------------------------- */
 
 /* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
 static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t head_dim, int only_cross)
@@ -8503,7 +8793,7 @@ db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timeste
     return db__unet_record(&n, &u->config, x, timestep, text, class_labels, features);
 }
 
-/* ---- config.json ----------------------------------------------------------------------------------------- */
+/* ---- config.json ----------------------------------------------------------------------------- */
 
 /* One number, or one for each level. */
 static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const char *path, size_t n, size_t otherwise, size_t *out)
@@ -8700,7 +8990,7 @@ db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
 
 void db_unet_free(db_unet *u) { db__network_free(u); }
 
-/* ---- the autoencoder -----------------------------------------------------------------------------------------
+/* ---- the autoencoder ----------------------------------------------------------------------------
    AutoencoderKL (Rombach et al., 2022): the same ResNets without a time embedding, one attention layer with a
    single head in the middle of either half.
 
@@ -9002,23 +9292,25 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
     return ctx->result;
 }
 
-/* ==== [DB-09] Noise schedule and samplers =================================================================
+/* ==== [DB-09] Noise schedule and samplers ========================================================
 
-   x_t = alpha_t x + sigma_t eps with alpha_t^2 = alphas_cumprod[t], sigma_t^2 = 1 - alphas_cumprod[t].
-   The network predicts eps, x, or v = alpha_t eps - sigma_t x (Salimans and Ho, 2022).
+   x_t = alpha_t x + sigma_t eps with alpha_t^2 = alphas_cumprod[t], sigma_t^2 = 1 -
+   alphas_cumprod[t]. The network predicts eps, x, or v = alpha_t eps - sigma_t x (Salimans and Ho,
+   2022).
 
-   DDPM (Ho et al., 2020) is the ancestral sampler, DDIM (Song et al., 2021) the deterministic one at
-   eta = 0, DPM-Solver++ (Lu et al., 2022) a solver of second order that looks back one step. Dynamic
-   thresholding is Imagen's (section 2.3).
+   DDPM (Ho et al., 2020) is the ancestral sampler, DDIM (Song et al., 2021) the deterministic one
+   at eta = 0, DPM-Solver++ (Lu et al., 2022) a solver of second order that looks back one step.
+   Dynamic thresholding is Imagen's (section 2.3).
 
    Easy to get wrong
-   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it. But
-     diffusers' DDIM goes to t - num_train_timesteps / steps whatever the spacing.
-   - A learned variance is interpolated between log beta~ and log beta; with guidance it comes from the
-     branch with the text, and only the mean is guided.
-   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile does.
+   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it.
+   But diffusers' DDIM goes to t - num_train_timesteps / steps whatever the spacing.
+   - A learned variance is interpolated between log beta~ and log beta; with guidance it comes from
+   the branch with the text, and only the mean is guided.
+   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile
+   does.
    - DPM-Solver++ spreads n + 1 points and leaves the last away, and never clips.
-   - A file that names no timestep_spacing means another one to DPM-Solver++ than to the others.        */
+   - A file that names no timestep_spacing means another one to DPM-Solver++ than to the others. */
 
 static db_result db__schedule_betas(db_schedule *s, const char *kind, double start, double end)
 {
@@ -9035,10 +9327,12 @@ static db_result db__schedule_betas(db_schedule *s, const char *kind, double sta
             beta = sqrt(start) + (sqrt(end) - sqrt(start)) * u;
             beta *= beta;
         } else if (!strcmp(kind, "squaredcos_cap_v2")) {
-            double a = cos(((double)t / (double)n + 0.008) / 1.008 * half_pi), b = cos(((double)(t + 1) / (double)n + 0.008) / 1.008 * half_pi);
+            double a = cos(((double)t / (double)n + 0.008) / 1.008 * half_pi),
+                   b = cos(((double)(t + 1) / (double)n + 0.008) / 1.008 * half_pi);
             beta = DB__MIN(1 - b * b / (a * a), 0.999);
         } else {
-            return db__fail(s->ctx, DB_ERROR_UNSUPPORTED, "the beta_schedule \"%s\" is not supported", kind);
+            return db__fail(s->ctx, DB_ERROR_UNSUPPORTED,
+                            "the beta_schedule \"%s\" is not supported", kind);
         }
         product *= 1 - beta;
         s->alphas_cumprod[t] = product;
@@ -9046,7 +9340,8 @@ static db_result db__schedule_betas(db_schedule *s, const char *kind, double sta
     return DB_OK;
 }
 
-/* rescale_betas_zero_snr (Lin et al., 2024): alpha_t shifted and stretched so that the last one is 0. */
+/* rescale_betas_zero_snr (Lin et al., 2024): alpha_t shifted and stretched so that the last one is
+ * 0. */
 static void db__schedule_zero_snr(db_schedule *s)
 {
     size_t t, n = s->num_train_timesteps;
@@ -9057,7 +9352,8 @@ static void db__schedule_zero_snr(db_schedule *s)
     }
 }
 
-db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start, double beta_end, size_t steps, db_schedule *s)
+db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start,
+                           double beta_end, size_t steps, db_schedule *s)
 {
     memset(s, 0, sizeof *s);
     s->ctx = ctx;
@@ -9073,7 +9369,8 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
     return db__schedule_betas(s, beta_schedule, beta_start, beta_end);
 }
 
-/* Which of `names` the string `key` is; `otherwise` when it is absent; refused by name when it is none. */
+/* Which of `names` the string `key` is; `otherwise` when it is absent; refused by name when it is
+ * none. */
 static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, const char *path,
                              const char *const *names, size_t n, int otherwise)
 {
@@ -9088,22 +9385,29 @@ static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, con
 
 static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, db_schedule *s)
 {
-    static const char *const classes[] = {"DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"};
-    static const char *const predictions[] = {"epsilon", "sample", "v_prediction"}, *const spacings[] = {"", "leading", "trailing", "linspace"};
-    static const char *const variances[] = {"fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"};
-    static const char *const solvers[] = {"midpoint", "heun"}, *const finals[] = {"sigma_min", "zero"};
-    static const char *const fixed[][2] = {{"algorithm_type", "dpmsolver++"}, {"use_karras_sigmas", "false"}, {"use_exponential_sigmas", "false"},
-        {"use_beta_sigmas", "false"}, {"use_lu_lambdas", "false"}, {"use_flow_sigmas", "false"}, {"use_dynamic_shifting", "false"}};
+    static const char *const classes[] = {"DDPMScheduler", "DDIMScheduler",
+                                          "DPMSolverMultistepScheduler"};
+    static const char *const predictions[] = {"epsilon", "sample", "v_prediction"},
+                             *const spacings[] = {"", "leading", "trailing", "linspace"};
+    static const char *const variances[] = {"fixed_small",     "fixed_small_log", "fixed_large",
+                                            "fixed_large_log", "learned",         "learned_range"};
+    static const char *const solvers[] = {"midpoint", "heun"},
+                             *const finals[] = {"sigma_min", "zero"};
+    static const char *const fixed[][2] = {
+        {"algorithm_type", "dpmsolver++"},   {"use_karras_sigmas", "false"},
+        {"use_exponential_sigmas", "false"}, {"use_beta_sigmas", "false"},
+        {"use_lu_lambdas", "false"},         {"use_flow_sigmas", "false"},
+        {"use_dynamic_shifting", "false"}};
     static const char *const trained[][2] = {{"trained_betas", "null"}};
     const char *name = db_json_string(j, "_class_name", "DDPMScheduler");
     int k;
     for (k = 0; k < 3 && strcmp(name, classes[k]); k++) {}
     s->sampler = k < 3 ? (db_sampler)k : DB_SAMPLER_DPMSOLVER;
     if (k == 3)
-        db__log(
-            ctx, DB_LOG_INFO,
-            "%s: %s is not implemented; DPM-Solver++ stands in for it unless another scheduler is asked for",
-            path, name);
+        db__log(ctx, DB_LOG_INFO,
+                "%s: %s is not implemented; DPM-Solver++ stands in for it unless another scheduler "
+                "is asked for",
+                path, name);
     db__config_fixed(ctx, j, path, trained, 1);
     if (k == DB_SAMPLER_DPMSOLVER)
         db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
@@ -9174,9 +9478,10 @@ void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, floa
     *sigma = (float)sqrt(1 - s->alphas_cumprod[t]);
 }
 
-/* ---- trajectories ---------------------------------------------------------------------------------------------- */
+/* ---- trajectories ---------------------------------------------------------------------------- */
 
-/* DPM-Solver++ leaves out timesteps whose lambda = log(alpha / sigma) is below lambda_min_clipped: how many stay. */
+/* DPM-Solver++ leaves out timesteps whose lambda = log(alpha / sigma) is below lambda_min_clipped:
+ * how many stay. */
 static size_t db__lambda_steps(const db_schedule *s)
 {
     size_t n = s->num_train_timesteps;
@@ -9238,7 +9543,10 @@ static double db__alpha_bar(const db_trajectory *tr, size_t k)
 {
     const db_schedule *s = tr->schedule;
     double a = k < tr->n ? s->alphas_cumprod[tr->timestep[k]] : 1;
-    if (k < tr->n) return a > 0 || tr->sampler != DB_SAMPLER_DPMSOLVER ? a : ldexp(1, -24); /* rescale_betas_zero_snr: lambda stays finite */
+    if (k < tr->n)
+        return a > 0 || tr->sampler != DB_SAMPLER_DPMSOLVER
+            ? a
+            : ldexp(1, -24); /* rescale_betas_zero_snr: lambda stays finite */
     if (tr->sampler == DB_SAMPLER_DDPM) return 1;
     return (tr->sampler == DB_SAMPLER_DDIM ? s->set_alpha_to_one : s->final_sigma_zero)
                ? 1
@@ -9251,7 +9559,8 @@ static int db__compare_floats(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Imagen's dynamic thresholding of one sample: s = quantile(|x|) within [1, max], x = clamp(x, -s, s) / s. */
+/* Imagen's dynamic thresholding of one sample: s = quantile(|x|) within [1, max], x = clamp(x, -s,
+ * s) / s. */
 static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
 {
     double at = s->dynamic_thresholding_ratio * (double)(n - 1), limit;
@@ -9260,10 +9569,12 @@ static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
     qsort(work, n, sizeof *work, db__compare_floats);
     limit = (double)work[low] + ((double)work[high] - (double)work[low]) * (at - (double)low);
     limit = DB__MIN(DB__MAX(limit, 1.0), DB__MAX(1.0, s->sample_max_value));
-    for (k = 0; k < n; k++) x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
+    for (k = 0; k < n; k++)
+        x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
 }
 
-/* What the network's output says the clean images are, clipped or thresholded: [B,P,C] into tr->x0. */
+/* What the network's output says the clean images are, clipped or thresholded: [B,P,C] into tr->x0.
+ */
 static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P,
                                 size_t C, size_t CP, const float *pred, const float *x)
 {
@@ -9296,7 +9607,9 @@ static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double 
                           size_t CP, const float *pred, const float *noise, float *x)
 {
     db_variance kind = tr->schedule->variance_type;
-    double ratio = a_t / a_n, beta = 1 - ratio, small = DB__MAX((1 - a_n) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
+    double ratio = a_t / a_n, beta = 1 - ratio,
+           small =
+               DB__MAX((1 - a_n) / (1 - a_t) * beta, 1e-20); /* beta~, the posterior's variance */
     double of_x0 = sqrt(a_n) * beta / (1 - a_t), of_x = sqrt(ratio) * (1 - a_n) / (1 - a_t);
     size_t i;
     for (i = 0; i < tr->count; i++) {
@@ -9311,7 +9624,8 @@ static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double 
     }
 }
 
-/* DDIM eq. 12. eps is the network's own; or, use_clipped_model_output, the one that belongs to the clipped x0. */
+/* DDIM eq. 12. eps is the network's own; or, use_clipped_model_output, the one that belongs to the
+ * clipped x0. */
 static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_t C, size_t CP,
                           const float *pred, const float *noise, float *x)
 {
@@ -9331,8 +9645,8 @@ static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_
     }
 }
 
-/* DPM-Solver++ 2M: h and h_last are steps in lambda = log(alpha / sigma); first order at the first step, and at the
-   last where sigma becomes 0 or there are few. */
+/* DPM-Solver++ 2M: h and h_last are steps in lambda = log(alpha / sigma); first order at the first
+   step, and at the last where sigma becomes 0 or there are few. */
 static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, double a_n, float *x)
 {
     const db_schedule *s = tr->schedule;
@@ -9386,22 +9700,26 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
     (void)B;
 }
 
-/* ==== [DB-10] Super-resolution ================================================================================
+/* ==== [DB-10] Super-resolution ===================================================================
 
-   The later stages of the cascade draw a large image from a small one. The small image is noised before the
-   network reads it, and the network is told how much: noise conditioning augmentation (Ho et al., 2022;
-   Imagen, section 2.4), which makes it robust to the small image's faults. DreamBooth fine-tunes these stages at
-   a *lower* level than usual (paper, section 4.4 and appendix): what strong noise hides, a network invents.
+   The later stages of the cascade draw a large image from a small one. The small image is noised
+   before the network reads it, and the network is told how much: noise conditioning augmentation
+   (Ho et al., 2022; Imagen, section 2.4), which makes it robust to the small image's faults.
+   DreamBooth fine-tunes these stages at a *lower* level than usual (paper, section 4.4 and
+   appendix): what strong noise hides, a network invents.
 
    Easy to get wrong
    - The level that conditions the network is the level that was applied.
-   - 1e-5 is less noise than the first of the schedule's 1000 levels (4.1e-5): levels are continuous here.
-   - Upscaling aligns the corners; other conventions shift the image by a fraction of a pixel.             */
+   - 1e-5 is less noise than the first of the schedule's 1000 levels (4.1e-5): levels are continuous
+   here.
+   - Upscaling aligns the corners; other conventions shift the image by a fraction of a pixel. */
 
-/* The angle whose sine is sigma: nearly straight in t for the cosine schedule, and 0 at level -1. */
+/* The angle whose sine is sigma: nearly straight in t for the cosine schedule, and 0 at level -1.
+ */
 static double db__noise_angle(const db_schedule *s, double level)
 {
-    double last = (double)s->num_train_timesteps - 1, t = DB__MIN(DB__MAX(level, -1.0), last), low = floor(t), a, b;
+    double last = (double)s->num_train_timesteps - 1, t = DB__MIN(DB__MAX(level, -1.0), last),
+           low = floor(t), a, b;
     a = low < 0 ? 0 : asin(sqrt(1 - s->alphas_cumprod[(size_t)low]));
     b = low + 1 > last ? a : asin(sqrt(1 - s->alphas_cumprod[(size_t)(low + 1)]));
     return a + (b - a) * (t - low);
@@ -9415,7 +9733,8 @@ double db_noise_variance(const db_schedule *s, double level)
 
 double db_noise_level(const db_schedule *s, double variance)
 {
-    double low = -1, high = (double)s->num_train_timesteps - 1, angle = asin(sqrt(DB__MIN(DB__MAX(variance, 0.0), 1.0)));
+    double low = -1, high = (double)s->num_train_timesteps - 1,
+           angle = asin(sqrt(DB__MIN(DB__MAX(variance, 0.0), 1.0)));
     int k;
     for (k = 0; k < 60; k++) { /* the angle grows with the level */
         double middle = (low + high) / 2;
@@ -9439,26 +9758,32 @@ void db_downsample(const float *image, size_t H, size_t W, size_t C, size_t fact
             }
 }
 
-void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C, size_t H, size_t W, size_t y0,
-                          size_t x0, size_t wh, size_t ww, float *out)
+void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng, const float *low,
+                          size_t h, size_t w, size_t C, size_t H, size_t W, size_t y0, size_t x0,
+                          size_t wh, size_t ww, float *out)
 {
-    float alpha = (float)cos(db__noise_angle(s, level)), sigma = (float)sin(db__noise_angle(s, level));
+    float alpha = (float)cos(db__noise_angle(s, level)),
+          sigma = (float)sin(db__noise_angle(s, level));
     size_t y, x, ch;
     db_random_normal(rng, wh * ww * C, out);
     for (y = 0; y < wh; y++)
         for (x = 0; x < ww; x++) {
-            float fy = H > 1 ? (float)(y0 + y) * (float)(h - 1) / (float)(H - 1) : 0, fx = W > 1 ? (float)(x0 + x) * (float)(w - 1) / (float)(W - 1) : 0;
-            size_t iy = (size_t)fy, ix = (size_t)fx, jy = DB__MIN(iy + 1, h - 1), jx = DB__MIN(ix + 1, w - 1);
+            float fy = H > 1 ? (float)(y0 + y) * (float)(h - 1) / (float)(H - 1) : 0,
+                  fx = W > 1 ? (float)(x0 + x) * (float)(w - 1) / (float)(W - 1) : 0;
+            size_t iy = (size_t)fy, ix = (size_t)fx, jy = DB__MIN(iy + 1, h - 1),
+                   jx = DB__MIN(ix + 1, w - 1);
             float ty = fy - (float)iy, tx = fx - (float)ix, *o = out + (y * ww + x) * C;
             for (ch = 0; ch < C; ch++) {
-                float top = low[(iy * w + ix) * C + ch] * (1 - tx) + low[(iy * w + jx) * C + ch] * tx;
-                float bottom = low[(jy * w + ix) * C + ch] * (1 - tx) + low[(jy * w + jx) * C + ch] * tx;
+                float top =
+                    low[(iy * w + ix) * C + ch] * (1 - tx) + low[(iy * w + jx) * C + ch] * tx;
+                float bottom =
+                    low[(jy * w + ix) * C + ch] * (1 - tx) + low[(jy * w + jx) * C + ch] * tx;
                 o[ch] = alpha * (top * (1 - ty) + bottom * ty) + sigma * o[ch];
             }
         }
 }
 
-/* ==== [DB-11] Sampling and pipelines ========================================================================= */
+/* ==== [DB-11] Sampling and pipelines ========================================================== */
 
 /* What a random stream is for; part of every key. */
 enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE, DB__FOR_LOW_RES };
@@ -9584,7 +9909,7 @@ done:
     return ctx->result;
 }
 
-/* ---- pipelines ------------------------------------------------------------------------------------------------ */
+/* ---- pipelines ------------------------------------------------------------------------------- */
 
 /* The files that describe a pipeline; in a single file they are metadata under these very names. */
 enum {
@@ -9682,7 +10007,7 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
         db_schedule_load(ctx, path, &p->image_noising);
 }
 
-/* ---- the original layout: one file ------------------------------------------------------------------------------
+/* ---- the original layout: one file --------------------------------------------------------------
    CompVis's latent-diffusion ("LDM") numbers the U-Net's layers through: input_blocks.N, middle_block.N,
    output_blocks.N, where diffusers counts levels and layers.
 
@@ -10030,7 +10355,7 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
     return ctx->result;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* Copies from/name to to/name if it is there. */
 static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
@@ -10198,7 +10523,7 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
     return db_safetensors_finish(w);
 }
 
-/* ---- drawing ------------------------------------------------------------------------------------------------------- */
+/* ---- drawing --------------------------------------------------------------------------------- */
 
 enum { DB__AT_ONCE = 8 }; /* images sampled together */
 
@@ -10285,7 +10610,7 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
     return db__draw(p, text, prompts, n, NULL, config, level, low, h, w, H, W, out);
 }
 
-/* ==== [DB-12] DreamBooth =======================================================================================
+/* ==== [DB-12] DreamBooth =========================================================================
 
    Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain mean squared
    error fixes the weights w_t):
@@ -11663,7 +11988,7 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 
 #else /* the file includes itself: one instruction set, one data type */
 
-/* ==== [DB-03a] CPU kernels, one body for every instruction set ====================================
+/* ==== [DB-03a] CPU kernels, one body for every instruction set ===================================
 
    This part of the file is compiled several times: the file includes itself once per instruction
    set and data type (see [DB-03b]), each time with another meaning of the two dozen DB__v macros
@@ -11700,27 +12025,43 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vselect_lt(a, b, x, y) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x)
 #define DB__vscale2(x, n) _mm512_scalef_ps(x, n)
 #define DB__vguess_reciprocal(x) _mm512_rcp14_ps(x)
-#define DB__vload_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
-#define DB__vlow_bf16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
-#define DB__vhigh_bf16(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), _mm512_set1_epi32((int)0xffff0000u)))
-#define DB__vzip_bf16(p, a, b) _mm512_storeu_si512((void *)(p), _mm512_or_si512( \
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(a))), \
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(b))), 16)))
+#define DB__vload_bf16(p) \
+    _mm512_castsi512_ps(_mm512_slli_epi32( \
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define DB__vlow_bf16(p) \
+    _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512((const void *)(p)), 16))
+#define DB__vhigh_bf16(p) \
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512((const void *)(p)), \
+                                         _mm512_set1_epi32((int)0xffff0000u)))
+#define DB__vzip_bf16(p, a, b) \
+    _mm512_storeu_si512( \
+        (void *)(p), \
+        _mm512_or_si512( \
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(a))), \
+            _mm512_slli_epi32( \
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(b))), \
+                16)))
 /* Four rounds, each of which interleaves the halves: row i goes with row i + 8. */
 #define DB__vturn(tile) do { \
         __m512i db__r[16], db__s[16]; \
-        const __m512i db__low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); \
-        const __m512i db__high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); \
+        const __m512i db__low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, \
+            22, 7, 23); \
+        const __m512i db__high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, \
+            29, 14, 30, 15, 31); \
         int db__i, db__round; \
-        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = _mm512_loadu_si512((const void *)(tile)[db__i]); \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) \
+            db__r[db__i] = _mm512_loadu_si512((const void *)(tile)[db__i]); \
         DB__UNROLL for (db__round = 0; db__round < 4; db__round++) { \
             DB__UNROLL for (db__i = 0; db__i < 8; db__i++) { \
-                db__s[2 * db__i] = _mm512_permutex2var_epi32(db__r[db__i], db__low, db__r[db__i + 8]); \
-                db__s[2 * db__i + 1] = _mm512_permutex2var_epi32(db__r[db__i], db__high, db__r[db__i + 8]); \
+                db__s[2 * db__i] = _mm512_permutex2var_epi32(db__r[db__i], db__low, \
+                    db__r[db__i + 8]); \
+                db__s[2 * db__i + 1] = _mm512_permutex2var_epi32(db__r[db__i], db__high, \
+                    db__r[db__i + 8]); \
             } \
             DB__UNROLL for (db__i = 0; db__i < 16; db__i++) db__r[db__i] = db__s[db__i]; \
         } \
-        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) _mm512_storeu_si512((void *)(tile)[db__i], db__r[db__i]); \
+        DB__UNROLL for (db__i = 0; db__i < 16; db__i++) \
+            _mm512_storeu_si512((void *)(tile)[db__i], db__r[db__i]); \
     } while (0)
 #if defined(DB__PASS_AVX512)
 #define DB__SET avx512
@@ -11728,8 +12069,10 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 /* Round to nearest even by adding half of the last kept bit, plus that bit itself. */
 #define DB__vstore_bf16(p, v) do { \
         __m512i db__b = _mm512_castps_si512(v); \
-        db__b = _mm512_add_epi32(db__b, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(_mm512_srli_epi32(db__b, 16), _mm512_set1_epi32(1)))); \
-        _mm256_storeu_si256((__m256i *)(void *)(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(db__b, 16))); \
+        db__b = _mm512_add_epi32(db__b, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), \
+            _mm512_and_si512(_mm512_srli_epi32(db__b, 16), _mm512_set1_epi32(1)))); \
+        _mm256_storeu_si256((__m256i *)(void *)(p), \
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32(db__b, 16))); \
     } while (0)
 #else
 #define DB__TARGET DB__TARGET_AVX512BF16
@@ -11737,7 +12080,9 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
         __m256bh db__b = _mm512_cvtneps_pbh(v); \
         memcpy(p, &db__b, 32); \
     } while (0)
-#define DB__vdot2(acc, pair, b) (acc) = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32((int)(pair)), (__m512bh)_mm512_loadu_si512((const void *)(b)))
+#define DB__vdot2(acc, pair, b) \
+    (acc) = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32((int)(pair)), \
+                             (__m512bh)_mm512_loadu_si512((const void *)(b)))
 #if defined(DB__PASS_AMX)
 #define DB__SET amx
 #define DB__AMX_TARGET DB__TARGET_AMX
@@ -11767,16 +12112,29 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) _mm256_round_ps(a, 8)
 #define DB__vabs(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a)
 #define DB__vselect_lt(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ))
-#define DB__vscale2(x, n) _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)))
-#define DB__vguess_reciprocal(x) _mm256_mul_ps(_mm256_rcp_ps(x), _mm256_sub_ps(_mm256_set1_ps(2.0f), _mm256_mul_ps(x, _mm256_rcp_ps(x))))
-#define DB__vload_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
-#define DB__vlow_bf16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), 16))
-#define DB__vhigh_bf16(p) _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32((int)0xffff0000u)))
+#define DB__vscale2(x, n) \
+    _mm256_mul_ps(x, \
+                  _mm256_castsi256_ps(_mm256_slli_epi32( \
+                      _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)))
+#define DB__vguess_reciprocal(x) \
+    _mm256_mul_ps(_mm256_rcp_ps(x), \
+                  _mm256_sub_ps(_mm256_set1_ps(2.0f), _mm256_mul_ps(x, _mm256_rcp_ps(x))))
+#define DB__vload_bf16(p) \
+    _mm256_castsi256_ps(_mm256_slli_epi32( \
+        _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define DB__vlow_bf16(p) \
+    _mm256_castsi256_ps( \
+        _mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), 16))
+#define DB__vhigh_bf16(p) \
+    _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), \
+                                         _mm256_set1_epi32((int)0xffff0000u)))
 #define DB__vstore_bf16(p, v) do { \
         __m256i db__b = _mm256_castps_si256(v); \
-        db__b = _mm256_add_epi32(db__b, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(_mm256_srli_epi32(db__b, 16), _mm256_set1_epi32(1)))); \
+        db__b = _mm256_add_epi32(db__b, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), \
+            _mm256_and_si256(_mm256_srli_epi32(db__b, 16), _mm256_set1_epi32(1)))); \
         db__b = _mm256_srli_epi32(db__b, 16); \
-        _mm_storeu_si128((__m128i *)(void *)(p), _mm_packus_epi32(_mm256_castsi256_si128(db__b), _mm256_extracti128_si256(db__b, 1))); \
+        _mm_storeu_si128((__m128i *)(void *)(p), \
+            _mm_packus_epi32(_mm256_castsi256_si128(db__b), _mm256_extracti128_si256(db__b, 1))); \
     } while (0)
 
 #elif defined(DB__PASS_NEON)
@@ -11800,14 +12158,18 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) vrndnq_f32(a)
 #define DB__vabs(a) vabsq_f32(a)
 #define DB__vselect_lt(a, b, x, y) vbslq_f32(vcltq_f32(a, b), x, y)
-#define DB__vscale2(x, n) vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)))
+#define DB__vscale2(x, n) \
+    vmulq_f32( \
+        x, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)))
 #define DB__vguess_reciprocal(x) vmulq_f32(vrecpeq_f32(x), vrecpsq_f32(x, vrecpeq_f32(x)))
 #define DB__vload_bf16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
 #define DB__vlow_bf16(p) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16))
-#define DB__vhigh_bf16(p) vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)))
+#define DB__vhigh_bf16(p) \
+    vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)))
 #define DB__vstore_bf16(p, v) do { \
         uint32x4_t db__b = vreinterpretq_u32_f32(v); \
-        db__b = vaddq_u32(db__b, vaddq_u32(vdupq_n_u32(0x7fff), vandq_u32(vshrq_n_u32(db__b, 16), vdupq_n_u32(1)))); \
+        db__b = vaddq_u32(db__b, vaddq_u32(vdupq_n_u32(0x7fff), vandq_u32(vshrq_n_u32(db__b, \
+            16), vdupq_n_u32(1)))); \
         vst1_u16(p, vshrn_n_u32(db__b, 16)); \
     } while (0)
 
@@ -11842,15 +12204,18 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 
 #ifndef DB__vdot2 /* no instruction for it: two multiply-adds on the widened halves of a pair */
 #define DB__vdot2(acc, pair, b) do { \
-        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), DB__vlow_bf16(b), acc); \
-        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) & 0xffff0000u)), DB__vhigh_bf16(b), acc); \
+        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), \
+            DB__vlow_bf16(b), acc); \
+        (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) & 0xffff0000u)), \
+            DB__vhigh_bf16(b), acc); \
     } while (0)
 #endif
 
 #ifndef DB__vturn
 #define DB__vzip_bf16(p, a, b) do { /* 16 and 16 numbers -> 16 pairs */ \
         int db__i; \
-        for (db__i = 0; db__i < 16; db__i++) (p)[2 * db__i] = (a)[db__i], (p)[2 * db__i + 1] = (b)[db__i]; \
+        for (db__i = 0; db__i < 16; db__i++) (p)[2 * db__i] = (a)[db__i], \
+            (p)[2 * db__i + 1] = (b)[db__i]; \
     } while (0)
 /* transposes 16 x 16 words in place */
 #define DB__vturn(tile) do { \
@@ -11886,7 +12251,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__INLINE static inline __attribute__((always_inline)) DB__TARGET
 #define DB__PV (16 / DB__VN) /* vectors a panel of 16 columns */
 
-/* n < DB__VN elements at the end of a row, and the same with n clamped: the ragged edge of any loop. */
+/* n < DB__VN elements at the end of a row, and the same with n clamped: the ragged edge of any
+ * loop. */
 DB__INLINE void DB__FN(load_n)(DB__V *v, const DB__T *p, size_t n)
 {
     if (n >= DB__VN) {
@@ -11944,8 +12310,8 @@ DB__INLINE float DB__FN(sum)(const DB__V *v)
 }
 
 /* ---- elementary functions ----------------------------------------------------------------------
-   on U vectors side by side, 2 where there are as many: a chain of thirty operations, each waiting for
-   the last, leaves half of the processor idle. The functions below so begin with this loop:          */
+   on U vectors side by side, 2 where there are as many: a chain of thirty operations, each waiting
+   for the last, leaves half of the processor idle. The functions below so begin with this loop: */
 #define DB__EACH DB__UNROLL for (u = 0; u < U; u++)
 
 /* U whole vectors; or, U = 1, n lanes of one. */
@@ -11978,8 +12344,8 @@ DB__INLINE void DB__FN(storef_u)(float *p, const DB__V *v, size_t n, const int U
 }
 
 /* Calls body(i, U) so that i walks n numbers, by two vectors and then by one. */
-#define DB__WALK(i, n, body)                                                                        \
-    for (i = 0; i + 2 * DB__VN <= (n); i += 2 * DB__VN) body(i, 2);                                  \
+#define DB__WALK(i, n, body)                                                                       \
+    for (i = 0; i + 2 * DB__VN <= (n); i += 2 * DB__VN) body(i, 2);                                \
     for (; i < (n); i += DB__VN) body(i, 1)
 
 /* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 1e-7). */
@@ -11987,7 +12353,8 @@ DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
 {
     DB__V r[2], k[2], p[2];
     int u;
-    DB__EACH r[u] = DB__vmin(DB__vmax(x[u], DB__vset1(-87.0f)), DB__vset1(87.0f)); /* the reciprocal is a normal number too */
+    DB__EACH r[u] = DB__vmin(DB__vmax(x[u], DB__vset1(-87.0f)),
+                             DB__vset1(87.0f)); /* the reciprocal is a normal number too */
     DB__EACH k[u] = DB__vround(DB__vmul(r[u], DB__vset1(1.44269504f)));
     DB__EACH r[u] = DB__vfma(k[u], DB__vset1(-0.693359375f), r[u]);
     DB__EACH r[u] = DB__vfma(k[u], DB__vset1(2.12194440e-4f), r[u]);
@@ -11997,11 +12364,14 @@ DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
     DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(0.5f));
     DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
     DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
-    /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a hundredfold. */
-    DB__EACH x[u] = DB__vselect_lt(x[u], DB__vset1(-87.0f), DB__vset1(0.0f), DB__vscale2(p[u], k[u]));
+    /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a
+     * hundredfold. */
+    DB__EACH x[u] =
+        DB__vselect_lt(x[u], DB__vset1(-87.0f), DB__vset1(0.0f), DB__vscale2(p[u], k[u]));
 }
 
-/* 1 / x by a step of Newton's from a guess of at least 14 bits: less than half of a division's time. */
+/* 1 / x by a step of Newton's from a guess of at least 14 bits: less than half of a division's
+ * time. */
 DB__INLINE void DB__FN(reciprocal)(DB__V *x, const int U)
 {
     DB__V y[2];
@@ -12034,7 +12404,8 @@ DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf, const
     DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(1.421413741f));
     DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(-0.284496736f));
     DB__EACH p[u] = DB__vfma(p[u], t[u], DB__vset1(0.254829592f));
-    DB__EACH p[u] = DB__vmul(DB__vmul(DB__vmul(p[u], t[u]), e[u]), DB__vset1(0.5f)); /* the tail beyond |x| */
+    DB__EACH p[u] =
+        DB__vmul(DB__vmul(DB__vmul(p[u], t[u]), e[u]), DB__vset1(0.5f)); /* the tail beyond |x| */
     DB__EACH cdf[u] = DB__vselect_lt(x[u], DB__vset1(0.0f), p[u], DB__vsub(DB__vset1(1.0f), p[u]));
     DB__EACH pdf[u] = DB__vmul(e[u], DB__vset1(0.39894228f));
 }
@@ -12053,7 +12424,8 @@ DB__INLINE void DB__FN(activate)(DB__V *x, const int act, const int U)
     case DB_ACT_SILU: DB__FN(sigmoid)(s, U); break;
     case DB_ACT_GELU: DB__FN(normal_cdf)(x, s, pdf, U); break;
     case DB_ACT_GELU_TANH:
-        DB__EACH s[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__EACH s[u] = DB__vmul(
+            x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
         DB__FN(sigmoid)(s, U);
         break;
     case DB_ACT_QUICK_GELU:
@@ -12079,41 +12451,50 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act, const int U)
         DB__EACH x[u] = DB__vfma(x[u], v[u], s[u]);
         return;
     case DB_ACT_GELU_TANH:
-        DB__EACH s[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
-        DB__EACH v[u] = DB__vmul(x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(3 * DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__EACH s[u] = DB__vmul(
+            x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(DB__GELU_B), DB__vset1(DB__GELU_A)));
+        DB__EACH v[u] = DB__vmul(
+            x[u], DB__vfma(DB__vmul(x[u], x[u]), DB__vset1(3 * DB__GELU_B), DB__vset1(DB__GELU_A)));
         DB__FN(sigmoid)(s, U);
         break;
     case DB_ACT_QUICK_GELU:
         DB__EACH s[u] = v[u] = DB__vmul(s[u], DB__vset1(1.702f));
         DB__FN(sigmoid)(s, U);
         break;
-    case DB_ACT_RELU: DB__EACH x[u] = DB__vselect_lt(DB__vset1(0.0f), x[u], one, DB__vset1(0.0f)); return;
+    case DB_ACT_RELU:
+        DB__EACH x[u] = DB__vselect_lt(DB__vset1(0.0f), x[u], one, DB__vset1(0.0f));
+        return;
     default: DB__EACH x[u] = one; return;
     }
-    DB__EACH x[u] = DB__vmul(s[u], DB__vfma(v[u], DB__vsub(one, s[u]), one)); /* (x s)' = s (1 + v (1 - s)), s = sigmoid(w(x)), v = x w' */
+    DB__EACH x[u] =
+        DB__vmul(s[u],
+                 DB__vfma(v[u], DB__vsub(one, s[u]),
+                          one)); /* (x s)' = s (1 + v (1 - s)), s = sigmoid(w(x)), v = x w' */
 }
 
 /* Carries out DB__BODY, in which DB__ACT is a constant. */
-#define DB__SWITCH_ACT(act)                                                                         \
+#define DB__SWITCH_ACT(act)                                                                        \
     switch (act) {                                                                                 \
-    case DB_ACT_SILU: { enum { DB__ACT = DB_ACT_SILU }; DB__BODY } break;                           \
-    case DB_ACT_GELU: { enum { DB__ACT = DB_ACT_GELU }; DB__BODY } break;                           \
-    case DB_ACT_GELU_TANH: { enum { DB__ACT = DB_ACT_GELU_TANH }; DB__BODY } break;                 \
-    case DB_ACT_QUICK_GELU: { enum { DB__ACT = DB_ACT_QUICK_GELU }; DB__BODY } break;               \
-    case DB_ACT_RELU: { enum { DB__ACT = DB_ACT_RELU }; DB__BODY } break;                           \
-    default: { enum { DB__ACT = DB_ACT_NONE }; DB__BODY } break;                                    \
+    case DB_ACT_SILU: { enum { DB__ACT = DB_ACT_SILU }; DB__BODY } break;                          \
+    case DB_ACT_GELU: { enum { DB__ACT = DB_ACT_GELU }; DB__BODY } break;                          \
+    case DB_ACT_GELU_TANH: { enum { DB__ACT = DB_ACT_GELU_TANH }; DB__BODY } break;                \
+    case DB_ACT_QUICK_GELU: { enum { DB__ACT = DB_ACT_QUICK_GELU }; DB__BODY } break;              \
+    case DB_ACT_RELU: { enum { DB__ACT = DB_ACT_RELU }; DB__BODY } break;                          \
+    default: { enum { DB__ACT = DB_ACT_NONE }; DB__BODY } break;                                   \
     }
 
-/* ---- matrix product ------------------------------------------------------------------------------
+/* ---- matrix product -----------------------------------------------------------------------------
    C[m][16 panels] (+)= sum over taps of A_tap[m][k] B_tap[k][16 panels].
 
-   A is read where it lies (rows lda apart, and a_k from k to k, so it may be transposed). B is packed into panels of 16 columns, k major; for bf16
-   two neighbouring k sit side by side, as the dot product instructions want them. One register tile
-   holds DB__MR rows of C by DB__NP panels; each step of k broadcasts DB__MR numbers of A against
-   DB__NP panels of B, all from the first cache.                                                    */
+   A is read where it lies (rows lda apart, and a_k from k to k, so it may be transposed). B is
+   packed into panels of 16 columns, k major; for bf16 two neighbouring k sit side by side, as the
+   dot product instructions want them. One register tile holds DB__MR rows of C by DB__NP panels;
+   each step of k broadcasts DB__MR numbers of A against DB__NP panels of B, all from the first
+   cache.                                                    */
 
 #ifndef DB__AMX_TARGET
-DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR, const int NP)
+DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR,
+                                  const int NP)
 {
     DB__V acc[DB__MR * DB__NP * DB__PV];
     size_t tap, k, lda = g->lda, a_k = g->a_k * DB__K2, b_k = g->b_k * DB__K2;
@@ -12121,7 +12502,8 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
     DB__UNROLL for (r = 0; r < MR * NP * DB__PV; r++) acc[r] = DB__vset1(0.0f);
     for (tap = 0; tap < g->taps; tap++) {
         const DB__T *a = (const DB__T *)g->a + row * lda + tap * g->a_tap;
-        const DB__T *a4 = a + 4 * lda, *a8 = a + 8 * lda; /* few enough addresses for the registers */
+        const DB__T *a4 = a + 4 * lda,
+                    *a8 = a + 8 * lda; /* few enough addresses for the registers */
         const DB__T *b = (const DB__T *)g->b + panel * g->b_panel + tap * g->b_tap;
         for (k = 0; k < g->k; k += DB__K2, a += a_k, a4 += a_k, a8 += a_k, b += b_k) {
 #define DB__A(r) (((r) < 4 ? a : (r) < 8 ? a4 : a8) + (size_t)((r) % 4) * lda)
@@ -12130,12 +12512,14 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
                 uint32_t pair;
                 memcpy(&pair, DB__A(r), 4);
                 DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
-                    DB__vdot2(acc[r * NP * DB__PV + v], pair, b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * 2 * DB__VN);
+                    DB__vdot2(acc[r * NP * DB__PV + v], pair,
+                              b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * 2 * DB__VN);
             }
 #else
             DB__V column[DB__NP * DB__PV];
             DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
-                column[v] = DB__vload(b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * DB__VN);
+                column[v] =
+                    DB__vload(b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * DB__VN);
             DB__UNROLL for (r = 0; r < MR; r++) {
                 DB__V x = DB__vset1(*DB__A(r));
                 DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
@@ -12153,7 +12537,8 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         }
 }
 
-/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 and 8 rather than 12 and 4. */
+/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 and 8 rather than 12 and 4.
+ */
 DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wide)
 {
     size_t row = 0, left;
@@ -12205,7 +12590,8 @@ static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
 }
 
 #define DB__STRIDE(n) ((int)((n) * sizeof(DB__T)))
-static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_block)(const db__gemm *g, size_t row, size_t panel, const int two_rows, const int two_panels)
+static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_block)(
+    const db__gemm *g, size_t row, size_t panel, const int two_rows, const int two_panels)
 {
     float *c = g->c + row * g->ldc + panel * 16;
     size_t tap, k, ldc = g->ldc * 4;
@@ -12265,9 +12651,10 @@ static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
 }
 #endif
 
-/* Packs B[k][n] = in[k * by_k + n * by_n] into panels; k is filled up to k_padded with zeros and n to a
-   multiple of 16. One version reads weights (always floats), the other activations. The full panels of
-   both orders that occur go fast: rows of 16 neighbouring columns, and columns of 16 neighbouring k. */
+/* Packs B[k][n] = in[k * by_k + n * by_n] into panels; k is filled up to k_padded with zeros and n
+   to a multiple of 16. One version reads weights (always floats), the other activations. The full
+   panels of both orders that occur go fast: rows of 16 neighbouring columns, and columns of 16
+   neighbouring k. */
 
 /* Two rows of 16 -> one row of 16 pairs (bf16), or one row as it is (f32). */
 DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
@@ -12280,7 +12667,8 @@ DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
 #endif
 }
 
-/* 16 columns, `next` apart, each with 16 neighbouring words of k (numbers or pairs), -> 16 rows of a panel. */
+/* 16 columns, `next` apart, each with 16 neighbouring words of k (numbers or pairs), -> 16 rows of
+ * a panel. */
 DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next)
 {
     uint32_t tile[16][16];
@@ -12290,7 +12678,8 @@ DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next
     memcpy(out, tile, sizeof tile);
 }
 
-DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
+DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n,
+                             size_t by_k, size_t by_n, size_t k_padded)
 {
     const DB__T *in = (const DB__T *)in_;
     size_t p, i, j, whole;
@@ -12299,16 +12688,24 @@ DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size
         DB__T *o = (DB__T *)out_ + p * out_panel;
         const DB__T *s = in + p * 16 * by_n;
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
-        else memset(o + k / DB__K2 * DB__K2 * 16, 0, (k_padded - k / DB__K2 * DB__K2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / DB__K2 * DB__K2 : by_k == 1 ? k / (16 * DB__K2) * (16 * DB__K2) : 0;
-        if (by_n == 1) for (i = 0; i < whole; i += DB__K2) DB__FN(zip_rows)(o + i * 16, s + i * by_k, by_k);
+        else
+            memset(o + k / DB__K2 * DB__K2 * 16, 0,
+                   (k_padded - k / DB__K2 * DB__K2) * 16 * sizeof *o);
+        whole = width < 16 ? 0
+            : by_n == 1    ? k / DB__K2 * DB__K2
+            : by_k == 1    ? k / (16 * DB__K2) * (16 * DB__K2)
+                           : 0;
+        if (by_n == 1)
+            for (i = 0; i < whole; i += DB__K2) DB__FN(zip_rows)(o + i * 16, s + i * by_k, by_k);
         else for (i = 0; i < whole; i += 16 * DB__K2) DB__FN(zip_columns)(o + i * 16, s + i, by_n);
         for (i = whole; i < k; i++)
-            for (j = 0; j < width; j++) o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = s[i * by_k + j * by_n];
+            for (j = 0; j < width; j++)
+                o[i / DB__K2 * DB__K2 * 16 + j * DB__K2 + i % DB__K2] = s[i * by_k + j * by_n];
     }
 }
 
-DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in_, size_t k, size_t n, size_t by_k, size_t by_n, size_t k_padded)
+DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in_, size_t k,
+                                    size_t n, size_t by_k, size_t by_n, size_t k_padded)
 {
 #ifdef DB__PASS_BF16
     const float *in = (const float *)in_;
@@ -12321,16 +12718,20 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
         if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
         else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
         whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 32 * 32 : 0;
-        for (i = 0; i < whole; i += by_n == 1 ? 2 : 32) { /* round two rows or 16 columns to bf16, then pack that */
+        for (i = 0; i < whole;
+             i += by_n == 1 ? 2 : 32) { /* round two rows or 16 columns to bf16, then pack that */
             size_t lines = by_n == 1 ? 2 : 16, length = by_n == 1 ? 16 : 32;
             const float *from = by_n == 1 ? s + i * by_k : s + i;
             for (j = 0; j < lines; j++)
-                for (v = 0; v < length; v += DB__VN) DB__ST(tile + j * length + v, DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
+                for (v = 0; v < length; v += DB__VN)
+                    DB__ST(tile + j * length + v,
+                           DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
             if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
             else DB__FN(zip_columns)(o + i * 16, tile, 32);
         }
         for (i = whole; i < k; i++)
-            for (j = 0; j < width; j++) o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
+            for (j = 0; j < width; j++)
+                o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
     }
 #else
     DB__FN(pack)(out_, out_panel, in_, k, n, by_k, by_n, k_padded);
@@ -12339,7 +12740,8 @@ DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in
 
 /* out[j][i] = in[i][j] for rows x columns; rows of out are ld_out apart and filled with zeros up to
    rows_padded. */
-DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, size_t ld_in, size_t rows, size_t columns, size_t rows_padded)
+DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, size_t ld_in,
+                                  size_t rows, size_t columns, size_t rows_padded)
 {
     enum { N = 16 * DB__K2 }; /* numbers in 16 words */
     const DB__T *in = (const DB__T *)in_;
@@ -12348,7 +12750,9 @@ DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, si
     for (i = 0; i + N <= rows; i += N) {
         for (j = 0; j + 16 <= columns; j += 16) {
             uint32_t tile[16][16]; /* 16 rows, or pairs of rows, of 16 columns */
-            for (q = 0; q < 16; q++) DB__FN(zip_rows)((DB__T *)(void *)tile[q], in + (i + q * DB__K2) * ld_in + j, ld_in);
+            for (q = 0; q < 16; q++)
+                DB__FN(zip_rows)
+                ((DB__T *)(void *)tile[q], in + (i + q * DB__K2) * ld_in + j, ld_in);
             DB__vturn(tile);
             for (q = 0; q < 16; q++) memcpy(out + (j + q) * ld_out + i, tile[q], sizeof tile[q]);
         }
@@ -12358,11 +12762,13 @@ DB__KERNEL void DB__FN(transpose)(void *out_, size_t ld_out, const void *in_, si
     for (; i < rows; i++)
         for (j = 0; j < columns; j++) out[j * ld_out + i] = in[i * ld_in + j];
     if (rows < rows_padded)
-        for (j = 0; j < columns; j++) memset(out + j * ld_out + rows, 0, (rows_padded - rows) * sizeof *out);
+        for (j = 0; j < columns; j++)
+            memset(out + j * ld_out + rows, 0, (rows_padded - rows) * sizeof *out);
 }
 
 /* y[rows][n] (+)= c + bias + residual; rows of y and residual are ld apart, of c ldc. */
-DB__KERNEL void DB__FN(epilogue)(void *y_, size_t ld, const float *c, size_t ldc, const float *bias, const void *residual_, size_t rows, size_t n, int add)
+DB__KERNEL void DB__FN(epilogue)(void *y_, size_t ld, const float *c, size_t ldc, const float *bias,
+                                 const void *residual_, size_t rows, size_t n, int add)
 {
     const DB__T *residual = (const DB__T *)residual_;
     DB__T *y = (DB__T *)y_;
@@ -12393,12 +12799,14 @@ DB__KERNEL void DB__FN(column_sums)(float *sum, const void *x_, size_t n, size_t
         }
 }
 
-/* ---- group normalisation -------------------------------------------------------------------------
-   Memory is walked in order, pixel by pixel; what belongs to the channels comes from the first cache. */
+/* ---- group normalisation ------------------------------------------------------------------------
+   Memory is walked in order, pixel by pixel; what belongs to the channels comes from the first
+   cache. */
 
-/* Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value, which
-   keeps the variance exact where the mean is far from zero. */
-DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, const void *x_, size_t n, size_t C)
+/* Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value,
+   which keeps the variance exact where the mean is far from zero. */
+DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, const void *x_,
+                                  size_t n, size_t C)
 {
     const DB__T *x0 = (const DB__T *)x0_, *x = (const DB__T *)x_;
     size_t i, p;
@@ -12420,8 +12828,9 @@ DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, co
 }
 
 /* y = act((x - mean) scale + shift), all three per channel */
-DB__INLINE void DB__FN(norm_apply_at)(DB__T *y, const DB__T *x, size_t n, const float *scale, const float *shift, const float *mean,
-                                      const int act, const int U)
+DB__INLINE void DB__FN(norm_apply_at)(DB__T *y, const DB__T *x, size_t n, const float *scale,
+                                      const float *shift, const float *mean, const int act,
+                                      const int U)
 {
     DB__V a[2], b[2], m[2], v[2];
     int u;
@@ -12434,21 +12843,26 @@ DB__INLINE void DB__FN(norm_apply_at)(DB__T *y, const DB__T *x, size_t n, const 
     DB__FN(store_u)(y, v, n, U);
 }
 
-DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale, const float *shift, const float *mean, int act)
+DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C, const float *scale,
+                                   const float *shift, const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_;
     DB__T *y = (DB__T *)y_;
     size_t i, p;
-#define DB__AT(i, U) DB__FN(norm_apply_at)(y + p * C + i, x + p * C + i, C - i, scale + i, shift + i, mean + i, DB__ACT, U)
+#define DB__AT(i, U) \
+    DB__FN(norm_apply_at) \
+    (y + p * C + i, x + p * C + i, C - i, scale + i, shift + i, mean + i, DB__ACT, U)
 #define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
     DB__SWITCH_ACT(act)
 #undef DB__BODY
 #undef DB__AT
 }
 
-/* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x - mean). */
-DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x, const DB__T *dy, size_t n, const float *scale,
-                                          const float *shift, const float *mean, const int act, const int U)
+/* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x -
+ * mean). */
+DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x, const DB__T *dy,
+                                          size_t n, const float *scale, const float *shift,
+                                          const float *mean, const int act, const int U)
 {
     DB__V s[2], d[2], a[2], b[2], v[2], g[2], w[2];
     int u;
@@ -12469,14 +12883,18 @@ DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x
     DB__FN(storef_u)(dot, d, n, U);
 }
 
-DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, const void *dy_, size_t n, size_t C,
-                                       const float *scale, const float *shift, const float *mean, int act)
+DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, const void *dy_,
+                                       size_t n, size_t C, const float *scale, const float *shift,
+                                       const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
     size_t i, p;
     memset(sum, 0, C * sizeof *sum);
     memset(dot, 0, C * sizeof *dot);
-#define DB__AT(i, U) DB__FN(norm_back_sums_at)(sum + i, dot + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, DB__ACT, U)
+#define DB__AT(i, U) \
+    DB__FN(norm_back_sums_at) \
+    (sum + i, dot + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, \
+     DB__ACT, U)
 #define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
     DB__SWITCH_ACT(act)
 #undef DB__BODY
@@ -12484,8 +12902,10 @@ DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, c
 }
 
 /* dx (+)= scale g + c0 + c1 (x - mean), the constants per channel */
-DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n, const float *scale, const float *shift,
-                                           const float *mean, const float *c0, const float *c1, const int act, int add, const int U)
+DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n,
+                                           const float *scale, const float *shift,
+                                           const float *mean, const float *c0, const float *c1,
+                                           const int act, int add, const int U)
 {
     DB__V a[2], b[2], v[2], g[2], w[2];
     int u;
@@ -12508,13 +12928,16 @@ DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const DB__
     DB__FN(store_u)(dx, g, n, U);
 }
 
-DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n, size_t C, const float *scale,
-                                        const float *shift, const float *mean, const float *c0, const float *c1, int act, int add)
+DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n,
+                                        size_t C, const float *scale, const float *shift,
+                                        const float *mean, const float *c0, const float *c1,
+                                        int act, int add)
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
     DB__T *dx = (DB__T *)dx_;
     size_t i, p;
-#define DB__AT(i, U) DB__FN(norm_back_apply_at)(dx + p * C + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, \
+#define DB__AT(i, U) DB__FN(norm_back_apply_at)(dx + p * C + i, x + p * C + i, dy + p * C + i, \
+    C - i, scale + i, shift + i, mean + i, \
                                                 c0 + i, c1 + i, DB__ACT, add, U)
 #define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
     DB__SWITCH_ACT(act)
@@ -12522,10 +12945,11 @@ DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *d
 #undef DB__AT
 }
 
-/* ---- layer normalisation (and RMS: no mean) ------------------------------------------------------ */
+/* ---- layer normalisation (and RMS: no mean) -------------------------------------------------- */
 
 /* One row: y = (x - mean) rstd w + b; stats gets mean and rstd. */
-DB__KERNEL void DB__FN(layer_norm)(void *y_, float stats[2], const void *x_, const float *w, const float *b, size_t C, float eps, int rms)
+DB__KERNEL void DB__FN(layer_norm)(void *y_, float stats[2], const void *x_, const float *w,
+                                   const float *b, size_t C, float eps, int rms)
 {
     const DB__T *x = (const DB__T *)x_;
     DB__T *y = (DB__T *)y_;
@@ -12563,8 +12987,9 @@ DB__KERNEL void DB__FN(layer_norm)(void *y_, float stats[2], const void *x_, con
 }
 
 /* One row: dx (+)= rstd (g - mean(g) - xhat mean(g xhat)), g = dy w; dw += dy xhat, db += dy. */
-DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, const void *dy_, const void *x_, const float stats[2],
-                                        const float *w, size_t C, int rms, int add)
+DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, const void *dy_,
+                                        const void *x_, const float stats[2], const float *w,
+                                        size_t C, int rms, int add)
 {
     const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
     DB__T *dx = (DB__T *)dx_;
@@ -12576,8 +13001,12 @@ DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, cons
         DB__FN(load_n)(&h, x + i, C - i);
         DB__FN(loadf_n)(&a, w + i, C - i);
         h = DB__vmul(DB__vsub(h, mean), rstd);
-        if (dw) DB__FN(loadf_n)(&v, dw + i, C - i), v = DB__vfma(g, h, v), DB__FN(storef_n)(dw + i, &v, C - i);
-        if (dbias) DB__FN(loadf_n)(&v, dbias + i, C - i), v = DB__vadd(v, g), DB__FN(storef_n)(dbias + i, &v, C - i);
+        if (dw)
+            DB__FN(loadf_n)
+            (&v, dw + i, C - i), v = DB__vfma(g, h, v), DB__FN(storef_n)(dw + i, &v, C - i);
+        if (dbias)
+            DB__FN(loadf_n)
+            (&v, dbias + i, C - i), v = DB__vadd(v, g), DB__FN(storef_n)(dbias + i, &v, C - i);
         g = DB__vmul(g, a); /* zero past the end, and so is all that follows */
         sum = DB__vadd(sum, g);
         dot = DB__vfma(g, h, dot);
@@ -12597,7 +13026,7 @@ DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, cons
     }
 }
 
-/* ---- elementwise ---------------------------------------------------------------------------------- */
+/* ---- elementwise ----------------------------------------------------------------------------- */
 
 DB__INLINE void DB__FN(act_at)(DB__T *y, const DB__T *x, size_t n, const int act, const int U)
 {
@@ -12620,7 +13049,8 @@ DB__KERNEL void DB__FN(act)(void *y_, const void *x_, size_t n, int act)
 }
 
 /* dx (+)= dy act'(x) */
-DB__INLINE void DB__FN(act_back_at)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t n, const int act, int add, const int U)
+DB__INLINE void DB__FN(act_back_at)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t n,
+                                    const int act, int add, const int U)
 {
     DB__V v[2], g[2];
     int u;
@@ -12635,7 +13065,8 @@ DB__INLINE void DB__FN(act_back_at)(DB__T *dx, const DB__T *dy, const DB__T *x, 
     DB__FN(store_u)(dx, v, n, U);
 }
 
-DB__KERNEL void DB__FN(act_back)(void *dx_, const void *dy_, const void *x_, size_t n, int act, int add)
+DB__KERNEL void DB__FN(act_back)(void *dx_, const void *dy_, const void *x_, size_t n, int act,
+                                 int add)
 {
     const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
     DB__T *dx = (DB__T *)dx_;
@@ -12664,7 +13095,8 @@ DB__KERNEL void DB__FN(mul)(void *y_, const void *a_, const void *b_, size_t n, 
 }
 
 /* y (+)= alpha x + beta z; z may be NULL */
-DB__KERNEL void DB__FN(axpby)(void *y_, const void *x_, const void *z_, float alpha, float beta, size_t n, int add)
+DB__KERNEL void DB__FN(axpby)(void *y_, const void *x_, const void *z_, float alpha, float beta,
+                              size_t n, int add)
 {
     const DB__T *x = (const DB__T *)x_, *z = (const DB__T *)z_;
     DB__T *y = (DB__T *)y_;
@@ -12705,9 +13137,11 @@ DB__KERNEL void DB__FN(to_f32)(float *y, const void *x_, size_t n, int add)
 }
 
 /* y (+)= scale (a + b + c + d): 2 x 2 pooling of one pixel */
-DB__KERNEL void DB__FN(pool)(void *y_, const void *a_, const void *b_, const void *c_, const void *d_, float scale, size_t n, int add)
+DB__KERNEL void DB__FN(pool)(void *y_, const void *a_, const void *b_, const void *c_,
+                             const void *d_, float scale, size_t n, int add)
 {
-    const DB__T *a = (const DB__T *)a_, *b = (const DB__T *)b_, *c = (const DB__T *)c_, *d = (const DB__T *)d_;
+    const DB__T *a = (const DB__T *)a_, *b = (const DB__T *)b_, *c = (const DB__T *)c_,
+                *d = (const DB__T *)d_;
     DB__T *y = (DB__T *)y_;
     size_t i;
     for (i = 0; i < n; i += DB__VN) {
@@ -12722,10 +13156,11 @@ DB__KERNEL void DB__FN(pool)(void *y_, const void *a_, const void *b_, const voi
     }
 }
 
-/* ---- softmax --------------------------------------------------------------------------------------- */
+/* ---- softmax --------------------------------------------------------------------------------- */
 
 /* Scores: scale s + bias + mask */
-DB__INLINE void DB__FN(scores_at)(DB__V *v, const float *s, const float *bias, const float *mask, size_t n, float scale, const int U)
+DB__INLINE void DB__FN(scores_at)(DB__V *v, const float *s, const float *bias, const float *mask,
+                                  size_t n, float scale, const int U)
 {
     DB__V w[2];
     int u;
@@ -12759,9 +13194,10 @@ DB__INLINE void DB__FN(softmax_at)(float *s, DB__V *sum, float max, size_t n, co
     DB__EACH sum[u] = DB__vadd(sum[u], v[u]);
 }
 
-/* One row of scores s[n], plus bias and mask where given: p = softmax(scale s + bias + mask), padded
-   with zeros to n_padded; returns the logarithm of the sum of exponentials. */
-DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const float *mask, size_t n, size_t n_padded, float scale)
+/* One row of scores s[n], plus bias and mask where given: p = softmax(scale s + bias + mask),
+   padded with zeros to n_padded; returns the logarithm of the sum of exponentials. */
+DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const float *mask, size_t n,
+                                 size_t n_padded, float scale)
 {
     DB__T *p = (DB__T *)p_;
     DB__V v, top = DB__vset1(-3.0e38f), sum[2];
@@ -12769,7 +13205,8 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
     size_t i;
     int k;
     for (i = 0; i < n; i += DB__VN) {
-        DB__FN(scores_at)(&v, s + i, bias ? bias + i : NULL, mask ? mask + i : NULL, n - i, scale, 1);
+        DB__FN(scores_at)
+        (&v, s + i, bias ? bias + i : NULL, mask ? mask + i : NULL, n - i, scale, 1);
         DB__FN(storef_n)(s + i, &v, n - i);
         if (n - i >= DB__VN) top = DB__vmax(top, v);
         else for (k = 0; (size_t)k < n - i; k++) max = DB__MAX(max, s[i + (size_t)k]);
@@ -12793,8 +13230,9 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
 
 /* The same row in the backward pass: p from the scores and the stored logarithm, and
    ds = p (dp - delta); both padded with zeros. ds leaves `scale` to its users. */
-DB__INLINE void DB__FN(softmax_back_at)(DB__T *p, DB__T *ds, const float *s, const float *dp, const float *bias, const float *mask,
-                                        float lse, float delta, size_t n, float scale, const int U)
+DB__INLINE void DB__FN(softmax_back_at)(DB__T *p, DB__T *ds, const float *s, const float *dp,
+                                        const float *bias, const float *mask, float lse,
+                                        float delta, size_t n, float scale, const int U)
 {
     DB__V v[2], w[2];
     int u;
@@ -12807,12 +13245,16 @@ DB__INLINE void DB__FN(softmax_back_at)(DB__T *p, DB__T *ds, const float *s, con
     DB__FN(store_u)(ds, w, n, U);
 }
 
-DB__KERNEL void DB__FN(softmax_back)(void *p_, void *ds_, const float *s, const float *dp, const float *bias, const float *mask,
-                                     float lse, float delta, size_t n, size_t n_padded, float scale)
+DB__KERNEL void DB__FN(softmax_back)(void *p_, void *ds_, const float *s, const float *dp,
+                                     const float *bias, const float *mask, float lse, float delta,
+                                     size_t n, size_t n_padded, float scale)
 {
     DB__T *p = (DB__T *)p_, *ds = (DB__T *)ds_;
     size_t i;
-#define DB__AT(i, U) DB__FN(softmax_back_at)(p + i, ds + i, s + i, dp + i, bias ? bias + i : NULL, mask ? mask + i : NULL, lse, delta, n - i, scale, U)
+#define DB__AT(i, U) \
+    DB__FN(softmax_back_at) \
+    (p + i, ds + i, s + i, dp + i, bias ? bias + i : NULL, mask ? mask + i : NULL, lse, delta, \
+     n - i, scale, U)
     DB__WALK(i, n, DB__AT);
 #undef DB__AT
     for (i = n; i < n_padded; i++) p[i] = ds[i] = 0;
@@ -12831,15 +13273,18 @@ DB__KERNEL float DB__FN(dot)(const void *a_, const void *b_, size_t n)
     return DB__FN(sum)(&s);
 }
 
-/* ---- the optimiser (f32 only) ------------------------------------------------------------------------ */
+/* ---- the optimiser (f32 only) ---------------------------------------------------------------- */
 
 #ifndef DB__PASS_BF16
 /* AdamW (Loshchilov and Hutter, 2019): one pass over the weights and both moments. */
-DB__KERNEL void DB__FN(adamw)(float *w, float *m, float *v, const float *g, size_t n, const db__adamw_step *a)
+DB__KERNEL void DB__FN(adamw)(float *w, float *m, float *v, const float *g, size_t n,
+                              const db__adamw_step *a)
 {
-    DB__V b1 = DB__vset1(a->beta1), b2 = DB__vset1(a->beta2), c1 = DB__vset1(1 - a->beta1), c2 = DB__vset1(1 - a->beta2);
+    DB__V b1 = DB__vset1(a->beta1), b2 = DB__vset1(a->beta2), c1 = DB__vset1(1 - a->beta1),
+          c2 = DB__vset1(1 - a->beta2);
     DB__V keep = DB__vset1(1 - a->lr * a->weight_decay), rate = DB__vset1(a->lr / a->correction1);
-    DB__V root = DB__vset1(1.0f / a->correction2), eps = DB__vset1(a->eps), clip = DB__vset1(a->grad_scale);
+    DB__V root = DB__vset1(1.0f / a->correction2), eps = DB__vset1(a->eps),
+          clip = DB__vset1(a->grad_scale);
     size_t i;
     for (i = 0; i < n; i += DB__VN) {
         DB__V gv, mv, vv, wv;
@@ -12861,14 +13306,34 @@ DB__KERNEL void DB__FN(adamw)(float *w, float *m, float *v, const float *g, size
 
 static const db__kernels DB__FN(table) = {
 #ifdef DB__AMX_TARGET
-    32, DB__FN(gemm_tiles),
+    32,
+    DB__FN(gemm_tiles),
 #else
-    DB__K2, DB__FN(gemm),
+    DB__K2,
+    DB__FN(gemm),
 #endif
-    sizeof(DB__T), DB__FN(pack_weight), DB__FN(pack), DB__FN(transpose), DB__FN(epilogue), DB__FN(column_sums),
-    DB__FN(norm_sums), DB__FN(norm_apply), DB__FN(norm_back_sums), DB__FN(norm_back_apply), DB__FN(layer_norm),
-    DB__FN(layer_norm_back), DB__FN(act), DB__FN(act_back), DB__FN(mul), DB__FN(axpby), DB__FN(from_f32), DB__FN(to_f32),
-    DB__FN(pool), DB__FN(softmax), DB__FN(softmax_back), DB__FN(dot),
+    sizeof(DB__T),
+    DB__FN(pack_weight),
+    DB__FN(pack),
+    DB__FN(transpose),
+    DB__FN(epilogue),
+    DB__FN(column_sums),
+    DB__FN(norm_sums),
+    DB__FN(norm_apply),
+    DB__FN(norm_back_sums),
+    DB__FN(norm_back_apply),
+    DB__FN(layer_norm),
+    DB__FN(layer_norm_back),
+    DB__FN(act),
+    DB__FN(act_back),
+    DB__FN(mul),
+    DB__FN(axpby),
+    DB__FN(from_f32),
+    DB__FN(to_f32),
+    DB__FN(pool),
+    DB__FN(softmax),
+    DB__FN(softmax_back),
+    DB__FN(dot),
 #ifdef DB__PASS_BF16
     NULL
 #else

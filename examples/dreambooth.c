@@ -36,7 +36,8 @@ int main(int argc, char **argv)
 
     /* 1. What "a dog" means to the model now: its own pictures, by the ancestral sampler. */
     for (k = 0; k < CLASS_IMAGES; k++) of_class[k] = class_prompt;
-    sampling.sampler = DB_SAMPLER_DDPM, sampling.num_inference_steps = 10, sampling.guidance_scale = 1;
+    sampling.sampler = DB_SAMPLER_DDPM, sampling.num_inference_steps = 10,
+    sampling.guidance_scale = 1;
     sampling.seed = db_class_image_seed(class_prompt, 0);
     db_generate(model, of_class, CLASS_IMAGES, NULL, &sampling, SIZE, SIZE, class_images);
     printf("%d photos, %d class images\n", (int)n, CLASS_IMAGES);
@@ -51,12 +52,14 @@ int main(int argc, char **argv)
     before = model->unet->params.item[0].data[0];
     while (db_dreambooth_steps_done(training) < config.max_train_steps)
         if (db_dreambooth_step(training, &loss) != DB_OK) goto done;
-    printf("%d steps: the weights have %s, the loss is %s\n", (int)db_dreambooth_steps_done(training),
+    printf("%d steps: the weights have %s, the loss is %s\n",
+           (int)db_dreambooth_steps_done(training),
            model->unet->params.item[0].data[0] != before ? "moved" : "not moved",
            loss.total > 0 && loss.total < 10 ? "a number" : "not a number");
 
     /* 3. The subject where no photo shows it. */
-    sampling.sampler = DB_SAMPLER_DDIM, sampling.num_inference_steps = 20, sampling.guidance_scale = 3;
+    sampling.sampler = DB_SAMPLER_DDIM, sampling.num_inference_steps = 20,
+    sampling.guidance_scale = 3;
     sampling.seed = 1;
     db_generate(model, &prompt, 1, NULL, &sampling, SIZE, SIZE, picture);
     db_pipeline_save(model, "subject-model", DB_F16);

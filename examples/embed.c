@@ -1,5 +1,5 @@
-/* embed - the library inside a program that keeps control: an allocator of its own, a log, progress,
-   and a cancel button.
+/* embed - the library inside a program that keeps control: an allocator of its own, a log,
+   progress, and a cancel button.
 
        cc -O2 -fopenmp -I. -Itools examples/embed.c -o embed -lm && ./embed
 

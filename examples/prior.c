@@ -53,7 +53,8 @@ static double distance(const float *a, const float *b)
 
 int main(int argc, char **argv)
 {
-    static float class_images[N * PIXELS], before[N * PIXELS], without[N * PIXELS], with[N * PIXELS];
+    static float class_images[N * PIXELS], before[N * PIXELS], without[N * PIXELS],
+        with[N * PIXELS];
     size_t steps = argc > 1 ? (size_t)atoi(argv[1]) : 16, k;
     db_ctx *ctx = NULL;
     db_pipeline *model = NULL;
@@ -81,7 +82,8 @@ int main(int argc, char **argv)
         char err[IMG_ERROR_SIZE];
         for (k = 0; k < 3 * N * PIXELS; k++) {
             const float *from = k / N / PIXELS == 0 ? before : k / N / PIXELS == 1 ? without : with;
-            rgb[k / PIXELS][k % PIXELS] = (unsigned char)((from[k % (N * PIXELS)] + 1) * 127.5f + 0.5f);
+            rgb[k / PIXELS][k % PIXELS] =
+                (unsigned char)((from[k % (N * PIXELS)] + 1) * 127.5f + 0.5f);
         }
         for (k = 0; k < 3 * N; k++)
             row[k] = rgb[k], label[k] = k < N ? "before" : k < 2 * N ? "lambda 0" : "lambda 1";

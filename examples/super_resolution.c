@@ -1,6 +1,6 @@
-/* super_resolution - fine-tunes the second stage (paper, section 4.4): pairs of a photo and the same
-   photo four times smaller, with almost no noise on the small one. Four photos are learned from;
-   the fifth, never seen, is measured, made smaller and restored, before and after.
+/* super_resolution - fine-tunes the second stage (paper, section 4.4): pairs of a photo and the
+   same photo four times smaller, with almost no noise on the small one. Four photos are learned
+   from; the fifth, never seen, is measured, made smaller and restored, before and after.
 
        cc -O2 -fopenmp -I. -Itools examples/super_resolution.c -o super_resolution -lm
        ./super_resolution 150
@@ -16,19 +16,22 @@
 enum { SIZE = 256, SMALL = 64, PIXELS = SIZE * SIZE * 3 };
 
 /* Makes the small photo large again and writes it. */
-static void restore(db_pipeline *sr, db_pipeline *base, double level, const float *small, const char *path)
+static void restore(db_pipeline *sr, db_pipeline *base, double level, const float *small,
+                    const char *path)
 {
     static float restored[PIXELS];
     const char *prompt = "a zxk dog";
     db_sample_config c = db_sample_config_default();
     c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 8, c.guidance_scale = 1, c.seed = 1;
-    if (db_upscale(sr, base, &prompt, 1, &c, level, small, SMALL, SMALL, SIZE, SIZE, restored) == DB_OK)
+    if (db_upscale(sr, base, &prompt, 1, &c, level, small, SMALL, SMALL, SIZE, SIZE, restored) ==
+        DB_OK)
         save_picture(restored, SIZE, path);
 }
 
 /* The denoising loss on photos that are not learned from: training with learning rate 0. The same
    crops, times and noise each time, since these depend on the seed and the step alone. */
-static float measure(db_pipeline *sr, db_pipeline *base, const db_dreambooth_config *settings, const db_image *photo)
+static float measure(db_pipeline *sr, db_pipeline *base, const db_dreambooth_config *settings,
+                     const db_image *photo)
 {
     enum { STEPS = 6 };
     db_dreambooth *d = NULL;
@@ -38,7 +41,8 @@ static float measure(db_pipeline *sr, db_pipeline *base, const db_dreambooth_con
     int k;
     c.learning_rate = 0, c.seed = 99;
     if (db_dreambooth_create(sr, base, &c, photo, 1, NULL, 0, &d) == DB_OK)
-        for (k = 0; k < STEPS && db_dreambooth_step(d, &loss) == DB_OK; k++) sum += loss.total / STEPS;
+        for (k = 0; k < STEPS && db_dreambooth_step(d, &loss) == DB_OK; k++)
+            sum += loss.total / STEPS;
     db_dreambooth_free(d);
     return sum;
 }
@@ -67,14 +71,15 @@ int main(int argc, char **argv)
     c.resolution = SIZE, c.crop_size = SMALL; /* photos at 256 pixels, crops of 64 */
     c.max_train_steps = argc > 1 ? (size_t)atoi(argv[1]) : 24;
     c.learning_rate = 1e-4f;
-    c.noise_level = db_noise_level(&sr->image_noising, 1e-5); /* the paper's, below IF's first level */
+    c.noise_level =
+        db_noise_level(&sr->image_noising, 1e-5); /* the paper's, below IF's first level */
     restore(sr, base, c.noise_level, small, "before.png");
     before = measure(sr, base, &c, &photo[4]);
     if (db_dreambooth_create(sr, base, &c, photo, 4, NULL, 0, &d) != DB_OK) goto done;
     while (db_dreambooth_steps_done(d) < c.max_train_steps)
         if (db_dreambooth_step(d, NULL) != DB_OK) goto done;
-    printf("%d steps on crops of 4 photos at noise variance %.0e\n", (int)db_dreambooth_steps_done(d),
-           db_noise_variance(&sr->image_noising, c.noise_level));
+    printf("%d steps on crops of 4 photos at noise variance %.0e\n",
+           (int)db_dreambooth_steps_done(d), db_noise_variance(&sr->image_noising, c.noise_level));
     after = measure(sr, base, &c, &photo[4]);
     restore(sr, base, c.noise_level, small, "after.png");
     if (db_status(ctx) == DB_OK)

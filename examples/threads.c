@@ -44,7 +44,8 @@ int main(void)
     for (k = 0; k < 2; k++) pthread_join(thread[k], NULL);
     same = !memcmp(both[0].picture, both[1].picture, sizeof both[0].picture);
     if (!both[0].ctx || !both[1].ctx || db_status(both[0].ctx) != DB_OK) return 1;
-    printf("two threads drew \"%s\": %s\n", prompt, same ? "the same picture" : "different pictures");
+    printf("two threads drew \"%s\": %s\n", prompt,
+           same ? "the same picture" : "different pictures");
     db_pipeline_load(both[0].ctx, "examples/world/nothing", &none);
     if (db_status(both[0].ctx) != DB_OK && db_status(both[1].ctx) == DB_OK)
         printf("a failure in one context is unknown to the other\n");

@@ -1,10 +1,12 @@
-/* networks.h - what the tests of whole networks share: weights from a hash, golden files, gradients.
+/* networks.h - what the tests of whole networks share: weights from a hash, golden files,
+   gradients.
 
-   Include after test.h. The golden files are written by golden/make_networks.py's `save`.            */
+   Include after test.h. The golden files are written by golden/make_networks.py's `save`. */
 #ifndef NETWORKS_H
 #define NETWORKS_H
 
-/* The weights that make_networks.py drew: uniform in [-scale, scale) from the name's CRC-32 and the index. */
+/* The weights that make_networks.py drew: uniform in [-scale, scale) from the name's CRC-32 and the
+ * index. */
 static inline uint32_t crc32_of(const char *s)
 {
     uint32_t c = 0xFFFFFFFFu;
@@ -72,16 +74,18 @@ static inline int begins_with(const char *name, const char *prefixes)
     return !strncmp(name, prefixes, strlen(prefixes));
 }
 
-/* Compares the gradient of every parameter (or of those whose names begin with `prefixes`) with the file; prints
-   how many there were. Some gradients are zero
-   in theory (a key's bias drops out of the softmax; a bias that feeds only a normalisation of single
-   channels): where the reference is below 1e-7, ours is held to an absolute bound and the name printed. */
-static inline void check_gradients(const char *name, const db_param_table *p, const char *prefixes, db_safetensors *st, double limit)
+/* Compares the gradient of every parameter (or of those whose names begin with `prefixes`) with the
+   file; prints how many there were. Some gradients are zero in theory (a key's bias drops out of
+   the softmax; a bias that feeds only a normalisation of single channels): where the reference is
+   below 1e-7, ours is held to an absolute bound and the name printed. */
+static inline void check_gradients(const char *name, const db_param_table *p, const char *prefixes,
+                                   db_safetensors *st, double limit)
 {
     size_t k, i, n = 0, in_file = 0, wanted = 0, dim[4];
     double worst = 0;
     char text[300], where[300] = "";
-    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
+    for (k = 0; k < db_safetensors_count(st); k++)
+        in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
     for (k = 0; k < p->n; k++) {
         float *ref, *ours;
         double e, size = 0;
@@ -92,21 +96,28 @@ static inline void check_gradients(const char *name, const db_param_table *p, co
         if (!ref) continue;
         ours = (float *)malloc(p->item[k].count * sizeof(float));
         db_param_get(&p->item[k], p->item[k].grad, ours);
-        for (i = 0; i < p->item[k].count; i++) size = fabs((double)ref[i]) > size ? fabs((double)ref[i]) : size;
+        for (i = 0; i < p->item[k].count; i++)
+            size = fabs((double)ref[i]) > size ? fabs((double)ref[i]) : size;
         e = test_error(ours, ref, p->item[k].count, size < 1e-7 ? 1e-1 : 1e-7, NULL);
-        if (size < 1e-7) printf("   zero in theory: %s, ours within %.1e\n", p->item[k].name, e * 0.1);
+        if (size < 1e-7)
+            printf("   zero in theory: %s, ours within %.1e\n", p->item[k].name, e * 0.1);
         if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s", p->item[k].name);
         n++;
         free(ref);
         free(ours);
     }
     snprintf(text, sizeof text, "%s gradients", name);
-    if (worst <= limit && n == wanted && n == in_file) test_pass(text, "%zu of %zu parameters compared, worst %.1e at %s", n, in_file, worst, where);
-    else test_fail(text, "%zu of %zu parameters compared, of %zu in the file; worst %.1e at %s", n, wanted, in_file, worst, where);
+    if (worst <= limit && n == wanted && n == in_file)
+        test_pass(text, "%zu of %zu parameters compared, worst %.1e at %s", n, in_file, worst,
+                  where);
+    else
+        test_fail(text, "%zu of %zu parameters compared, of %zu in the file; worst %.1e at %s", n,
+                  wanted, in_file, worst, where);
 }
 
 /* One line for a network's output. */
-static inline void check_output(db_ctx *ctx, const char *name, const float *ours, const float *ref, size_t n, double limit)
+static inline void check_output(db_ctx *ctx, const char *name, const float *ours, const float *ref,
+                                size_t n, double limit)
 {
     char label[200];
     double e = test_error(ours, ref, n, 1e-6, NULL);
@@ -124,11 +135,13 @@ static inline const char *network_path(const char *name, const char *file)
     return path;
 }
 
-/* Opens the golden file of a network and gives its parameters gradients and the hashed weights. 0 after
-   a failure, this one or an earlier one, which it reports: `params` is then not looked at. */
-static inline int open_network(db_ctx *ctx, const char *name, db_param_table *params, db_safetensors **st)
+/* Opens the golden file of a network and gives its parameters gradients and the hashed weights. 0
+   after a failure, this one or an earlier one, which it reports: `params` is then not looked at. */
+static inline int open_network(db_ctx *ctx, const char *name, db_param_table *params,
+                               db_safetensors **st)
 {
-    if (db_status(ctx) == DB_OK) db_safetensors_open(ctx, network_path(name, "golden.safetensors"), st);
+    if (db_status(ctx) == DB_OK)
+        db_safetensors_open(ctx, network_path(name, "golden.safetensors"), st);
     if (db_status(ctx) != DB_OK) {
         test_fail(name, "%s", db_last_error(ctx));
         db_clear_error(ctx);
@@ -151,11 +164,13 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
     db_unet_config_load(ctx, network_path(name, "config.json"), &c);
     db_unet_create(ctx, &c, &u);
     if (!open_network(ctx, name, u ? &u->params : NULL, &st)) return;
-    sample = golden(st, "in.sample", dx), time = golden(st, "in.timestep", one), words = golden(st, "in.encoder_hidden_states", dt);
+    sample = golden(st, "in.sample", dx), time = golden(st, "in.timestep", one),
+    words = golden(st, "in.encoder_hidden_states", dt);
     classes = golden(st, "in.class_labels", dc);
     d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
     db_tape_create(ctx, &t);
-    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d), text = db_input(t, DB_F32, 3, dt);
+    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d),
+    text = db_input(t, DB_F32, 3, dt);
     labels = classes ? db_input(t, DB_F32, 1, d) : db_none;
     out = db_unet_forward(t, u, x, ts, text, labels, NULL);
     d[3] = c.out_channels;
@@ -165,11 +180,14 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
     db_keep(t, out);
     {
         size_t n = db_count(out), dim[4];
-        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float)), loss = 0, *ref_loss;
+        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim),
+              *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float)),
+              loss = 0, *ref_loss;
         db_tensor l = db_mse(t, out, target, db_none, db_none, NULL);
         db_backward(t, l);
         to_nhwc(goal, dim, b);
-        db_upload(t, x, image), db_upload(t, ts, time), db_upload(t, text, words), db_upload(t, target, b);
+        db_upload(t, x, image), db_upload(t, ts, time), db_upload(t, text, words),
+            db_upload(t, target, b);
         if (classes) db_upload(t, labels, classes);
         db_zero_grad(&u->params);
         db_run(t, 0, 0);
@@ -177,7 +195,8 @@ static inline void check_unet(db_ctx *ctx, const char *name, double limit, doubl
         to_nhwc(ref, dim, b);
         ref_loss = golden(st, "loss", dim);
         check_output(ctx, name, a, b, n, limit);
-        if (!(fabs((double)loss - (double)*ref_loss) <= limit * (double)*ref_loss)) test_fail(name, "loss %.6f, not %.6f", (double)loss, (double)*ref_loss);
+        if (!(fabs((double)loss - (double)*ref_loss) <= limit * (double)*ref_loss))
+            test_fail(name, "loss %.6f, not %.6f", (double)loss, (double)*ref_loss);
         if (db_status(ctx) == DB_OK) check_gradients(name, &u->params, "", st, grad_limit);
         free(ref), free(goal), free(a), free(b), free(ref_loss);
     }
@@ -213,7 +232,8 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
     {
         db_tensor l;
         size_t dim[4], m = db_count(out);
-        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim), *a = (float *)malloc(m * sizeof(float)), loss = 0;
+        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim),
+              *a = (float *)malloc(m * sizeof(float)), loss = 0;
         db_keep(t, out);
         l = db_mse(t, out, target, db_none, db_none, NULL);
         db_backward(t, l);
@@ -232,7 +252,7 @@ static inline void check_text_encoder(db_ctx *ctx, const char *name)
     db_clear_error(ctx);
 }
 
-/* ---- files that are wrong ----------------------------------------------------------------------- */
+/* ---- files that are wrong -------------------------------------------------------------------- */
 
 /* A folder for this run; `at` gives paths in it. */
 static char scratch[300];

@@ -8,9 +8,9 @@
        41 passed, 1 failed
 
    The error of values a against golden values b is max|a - b| / (max|b| + floor): relative to the
-   largest value, because single elements of a sum may cancel to nothing. The floor keeps values that
-   are zero in theory (attention's key biases) from being compared relatively to rounding noise; tests
-   set it to 1e-3 of the largest value of the same kind.                                            */
+   largest value, because single elements of a sum may cancel to nothing. The floor keeps values
+   that are zero in theory (attention's key biases) from being compared relatively to rounding
+   noise; tests set it to 1e-3 of the largest value of the same kind. */
 #ifndef TEST_H
 #define TEST_H
 
@@ -70,7 +70,7 @@ static inline int test_summary(void)
     return test_failed != 0;
 }
 
-/* ---- errors ----------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 static inline double test_largest(const float *x, size_t n)
 {
@@ -80,8 +80,8 @@ static inline double test_largest(const float *x, size_t n)
     return largest;
 }
 
-/* max|a - b| / (max|b| + floor); *at (or NULL) is where. A value that is not a number is an infinite
-   error, and so is any difference from golden values that are all zero without a floor. */
+/* max|a - b| / (max|b| + floor); *at (or NULL) is where. A value that is not a number is an
+   infinite error, and so is any difference from golden values that are all zero without a floor. */
 static inline double test_error(const float *a, const float *b, size_t n, double floor, size_t *at)
 {
     double worst = 0, scale = test_largest(b, n) + floor;
@@ -99,7 +99,7 @@ static inline double test_error(const float *a, const float *b, size_t n, double
     return worst != worst || scale == 0 ? HUGE_VAL : worst / scale;
 }
 
-/* ---- numbers that the golden scripts make too, instead of storing them ------------------------------ */
+/* ---- numbers that the golden scripts make too, instead of storing them ----------------------- */
 
 static inline uint32_t test_hash(uint32_t seed, uint32_t i)
 {
@@ -118,19 +118,22 @@ static inline float test_bf16(float x)
     return x;
 }
 
-/* offset + scale u, u in (-1,1) with 8 significant bits, rounded to a bf16; or, full, with 24 bits. */
-static inline void test_formula(uint32_t seed, size_t n, double scale, double offset, int full, float *out)
+/* offset + scale u, u in (-1,1) with 8 significant bits, rounded to a bf16; or, full, with 24 bits.
+ */
+static inline void test_formula(uint32_t seed, size_t n, double scale, double offset, int full,
+                                float *out)
 {
     size_t k;
     for (k = 0; k < n; k++) {
         uint32_t h = test_hash(seed, (uint32_t)k);
-        double u = full ? (2.0 * (double)(h >> 8) + 1) / 16777216 - 1 : (2.0 * (double)(h >> 24) - 255) / 256;
+        double u = full ? (2.0 * (double)(h >> 8) + 1) / 16777216 - 1
+                        : (2.0 * (double)(h >> 24) - 255) / 256;
         float v = (float)(offset + scale * u);
         out[k] = full ? v : test_bf16(v);
     }
 }
 
-/* ---- golden files ------------------------------------------------------------------------------- */
+/* ---- golden files ---------------------------------------------------------------------------- */
 
 /* Opens a golden file or ends the program: without it nothing can be tested. */
 static inline db_safetensors *test_golden(db_ctx *ctx, const char *path)

@@ -1,5 +1,5 @@
-/* Whole networks against diffusers and transformers: outputs and the gradient of every parameter, for the
-   configurations that golden/make_networks.py computed. */
+/* Whole networks against diffusers and transformers: outputs and the gradient of every parameter,
+   for the configurations that golden/make_networks.py computed. */
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 
@@ -8,7 +8,8 @@
 
 int main(int argc, char **argv)
 {
-    static const char *const unets[] = {"if1_a", "if1_b", "if1_c", "if2_a", "if2_b", "if2_c"}, *const t5s[] = {"t5_a", "t5_b", "t5_c"};
+    static const char *const unets[] = {"if1_a", "if1_b", "if1_c", "if2_a", "if2_b", "if2_c"},
+                             *const t5s[] = {"t5_a", "t5_b", "t5_c"};
     size_t k;
     db_config config = db_config_default();
     db_ctx *ctx;

@@ -3,18 +3,18 @@
        cc -std=c99 -O2 -fopenmp -I. tests/test_ops.c -o test_ops -lm
        ./test_ops [tests/golden/ops.safetensors]
 
-   The golden file holds its own list of cases (see tests/golden/make_ops.py); this program knows how to
-   record each operation. Every case runs
+   The golden file holds its own list of cases (see tests/golden/make_ops.py); this program knows
+   how to record each operation. Every case runs
 
-   - on every instruction set that the machine has, in f32 and in bf16, where a table of kernels serves
-     two instruction sets once only (amx and avx512bf16 compute f32 as avx512 does);
-   - compared with the golden values, and element for element with what the scalar f32 kernels gave, as
-     the golden file has samples of the larger tensors. Limits: 1e-5 in f32. 1e-2 in bf16, whose
+   - on every instruction set that the machine has, in f32 and in bf16, where a table of kernels
+   serves two instruction sets once only (amx and avx512bf16 compute f32 as avx512 does);
+   - compared with the golden values, and element for element with what the scalar f32 kernels gave,
+   as the golden file has samples of the larger tensors. Limits: 1e-5 in f32. 1e-2 in bf16, whose
      stored activations carry 2^-9 = 2e-3 of rounding each; the inputs are bf16 numbers already;
    - with one and with two threads, which have to agree to the last bit;
    - in an arena full of NaNs, so that nothing is used before it is written;
    - twice in a row, upon which gradients of parameters have doubled and all else is the same;
-   - with each gradient asked for alone, which has to be the same as with all of them.              */
+   - with each gradient asked for alone, which has to be the same as with all of them. */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #include "tests/test.h"
@@ -23,7 +23,7 @@ enum { MAX_ARGS = 16, MAX_RESULTS = MAX_ARGS + 2, MAX_CASES = 400 };
 static const double f32_limit = 1e-5, bf16_limit = 1e-2;
 static const db_tensor none = {-1, 0, {0, 0, 0, 0}};
 
-/* ---- a case, recorded ------------------------------------------------------------------------------- */
+/* ---- a case, recorded ------------------------------------------------------------------------ */
 
 typedef struct case_arg {
     const char *name;
@@ -80,7 +80,10 @@ static db_tensor A(const recorded *c, const char *name)
 }
 static size_t S(const recorded *c, const char *key) { return (size_t)db_json_int(c->spec, key, 0); }
 static int I(const recorded *c, const char *key) { return (int)db_json_int(c->spec, key, 0); }
-static float N(const recorded *c, const char *key) { return (float)db_json_number(c->spec, key, 0); }
+static float N(const recorded *c, const char *key)
+{
+    return (float)db_json_number(c->spec, key, 0);
+}
 static db_activation act(const recorded *c)
 {
     static const char *const names[] = {"none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu"};
@@ -92,15 +95,26 @@ static db_activation act(const recorded *c)
 
 static db_tensor op_conv2d(recorded *c)
 {
-    return db_conv2d(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual"), S(c, "stride"), S(c, "pad_begin"), S(c, "pad_end"));
+    return db_conv2d(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual"), S(c, "stride"),
+                     S(c, "pad_begin"), S(c, "pad_end"));
 }
-static db_tensor op_linear(recorded *c) { return db_linear(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual")); }
+static db_tensor op_linear(recorded *c)
+{
+    return db_linear(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "residual"));
+}
 static db_tensor op_group_norm(recorded *c)
 {
-    return db_group_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "scale_shift"), S(c, "groups"), N(c, "eps"), act(c));
+    return db_group_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), A(c, "scale_shift"),
+                         S(c, "groups"), N(c, "eps"), act(c));
 }
-static db_tensor op_layer_norm(recorded *c) { return db_layer_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), N(c, "eps")); }
-static db_tensor op_rms_norm(recorded *c) { return db_rms_norm(c->tape, A(c, "x"), A(c, "w"), N(c, "eps")); }
+static db_tensor op_layer_norm(recorded *c)
+{
+    return db_layer_norm(c->tape, A(c, "x"), A(c, "w"), A(c, "bias"), N(c, "eps"));
+}
+static db_tensor op_rms_norm(recorded *c)
+{
+    return db_rms_norm(c->tape, A(c, "x"), A(c, "w"), N(c, "eps"));
+}
 static db_tensor op_activate(recorded *c) { return db_activate(c->tape, A(c, "x"), act(c)); }
 static db_tensor op_multiply(recorded *c)
 {
@@ -109,12 +123,22 @@ static db_tensor op_multiply(recorded *c)
 }
 static db_tensor op_weighted_sum(recorded *c)
 {
-    return db_weighted_sum(c->tape, N(c, "alpha"), A(c, "x"), N(c, "beta"), I(c, "same") ? A(c, "x") : A(c, "z"));
+    return db_weighted_sum(c->tape, N(c, "alpha"), A(c, "x"), N(c, "beta"),
+                           I(c, "same") ? A(c, "x") : A(c, "z"));
 }
-static db_tensor op_concat(recorded *c) { return db_concat(c->tape, A(c, "a"), A(c, "b"), I(c, "axis")); }
-static db_tensor op_slice(recorded *c) { return db_slice(c->tape, A(c, "x"), S(c, "first"), S(c, "count")); }
+static db_tensor op_concat(recorded *c)
+{
+    return db_concat(c->tape, A(c, "a"), A(c, "b"), I(c, "axis"));
+}
+static db_tensor op_slice(recorded *c)
+{
+    return db_slice(c->tape, A(c, "x"), S(c, "first"), S(c, "count"));
+}
 static db_tensor op_cast(recorded *c) { return db_cast(c->tape, A(c, "x"), DB_F32); }
-static db_tensor op_cast_to_bf16(recorded *c) { return db_cast(c->tape, db_cast(c->tape, A(c, "x"), DB_BF16), DB_F32); }
+static db_tensor op_cast_to_bf16(recorded *c)
+{
+    return db_cast(c->tape, db_cast(c->tape, A(c, "x"), DB_BF16), DB_F32);
+}
 static db_tensor op_avg_pool2(recorded *c) { return db_avg_pool2(c->tape, A(c, "x")); }
 static db_tensor op_upsample2(recorded *c)
 {
@@ -126,15 +150,28 @@ static db_tensor op_attention(recorded *c)
     db_tensor q = A(c, "q"), k = A(c, "k"), v = A(c, "v");
     if (k.id < 0) k = q;
     if (v.id < 0) v = k;
-    return db_attention(c->tape, q, k, v, A(c, "bias"), A(c, "mask"), S(c, "heads"), N(c, "scale"), I(c, "causal"));
+    return db_attention(c->tape, q, k, v, A(c, "bias"), A(c, "mask"), S(c, "heads"), N(c, "scale"),
+                        I(c, "causal"));
 }
-static db_tensor op_embedding(recorded *c) { return db_embedding(c->tape, A(c, "ids"), A(c, "table")); }
+static db_tensor op_embedding(recorded *c)
+{
+    return db_embedding(c->tape, A(c, "ids"), A(c, "table"));
+}
 static db_tensor op_add_rows(recorded *c) { return db_add_rows(c->tape, A(c, "x"), A(c, "rows")); }
 static db_tensor op_add_each(recorded *c) { return db_add_each(c->tape, A(c, "x"), A(c, "e")); }
 static db_tensor op_mean_tokens(recorded *c) { return db_mean_tokens(c->tape, A(c, "x")); }
-static db_tensor op_sinusoid(recorded *c) { return db_sinusoid(c->tape, A(c, "x"), S(c, "D"), I(c, "cosine_first"), N(c, "shift")); }
-static db_tensor op_mix(recorded *c) { return db_mix(c->tape, A(c, "p"), A(c, "x"), A(c, "q"), A(c, "z")); }
-static db_tensor op_position_bias(recorded *c) { return db__position_bias(c->tape, A(c, "table"), S(c, "T"), S(c, "max_distance")); }
+static db_tensor op_sinusoid(recorded *c)
+{
+    return db_sinusoid(c->tape, A(c, "x"), S(c, "D"), I(c, "cosine_first"), N(c, "shift"));
+}
+static db_tensor op_mix(recorded *c)
+{
+    return db_mix(c->tape, A(c, "p"), A(c, "x"), A(c, "q"), A(c, "z"));
+}
+static db_tensor op_position_bias(recorded *c)
+{
+    return db__position_bias(c->tape, A(c, "table"), S(c, "T"), S(c, "max_distance"));
+}
 
 /* Losses return their loss per sample, and set c->loss. */
 static db_tensor op_mse(recorded *c)
@@ -164,11 +201,15 @@ static db_tensor op_resnet_block(recorded *c)
 static db_tensor op_transformer_block(recorded *c)
 {
     db_tape *t = c->tape;
-    db_tensor x = A(c, "x"), n = db_layer_norm(t, x, A(c, "w0"), A(c, "b0"), 1e-5f), both = db_concat(t, A(c, "text"), n, 1), f;
-    db_tensor q = db_linear(t, n, A(c, "wq"), none, none), k = db_linear(t, both, A(c, "wk"), none, none);
-    db_tensor v = db_linear(t, both, A(c, "wv"), none, none), a = db_attention(t, q, k, v, none, none, 3, 0.5f, 0);
+    db_tensor x = A(c, "x"), n = db_layer_norm(t, x, A(c, "w0"), A(c, "b0"), 1e-5f),
+              both = db_concat(t, A(c, "text"), n, 1), f;
+    db_tensor q = db_linear(t, n, A(c, "wq"), none, none),
+              k = db_linear(t, both, A(c, "wk"), none, none);
+    db_tensor v = db_linear(t, both, A(c, "wv"), none, none),
+              a = db_attention(t, q, k, v, none, none, 3, 0.5f, 0);
     x = db_linear(t, a, A(c, "wo"), A(c, "bo"), x);
-    f = db_linear(t, db_layer_norm(t, x, A(c, "w1"), A(c, "b1"), 1e-5f), A(c, "wf"), A(c, "bf"), none);
+    f = db_linear(t, db_layer_norm(t, x, A(c, "w1"), A(c, "b1"), 1e-5f), A(c, "wf"), A(c, "bf"),
+                  none);
     f = db_multiply(t, db_slice(t, f, 0, 24), db_activate(t, db_slice(t, f, 24, 24), DB_ACT_GELU));
     return db_linear(t, f, A(c, "wp"), A(c, "bp"), x);
 }
@@ -176,14 +217,32 @@ static db_tensor op_transformer_block(recorded *c)
 static const struct operation {
     const char *name;
     db_tensor (*record)(recorded *c);
-} operations[] = {
-    {"conv2d", op_conv2d}, {"linear", op_linear}, {"group_norm", op_group_norm}, {"layer_norm", op_layer_norm},
-    {"rms_norm", op_rms_norm}, {"activate", op_activate}, {"multiply", op_multiply}, {"weighted_sum", op_weighted_sum},
-    {"concat", op_concat}, {"slice", op_slice}, {"cast", op_cast}, {"cast_to_bf16", op_cast_to_bf16}, {"avg_pool2", op_avg_pool2}, {"upsample2", op_upsample2},
-    {"attention", op_attention}, {"embedding", op_embedding}, {"add_rows", op_add_rows}, {"add_each", op_add_each}, {"mean_tokens", op_mean_tokens},
-    {"sinusoid", op_sinusoid}, {"mix", op_mix}, {"mse", op_mse},
-    {"cross_entropy", op_cross_entropy}, {"position_bias", op_position_bias}, {"resnet_block", op_resnet_block},
-    {"transformer_block", op_transformer_block}};
+} operations[] = {{"conv2d", op_conv2d},
+                  {"linear", op_linear},
+                  {"group_norm", op_group_norm},
+                  {"layer_norm", op_layer_norm},
+                  {"rms_norm", op_rms_norm},
+                  {"activate", op_activate},
+                  {"multiply", op_multiply},
+                  {"weighted_sum", op_weighted_sum},
+                  {"concat", op_concat},
+                  {"slice", op_slice},
+                  {"cast", op_cast},
+                  {"cast_to_bf16", op_cast_to_bf16},
+                  {"avg_pool2", op_avg_pool2},
+                  {"upsample2", op_upsample2},
+                  {"attention", op_attention},
+                  {"embedding", op_embedding},
+                  {"add_rows", op_add_rows},
+                  {"add_each", op_add_each},
+                  {"mean_tokens", op_mean_tokens},
+                  {"sinusoid", op_sinusoid},
+                  {"mix", op_mix},
+                  {"mse", op_mse},
+                  {"cross_entropy", op_cross_entropy},
+                  {"position_bias", op_position_bias},
+                  {"resnet_block", op_resnet_block},
+                  {"transformer_block", op_transformer_block}};
 enum { N_OPERATIONS = sizeof operations / sizeof *operations };
 
 static size_t read_dims(const db_json *array, size_t dim[4], int *n_dims)
@@ -196,7 +255,8 @@ static size_t read_dims(const db_json *array, size_t dim[4], int *n_dims)
     return count;
 }
 
-/* Makes an argument's numbers, and declares it: a parameter in the table or an input on the tape. */
+/* Makes an argument's numbers, and declares it: a parameter in the table or an input on the tape.
+ */
 static void declare(recorded *c, const db_json *spec, const char *only)
 {
     case_arg *a = &c->arg[c->n++];
@@ -208,8 +268,10 @@ static void declare(recorded *c, const db_json *spec, const char *only)
     a->count = read_dims(db_json_get(spec, "dim"), dim, &n_dims);
     a->value = (float *)need(a->count * sizeof(float));
     if (v) for (v = v->first; v; v = v->next) a->value[k++] = (float)v->number;
-    else test_formula((uint32_t)db_json_int(spec, "seed", 0), a->count, db_json_number(spec, "scale", 1),
-                      db_json_number(spec, "offset", 0), I(c, "full"), a->value);
+    else
+        test_formula((uint32_t)db_json_int(spec, "seed", 0), a->count,
+                     db_json_number(spec, "scale", 1), db_json_number(spec, "offset", 0),
+                     I(c, "full"), a->value);
     a->wanted = db_json_int(spec, "grad", 0) && (!only || !strcmp(only, a->name));
     a->is_param = !strcmp(as, "param");
     a->dtype = !strcmp(as, "input") ? c->ctx->config.compute : !strcmp(as, "ids") ? DB_I32 : DB_F32;
@@ -244,7 +306,8 @@ static void fill(recorded *c, const case_arg *a)
     }
 }
 
-/* Makes the whole arena `byte`s before inputs are uploaded: values are written before they are used. */
+/* Makes the whole arena `byte`s before inputs are uploaded: values are written before they are
+ * used. */
 static void poison(recorded *c, int byte)
 {
     size_t k;
@@ -270,7 +333,8 @@ static void record_case(recorded *c, db_ctx *ctx, const db_json *spec, const cha
     c->net.tape = c->tape, c->net.params = &c->params;
     for (k = 0; k < c->n; k++) {
         const db_param *p = c->arg[k].is_param ? db_params_find(&c->params, c->arg[k].name) : NULL;
-        if (p) c->arg[k].t = db__weight(&c->net, p->name, p->dim[0], p->dim[1], p->dim[2], p->dim[3]);
+        if (p)
+            c->arg[k].t = db__weight(&c->net, p->name, p->dim[0], p->dim[1], p->dim[2], p->dim[3]);
     }
     while (strcmp(op->name, db_json_string(spec, "op", ""))) op++;
     c->y = op->record(c);
@@ -294,7 +358,8 @@ static void record_case(recorded *c, db_ctx *ctx, const db_json *spec, const cha
     db_keep(c->tape, c->loss);
     if (!I(c, "forward")) db_backward(c->tape, c->loss);
     for (k = 0; k < c->n; k++)
-        if (c->arg[k].wanted && !c->arg[k].is_param) db_keep(c->tape, db_grad(c->tape, c->arg[k].t));
+        if (c->arg[k].wanted && !c->arg[k].is_param)
+            db_keep(c->tape, db_grad(c->tape, c->arg[k].t));
 }
 
 static void free_case(recorded *c)
@@ -335,7 +400,7 @@ static void collect(recorded *c, results *out)
     }
 }
 
-/* ---- comparing ---------------------------------------------------------------------------------------- */
+/* ---- comparing ------------------------------------------------------------------------------- */
 
 /* Why a test failed: the first reason, as text; empty while there is none. */
 typedef struct verdict {
@@ -356,13 +421,15 @@ DB__PRINTF(2, 3) static void object(verdict *v, const char *format, ...)
 static const char *title(const recorded *c) { return db_json_string(c->spec, "name", "?"); }
 
 /* Notes an error; `what` is "y", "loss" or the argument whose gradient it is. */
-static void judge(verdict *v, const recorded *c, const result *r, double err, double limit, const char *against, size_t at, float got, float want)
+static void judge(verdict *v, const recorded *c, const result *r, double err, double limit,
+                  const char *against, size_t at, float got, float want)
 {
     int is_value = !strcmp(r->name, "y") || !strcmp(r->name, "loss");
     v->worst = DB__MAX(v->worst, err);
     if (!(err <= limit))
         object(v, "case \"%s\", %s%s: err %.1e > %.1e against %s, at %zu (%g, not %g)", title(c),
-               is_value ? "" : "gradient of ", r->name, err, limit, against, at, (double)got, (double)want);
+               is_value ? "" : "gradient of ", r->name, err, limit, against, at, (double)got,
+               (double)want);
 }
 
 /* The samples and checksums that make_ops.py stores of n numbers. */
@@ -370,7 +437,8 @@ enum { LIMIT = 256, SAMPLES = 160, TAIL = 8 };
 static size_t take_samples(const float *x, size_t n, float *out, double sum[2])
 {
     size_t k, m = 0, step = n / SAMPLES | 1;
-    while (step % 3 == 0 || step % 5 == 0 || step % 7 == 0) step += 2; /* not always the same pixel of a kernel */
+    while (step % 3 == 0 || step % 5 == 0 || step % 7 == 0)
+        step += 2; /* not always the same pixel of a kernel */
     sum[0] = sum[1] = 0;
     if (n <= LIMIT) {
         memcpy(out, x, n * sizeof *x);
@@ -387,32 +455,39 @@ static size_t take_samples(const float *x, size_t n, float *out, double sum[2])
 }
 
 /* Results against the golden file. */
-static void compare_golden(verdict *v, const recorded *c, const db_safetensors *golden, const results *got, double limit)
+static void compare_golden(verdict *v, const recorded *c, const db_safetensors *golden,
+                           const results *got, double limit)
 {
     float *want[MAX_RESULTS], sampled[LIMIT + SAMPLES + TAIL];
     double floors[MAX_RESULTS], largest = 0, sum[2];
     size_t count[MAX_RESULTS], k, at;
     for (k = 0; k < got->n; k++) {
         char name[200];
-        snprintf(name, sizeof name, "%s/%s/%s%s", db_json_string(c->spec, "op", ""), title(c), k < 2 ? "" : "d ", got->r[k].name);
+        snprintf(name, sizeof name, "%s/%s/%s%s", db_json_string(c->spec, "op", ""), title(c),
+                 k < 2 ? "" : "d ", got->r[k].name);
         want[k] = test_golden_values(golden, name, &count[k]);
         if (!want[k]) object(v, "the golden file has no %s", name);
         floors[k] = want[k] ? test_largest(want[k], count[k]) : 0;
         if (k >= 2) largest = DB__MAX(largest, floors[k]);
     }
-    for (k = 0; k < got->n; k++) { /* the floor: 1e-3 of the largest gradient of the case, or of y or the loss itself */
+    for (k = 0; k < got->n; k++) { /* the floor: 1e-3 of the largest gradient of the case, or of y
+                                      or the loss itself */
         double floor = 1e-3 * (k >= 2 ? largest : floors[k]), err, scale;
-        size_t n = take_samples(got->r[k].value, got->r[k].count, sampled, sum), sums = got->r[k].count > LIMIT ? 2 : 0;
+        size_t n = take_samples(got->r[k].value, got->r[k].count, sampled, sum),
+               sums = got->r[k].count > LIMIT ? 2 : 0;
         if (!want[k]) continue;
         if (n + sums != count[k]) {
-            object(v, "case \"%s\", %s: %zu values, the golden file has %zu", title(c), got->r[k].name, n + sums, count[k]);
+            object(v, "case \"%s\", %s: %zu values, the golden file has %zu", title(c),
+                   got->r[k].name, n + sums, count[k]);
         } else {
             err = test_error(sampled, want[k], n, floor, &at);
             judge(v, c, &got->r[k], err, limit, "PyTorch", at, sampled[at], want[k][at]);
-            for (at = 0; at < sums; at++) { /* errors of single elements add up like a random walk, or a bit faster */
+            for (at = 0; at < sums;
+                 at++) { /* errors of single elements add up like a random walk, or a bit faster */
                 scale = (test_largest(want[k], n) + floor) * sqrt((double)got->r[k].count);
                 err = fabs(sum[at] - (double)want[k][n + at]) / scale;
-                judge(v, c, &got->r[k], err == err ? err / 10 : HUGE_VAL, limit, "PyTorch's checksum", at, (float)sum[at], want[k][n + at]);
+                judge(v, c, &got->r[k], err == err ? err / 10 : HUGE_VAL, limit,
+                      "PyTorch's checksum", at, (float)sum[at], want[k][n + at]);
             }
         }
     }
@@ -420,28 +495,33 @@ static void compare_golden(verdict *v, const recorded *c, const db_safetensors *
 }
 
 /* Results against others of the same case: limit 0 asks for the same bits. */
-static void compare_results(verdict *v, const recorded *c, const results *got, const results *want, double limit, const char *against)
+static void compare_results(verdict *v, const recorded *c, const results *got, const results *want,
+                            double limit, const char *against)
 {
     size_t k, j, at;
     double largest = 0;
-    for (k = 2; k < want->n; k++) largest = DB__MAX(largest, test_largest(want->r[k].value, want->r[k].count));
+    for (k = 2; k < want->n; k++)
+        largest = DB__MAX(largest, test_largest(want->r[k].value, want->r[k].count));
     for (k = 0; k < got->n; k++) {
         const result *g = &got->r[k];
         for (j = 0; j < want->n && strcmp(want->r[j].name, g->name); j++) continue;
         if (j == want->n || want->r[j].count != g->count) {
             object(v, "case \"%s\": no %s to compare with", title(c), g->name);
         } else if (limit > 0) {
-            double err = test_error(g->value, want->r[j].value, g->count, k >= 2 ? 1e-3 * largest : 0, &at);
+            double err =
+                test_error(g->value, want->r[j].value, g->count, k >= 2 ? 1e-3 * largest : 0, &at);
             judge(v, c, g, err, limit, against, at, g->value[at], want->r[j].value[at]);
         } else if (memcmp(g->value, want->r[j].value, g->count * sizeof(float))) {
-            for (at = 0; !memcmp(g->value + at, want->r[j].value + at, sizeof(float)); at++) continue;
+            for (at = 0; !memcmp(g->value + at, want->r[j].value + at, sizeof(float)); at++)
+                continue;
             object(v, "case \"%s\", %s%s: other bits than %s, at %zu (%.9g, not %.9g)", title(c),
-                   k < 2 ? "" : "gradient of ", g->name, against, at, (double)g->value[at], (double)want->r[j].value[at]);
+                   k < 2 ? "" : "gradient of ", g->name, against, at, (double)g->value[at],
+                   (double)want->r[j].value[at]);
         }
     }
 }
 
-/* ---- every case on every instruction set ----------------------------------------------------------------- */
+/* ---- every case on every instruction set ----------------------------------------------------- */
 
 typedef struct flavour { /* an instruction set, a data type */
     char name[40];
@@ -474,7 +554,8 @@ static void make_flavours(void)
                     exit(test_summary());
                 }
             }
-            for (j = 0; j < n_seen && seen[j] != db__kernels_for(f->ctx[0], f->dtype); j++) continue;
+            for (j = 0; j < n_seen && seen[j] != db__kernels_for(f->ctx[0], f->dtype); j++)
+                continue;
             if (j < n_seen) {
                 db_destroy(f->ctx[0]);
                 db_destroy(f->ctx[1]);
@@ -505,26 +586,31 @@ static void check_second_run(verdict *v, const recorded *c, const results *one, 
 {
     size_t k, i;
     double largest = 0;
-    for (k = 2; k < one->n; k++) largest = DB__MAX(largest, test_largest(one->r[k].value, one->r[k].count));
+    for (k = 2; k < one->n; k++)
+        largest = DB__MAX(largest, test_largest(one->r[k].value, one->r[k].count));
     for (k = 0; k < two->n; k++) {
         const result *r = &two->r[k];
         if (!r->of_param) {
             if (memcmp(r->value, one->r[k].value, r->count * sizeof(float)))
-                object(v, "case \"%s\", %s%s: the second run gives other bits", title(c), k < 2 ? "" : "gradient of ", r->name);
+                object(v, "case \"%s\", %s%s: the second run gives other bits", title(c),
+                       k < 2 ? "" : "gradient of ", r->name);
             continue;
         }
         for (i = 0; i < r->count; i++) r->value[i] *= 0.5f;
         if (!(test_error(r->value, one->r[k].value, r->count, 1e-3 * largest, NULL) < 1e-5))
-            object(v, "case \"%s\", gradient of %s: two runs do not give twice that of one", title(c), r->name);
+            object(v, "case \"%s\", gradient of %s: two runs do not give twice that of one",
+                   title(c), r->name);
     }
 }
 
-static void test_case(verdict *v, const flavour *f, const db_json *spec, const db_safetensors *golden, results *scalar)
+static void test_case(verdict *v, const flavour *f, const db_json *spec,
+                      const db_safetensors *golden, results *scalar)
 {
     recorded c;
     results got, again;
     size_t k;
-    double limit = f->dtype == DB_F32 ? db_json_number(spec, "f32_limit", f32_limit) : db_json_number(spec, "bf16_limit", bf16_limit);
+    double limit = f->dtype == DB_F32 ? db_json_number(spec, "f32_limit", f32_limit)
+                                      : db_json_number(spec, "bf16_limit", bf16_limit);
     int first = f == flavours;
     record_case(&c, f->ctx[0], spec, NULL);
     run_case(v, &c, 0xFF, 1, &got);
@@ -569,7 +655,9 @@ static void test_operation(const char *op, const db_json *cases, const db_safete
         memset(&v, 0, sizeof v);
         snprintf(name, sizeof name, "%.30s %.40s", op, f->name);
         for (spec = cases->first, n = 0; spec; spec = spec->next, n++) {
-            if (strcmp(db_json_string(spec, "op", ""), op) || (f->dtype == DB_BF16 && !db_json_int(spec, "bf16", 1))) continue;
+            if (strcmp(db_json_string(spec, "op", ""), op) ||
+                (f->dtype == DB_BF16 && !db_json_int(spec, "bf16", 1)))
+                continue;
             test_case(&v, f, spec, golden, &scalar[n]);
         }
         if (!v.cases) object(&v, "the golden file has no case");
@@ -579,7 +667,7 @@ static void test_operation(const char *op, const db_json *cases, const db_safete
     for (n = 0; n < MAX_CASES; n++) free_results(&scalar[n]);
 }
 
-/* ---- finite differences ---------------------------------------------------------------------------------- */
+/* ---- finite differences ---------------------------------------------------------------------- */
 
 /* The loss of a recorded case with argument `a` moved by h times the direction d. */
 static double moved_loss(recorded *c, case_arg *a, const float *d, double h)
@@ -596,8 +684,9 @@ static double moved_loss(recorded *c, case_arg *a, const float *d, double h)
     return (double)loss;
 }
 
-/* Independently of PyTorch: the loss really changes by what the gradients say, along one direction for each
-   argument of an operation's first case. Central differences in f32 are good for two or three digits. */
+/* Independently of PyTorch: the loss really changes by what the gradients say, along one direction
+   for each argument of an operation's first case. Central differences in f32 are good for two or
+   three digits. */
 static void test_finite_differences(const char *op, const flavour *f, const db_json *cases)
 {
     const db_json *spec = cases->first;
@@ -608,7 +697,8 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
     char name[80];
     memset(&v, 0, sizeof v);
     while (spec && strcmp(db_json_string(spec, "op", ""), op)) spec = spec->next;
-    if (!spec || db_json_int(spec, "forward", 0) || db_json_get(spec, "f32_limit")) return; /* rounding has no slope */
+    if (!spec || db_json_int(spec, "forward", 0) || db_json_get(spec, "f32_limit"))
+        return; /* rounding has no slope */
     snprintf(name, sizeof name, "finite differences %.30s", op);
     record_case(&c, f->ctx[0], spec, NULL);
     run_case(&v, &c, 0xFF, 1, &r);
@@ -626,8 +716,8 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
         v.worst = DB__MAX(v.worst, err);
         v.gradients++;
         if (!(err < 3e-3))
-            object(&v, "case \"%s\", gradient of %s: the loss changes by %g, the gradient says %g", title(&c), r.r[k].name,
-                   numeric, analytic);
+            object(&v, "case \"%s\", gradient of %s: the loss changes by %g, the gradient says %g",
+                   title(&c), r.r[k].name, numeric, analytic);
         free(d);
     }
     if (v.why[0]) test_fail(name, "%s", v.why);

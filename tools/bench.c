@@ -1,22 +1,23 @@
-/* bench - times one thing and prints one line of JSON: its name, the multiplications and additions of
-   one call, the most memory the process held, what it ran on, and of every repetition the seconds and
-   the share of the peak that `peak registers` reaches just before and after it.
+/* bench - times one thing and prints one line of JSON: its name, the multiplications and additions
+   of one call, the most memory the process held, what it ran on, and of every repetition the
+   seconds and the share of the peak that `peak registers` reaches just before and after it.
 
-   build/bench peak registers                        multiply-adds on registers: what the processor can do
-   build/bench peak gemm                             the header's product on numbers near the processor
-   build/bench op conv3x3    --B 1 --H 64 --W 64 --C 320 --OC 320      --pass fwd|dx|dw|bwd
-   build/bench op linear     --B 4096 --C 320 --OC 1280                --pass fwd|dx|dw|bwd
-   build/bench op attention  --B 1 --T 4096 --S 4096 --C 320 --heads 8 --pass fwd|bwd
+   build/bench peak registers                        multiply-adds on registers: what the processor
+   can do build/bench peak gemm                             the header's product on numbers near the
+   processor build/bench op conv3x3    --B 1 --H 64 --W 64 --C 320 --OC 320      --pass
+   fwd|dx|dw|bwd build/bench op linear     --B 4096 --C 320 --OC 1280                --pass
+   fwd|dx|dw|bwd build/bench op attention  --B 1 --T 4096 --S 4096 --C 320 --heads 8 --pass fwd|bwd
    build/bench op group_norm --B 1 --H 64 --W 64 --C 320 --groups 32   --pass fwd|bwd (with silu)
    build/bench net world_base_forward --batch 16     the U-Net at --size 64, without gradients
    build/bench net world_base_train_step --batch 16  noise, forward, backward, AdamW, EMA
    build/bench net world_text --batch 16             the text encoder, 77 tokens
    build/bench net world_generate --batch 4          30 steps of DDIM, guidance 3
-   build/bench load world_base --file FILE           the U-Net's weights from FILE (written first, f16)
+   build/bench load world_base --file FILE           the U-Net's weights from FILE (written first,
+   f16)
 
-   Everywhere: --dtype f32|bf16  --threads N  --repetitions N. A repetition is as many calls as fill 50 ms,
-   after two to warm up; seconds and flops are those of one call. Networks are built as examples/world/base
-   says, with random weights: they cost the same time.                                                */
+   Everywhere: --dtype f32|bf16  --threads N  --repetitions N. A repetition is as many calls as fill
+   50 ms, after two to warm up; seconds and flops are those of one call. Networks are built as
+   examples/world/base says, with random weights: they cost the same time. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -28,7 +29,8 @@ enum { TOKENS = 77, STEPS = 30, FOR_NOISE = 1000, FOR_FILL };
 static struct {
     const char *command, *name, *dtype, *pass, *file;
     size_t B, H, W, C, OC, T, S, heads, groups, size, threads, repetitions;
-} o = {"", "", "f32", "fwd", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096, 4096, 8, 32, 64, 0, 5};
+} o = {"", "", "f32", "fwd", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096, 4096, 8,
+       32, 64, 0,     5};
 
 /* A process measures one thing: a call of `run`, which a function of the table in main prepares. */
 static db_ctx *ctx;
@@ -62,36 +64,39 @@ static void fill(void *x, db_dtype dtype, size_t n)
         else ((float *)x)[k] = db_random_uniform(&rng, k);
 }
 
-/* Plans the recorded tape, counts its work, and fills all that stays in the arena: inputs, and outputs too. */
+/* Plans the recorded tape, counts its work, and fills all that stays in the arena: inputs, and
+ * outputs too. */
 static void prepare_tape(void)
 {
     db_memory_plan plan = {0, 0, 0, 0};
     size_t k;
-    if (db_plan(tape, &plan) != DB_OK || db__ensure_arena(tape) != DB_OK) fail(db_last_error(ctx), "");
+    if (db_plan(tape, &plan) != DB_OK || db__ensure_arena(tape) != DB_OK)
+        fail(db_last_error(ctx), "");
     flops = plan.flops;
     for (k = 0; k < tape->n_values; k++) {
         const db__value *v = &tape->value[k];
-        if (v->kind == DB__KEPT) fill(tape->arena + v->offset, v->dtype, v->bytes / db_dtype_size(v->dtype));
+        if (v->kind == DB__KEPT)
+            fill(tape->arena + v->offset, v->dtype, v->bytes / db_dtype_size(v->dtype));
     }
 }
 
-/* ---- peaks ------------------------------------------------------------------------------------------
-   CHAINS independent sums hide an instruction's latency and still fit the registers of every set. Their
-   values tend to b / (1 - a), neither infinite nor subnormal.                                        */
+/* ---- peaks --------------------------------------------------------------------------------------
+   CHAINS independent sums hide an instruction's latency and still fit the registers of every set.
+   Their values tend to b / (1 - a), neither infinite nor subnormal. */
 
 enum { CHAINS = 12, LOOP_STEPS = 1 << 20, PRODUCTS = 64, M = 96, K = 1152, N = 128 };
 
-#define REGISTER_LOOP(set, target, vector, set1, multiply_add)                                      \
-    static target float loop_##set(void)                                                            \
-    {                                                                                               \
-        vector x[CHAINS], a = set1(0.999f), b = set1(0.001f);                                       \
-        int step, k;                                                                                \
-        DB__UNROLL for (k = 0; k < CHAINS; k++) x[k] = set1((float)k);                              \
-        for (step = 0; step < LOOP_STEPS; step++) {                                                 \
-            DB__UNROLL for (k = 0; k < CHAINS; k++) x[k] = multiply_add(x[k], a, b);                \
-        }                                                                                           \
-        DB__UNROLL for (k = 1; k < CHAINS; k++) x[0] = multiply_add(x[0], x[k], b);                 \
-        return *(float *)x;                                                                         \
+#define REGISTER_LOOP(set, target, vector, set1, multiply_add)                                     \
+    static target float loop_##set(void)                                                           \
+    {                                                                                              \
+        vector x[CHAINS], a = set1(0.999f), b = set1(0.001f);                                      \
+        int step, k;                                                                               \
+        DB__UNROLL for (k = 0; k < CHAINS; k++) x[k] = set1((float)k);                             \
+        for (step = 0; step < LOOP_STEPS; step++) {                                                \
+            DB__UNROLL for (k = 0; k < CHAINS; k++) x[k] = multiply_add(x[k], a, b);               \
+        }                                                                                          \
+        DB__UNROLL for (k = 1; k < CHAINS; k++) x[0] = multiply_add(x[0], x[k], b);                \
+        return *(float *)x;                                                                        \
     }
 
 #define SCALAR_SET1(x) (x)
@@ -125,12 +130,18 @@ static DB__TARGET_AMX float loop_amx(void)
 }
 #endif
 
-static const struct { const db__kernels *kernels; float (*loop)(void); double multiply_adds; } loops[] = {
+static const struct {
+    const db__kernels *kernels;
+    float (*loop)(void);
+    double multiply_adds;
+} loops[] = {
 #ifdef DB__X86_BF16
-    {&db__k_table_amx_bf16, loop_amx, 4 * 16 * 16 * 32}, {&db__k_table_avx512bf16_bf16, loop_avx512bf16, CHAINS * 32},
+    {&db__k_table_amx_bf16, loop_amx, 4 * 16 * 16 * 32},
+    {&db__k_table_avx512bf16_bf16, loop_avx512bf16, CHAINS * 32},
 #endif
 #ifdef DB__X86
-    {&db__k_table_avx512_f32, loop_avx512, CHAINS * 16}, {&db__k_table_avx2_f32, loop_avx2, CHAINS * 8},
+    {&db__k_table_avx512_f32, loop_avx512, CHAINS * 16},
+    {&db__k_table_avx2_f32, loop_avx2, CHAINS * 8},
 #endif
 #ifdef DB__NEON
     {&db__k_table_neon_f32, loop_neon, CHAINS * 4},
@@ -158,8 +169,10 @@ static void run_loop(void)
 
 static void peak_gemm(void)
 {
-    float *a = (float *)db__alloc(ctx, M * K, sizeof *a), *b = (float *)db__alloc(ctx, K * N, sizeof *b);
-    product.m = M, product.k = product.lda = K, product.taps = product.a_k = 1, product.panels = N / 16, product.b_panel = K * 16, product.b_k = 16;
+    float *a = (float *)db__alloc(ctx, M * K, sizeof *a),
+          *b = (float *)db__alloc(ctx, K * N, sizeof *b);
+    product.m = M, product.k = product.lda = K, product.taps = product.a_k = 1,
+    product.panels = N / 16, product.b_panel = K * 16, product.b_k = 16;
     product.a = a, product.b = b, product.ldc = N;
     fill(a, tape->compute, M * K), fill(b, tape->compute, K * N);
     flops = 2.0 * M * K * N * PRODUCTS * db__threads(ctx);
@@ -169,7 +182,9 @@ static void peak_gemm(void)
 static void peak_registers(void)
 {
     size_t k = 0; /* sets without instructions for bf16 compute it as f32 */
-    while (loops[k].kernels != db__kernels_for(ctx, tape->compute) && loops[k].kernels != ctx->isa->f32) k++;
+    while (loops[k].kernels != db__kernels_for(ctx, tape->compute) &&
+           loops[k].kernels != ctx->isa->f32)
+        k++;
     flops = 2 * loops[k].multiply_adds * LOOP_STEPS * db__threads(ctx);
     loop = loops[k].loop, run = run_loop;
 }
@@ -188,11 +203,12 @@ static double peak_now(void)
     return peak;
 }
 
-/* ---- operations --------------------------------------------------------------------------------------- */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 static size_t first_node;
 
-/* The nodes from first_node on, reading what an earlier run of the whole tape has left in the arena. */
+/* The nodes from first_node on, reading what an earlier run of the whole tape has left in the
+ * arena. */
 static void run_nodes(void)
 {
     size_t n;
@@ -214,28 +230,35 @@ static db_tensor operand(db_dtype dtype, int grad, int n_dims, const size_t *dim
 /* dx, dw: gradients of what flows through, and of weights. */
 static db_tensor record_op(int dx, int dw)
 {
-    const size_t image[4] = {o.B, o.H, o.W, o.C}, rows[2] = {o.B, o.C}, kernel[4] = {o.OC, o.C, 3, 3};
+    const size_t image[4] = {o.B, o.H, o.W, o.C}, rows[2] = {o.B, o.C},
+                 kernel[4] = {o.OC, o.C, 3, 3};
     const size_t queries[3] = {o.B, o.T, o.C}, keys[3] = {o.B, o.S, o.C};
     db_dtype T = tape->compute;
     if (!strcmp(o.name, "linear"))
-        return db_linear(tape, operand(T, dx, 2, rows), operand(DB_F32, dw, 2, kernel), operand(DB_F32, dw, 1, &o.OC), db_none);
+        return db_linear(tape, operand(T, dx, 2, rows), operand(DB_F32, dw, 2, kernel),
+                         operand(DB_F32, dw, 1, &o.OC), db_none);
     if (!strcmp(o.name, "conv3x3"))
-        return db_conv2d(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 4, kernel), operand(DB_F32, dw, 1, &o.OC), db_none, 1, 1, 1);
+        return db_conv2d(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 4, kernel),
+                         operand(DB_F32, dw, 1, &o.OC), db_none, 1, 1, 1);
     if (!strcmp(o.name, "attention"))
-        return db_attention(tape, operand(T, dx, 3, queries), operand(T, dx, 3, keys), operand(T, dx, 3, keys), db_none, db_none, o.heads,
+        return db_attention(tape, operand(T, dx, 3, queries), operand(T, dx, 3, keys),
+                            operand(T, dx, 3, keys), db_none, db_none, o.heads,
                             1 / sqrtf((float)(o.C / o.heads)), 0);
-    return db_group_norm(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 1, &o.C), operand(DB_F32, dw, 1, &o.C), db_none, o.groups, 1e-5f,
-                         DB_ACT_SILU);
+    return db_group_norm(tape, operand(T, dx, 4, image), operand(DB_F32, dw, 1, &o.C),
+                         operand(DB_F32, dw, 1, &o.C), db_none, o.groups, 1e-5f, DB_ACT_SILU);
 }
 
-/* Forward is the whole tape; backward is what follows the gradient of a loss on the operation's output. */
+/* Forward is the whole tape; backward is what follows the gradient of a loss on the operation's
+ * output. */
 static void op(void)
 {
-    int both = !strcmp(o.pass, "bwd"), dx = both || !strcmp(o.pass, "dx"), dw = both || !strcmp(o.pass, "dw");
+    int both = !strcmp(o.pass, "bwd"), dx = both || !strcmp(o.pass, "dx"),
+        dw = both || !strcmp(o.pass, "dw");
     db_tensor y = record_op(dx, dw);
     db_keep(tape, y);
     if (dx || dw) {
-        db_backward(tape, db_mse(tape, y, db_input(tape, DB_F32, y.n_dims, y.dim), db_none, db_none, NULL));
+        db_backward(
+            tape, db_mse(tape, y, db_input(tape, DB_F32, y.n_dims, y.dim), db_none, db_none, NULL));
         first_node = tape->n_forward + 2; /* after d loss = 1 and the gradient of db_mse */
     } else if (strcmp(o.pass, "fwd")) fail("--pass is fwd, dx, dw or bwd, not ", o.pass);
     prepare_tape();
@@ -243,12 +266,13 @@ static void op(void)
     run = run_nodes;
 }
 
-/* ---- networks -------------------------------------------------------------------------------------------- */
+/* ---- networks -------------------------------------------------------------------------------- */
 
 static db_unet *unet;
 static db_optimizer optimizer;
 static db_schedule schedule;
-static float *average, *words, *pixels; /* EMA of the parameters, text [2B,TOKENS,D], images [B,size,size,3] */
+static float *average, *words,
+    *pixels; /* EMA of the parameters, text [2B,TOKENS,D], images [B,size,size,3] */
 
 static void set_random(db_param_table *p)
 {
@@ -260,7 +284,8 @@ static void set_random(db_param_table *p)
 static void make_unet(void)
 {
     db_unet_config c;
-    if (db_unet_config_load(ctx, BASE "unet/config.json", &c) || db_unet_create(ctx, &c, &unet)) fail(db_last_error(ctx), "");
+    if (db_unet_config_load(ctx, BASE "unet/config.json", &c) || db_unet_create(ctx, &c, &unet))
+        fail(db_last_error(ctx), "");
     set_random(&unet->params);
 }
 
@@ -273,7 +298,8 @@ static db_tensor image_input(size_t B)
 static db_tensor record_unet(db_tensor x)
 {
     const size_t dim[3] = {x.dim[0], TOKENS, unet->config.encoder_hid_dim};
-    return db_unet_forward(tape, unet, x, db_input(tape, DB_F32, 1, dim), db_input(tape, DB_F32, 3, dim), db_none, NULL);
+    return db_unet_forward(tape, unet, x, db_input(tape, DB_F32, 1, dim),
+                           db_input(tape, DB_F32, 3, dim), db_none, NULL);
 }
 
 static void world_base_forward(void)
@@ -295,7 +321,8 @@ static void run_train_step(void)
 static void world_base_train_step(void)
 {
     db_tensor x = image_input(o.B), eps = db_normal_like(tape, x, FOR_NOISE), v, pred;
-    db_tensor alpha = db_input(tape, DB_F32, 1, x.dim), sigma = db_input(tape, DB_F32, 1, x.dim), weight = db_input(tape, DB_F32, 3, x.dim);
+    db_tensor alpha = db_input(tape, DB_F32, 1, x.dim), sigma = db_input(tape, DB_F32, 1, x.dim),
+              weight = db_input(tape, DB_F32, 3, x.dim);
     make_unet();
     average = (float *)db__alloc(ctx, unet->params.count, sizeof(float));
     db_optimizer_init(&optimizer, &unet->params, NULL);
@@ -310,14 +337,16 @@ static void run_generate(void)
 {
     db_sample_config c = db_sample_config_default();
     c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = STEPS, c.guidance_scale = 3;
-    db_sample(unet, &schedule, &c, words, TOKENS, unet->config.encoder_hid_dim, o.B, o.size, o.size, 3, pixels);
+    db_sample(unet, &schedule, &c, words, TOKENS, unet->config.encoder_hid_dim, o.B, o.size, o.size,
+              3, pixels);
 }
 
 static void world_generate(void)
 {
     db_memory_plan plan = {0, 0, 0, 0};
     make_unet();
-    record_unet(image_input(2 * o.B)); /* only to count the work of a step: db_sample has its own tape */
+    record_unet(
+        image_input(2 * o.B)); /* only to count the work of a step: db_sample has its own tape */
     db_plan(tape, &plan);
     flops = STEPS * plan.flops;
     db_schedule_load(ctx, BASE "scheduler/scheduler_config.json", &schedule);
@@ -331,9 +360,13 @@ static void world_text(void)
     const size_t dim[2] = {o.B, TOKENS};
     db_text_config c;
     db_text_encoder *e = NULL;
-    if (db_text_config_load(ctx, BASE "text_encoder/config.json", &c) || db_text_encoder_create(ctx, &c, &e)) fail(db_last_error(ctx), "");
+    if (db_text_config_load(ctx, BASE "text_encoder/config.json", &c) ||
+        db_text_encoder_create(ctx, &c, &e))
+        fail(db_last_error(ctx), "");
     set_random(&e->params);
-    db_keep(tape, db_text_forward(tape, e, db_input(tape, DB_I32, 2, dim), db_input(tape, DB_F32, 2, dim)));
+    db_keep(
+        tape,
+        db_text_forward(tape, e, db_input(tape, DB_I32, 2, dim), db_input(tape, DB_F32, 2, dim)));
     prepare_tape();
 }
 
@@ -351,7 +384,7 @@ static void load(void)
     run = run_load;
 }
 
-/* ---- measuring ---------------------------------------------------------------------------------------------- */
+/* ---- measuring ------------------------------------------------------------------------------- */
 
 /* The process's largest resident memory in MB; 0 where the system does not tell. */
 static double peak_mb(void)
@@ -368,7 +401,8 @@ static double peak_mb(void)
 static void measure(void)
 {
     const double shortest = 0.05; /* seconds of a repetition */
-    double *seconds = (double *)malloc(o.repetitions * sizeof *seconds), *peak = (double *)malloc(o.repetitions * sizeof *peak), began, before;
+    double *seconds = (double *)malloc(o.repetitions * sizeof *seconds),
+           *peak = (double *)malloc(o.repetitions * sizeof *peak), began, before;
     size_t calls, r, k;
     if (!seconds || !peak) fail("out of memory", "");
     run(); /* finds cold caches, fresh memory and a slow clock */
@@ -382,38 +416,62 @@ static void measure(void)
         peak[r] = before, before = peak_now(), peak[r] = (peak[r] + before) / 2;
     }
     if (db_status(ctx) != DB_OK) fail(db_last_error(ctx), "");
-    printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": \"%s\", \"dtype\": \"%s\"", o.command, o.name, flops, peak_mb(),
-           db__threads(ctx), db_isa(ctx), o.dtype);
-    for (printf(", \"seconds\": ["), r = 0; r < o.repetitions; r++) printf("%s%.9g", r ? ", " : "", seconds[r]);
-    for (printf("], \"share_of_peak\": ["), r = 0; r < o.repetitions; r++) printf("%s%.4g", r ? ", " : "", flops / seconds[r] / peak[r]);
+    printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": "
+           "\"%s\", \"dtype\": \"%s\"",
+           o.command, o.name, flops, peak_mb(), db__threads(ctx), db_isa(ctx), o.dtype);
+    for (printf(", \"seconds\": ["), r = 0; r < o.repetitions; r++)
+        printf("%s%.9g", r ? ", " : "", seconds[r]);
+    for (printf("], \"share_of_peak\": ["), r = 0; r < o.repetitions; r++)
+        printf("%s%.4g", r ? ", " : "", flops / seconds[r] / peak[r]);
     printf("]}\n");
 }
 
 static void read_flags(int argc, char **argv)
 {
-    static const struct { const char *name; size_t *number; const char **text; } flag[] = {
-        {"--B", &o.B, NULL}, {"--batch", &o.B, NULL}, {"--H", &o.H, NULL}, {"--W", &o.W, NULL}, {"--C", &o.C, NULL}, {"--OC", &o.OC, NULL},
-        {"--T", &o.T, NULL}, {"--S", &o.S, NULL}, {"--heads", &o.heads, NULL}, {"--groups", &o.groups, NULL}, {"--size", &o.size, NULL},
-        {"--threads", &o.threads, NULL}, {"--repetitions", &o.repetitions, NULL}, {"--dtype", NULL, &o.dtype}, {"--pass", NULL, &o.pass},
-        {"--file", NULL, &o.file}};
+    static const struct { const char *name; size_t *number; const char **text;
+    } flag[] = {{"--B", &o.B, NULL},
+                {"--batch", &o.B, NULL},
+                {"--H", &o.H, NULL},
+                {"--W", &o.W, NULL},
+                {"--C", &o.C, NULL},
+                {"--OC", &o.OC, NULL},
+                {"--T", &o.T, NULL},
+                {"--S", &o.S, NULL},
+                {"--heads", &o.heads, NULL},
+                {"--groups", &o.groups, NULL},
+                {"--size", &o.size, NULL},
+                {"--threads", &o.threads, NULL},
+                {"--repetitions", &o.repetitions, NULL},
+                {"--dtype", NULL, &o.dtype},
+                {"--pass", NULL, &o.pass},
+                {"--file", NULL, &o.file}};
     size_t f, n = sizeof flag / sizeof *flag;
     int k;
     for (k = 3; k < argc; k += 2) {
         for (f = 0; f < n && strcmp(flag[f].name, argv[k]); f++) {}
         if (f == n || k + 1 == argc) fail(f == n ? "unknown flag " : "no value after ", argv[k]);
         if (flag[f].text) *flag[f].text = argv[k + 1];
-        else if ((*flag[f].number = (size_t)strtoul(argv[k + 1], NULL, 10)) == 0) fail("not a positive number after ", argv[k]);
+        else if ((*flag[f].number = (size_t)strtoul(argv[k + 1], NULL, 10)) == 0)
+            fail("not a positive number after ", argv[k]);
     }
-    if (strcmp(o.dtype, "f32") && strcmp(o.dtype, "bf16")) fail("--dtype is f32 or bf16, not ", o.dtype);
+    if (strcmp(o.dtype, "f32") && strcmp(o.dtype, "bf16"))
+        fail("--dtype is f32 or bf16, not ", o.dtype);
 }
 
 int main(int argc, char **argv)
 {
-    static const struct { const char *command, *name; void (*prepare)(void); } table[] = {
-        {"peak", "registers", peak_registers}, {"peak", "gemm", peak_gemm}, {"load", "world_base", load},
-        {"op", "conv3x3", op}, {"op", "linear", op}, {"op", "attention", op}, {"op", "group_norm", op},
-        {"net", "world_base_forward", world_base_forward}, {"net", "world_base_train_step", world_base_train_step},
-        {"net", "world_text", world_text}, {"net", "world_generate", world_generate}};
+    static const struct { const char *command, *name; void (*prepare)(void);
+    } table[] = {{"peak", "registers", peak_registers},
+                 {"peak", "gemm", peak_gemm},
+                 {"load", "world_base", load},
+                 {"op", "conv3x3", op},
+                 {"op", "linear", op},
+                 {"op", "attention", op},
+                 {"op", "group_norm", op},
+                 {"net", "world_base_forward", world_base_forward},
+                 {"net", "world_base_train_step", world_base_train_step},
+                 {"net", "world_text", world_text},
+                 {"net", "world_generate", world_generate}};
     size_t k = 0, n = sizeof table / sizeof *table;
     db_config config = db_config_default();
     if (argc > 2) o.command = argv[1], o.name = argv[2];
@@ -422,7 +480,8 @@ int main(int argc, char **argv)
     read_flags(argc, argv);
     config.threads = (int)o.threads;
     config.compute = strcmp(o.dtype, "bf16") ? DB_F32 : DB_BF16;
-    if (db_create(&ctx, &config) != DB_OK || db_tape_create(ctx, &tape) != DB_OK) fail("no context: is $DB_ISA an instruction set of this machine?", "");
+    if (db_create(&ctx, &config) != DB_OK || db_tape_create(ctx, &tape) != DB_OK)
+        fail("no context: is $DB_ISA an instruction set of this machine?", "");
     table[k].prepare();
     if (db_status(ctx) != DB_OK) fail(db_last_error(ctx), "");
     measure();

@@ -33,7 +33,7 @@ static int file_exists(const char *path)
     return file != NULL;
 }
 
-/* ---- flags ------------------------------------------------------------------------------------ */
+/* ---- flags ----------------------------------------------------------------------------------- */
 
 enum { MAX_LIST = 256 };
 
@@ -209,7 +209,8 @@ static void bar_draw(const char *what, size_t done, size_t total)
 static int on_progress(void *user, const char *what, size_t done, size_t total)
 {
     (void)user;
-    if (strcmp(what, "training")) bar_draw(what, done, total); /* train draws its own, with losses */
+    if (strcmp(what, "training"))
+        bar_draw(what, done, total); /* train draws its own, with losses */
     return interrupted;
 }
 
@@ -226,7 +227,8 @@ static db_ctx *open_context(const common *c)
     db_ctx *ctx = NULL;
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
-    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") && strcmp(c->precision, "auto")) {
+    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") &&
+        strcmp(c->precision, "auto")) {
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;
     }
@@ -252,7 +254,7 @@ static int finish(db_ctx *ctx)
     return bad;
 }
 
-/* ---- folders ----------------------------------------------------------------------------------- */
+/* ---- folders --------------------------------------------------------------------------------- */
 
 static int make_folder(const char *path)
 {
@@ -300,7 +302,9 @@ static int move_file(const char *from, const char *name, const char *to, const c
     char source[4096], target[4096];
     snprintf(source, sizeof source, "%s/%s", from, name);
     snprintf(target, sizeof target, "%s/%s", to, new_name);
-    return rename(source, target) ? fail("cannot move %s to %s: %s", source, target, strerror(errno)) : 0;
+    return rename(source, target)
+        ? fail("cannot move %s to %s: %s", source, target, strerror(errno))
+        : 0;
 }
 
 /* Writes lines to FOLDER/NAME. */
@@ -333,7 +337,7 @@ static char **load_lines(const char *path, size_t *n)
     return lines;
 }
 
-/* ---- pictures ---------------------------------------------------------------------------------- */
+/* ---- pictures -------------------------------------------------------------------------------- */
 
 static uint8_t to_byte(float x)
 {
@@ -432,7 +436,8 @@ static int load_photos(const char *folder, size_t resolution, photos *p)
 static int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
 {
     size_t shorter = MIN(photo->w, photo->h), y;
-    size_t w = (photo->w * size + shorter / 2) / shorter, h = (photo->h * size + shorter / 2) / shorter;
+    size_t w = (photo->w * size + shorter / 2) / shorter,
+           h = (photo->h * size + shorter / 2) / shorter;
     float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
     int bad = db_resize(ctx, photo, w, h, whole) != DB_OK;
     for (y = 0; y < size && !bad; y++)

@@ -1,8 +1,9 @@
 /* threads.h - keeps waiting OpenMP threads from spinning.
 
-   libgomp's threads spin for milliseconds before they sleep, which beside another busy program makes
-   thousands of small parallel loops many times slower. It reads its environment before main: so a
-   program sets it and starts again, once. Who sets one of these variables himself has the last word. */
+   libgomp's threads spin for milliseconds before they sleep, which beside another busy program
+   makes thousands of small parallel loops many times slower. It reads its environment before main:
+   so a program sets it and starts again, once. Who sets one of these variables himself has the last
+   word. */
 #ifndef THREADS_H
 #define THREADS_H
 
@@ -15,7 +16,9 @@
 static inline void let_threads_sleep(char **argv)
 {
 #if (defined(__unix__) || defined(__APPLE__)) && defined(_OPENMP)
-    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || setenv("GOMP_SPINCOUNT", "1000", 1)) return;
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
+        setenv("GOMP_SPINCOUNT", "1000", 1))
+        return;
     execvp(argv[0], argv); /* returns only if that fails, and then slow is all it is */
 #else
     (void)argv;

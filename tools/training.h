@@ -1,8 +1,9 @@
-/* training.h - what the tools that train networks share: flags, the state of a training, its learning rate.
+/* training.h - what the tools that train networks share: flags, the state of a training, its
+   learning rate.
 
-   Include after the implementation of dreambooth.h. A training keeps parameters, their average, both
-   moments and the step in --state FILE and goes on from it; it stops after the step in hand on SIGTERM
-   or SIGINT.                                                                                       */
+   Include after the implementation of dreambooth.h. A training keeps parameters, their average,
+   both moments and the step in --state FILE and goes on from it; it stops after the step in hand on
+   SIGTERM or SIGINT. */
 #ifndef TRAINING_H
 #define TRAINING_H
 
@@ -40,11 +41,25 @@ static int read_flags(options *o, int argc, char **argv)
 {
     int k;
     for (k = 2; k + 1 < argc; k += 2) {
-        const struct { const char *name; long *n; double *d; const char **s; } flags[] = {
-            {"--dir", NULL, NULL, &o->dir}, {"--text", NULL, NULL, &o->text}, {"--pool", NULL, NULL, &o->pool}, {"--state", NULL, NULL, &o->state}, {"--sheets", NULL, NULL, &o->sheets}, {"--init", NULL, NULL, &o->init},
-            {"--steps", &o->steps, NULL, NULL}, {"--batch", &o->batch, NULL, NULL}, {"--size", &o->size, NULL, NULL}, {"--scale", &o->scale, NULL, NULL}, {"--warmup", &o->warmup, NULL, NULL},
-            {"--decay", &o->decay, NULL, NULL}, {"--save_every", &o->save_every, NULL, NULL}, {"--sheet_every", &o->sheet_every, NULL, NULL},
-            {"--threads", &o->threads, NULL, NULL}, {"--lr", NULL, &o->lr, NULL}, {"--ema", NULL, &o->ema, NULL}, {"--aux", NULL, &o->aux, NULL}};
+        const struct { const char *name; long *n; double *d; const char **s;
+        } flags[] = {{"--dir", NULL, NULL, &o->dir},
+                     {"--text", NULL, NULL, &o->text},
+                     {"--pool", NULL, NULL, &o->pool},
+                     {"--state", NULL, NULL, &o->state},
+                     {"--sheets", NULL, NULL, &o->sheets},
+                     {"--init", NULL, NULL, &o->init},
+                     {"--steps", &o->steps, NULL, NULL},
+                     {"--batch", &o->batch, NULL, NULL},
+                     {"--size", &o->size, NULL, NULL},
+                     {"--scale", &o->scale, NULL, NULL},
+                     {"--warmup", &o->warmup, NULL, NULL},
+                     {"--decay", &o->decay, NULL, NULL},
+                     {"--save_every", &o->save_every, NULL, NULL},
+                     {"--sheet_every", &o->sheet_every, NULL, NULL},
+                     {"--threads", &o->threads, NULL, NULL},
+                     {"--lr", NULL, &o->lr, NULL},
+                     {"--ema", NULL, &o->ema, NULL},
+                     {"--aux", NULL, &o->aux, NULL}};
         size_t f, n = sizeof flags / sizeof *flags;
         for (f = 0; f < n && strcmp(flags[f].name, argv[k]); f++) {}
         if (!strcmp(argv[k], "--precision")) o->bf16 = !strcmp(argv[k + 1], "bf16");
@@ -59,7 +74,7 @@ static int read_flags(options *o, int argc, char **argv)
     return 1;
 }
 
-/* ---- state: parameters, their average, both moments, the step ------------------------------------ */
+/* ---- state: parameters, their average, both moments, the step -------------------------------- */
 
 typedef struct trainer {
     db_param_table *params;
@@ -75,7 +90,8 @@ static db_result save_state(const trainer *t, const char *path)
     db_safetensors_writer *w = db_safetensors_create(ctx, path);
     char text[64];
     size_t n = t->params->count;
-    snprintf(text, sizeof text, "%llu %llu %.1f", (unsigned long long)t->step, (unsigned long long)t->seen, t->seconds);
+    snprintf(text, sizeof text, "%llu %llu %.1f", (unsigned long long)t->step,
+             (unsigned long long)t->seen, t->seconds);
     db_safetensors_add_metadata(w, "progress", text);
     db_safetensors_declare(w, "params", DB_F32, 1, &n);
     db_safetensors_declare(w, "ema", DB_F32, 1, &n);
@@ -100,16 +116,19 @@ static db_result load_state(trainer *t, const char *path)
     to[0] = t->params->data, to[1] = t->ema, to[2] = t->opt.m, to[3] = t->opt.v;
     for (k = 0; k < 4; k++) {
         const db_file_tensor *f = db_safetensors_find(st, names[k]);
-        if (!f || f->count != t->params->count) return db__fail(ctx, DB_ERROR_SHAPE, "%s is the state of another network", path);
+        if (!f || f->count != t->params->count)
+            return db__fail(ctx, DB_ERROR_SHAPE, "%s is the state of another network", path);
         db_file_tensor_to_f32(f, to[k]);
     }
-    if (db_safetensors_metadata(st, "progress")) sscanf(db_safetensors_metadata(st, "progress"), "%llu %llu %lf", &step, &seen, &t->seconds);
+    if (db_safetensors_metadata(st, "progress"))
+        sscanf(db_safetensors_metadata(st, "progress"), "%llu %llu %lf", &step, &seen, &t->seconds);
     t->step = t->opt.step = step, t->seen = seen;
     db_safetensors_close(st);
     return DB_OK;
 }
 
-/* Uniform with variance gain / fan_in; norms 1 and 0; what closes a residual branch starts at zero. */
+/* Uniform with variance gain / fan_in; norms 1 and 0; what closes a residual branch starts at zero.
+ */
 static void initialise(db_param_table *p, uint64_t seed)
 {
     size_t k, i;
@@ -121,12 +140,16 @@ static void initialise(db_param_table *p, uint64_t seed)
         db_rng rng;
         rng.seed = seed, rng.purpose = FOR_INIT, rng.step = (uint32_t)k;
         if (item->n_dims == 1) {
-            for (i = 0; i < item->count; i++) item->data[i] = strstr(name, "norm") && strstr(name, "weight") ? 1.0f : 0.0f;
+            for (i = 0; i < item->count; i++)
+                item->data[i] = strstr(name, "norm") && strstr(name, "weight") ? 1.0f : 0.0f;
             continue;
         }
-        if (strstr(name, "conv2.weight") || strstr(name, "conv_out.weight") || strstr(name, "to_out") || strstr(name, "aux")) scale = 0;
+        if (strstr(name, "conv2.weight") || strstr(name, "conv_out.weight") ||
+            strstr(name, "to_out") || strstr(name, "aux"))
+            scale = 0;
         if (strstr(name, "shared.weight")) scale = 1;
-        if (strstr(name, "SelfAttention.q")) scale = 1.0f / sqrtf((float)fan * 32.0f); /* T5: d_kv in q */
+        if (strstr(name, "SelfAttention.q"))
+            scale = 1.0f / sqrtf((float)fan * 32.0f); /* T5: d_kv in q */
         db_random_normal(&rng, item->count, item->data);
         for (i = 0; i < item->count; i++) item->data[i] *= scale;
     }
@@ -136,15 +159,20 @@ static void initialise(db_param_table *p, uint64_t seed)
 static float learning_rate(const options *o, uint64_t step)
 {
     double warm = DB__MIN(1.0, (double)(step + 1) / (double)(o->warmup + 1));
-    double left = o->decay ? DB__MIN(1.0, (double)((uint64_t)o->steps - step) / (double)o->decay) : 1;
+    double left =
+        o->decay ? DB__MIN(1.0, (double)((uint64_t)o->steps - step) / (double)o->decay) : 1;
     return (float)(o->lr * warm * left);
 }
 
 static db_dtype config_dtype(const options *o) { return o->bf16 ? DB_BF16 : DB_F32; }
 
-static float ema_decay(const options *o, uint64_t step) { return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10)); }
+static float ema_decay(const options *o, uint64_t step)
+{
+    return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10));
+}
 
-/* Weights of a finished training; what the file lacks (the auxiliary head) keeps its random start. */
+/* Weights of a finished training; what the file lacks (the auxiliary head) keeps its random start.
+ */
 static db_result load_weights(db_param_table *params, const char *path)
 {
     db_safetensors *st = NULL;
@@ -176,7 +204,8 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
     db_optimizer_init(&t->opt, params, &c);
     if (db_status(params->ctx) != DB_OK) return db_status(params->ctx);
     initialise(params, o->seed);
-    if (o->init && !state_there && load_weights(params, o->init) != DB_OK) return db_status(params->ctx);
+    if (o->init && !state_there && load_weights(params, o->init) != DB_OK)
+        return db_status(params->ctx);
     memcpy(t->ema, params->data, params->count * sizeof(float));
     return state_there ? load_state(t, o->state) : DB_OK;
 }
