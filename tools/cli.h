@@ -234,6 +234,10 @@ static db_ctx *open_context(const common *c)
     db_ctx *ctx = NULL;
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
+    if (!strcmp(c->precision, "fp16")) {
+        fail("--mixed_precision fp16: processors do not compute in it; bf16 is as small and has f32's range");
+        return NULL;
+    }
     if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") && strcmp(c->precision, "auto")) {
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;

@@ -577,8 +577,14 @@ static int identifier(int argc, char **argv)
 typedef struct training {
     db_dreambooth_config config;
     const char *class_dir, *out, *resume;
-    long n_class, class_steps, every, limit;
+    long n_class, class_steps, every, limit, sample_batch;
     double class_guidance;
+    struct { /* pictures drawn every `every` steps to watch the training */
+        const char *prompt, *scheduler;
+        list images; /* super-resolution: what is enlarged */
+        long n, every;
+    } validation;
+    int skip_text_encoder; /* not saved */
 } training;
 
 typedef struct outcome { /* of a training */
@@ -592,16 +598,16 @@ typedef struct outcome { /* of a training */
    model; NULL after a message. Image k depends on the prompt and k alone. */
 static float *class_images(db_pipeline *p, const training *t, size_t S)
 {
-    enum { AT_ONCE = 8 };
+    enum { AT_ONCE = 64 };
     const char *prompts[AT_ONCE];
-    size_t n = (size_t)t->n_class, k, i, j, missing = 0;
+    size_t n = (size_t)t->n_class, k, i, j, missing = 0, at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
     float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
     char path[4096], err[IMG_ERROR_SIZE];
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
     s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
     if (!pixels || make_folder(t->class_dir)) return free(pixels), NULL;
     for (k = 0; k < n; k += j) {
-        for (j = 0; j < AT_ONCE && k + j < n; j++) { /* a run of those that are missing */
+        for (j = 0; j < at_once && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
             if (file_exists(path)) break;
             prompts[j] = t->config.class_prompt;
@@ -718,6 +724,46 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
     fflush(stdout);
 }
 
+/* Draws pictures with the weights of now, always from the same noise, into OUTPUT/validation-STEP.png. */
+static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t step)
+{
+    size_t S = t->config.resolution, n = (size_t)t->validation.n, k, small = 0;
+    const char **prompts = (const char **)calloc(n, sizeof *prompts);
+    float *pictures = (float *)malloc(n * S * S * 3 * sizeof(float)), *low = NULL;
+    db_sample_config s = db_sample_config_default();
+    char title[512], path[4096], err[IMG_ERROR_SIZE];
+    int status = 0, done;
+    s.sampler = (db_sampler)find_sampler(t->validation.scheduler, "validation_scheduler");
+    s.num_inference_steps = 25, s.guidance_scale = p->vae ? 7.5f : 3, s.seed = t->config.seed;
+    if (p->super_resolution) {
+        s.num_inference_steps = 10, s.guidance_scale = 1, small = S / t->config.upscale;
+        low = (float *)malloc(n * small * small * 3 * sizeof(float));
+        for (k = 0; k < n && !status; k++) {
+            img_image image;
+            db_image view;
+            if (img_load(t->validation.images.item[k], &image, err, sizeof err) != IMG_OK) {
+                status = fail("%s", err);
+                break;
+            }
+            view.rgb = image.rgb, view.w = image.w, view.h = image.h;
+            status = square(p->ctx, &view, small, low + k * small * small * 3);
+            img_free(&image);
+        }
+    }
+    for (k = 0; k < n; k++) prompts[k] = t->validation.prompt;
+    bar_start("validation");
+    if (status) done = 0;
+    else if (low) done = db_upscale(p, text, prompts, n, &s, t->config.noise_level, low, small, small, S, S, pictures) == DB_OK;
+    else done = db_generate(p, prompts, n, NULL, &s, S, S, pictures) == DB_OK;
+    snprintf(title, sizeof title, "after %zu steps: %s %zu steps, guidance %g, seed %llu", step, t->validation.scheduler, s.num_inference_steps,
+             (double)s.guidance_scale, (unsigned long long)s.seed);
+    snprintf(path, sizeof path, "%s/validation-%zu.png", t->out, step);
+    status = !done || save_grid(pictures, n, S, S, prompts, 4, title, path);
+    free((void *)prompts), free(pictures), free(low);
+    bar_start("training");
+    return status;
+}
+
 /* Fine-tunes p in place, with class images, checkpoints and resume, and writes it to t->out with
    its loss curve. */
 static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t, outcome *o)
@@ -770,13 +816,19 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
                      (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
         bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
         if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0) status = save_checkpoint(d, t);
+        if (!status && t->validation.prompt && db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
+            status = validate(p, text, t, db_dreambooth_steps_done(d));
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
         tenth = MAX(done / 10, (size_t)1);
         for (k = 0; k < tenth && done; k++) o->first += curve[0][k] / (float)tenth, o->last += curve[0][done - 1 - k] / (float)tenth;
         snprintf(path, sizeof path, "%s/loss.png", t->out);
-        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK || draw_curves(curve, done, c->class_prompt != NULL, path);
+        db_text_encoder *own = p->text_encoder;
+        if (t->skip_text_encoder) p->text_encoder = NULL;
+        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK;
+        p->text_encoder = own;
+        status = status || draw_curves(curve, done, c->class_prompt != NULL, path);
     }
     if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
     db_dreambooth_free(d);
@@ -791,8 +843,51 @@ static training training_default(void)
     memset(&t, 0, sizeof t);
     t.config = db_dreambooth_config_default();
     t.class_dir = "class_images", t.out = "dreambooth-model";
-    t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500;
+    t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500, t.sample_batch = 4;
+    t.validation.scheduler = "DPMSolverMultistepScheduler", t.validation.n = 4, t.validation.every = 100;
     return t;
+}
+
+/* train_dreambooth.py's flags that have no meaning here. */
+#define OTHER_FLAGS                                                                                \
+    {"class_labels_conditioning", REFUSED, NULL,                                                   \
+     "a super-resolver's class label is the noise level of its small image, in training as in sampling; set it with --noise_variance"}, \
+    {"push_to_hub", REFUSED, NULL, "nothing here uses a network; upload --output_dir with huggingface-cli"}, \
+    {"hub_token", REFUSED, NULL, "nothing here uses a network"},                                   \
+    {"hub_model_id", REFUSED, NULL, "nothing here uses a network"},                                \
+    {"revision", REFUSED, NULL, "nothing here uses a network: name a directory on this machine"},  \
+    {"tokenizer_name", REFUSED, NULL, "the tokenizer is read from the model's directory; put another one there"}, \
+    {"variant", IGNORED, NULL, "the variant that is there is read"},                               \
+    {"prior_generation_precision", IGNORED, NULL, "class images are drawn as --mixed_precision says"}, \
+    {"report_to", IGNORED, NULL, "losses go to --output_dir/loss.png"},                            \
+    {"logging_dir", IGNORED, NULL, "losses go to --output_dir/loss.png"},                          \
+    {"dataloader_num_workers", IGNORED, NULL, "photos are read once, before the first step"},      \
+    {"allow_tf32", IGNORED, NULL, "it concerns PyTorch on a GPU"},                                 \
+    {"enable_xformers_memory_efficient_attention", IGNORED, NULL, "attention never stores its whole matrix anyway"}, \
+    {"set_grads_to_none", IGNORED, NULL, "it concerns PyTorch"},                                   \
+    {"local_rank", IGNORED, NULL, "there is one process"}
+
+/* The steps of so many epochs: train_dreambooth.py's count, an epoch being the longer of photos and class images. */
+static size_t epoch_steps(size_t epochs, size_t n_photos, size_t n_class, size_t batch, size_t accumulation)
+{
+    size_t batches = (MAX(n_photos, n_class) + batch - 1) / batch;
+    return epochs * ((batches + accumulation - 1) / accumulation);
+}
+
+/* Flags whose meaning depends on the model. */
+static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, const training *t, long tokens, int text_mask)
+{
+    int clip = e && e->config.kind == DB_TEXT_CLIP;
+    size_t own = clip ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
+    if (tokens && (size_t)tokens != own)
+        return fail("--tokenizer_max_length %ld: this model is sampled with %zu tokens, and so it is trained", tokens, own);
+    if (text_mask && clip)
+        return fail("--text_encoder_use_attention_mask: Stable Diffusion is sampled without a mask, and so it is trained");
+    if (t->validation.prompt && p->super_resolution && !t->validation.images.n)
+        return fail("a super-resolver's --validation_prompt needs --validation_images: the pictures to enlarge");
+    if (t->validation.images.n && !p->super_resolution)
+        return fail("--validation_images are for a super-resolver; %s draws from the prompt alone", p->directory);
+    return 0;
 }
 
 static int train(int argc, char **argv)
@@ -802,9 +897,10 @@ static int train(int argc, char **argv)
     training t = training_default();
     db_dreambooth_config *k = &t.config;
     const char *folder = NULL, *schedule = "constant";
-    long steps = 400, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
-    int prior = 0, overwrite = 0;
-    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5;
+    long steps = 0, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
+    long epochs = 0, tokens = 0;
+    int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0;
+    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
         {"instance_prompt", TEXT, &k->instance_prompt, "\"a zxk dog\""},
@@ -823,8 +919,10 @@ static int train(int argc, char **argv)
         {"noise_variance", REAL, &variance, "super-resolution: on the small image"},
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
-        {"max_train_steps", WHOLE, &steps, ""},
+        {"max_train_steps", WHOLE, &steps, "0: of --num_train_epochs, or 400"},
+        {"num_train_epochs", WHOLE, &epochs, "passes through the photos, or the class images if more"},
         {"learning_rate", REAL, &rate, ""},
+        {"scale_lr", SWITCH, &scale_lr, "times batch size and accumulation steps"},
         {"lr_scheduler", TEXT, &schedule, "constant, constant_with_warmup, linear, cosine, ..."},
         {"lr_warmup_steps", WHOLE, &warmup, "of all schedules but constant"},
         {"lr_num_cycles", REAL, &cycles, "of cosine_with_restarts"},
@@ -837,7 +935,19 @@ static int train(int argc, char **argv)
         {"checkpointing_steps", WHOLE, &t.every, "0: none"},
         {"checkpoints_total_limit", WHOLE, &t.limit, "0: keep all"},
         {"resume_from_checkpoint", TEXT, &t.resume, "a checkpoint folder, or latest"},
-        {"seed", WHOLE, &seed, ""}, COMMON_FLAGS(c)};
+        {"seed", WHOLE, &seed, ""},
+        {"sample_batch_size", WHOLE, &t.sample_batch, "class images drawn together"},
+        {"validation_prompt", TEXT, &t.validation.prompt, "draws it while training, into validation-STEP.png"},
+        {"num_validation_images", WHOLE, &t.validation.n, ""},
+        {"validation_steps", WHOLE, &t.validation.every, "how often"},
+        {"validation_scheduler", TEXT, &t.validation.scheduler, "or DDPMScheduler, or DDIMScheduler"},
+        {"validation_images", LIST, &t.validation.images, "super-resolution: small pictures to enlarge"},
+        {"pre_compute_text_embeddings", SWITCH, &cached_text, "always, if the text encoder is frozen"},
+        {"tokenizer_max_length", WHOLE, &tokens, "the model's; others are refused"},
+        {"text_encoder_use_attention_mask", SWITCH, &text_mask, "T5 always, CLIP never, as in sampling"},
+        {"lora_dropout", REAL, &dropout, "0; others are refused"},
+        {"skip_save_text_encoder", SWITCH, &t.skip_text_encoder, ""},
+        OTHER_FLAGS, COMMON_FLAGS(c)};
     int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL), i;
     photos photo;
     outcome o;
@@ -847,8 +957,13 @@ static int train(int argc, char **argv)
     if (!folder || !k->instance_prompt) return fail("train needs --instance_data_dir and --instance_prompt");
     if (prior && !k->class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
     if (!prior) k->class_prompt = NULL;
-    if (!steps || !batch || !accumulation || (prior && (!t.n_class || !t.class_steps)))
+    if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
+    if (dropout != 0) return fail("--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too", dropout);
+    if (cached_text && k->train_text_encoder)
+        return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: embeddings that were computed before cannot be trained");
+    if (t.validation.prompt && (!t.validation.n || !t.validation.every || find_sampler(t.validation.scheduler, "validation_scheduler") < 0))
+        return fail("validation needs a scheduler, at least one picture and at least one step");
     for (i = 0; i < 6 && strcmp(schedules[i], schedule); i++) {}
     if (i == 6) return fail("--lr_scheduler takes constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial, not \"%s\"", schedule);
     k->lr_scheduler = (db_lr_schedule)i; /* the table has the enumeration's order */
@@ -858,10 +973,14 @@ static int train(int argc, char **argv)
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    status = check_model_flags(m.stage[0], m.text->text_encoder, &t, tokens, text_mask);
+    if (status) goto done;
+    if (m.stage[0]->super_resolution) t.validation.n = (long)t.validation.images.n;
     k->resolution = resolution ? (size_t)resolution : stage_size(m.stage[0]);
     k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? MIN(k->resolution, (size_t)64) : k->resolution;
     k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
-    k->gradient_accumulation_steps = (size_t)accumulation, k->max_train_steps = (size_t)steps;
+    k->gradient_accumulation_steps = (size_t)accumulation;
+    if (scale_lr) rate *= (double)batch * (double)accumulation;
     k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
     k->seed = (uint64_t)seed;
     k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2, k->optimizer.weight_decay = (float)decay;
@@ -871,6 +990,9 @@ static int train(int argc, char **argv)
         status = 1;
         goto done;
     }
+    k->max_train_steps = steps    ? (size_t)steps
+                         : epochs ? epoch_steps((size_t)epochs, photo.n, prior ? (size_t)t.n_class : 0, (size_t)batch, (size_t)accumulation)
+                                  : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
     status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
