@@ -72,7 +72,7 @@ demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUB
 	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
 
 test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
-	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
+	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" "sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)"
 
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own. A compiler takes many minutes for
 # the kernels of all instruction sets then: only their own tests have them, for addresses, and the rest the plain ones.

@@ -10390,34 +10390,19 @@ static db_result db__make_directory(db_ctx *ctx, const char *path)
 #endif
 }
 
-/* The text of one of the pipeline's .json files, to be freed; NULL when there is none. */
-static char *db__config_text(const db_pipeline *p, size_t which)
+/* model_index.json without the parts that are not written (safety checker, watermarker, a text encoder that was left
+   out): diffusers takes them as none. */
+static char *db__index_text(const db_pipeline *p, const char *text)
 {
+    static const char *const parts[] = {"scheduler", "tokenizer", "unet", "vae", "image_noising_scheduler", "text_encoder"};
     db_ctx *ctx = p->ctx;
-    char path[DB__PATH], *text = NULL;
-    db__mapping map;
-    if (p->single_file)
-        return p->single_file->text[which] ? db__strdup(ctx, p->single_file->text[which]) : NULL;
-    if (!db__part_exists(ctx, path, p->directory, db__config_file[which]) ||
-        db__map_file(ctx, path, &map) != DB_OK)
-        return NULL;
-    text = (char *)db__alloc(ctx, map.bytes + 1, 1);
-    if (text) memcpy(text, map.data, map.bytes);
-    db__unmap_file(ctx, &map);
-    return text;
-}
-
-/* model_index.json without the parts that are not written (safety checker, watermarker): diffusers
-   takes them as none. */
-static char *db__index_text(db_ctx *ctx, const char *text)
-{
-    static const char *const parts[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae", "image_noising_scheduler"};
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
+    size_t n = sizeof parts / sizeof *parts - (p->text_encoder == NULL);
     char *out = db__strdup(ctx, ""), *value, *longer;
     for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
         size_t k;
-        for (k = 0; k < sizeof parts / sizeof *parts && strcmp(item->key, parts[k]); k++) {}
-        if (item->type == DB_JSON_ARRAY && item->count == 2 && k < sizeof parts / sizeof *parts &&
+        for (k = 0; k < n && strcmp(item->key, parts[k]); k++) {}
+        if (item->type == DB_JSON_ARRAY && item->count == 2 && k < n &&
             item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
             value = db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
         else if (item->type == DB_JSON_ARRAY) value = db__strdup(ctx, "[null, null]");
@@ -10432,6 +10417,26 @@ static char *db__index_text(db_ctx *ctx, const char *text)
     longer = out ? db__format(ctx, "{\n%s\n}\n", out) : NULL;
     db__free(ctx, out);
     return longer;
+}
+
+/* The text of one of the pipeline's .json files as it is written, to be freed; NULL when there is none. */
+static char *db__config_text(const db_pipeline *p, size_t which)
+{
+    db_ctx *ctx = p->ctx;
+    char path[DB__PATH], *text = NULL, *index;
+    db__mapping map;
+    if (which == DB__CONFIG_TEXT && !p->text_encoder) return NULL;
+    if (p->single_file) {
+        if (p->single_file->text[which]) text = db__strdup(ctx, p->single_file->text[which]);
+    } else if (db__part_exists(ctx, path, p->directory, db__config_file[which]) && db__map_file(ctx, path, &map) == DB_OK) {
+        text = (char *)db__alloc(ctx, map.bytes + 1, 1);
+        if (text) memcpy(text, map.data, map.bytes);
+        db__unmap_file(ctx, &map);
+    }
+    if (!text || which != DB__CONFIG_INDEX) return text;
+    index = db__index_text(p, text);
+    db__free(ctx, text);
+    return index;
 }
 
 static db_result db__write_text(db_ctx *ctx, const char *directory, const char *name,
@@ -10472,11 +10477,9 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     for (k = 0; k < 7; k++)
         if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
     for (k = 0; k < DB__CONFIGS; k++) {
-        char *text = db__config_text(p, k),
-             *index = text && k == DB__CONFIG_INDEX ? db__index_text(ctx, text) : NULL;
-        db__write_text(ctx, directory, db__config_file[k], index ? index : text);
+        char *text = db__config_text(p, k);
+        db__write_text(ctx, directory, db__config_file[k], text);
         db__free(ctx, text);
-        db__free(ctx, index);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
     if (p->vae && p->tokenizer && p->text_encoder && !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {

@@ -1,13 +1,16 @@
 /* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs and the
    gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets.
 
-   build/test_sd FOLDER leaves the files that it writes in FOLDER, for check_sd.py. */
+   build/test_sd FOLDER leaves the files that it writes in FOLDER, for tool_sd.sh and check_sd.py;
+   build/test_sd FOLDER PICTURES compares pictures that the tool drew from FOLDER/sd with diffusers'. */
 #define _POSIX_C_SOURCE 200809L
 #include <sys/stat.h>
 #include "dreambooth.h"
 #include "test.h"
 #include "counting.h"
 #include "networks.h"
+#define IMAGES_IMPLEMENTATION
+#include "images.h"
 
 /* ---- the autoencoder ------------------------------------------------------------------------------------------ */
 
@@ -398,15 +401,43 @@ static int same_weights(const db_pipeline *a, const db_pipeline *b)
            !memcmp(a->text_encoder->params.data, b->text_encoder->params.data, a->text_encoder->params.count * sizeof(float));
 }
 
+static const struct {
+    const char *name;
+    db_sampler sampler;
+    size_t steps;
+    float guidance;
+} runs[] = {{"ddim", DB_SAMPLER_DDIM, 7, 3}, {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5}, {"unguided", DB_SAMPLER_DDIM, 4, 1}};
+
+/* Pictures FOLDER/NAME/0000K.png, that the tool drew, against diffusers': at most 2 of 255 apart. */
+static void check_drawn(db_ctx *ctx, const char *folder)
+{
+    db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");
+    size_t k, b, i, n;
+    for (k = 0; k < sizeof runs / sizeof *runs; k++) {
+        float *ref = test_golden_values(st, runs[k].name, &n);
+        char path[400], label[100], err[IMG_ERROR_SIZE];
+        double worst = 0;
+        for (b = 0; b < 2; b++) {
+            img_image image;
+            snprintf(path, sizeof path, "%s/%s/%05zu.png", folder, runs[k].name, b);
+            if (img_load(path, &image, err, sizeof err) != IMG_OK || image.w * image.h * 6 != n) {
+                worst = HUGE_VAL;
+                continue;
+            }
+            for (i = 0; i < n / 2; i++) worst = fmax(worst, fabs((double)image.rgb[i] - 255 * (double)ref[b * (n / 2) + i]));
+            img_free(&image);
+        }
+        snprintf(label, sizeof label, "drawn by the tool, %s", runs[k].name);
+        if (worst <= 2) test_pass(label, "at most %.2f of 255 from diffusers' pictures", worst);
+        else test_fail(label, "%.2f of 255 from diffusers' pictures", worst);
+        free(ref);
+    }
+    db_safetensors_close(st);
+}
+
 /* diffusers' pictures from the same latents, and the same through files there and back. */
 static void check_pipeline(db_ctx *ctx)
 {
-    static const struct {
-        const char *name;
-        db_sampler sampler;
-        size_t steps;
-        float guidance;
-    } runs[] = {{"ddim", DB_SAMPLER_DDIM, 7, 3}, {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5}, {"unguided", DB_SAMPLER_DDIM, 4, 1}};
     static const char *const prompts[] = {"a photo of a dog", "Zwei Katzen, 3 cups"};
     enum { H = 16, W = 24, N = 2 * H * W * 3 };
     db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");
@@ -419,6 +450,13 @@ static void check_pipeline(db_ctx *ctx)
         return;
     }
     hashed("pipeline.latents", sizeof latents / sizeof *latents, 1.7f, latents);
+    {
+        static const size_t dim[] = {2, 4, 8, 12};
+        db_safetensors_writer *w = db_safetensors_create(ctx, at("latents.safetensors"));
+        db_safetensors_declare(w, "latents", DB_F32, 4, dim);
+        db_safetensors_write_f32(w, "latents", latents);
+        db_safetensors_finish(w);
+    }
     test_check(p->scheduler.sampler == DB_SAMPLER_DPMSOLVER, "pipeline with PNDM", "DPM-Solver++ stands in for it");
     for (k = 0; k < sizeof runs / sizeof *runs; k++) {
         db_sample_config c = db_sample_config_default();
@@ -609,6 +647,11 @@ int main(int argc, char **argv)
     if (argc > 1) snprintf(scratch, sizeof scratch, "%s", argv[1]);
     else if (!make_scratch("test_sd")) return 1;
     if (db_create(&ctx, NULL) != DB_OK) return 1;
+    if (argc > 2) {
+        check_drawn(ctx, argv[2]);
+        db_destroy(ctx);
+        return test_summary();
+    }
     for (k = 0; k < sizeof clips / sizeof *clips; k++) check_text_encoder(ctx, clips[k]);
     check_text_files(ctx);
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet(ctx, unets[k], 1e-4, 1e-3);

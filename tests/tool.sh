@@ -4,34 +4,8 @@
 #
 #     sh tests/tool.sh build/dreambooth FOLDER
 tool=$1 work=$2
-passed=0 failed=0
-rm -rf "$work"; mkdir -p "$work"
-base=examples/world/base photos=examples/world/subjects/dog1 mixed=tests/golden/photos
-ok() { echo "ok $1"; passed=$((passed + 1)); }
-bad() { echo "FAIL $1: $2"; failed=$((failed + 1)); }
-
-# refuses NAME PATTERN COMMAND...: fails, and says why on stderr
-refuses() {
-    name=$1 pattern=$2; shift 2
-    if "$@" > "$work/out" 2> "$work/err"; then bad "$name" "it succeeded"
-    elif grep -q -- "$pattern" "$work/err"; then ok "$name: $(grep -- "$pattern" "$work/err" | head -n 1)"
-    else bad "$name" "no \"$pattern\" in: $(head -n 2 "$work/err" | tr '\n' ' ')"; fi
-}
-# says NAME PATTERN COMMAND...: succeeds, with a line on stdout or stderr
-says() {
-    name=$1 pattern=$2; shift 2
-    if ! "$@" > "$work/out" 2>&1; then bad "$name" "$(tail -n 1 "$work/out")"
-    elif grep -q -- "$pattern" "$work/out"; then ok "$name: $(grep -- "$pattern" "$work/out" | head -n 1)"
-    else bad "$name" "no \"$pattern\" in: $(head -n 2 "$work/out" | tr '\n' ' ')"; fi
-}
-# a training as small as can be: tiny OUTPUT FLAGS...
-tiny() {
-    out=$1; shift
-    $run $tool train --quiet --instance_data_dir $photos --instance_prompt "a zxk dog" --resolution 16 --train_batch_size 1 --max_train_steps 2 \
-        --learning_rate 1e-4 --output_dir "$out" "$@"
-}
-run= # "exec" for a process of its own, which can be killed
-sum() { cksum < "$1" | tr ' ' -; }
+. tests/checks.sh
+base=examples/world/base mixed=tests/golden/photos
 
 # ---- flags
 refuses "unknown command" "did you mean generate" $tool generat
@@ -42,6 +16,44 @@ refuses "negative count" "whole number" $tool train --max_train_steps -3
 refuses "unknown instruction set" "instruction set" $tool info --isa sse9
 says "dashes and underscores" "tokens\|score" $tool identifier --count 3 --threads 1
 says "help" "instance_data_dir" $tool train --help
+
+# ---- every flag of train_dreambooth.py: taken, or refused with the reason
+flags="pretrained_model_name_or_path=x instance_data_dir=x instance_prompt=x class_data_dir=x class_prompt=x seed=1 max_train_steps=1
+    checkpoints_total_limit=1 resume_from_checkpoint=latest validation_prompt=x mixed_precision=bf16 tokenizer_max_length=77 validation_images=x
+    with_prior_preservation center_crop train_text_encoder gradient_checkpointing scale_lr pre_compute_text_embeddings text_encoder_use_attention_mask
+    skip_save_text_encoder prior_loss_weight=1.0 num_class_images=100 output_dir=x resolution=512 train_batch_size=4 sample_batch_size=4
+    num_train_epochs=1 checkpointing_steps=500 gradient_accumulation_steps=1 learning_rate=5e-6 lr_scheduler=constant lr_warmup_steps=500 lr_num_cycles=1
+    lr_power=1.0 adam_beta1=.9 adam_beta2=.999 adam_weight_decay=1e-2 adam_epsilon=1e-8 max_grad_norm=1.0 num_validation_images=4 validation_steps=100
+    validation_scheduler=DDPMScheduler lora_dropout=0 variant=fp16 report_to=wandb logging_dir=logs dataloader_num_workers=2 allow_tf32 set_grads_to_none
+    enable_xformers_memory_efficient_attention prior_generation_precision=fp32 local_rank=0"
+count=0 unknown=
+for f in $flags; do
+    count=$((count + 1))
+    case $f in *=*) set -- "--${f%%=*}" "${f#*=}" ;; *) set -- "--$f" ;; esac
+    $tool train "$@" --help > "$work/out" 2>&1 || unknown="$unknown $f"
+done
+[ -z "$unknown" ] && ok "$count flags of train_dreambooth.py" || bad "flags of train_dreambooth.py" "not taken:$unknown"
+refuses "class_labels_conditioning" "noise level of its small image" $tool train --class_labels_conditioning timesteps
+refuses "push_to_hub" "uses a network" $tool train --push_to_hub
+refuses "hub_model_id" "uses a network" $tool train --hub_model_id a/b
+refuses "revision" "a directory on this machine" $tool train --revision main
+refuses "tokenizer_name" "model's directory" $tool train --tokenizer_name x
+refuses "mixed_precision fp16" "bf16 is as small" tiny "$work/m0" --mixed_precision fp16
+refuses "lora_dropout" "no dropout" tiny "$work/m0" --lora_dropout 0.1
+refuses "embeddings computed before, and trained" "exclude each other" tiny "$work/m0" --pre_compute_text_embeddings --train_text_encoder
+refuses "another number of tokens" "sampled with 77 tokens" tiny "$work/m0" --tokenizer_max_length 50
+refuses "small pictures for a base" "for a super-resolver" tiny "$work/m0" --validation_images "$photos/0.png"
+refuses "validation with an unknown scheduler" "takes ddpm" tiny "$work/m0" --validation_prompt x --validation_scheduler euler
+tiny "$work/v0" --pre_compute_text_embeddings --tokenizer_max_length 77 --text_encoder_use_attention_mask --lora_dropout 0 --report_to wandb \
+    --validation_prompt "a zxk dog" --validation_steps 1 --num_validation_images 2 --validation_scheduler DDPMScheduler --learning_rate 2e-4 > "$work/out" 2>&1
+tiny "$work/v1" --skip_save_text_encoder --max_train_steps 0 --num_train_epochs 1 --train_batch_size 3 --scale_lr --learning_rate 1e-4 > "$work/out" 2>&1
+[ -e "$work/v0/validation-1.png" ] && [ -e "$work/v0/validation-2.png" ] && ok "validation pictures" || bad "validation pictures" "$(ls "$work/v0" | tr '\n' ' ')"
+[ -e "$work/v1/unet/config.json" ] && [ ! -e "$work/v1/text_encoder/config.json" ] && grep -q '"text_encoder": \[null, null\]' "$work/v1/model_index.json" &&
+    ok "skip_save_text_encoder" || bad "skip_save_text_encoder" "$(tail -n 1 "$work/out")"
+grep -q "^2 steps" "$work/out" && ok "an epoch of $(ls $photos | wc -l) photos by 3" || bad "num_train_epochs" "$(tail -n 1 "$work/out")"
+tiny "$work/v2" --max_train_steps 2 --train_batch_size 3 --learning_rate 3e-4 > "$work/out" 2>&1
+[ "$(sum "$work/v1/unet/diffusion_pytorch_model.safetensors")" = "$(sum "$work/v2/unet/diffusion_pytorch_model.safetensors")" ] &&
+    ok "scale_lr: three times the rate with batches of 3" || bad "scale_lr" "other weights than with three times the rate"
 
 # ---- photos
 mkdir "$work/none" "$work/texts"

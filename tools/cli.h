@@ -37,7 +37,8 @@ static int file_exists(const char *path)
 
 enum { MAX_LIST = 256 };
 
-typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST } kind;
+/* The last two are diffusers' flags that have no meaning here: one is told and skipped, the other an error. */
+typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST, IGNORED, REFUSED } kind;
 
 typedef struct list {
     const char *item[MAX_LIST];
@@ -47,8 +48,8 @@ typedef struct list {
 typedef struct flag {
     const char *name;
     kind kind;
-    void *value; /* const char **, long *, double *, int *, list * */
-    const char *help;
+    void *value; /* const char **, long *, double *, int *, list *; of the last two NULL */
+    const char *help; /* of the last two the reason */
 } flag;
 
 /* How many single-letter edits lead from a to b. */
@@ -75,6 +76,7 @@ static void print_flags(const char *command, const char *what, const flag *f)
     printf("build/dreambooth %s: %s\n\n", command, what);
     for (; f->name; f++) {
         char value[96] = "";
+        if (f->kind == IGNORED || f->kind == REFUSED) continue;
         if (f->kind == TEXT) {
             const char *preset = *(const char **)f->value;
             snprintf(value, sizeof value, "TEXT%s%s", preset ? " = " : "", preset ? preset : "");
@@ -112,6 +114,12 @@ static int parse(int argc, char **argv, const char *command, const char *what, c
             if (distance(f->name, name) < distance(nearest->name, name)) nearest = f;
         if (!f->name)
             return fail("%s has no flag --%s; did you mean --%s?", command, name, nearest->name);
+        if (f->kind == REFUSED) return fail("--%s: %s", name, f->help);
+        if (f->kind == IGNORED) {
+            fprintf(stderr, "note: --%s does nothing here: %s\n", name, f->help);
+            i += i + 1 < argc && strncmp(argv[i + 1], "--", 2);
+            continue;
+        }
         if (f->kind == SWITCH) {
             *(int *)f->value = 1;
             continue;
@@ -227,8 +235,11 @@ static db_ctx *open_context(const common *c)
     db_ctx *ctx = NULL;
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
-    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") &&
-        strcmp(c->precision, "auto")) {
+    if (!strcmp(c->precision, "fp16")) {
+        fail("--mixed_precision fp16: processors do not compute in it; bf16 is as small and has f32's range");
+        return NULL;
+    }
+    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") && strcmp(c->precision, "auto")) {
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;
     }
@@ -255,6 +266,22 @@ static int finish(db_ctx *ctx)
 }
 
 /* ---- folders --------------------------------------------------------------------------------- */
+
+static int is_folder(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+/* Where a file lies; until the next call. */
+static const char *folder_of(const char *path)
+{
+    static char folder[4096];
+    const char *slash = strrchr(path, '/');
+    if (!slash) return ".";
+    snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
+    return folder;
+}
 
 static int make_folder(const char *path)
 {
@@ -286,6 +313,25 @@ static char **list_folder(const char *path, size_t *n)
     closedir(d);
     if (*n) qsort(names, *n, sizeof *names, by_name);
     return names;
+}
+
+/* Copies FROM/NAME to TO/NAME if it is there. */
+static int copy_file(const char *from, const char *to, const char *name)
+{
+    char source[4096], target[4096], buffer[65536];
+    FILE *in, *out;
+    size_t n;
+    int bad;
+    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
+        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096) return fail("the path %s is too long", to);
+    in = fopen(source, "rb");
+    if (!in) return 0;
+    out = fopen(target, "wb");
+    bad = !out;
+    while (!bad && (n = fread(buffer, 1, sizeof buffer, in)) > 0) bad = fwrite(buffer, 1, n, out) != n;
+    if (out) bad = fclose(out) || bad;
+    fclose(in);
+    return bad ? fail("cannot write %s: %s", target, strerror(errno)) : 0;
 }
 
 static int is_folder_in_use(const char *path)

@@ -74,7 +74,11 @@ static const char *stage_directory(const char *directory, const char *name)
     return path;
 }
 
-static size_t stage_size(const db_pipeline *p) { return p->unet->config.sample_size; }
+/* Pixels along a side of the pictures it was made for. */
+static size_t stage_size(const db_pipeline *p)
+{
+    return p->unet->config.sample_size * (p->vae ? db_vae_factor(p->vae) : 1);
+}
 
 /* ---- generate ---------------------------------------------------------------------------------- */
 
@@ -82,42 +86,71 @@ typedef struct drawing {
     const char *negative, *scheduler;
     long steps, height, width, seed, upscale_steps;
     double guidance, upscale_guidance, noise_variance;
+    float *latents; /* the base's initial noise [n,C,h,w], owned by who reads it; or NULL */
 } drawing;
 
-static const drawing drawing_default = {NULL, "ddim", 30, 0, 0, 0, 10, 3, 1, 1e-3};
+static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 10, -1, 1, 1e-3, NULL};
 
 #define UPSCALE_FLAGS(d)                                                                           \
     {"upscale_steps", WHOLE, &(d).upscale_steps, "sampling steps of a super-resolver"},            \
     {"upscale_guidance", REAL, &(d).upscale_guidance, "its guidance; 1: none"},                    \
     {"noise_variance", REAL, &(d).noise_variance, "put on its small image (IF's level 250: .154)"}
 
+#define SCHEDULER_FLAG(d)                                                                          \
+    {"scheduler", TEXT, &(d).scheduler,                                                            \
+     "ddpm, ddim or dpmsolver++; without: ddim, and what Stable Diffusion's files name"}
+
 #define DRAWING_FLAGS(d)                                                                           \
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
-    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps"},                                  \
-    {"guidance_scale", REAL, &(d).guidance, "1: none"},                                            \
-    {"scheduler", TEXT, &(d).scheduler, "ddpm, ddim or dpmsolver++"},                                           \
+    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps; 0: 30, of Stable Diffusion 50"},   \
+    {"guidance_scale", REAL, &(d).guidance,                                                        \
+     "up to 1: none; below 0: 3, of Stable Diffusion 7.5"},                                        \
+    SCHEDULER_FLAG(d),                                                                             \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
+
+/* Samplers by our names and by diffusers' classes, in the order of db_sampler. */
+static const char *const sampler_names[][2] = {{"ddpm", "DDPMScheduler"}, {"ddim", "DDIMScheduler"},
+                                               {"dpmsolver++", "DPMSolverMultistepScheduler"}};
+
+/* -1 after a complaint about `flag_name`. */
+static int find_sampler(const char *name, const char *flag_name)
+{
+    int k, j;
+    for (k = 0; k < 3; k++)
+        for (j = 0; j < 2; j++)
+            if (!strcmp(name, sampler_names[k][j])) return k;
+    fail("--%s takes ddpm, ddim or dpmsolver++, not \"%s\"", flag_name, name);
+    return -1;
+}
 
 static int check_drawing(const drawing *d)
 {
-    if (strcmp(d->scheduler, "ddpm") && strcmp(d->scheduler, "ddim") && strcmp(d->scheduler, "dpmsolver++"))
-        return fail("--scheduler takes ddpm, ddim or dpmsolver++, not \"%s\"", d->scheduler);
-    if (!d->steps || !d->upscale_steps) return fail("sampling needs at least one step");
+    if (d->scheduler && find_sampler(d->scheduler, "scheduler") < 0) return 1;
+    if (!d->upscale_steps) return fail("sampling needs at least one step");
     if (d->height % 8 || d->width % 8) return fail("--height and --width must be multiples of 8");
     if (d->noise_variance < 0 || d->noise_variance >= 1)
         return fail("--noise_variance must lie in [0,1)");
     return 0;
 }
 
+/* What was left to the model. */
+static void complete_drawing(drawing *d, const db_pipeline *base)
+{
+    int latent = base->vae != NULL;
+    if (!d->scheduler) d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DDIM][0];
+    if (!d->steps) d->steps = latent ? 50 : 30;
+    if (d->guidance < 0) d->guidance = latent ? 7.5 : 3;
+}
+
 static db_sample_config sampling(const drawing *d, int upscaling)
 {
     db_sample_config s = db_sample_config_default();
-    s.sampler = !strcmp(d->scheduler, "ddpm")   ? DB_SAMPLER_DDPM
-                : !strcmp(d->scheduler, "ddim") ? DB_SAMPLER_DDIM
-                                                : DB_SAMPLER_DPMSOLVER;
+    s.sampler = (db_sampler)find_sampler(d->scheduler, "scheduler");
     s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
-    s.guidance_scale = (float)(upscaling ? d->upscale_guidance : d->guidance);
+    s.guidance_scale = (float)MAX(upscaling ? d->upscale_guidance : d->guidance, 1.0);
     s.seed = (uint64_t)d->seed;
+    if (!upscaling && d->latents) /* who gives the noise wants diffusers' picture: then its DDIM, too */
+        s.latents = d->latents, s.use_clipped_model_output = 0;
     return s;
 }
 
@@ -149,18 +182,47 @@ static int draw(const cascade *c, const drawing *d, const char *const *prompts, 
     return db_status(ctx) != DB_OK;
 }
 
+/* The initial noise of n pictures, diffusers' argument `latents` [n,C,h,w], from a file's tensor of that name. It
+   also says how large the pictures are, unless --height and --width did. */
+static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *d)
+{
+    size_t C = base->vae ? base->vae->config.latent_channels : 3, f = base->vae ? db_vae_factor(base->vae) : 1;
+    const db_file_tensor *t;
+    db_safetensors *st = NULL;
+    int bad = 0;
+    if (db_safetensors_open(base->ctx, path, &st) != DB_OK) return 1;
+    t = db_safetensors_find(st, "latents");
+    if (!t || t->rank != 4) {
+        bad = fail("%s holds no tensor \"latents\" of shape [pictures, channels, height, width]", path);
+    } else {
+        if (!d->height) d->height = (long)(t->dim[2] * f);
+        if (!d->width) d->width = (long)(t->dim[3] * f);
+        if (t->dim[0] != n || t->dim[1] != C || t->dim[2] * f != (size_t)d->height || t->dim[3] * f != (size_t)d->width)
+            bad = fail("%s: latents of shape [%zu,%zu,%zu,%zu], but %zu pictures of %ld x %ld pixels need [%zu,%zu,%ld,%ld]",
+                       path, t->dim[0], t->dim[1], t->dim[2], t->dim[3], n, d->width, d->height, n, C,
+                       d->height / (long)f, d->width / (long)f);
+    }
+    if (!bad) {
+        d->latents = (float *)malloc((t->count + 1) * sizeof(float));
+        db_file_tensor_to_f32(t, d->latents);
+    }
+    db_safetensors_close(st);
+    return bad;
+}
+
 static int generate(int argc, char **argv)
 {
     common c = common_default;
     drawing d = drawing_default;
     list prompts = {{NULL}, 0}, upscalers = {{NULL}, 0};
-    const char *out = "generated";
+    const char *out = "generated", *latents = NULL;
     long each = 1;
     const flag flags[] = {
         {"prompt", LIST, &prompts, "one or more"},
         {"num_images", WHOLE, &each, "of each prompt"},
-        {"height", WHOLE, &d.height, "0: the model's"},
-        {"width", WHOLE, &d.width, "0: the model's"},
+        {"height", WHOLE, &d.height, "in pixels; 0: the model's"},
+        {"width", WHOLE, &d.width, "in pixels; 0: the model's"},
+        {"latents", TEXT, &latents, "safetensors with diffusers' initial noise \"latents\" [n,C,h,w]"},
         {"upscalers", LIST, &upscalers, "directories of further stages"},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
         DRAWING_FLAGS(d), COMMON_FLAGS(c)};
@@ -180,8 +242,10 @@ static int generate(int argc, char **argv)
     n = prompts.n * (size_t)each;
     all = (const char **)calloc(n, sizeof *all);
     for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
-    status = load_cascade(ctx, c.model, &upscalers, &m) || make_folder(out) ||
-             draw(&m, &d, all, n, pictures, h, w);
+    status = load_cascade(ctx, c.model, &upscalers, &m);
+    if (!status) complete_drawing(&d, m.stage[0]);
+    if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
+    if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
     for (k = 0; k < m.n && !status; k++) {
         snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model, w[k],
                  d.scheduler, k ? d.upscale_steps : d.steps, k ? d.upscale_guidance : d.guidance,
@@ -198,6 +262,7 @@ static int generate(int argc, char **argv)
     if (!status) printf("%zu pictures in %s, %.1f s\n", n, out, now() - began);
     for (k = 0; k < MAX_STAGES; k++) free(pictures[k]);
     free((void *)all);
+    free(d.latents);
     free_cascade(&m);
     return finish(ctx) || status;
 }
@@ -223,7 +288,7 @@ static int upscale(int argc, char **argv)
         {"images", TEXT, &in, "a folder of pictures"},
         {"prompt", TEXT, &prompt, "what they show"},
         {"downsample", SWITCH, &reduce, "first make them smaller by the same factor, to compare"},
-        {"scheduler", TEXT, &d.scheduler, "ddpm, ddim or dpmsolver++"}, {"seed", WHOLE, &d.seed, ""},
+        SCHEDULER_FLAG(d), {"seed", WHOLE, &d.seed, ""},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid"}, UPSCALE_FLAGS(d),
         COMMON_FLAGS(c)};
     int status = parse(argc, argv, "upscale", "super-resolution of given pictures", flags, NULL);
@@ -243,6 +308,7 @@ static int upscale(int argc, char **argv)
         return finish(ctx) || 1;
     }
     if (!m.stage[0]->super_resolution) status = fail("%s is no super-resolution pipeline", c.model);
+    complete_drawing(&d, m.stage[0]);
     for (k = 0; k < p.n && !status; k++) {
         db_sample_config s = sampling(&d, 1);
         size_t f = 4, w = p.view[k].w, h = p.view[k].h, big_w, big_h, n = 0, i;
@@ -511,8 +577,14 @@ static int identifier(int argc, char **argv)
 typedef struct training {
     db_dreambooth_config config;
     const char *class_dir, *out, *resume;
-    long n_class, class_steps, every, limit;
+    long n_class, class_steps, every, limit, sample_batch;
     double class_guidance;
+    struct { /* pictures drawn every `every` steps to watch the training */
+        const char *prompt, *scheduler;
+        list images; /* super-resolution: what is enlarged */
+        long n, every;
+    } validation;
+    int skip_text_encoder; /* not saved */
 } training;
 
 typedef struct outcome { /* of a training */
@@ -526,16 +598,16 @@ typedef struct outcome { /* of a training */
    model; NULL after a message. Image k depends on the prompt and k alone. */
 static float *class_images(db_pipeline *p, const training *t, size_t S)
 {
-    enum { AT_ONCE = 8 };
+    enum { AT_ONCE = 64 };
     const char *prompts[AT_ONCE];
-    size_t n = (size_t)t->n_class, k, i, j, missing = 0;
+    size_t n = (size_t)t->n_class, k, i, j, missing = 0, at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
     float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
     char path[4096], err[IMG_ERROR_SIZE];
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
     s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
     if (!pixels || make_folder(t->class_dir)) return free(pixels), NULL;
     for (k = 0; k < n; k += j) {
-        for (j = 0; j < AT_ONCE && k + j < n; j++) { /* a run of those that are missing */
+        for (j = 0; j < at_once && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
             if (file_exists(path)) break;
             prompts[j] = t->config.class_prompt;
@@ -652,6 +724,46 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
     fflush(stdout);
 }
 
+/* Draws pictures with the weights of now, always from the same noise, into OUTPUT/validation-STEP.png. */
+static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t step)
+{
+    size_t S = t->config.resolution, n = (size_t)t->validation.n, k, small = 0;
+    const char **prompts = (const char **)calloc(n, sizeof *prompts);
+    float *pictures = (float *)malloc(n * S * S * 3 * sizeof(float)), *low = NULL;
+    db_sample_config s = db_sample_config_default();
+    char title[512], path[4096], err[IMG_ERROR_SIZE];
+    int status = 0, done;
+    s.sampler = (db_sampler)find_sampler(t->validation.scheduler, "validation_scheduler");
+    s.num_inference_steps = 25, s.guidance_scale = p->vae ? 7.5f : 3, s.seed = t->config.seed;
+    if (p->super_resolution) {
+        s.num_inference_steps = 10, s.guidance_scale = 1, small = S / t->config.upscale;
+        low = (float *)malloc(n * small * small * 3 * sizeof(float));
+        for (k = 0; k < n && !status; k++) {
+            img_image image;
+            db_image view;
+            if (img_load(t->validation.images.item[k], &image, err, sizeof err) != IMG_OK) {
+                status = fail("%s", err);
+                break;
+            }
+            view.rgb = image.rgb, view.w = image.w, view.h = image.h;
+            status = square(p->ctx, &view, small, low + k * small * small * 3);
+            img_free(&image);
+        }
+    }
+    for (k = 0; k < n; k++) prompts[k] = t->validation.prompt;
+    bar_start("validation");
+    if (status) done = 0;
+    else if (low) done = db_upscale(p, text, prompts, n, &s, t->config.noise_level, low, small, small, S, S, pictures) == DB_OK;
+    else done = db_generate(p, prompts, n, NULL, &s, S, S, pictures) == DB_OK;
+    snprintf(title, sizeof title, "after %zu steps: %s %zu steps, guidance %g, seed %llu", step, t->validation.scheduler, s.num_inference_steps,
+             (double)s.guidance_scale, (unsigned long long)s.seed);
+    snprintf(path, sizeof path, "%s/validation-%zu.png", t->out, step);
+    status = !done || save_grid(pictures, n, S, S, prompts, 4, title, path);
+    free((void *)prompts), free(pictures), free(low);
+    bar_start("training");
+    return status;
+}
+
 /* Fine-tunes p in place, with class images, checkpoints and resume, and writes it to t->out with
    its loss curve. */
 static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t, outcome *o)
@@ -704,13 +816,19 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
                      (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
         bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
         if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0) status = save_checkpoint(d, t);
+        if (!status && t->validation.prompt && db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
+            status = validate(p, text, t, db_dreambooth_steps_done(d));
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
         tenth = MAX(done / 10, (size_t)1);
         for (k = 0; k < tenth && done; k++) o->first += curve[0][k] / (float)tenth, o->last += curve[0][done - 1 - k] / (float)tenth;
         snprintf(path, sizeof path, "%s/loss.png", t->out);
-        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK || draw_curves(curve, done, c->class_prompt != NULL, path);
+        db_text_encoder *own = p->text_encoder;
+        if (t->skip_text_encoder) p->text_encoder = NULL;
+        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK;
+        p->text_encoder = own;
+        status = status || draw_curves(curve, done, c->class_prompt != NULL, path);
     }
     if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
     db_dreambooth_free(d);
@@ -725,8 +843,51 @@ static training training_default(void)
     memset(&t, 0, sizeof t);
     t.config = db_dreambooth_config_default();
     t.class_dir = "class_images", t.out = "dreambooth-model";
-    t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500;
+    t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500, t.sample_batch = 4;
+    t.validation.scheduler = "DPMSolverMultistepScheduler", t.validation.n = 4, t.validation.every = 100;
     return t;
+}
+
+/* train_dreambooth.py's flags that have no meaning here. */
+#define OTHER_FLAGS                                                                                \
+    {"class_labels_conditioning", REFUSED, NULL,                                                   \
+     "a super-resolver's class label is the noise level of its small image, in training as in sampling; set it with --noise_variance"}, \
+    {"push_to_hub", REFUSED, NULL, "nothing here uses a network; upload --output_dir with huggingface-cli"}, \
+    {"hub_token", REFUSED, NULL, "nothing here uses a network"},                                   \
+    {"hub_model_id", REFUSED, NULL, "nothing here uses a network"},                                \
+    {"revision", REFUSED, NULL, "nothing here uses a network: name a directory on this machine"},  \
+    {"tokenizer_name", REFUSED, NULL, "the tokenizer is read from the model's directory; put another one there"}, \
+    {"variant", IGNORED, NULL, "the variant that is there is read"},                               \
+    {"prior_generation_precision", IGNORED, NULL, "class images are drawn as --mixed_precision says"}, \
+    {"report_to", IGNORED, NULL, "losses go to --output_dir/loss.png"},                            \
+    {"logging_dir", IGNORED, NULL, "losses go to --output_dir/loss.png"},                          \
+    {"dataloader_num_workers", IGNORED, NULL, "photos are read once, before the first step"},      \
+    {"allow_tf32", IGNORED, NULL, "it concerns PyTorch on a GPU"},                                 \
+    {"enable_xformers_memory_efficient_attention", IGNORED, NULL, "attention never stores its whole matrix anyway"}, \
+    {"set_grads_to_none", IGNORED, NULL, "it concerns PyTorch"},                                   \
+    {"local_rank", IGNORED, NULL, "there is one process"}
+
+/* The steps of so many epochs: train_dreambooth.py's count, an epoch being the longer of photos and class images. */
+static size_t epoch_steps(size_t epochs, size_t n_photos, size_t n_class, size_t batch, size_t accumulation)
+{
+    size_t batches = (MAX(n_photos, n_class) + batch - 1) / batch;
+    return epochs * ((batches + accumulation - 1) / accumulation);
+}
+
+/* Flags whose meaning depends on the model. */
+static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, const training *t, long tokens, int text_mask)
+{
+    int clip = e && e->config.kind == DB_TEXT_CLIP;
+    size_t own = clip ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
+    if (tokens && (size_t)tokens != own)
+        return fail("--tokenizer_max_length %ld: this model is sampled with %zu tokens, and so it is trained", tokens, own);
+    if (text_mask && clip)
+        return fail("--text_encoder_use_attention_mask: Stable Diffusion is sampled without a mask, and so it is trained");
+    if (t->validation.prompt && p->super_resolution && !t->validation.images.n)
+        return fail("a super-resolver's --validation_prompt needs --validation_images: the pictures to enlarge");
+    if (t->validation.images.n && !p->super_resolution)
+        return fail("--validation_images are for a super-resolver; %s draws from the prompt alone", p->directory);
+    return 0;
 }
 
 static int train(int argc, char **argv)
@@ -736,9 +897,10 @@ static int train(int argc, char **argv)
     training t = training_default();
     db_dreambooth_config *k = &t.config;
     const char *folder = NULL, *schedule = "constant";
-    long steps = 400, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
-    int prior = 0, overwrite = 0;
-    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5;
+    long steps = 0, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
+    long epochs = 0, tokens = 0;
+    int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0;
+    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
         {"instance_prompt", TEXT, &k->instance_prompt, "\"a zxk dog\""},
@@ -757,8 +919,10 @@ static int train(int argc, char **argv)
         {"noise_variance", REAL, &variance, "super-resolution: on the small image"},
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
-        {"max_train_steps", WHOLE, &steps, ""},
+        {"max_train_steps", WHOLE, &steps, "0: of --num_train_epochs, or 400"},
+        {"num_train_epochs", WHOLE, &epochs, "passes through the photos, or the class images if more"},
         {"learning_rate", REAL, &rate, ""},
+        {"scale_lr", SWITCH, &scale_lr, "times batch size and accumulation steps"},
         {"lr_scheduler", TEXT, &schedule, "constant, constant_with_warmup, linear, cosine, ..."},
         {"lr_warmup_steps", WHOLE, &warmup, "of all schedules but constant"},
         {"lr_num_cycles", REAL, &cycles, "of cosine_with_restarts"},
@@ -771,7 +935,19 @@ static int train(int argc, char **argv)
         {"checkpointing_steps", WHOLE, &t.every, "0: none"},
         {"checkpoints_total_limit", WHOLE, &t.limit, "0: keep all"},
         {"resume_from_checkpoint", TEXT, &t.resume, "a checkpoint folder, or latest"},
-        {"seed", WHOLE, &seed, ""}, COMMON_FLAGS(c)};
+        {"seed", WHOLE, &seed, ""},
+        {"sample_batch_size", WHOLE, &t.sample_batch, "class images drawn together"},
+        {"validation_prompt", TEXT, &t.validation.prompt, "draws it while training, into validation-STEP.png"},
+        {"num_validation_images", WHOLE, &t.validation.n, ""},
+        {"validation_steps", WHOLE, &t.validation.every, "how often"},
+        {"validation_scheduler", TEXT, &t.validation.scheduler, "or DDPMScheduler, or DDIMScheduler"},
+        {"validation_images", LIST, &t.validation.images, "super-resolution: small pictures to enlarge"},
+        {"pre_compute_text_embeddings", SWITCH, &cached_text, "always, if the text encoder is frozen"},
+        {"tokenizer_max_length", WHOLE, &tokens, "the model's; others are refused"},
+        {"text_encoder_use_attention_mask", SWITCH, &text_mask, "T5 always, CLIP never, as in sampling"},
+        {"lora_dropout", REAL, &dropout, "0; others are refused"},
+        {"skip_save_text_encoder", SWITCH, &t.skip_text_encoder, ""},
+        OTHER_FLAGS, COMMON_FLAGS(c)};
     int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL), i;
     photos photo;
     outcome o;
@@ -781,8 +957,13 @@ static int train(int argc, char **argv)
     if (!folder || !k->instance_prompt) return fail("train needs --instance_data_dir and --instance_prompt");
     if (prior && !k->class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
     if (!prior) k->class_prompt = NULL;
-    if (!steps || !batch || !accumulation || (prior && (!t.n_class || !t.class_steps)))
+    if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
+    if (dropout != 0) return fail("--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too", dropout);
+    if (cached_text && k->train_text_encoder)
+        return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: embeddings that were computed before cannot be trained");
+    if (t.validation.prompt && (!t.validation.n || !t.validation.every || find_sampler(t.validation.scheduler, "validation_scheduler") < 0))
+        return fail("validation needs a scheduler, at least one picture and at least one step");
     for (i = 0; i < 6 && strcmp(schedules[i], schedule); i++) {}
     if (i == 6) return fail("--lr_scheduler takes constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial, not \"%s\"", schedule);
     k->lr_scheduler = (db_lr_schedule)i; /* the table has the enumeration's order */
@@ -792,10 +973,14 @@ static int train(int argc, char **argv)
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    status = check_model_flags(m.stage[0], m.text->text_encoder, &t, tokens, text_mask);
+    if (status) goto done;
+    if (m.stage[0]->super_resolution) t.validation.n = (long)t.validation.images.n;
     k->resolution = resolution ? (size_t)resolution : stage_size(m.stage[0]);
     k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? MIN(k->resolution, (size_t)64) : k->resolution;
     k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
-    k->gradient_accumulation_steps = (size_t)accumulation, k->max_train_steps = (size_t)steps;
+    k->gradient_accumulation_steps = (size_t)accumulation;
+    if (scale_lr) rate *= (double)batch * (double)accumulation;
     k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
     k->seed = (uint64_t)seed;
     k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2, k->optimizer.weight_decay = (float)decay;
@@ -805,6 +990,9 @@ static int train(int argc, char **argv)
         status = 1;
         goto done;
     }
+    k->max_train_steps = steps    ? (size_t)steps
+                         : epochs ? epoch_steps((size_t)epochs, photo.n, prior ? (size_t)t.n_class : 0, (size_t)batch, (size_t)accumulation)
+                                  : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
     status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
@@ -830,7 +1018,9 @@ static int tokenize(int argc, char **argv)
     c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
     if (!ctx) return 1;
-    snprintf(path, sizeof path, "%s/tokenizer", c.model);
+    if (is_folder(c.model)) snprintf(path, sizeof path, "%s/tokenizer", c.model);
+    else snprintf(path, sizeof path, "%s/tokenizer", folder_of(c.model)); /* of a single file: beside it */
+    if (!is_folder(path)) snprintf(path, sizeof path, "%s", c.model); /* the tokenizer's own directory */
     db_tokenizer_load(ctx, path, &tok);
     for (k = 0; k < texts.n && db_status(ctx) == DB_OK; k++) {
         int32_t ids[4096];
@@ -843,25 +1033,36 @@ static int tokenize(int argc, char **argv)
 }
 
 /* What one stage holds, and what a forward pass of it needs. */
-static void describe(const db_pipeline *p, const char *precision)
+static void describe(const db_pipeline *p, const char *path, const char *precision)
 {
     const db_unet_config *u = &p->unet->config;
     size_t k, dim[4], text[3];
     db_memory_plan plan;
     db_tape *t = NULL;
     db_tensor x, time, words, labels = db_none;
-    printf("%s: %s\n", p->directory, p->super_resolution ? "IFSuperResolutionPipeline" : "IFPipeline");
+    printf("%s: %s\n", p->single_file ? path : p->directory,
+           p->super_resolution ? "IFSuperResolutionPipeline"
+           : !p->vae           ? "IFPipeline"
+           : p->single_file    ? "StableDiffusionPipeline, one file in the original (LDM) layout"
+                               : "StableDiffusionPipeline");
     if (p->text_encoder)
-        printf("text encoder   %.2fM parameters, %zu layers, width %zu\n",
+        printf("text encoder   %s, %.2fM parameters, %zu layers, width %zu\n",
+               p->text_encoder->config.kind == DB_TEXT_CLIP ? "CLIP" : "T5",
                (double)p->text_encoder->params.count / 1e6, p->text_encoder->config.num_layers,
                p->text_encoder->config.d_model);
+    if (!p->tokenizer) printf("tokenizer      none\n");
+    else printf("tokenizer      %zu pieces\n", db_tokenizer_size(p->tokenizer));
+    if (p->vae)
+        printf("autoencoder    %.2fM parameters, %zu pixels to a latent of %zu numbers, scale %g\n",
+               (double)p->vae->params.count / 1e6, db_vae_factor(p->vae), p->vae->config.latent_channels,
+               (double)p->vae->config.scaling_factor);
     printf("unet           %.2fM parameters, %zu tensors, channels", (double)p->unet->params.count / 1e6,
            p->unet->params.n);
     for (k = 0; k < u->n_levels; k++) printf(" %zu", u->block_out_channels[k]);
-    printf(", %zu -> %zu, %zu px\n", u->in_channels, u->out_channels, u->sample_size);
+    printf(", %zu -> %zu, %zu px\n", u->in_channels, u->out_channels, stage_size(p));
     if (db_tape_create(p->ctx, &t) != DB_OK) return;
     dim[0] = 1, dim[1] = dim[2] = u->sample_size, dim[3] = u->in_channels;
-    text[0] = 1, text[1] = DB_PROMPT_TOKENS, text[2] = u->encoder_hid_dim;
+    text[0] = 1, text[1] = DB_PROMPT_TOKENS, text[2] = u->encoder_hid_dim ? u->encoder_hid_dim : u->cross_attention_dim;
     x = db_input(t, DB_F32, 4, dim), time = db_input(t, DB_F32, 1, dim), words = db_input(t, DB_F32, 3, text);
     if (u->class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
     db_unet_forward(t, p->unet, x, time, words, labels, NULL);
@@ -884,22 +1085,108 @@ static int info(int argc, char **argv)
     ctx = open_context(&c);
     if (!ctx) return 1;
     status = load_cascade(ctx, c.model, NULL, &m);
-    for (k = 0; k < m.n && !status; k++) describe(m.stage[k], c.precision);
+    for (k = 0; k < m.n && !status; k++) describe(m.stage[k], c.model, c.precision);
     free_cascade(&m);
+    return finish(ctx) || status;
+}
+
+/* ---- convert --------------------------------------------------------------------------------------------- */
+
+/* The smallest of f16, bf16 and f32 that holds every weight of an open file and of `so_far` (F64: nothing yet). */
+static db_dtype widest(const db_safetensors *st, db_dtype so_far)
+{
+    size_t k;
+    for (k = 0; k < db_safetensors_count(st); k++) {
+        db_dtype d = db_safetensors_at(st, k)->dtype;
+        if (d == DB_I64 || d == DB_I32) continue; /* position_ids */
+        if (so_far == DB_F64 || d == so_far) so_far = d == DB_F64 ? DB_F32 : d;
+        else so_far = DB_F32;
+    }
+    return so_far;
+}
+
+/* The data type of a pipeline's weights, in a directory or a file. */
+static db_dtype stored_dtype(db_ctx *ctx, const char *path)
+{
+    static const char *const parts[][2] = {{"unet", "diffusion_pytorch_model"}, {"vae", "diffusion_pytorch_model"}, {"text_encoder", "model"}};
+    db_dtype dtype = DB_F64;
+    db_safetensors *st = NULL;
+    char folder[4096];
+    size_t k;
+    for (k = 0; k < 3 && db_status(ctx) == DB_OK; k++) {
+        snprintf(folder, sizeof folder, "%s/%s", path, parts[k][0]);
+        if (!is_folder(path)) k = 3, db_safetensors_open(ctx, path, &st);
+        else if (!is_folder(folder)) continue;
+        else db_weights_open(ctx, folder, parts[k][1], &st);
+        if (db_status(ctx) == DB_OK) dtype = widest(st, dtype);
+        db_safetensors_close(st);
+    }
+    return dtype;
+}
+
+static int convert(int argc, char **argv)
+{
+    static const struct { const char *name; db_dtype dtype; } types[] = {{"f32", DB_F32}, {"f16", DB_F16}, {"bf16", DB_BF16}};
+    static const char *const words[] = {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"};
+    common c = common_default;
+    const char *out = NULL, *type = NULL;
+    int overwrite = 0, status, file;
+    const flag flags[] = {
+        {"output_dir", TEXT, &out, "a directory in diffusers' layout; a name that ends in .safetensors: one LDM file"},
+        {"dtype", TEXT, &type, "f32, f16 or bf16; without: as it is"},
+        {"overwrite", SWITCH, &overwrite, "even if it exists"}, COMMON_FLAGS(c)};
+    db_dtype dtype = DB_F32;
+    db_pipeline *p = NULL;
+    db_ctx *ctx;
+    size_t k, n;
+    char from[4096], to[4096];
+    status = parse(argc, argv, "convert", "a model from diffusers' layout to a single file, and back; to another data type", flags, NULL);
+    if (status) return status == 1;
+    if (!out) return fail("convert needs --output_dir: a directory, or a name that ends in .safetensors");
+    for (k = 0; type && k < 3 && strcmp(types[k].name, type); k++) {}
+    if (type && k == 3) return fail("--dtype takes f32, f16 or bf16, not \"%s\"", type);
+    n = strlen(out), file = n > 12 && !strcmp(out + n - 12, ".safetensors");
+    if (!overwrite && (file ? file_exists(out) : is_folder_in_use(out)))
+        return fail("%s exists: choose another --output_dir, or --overwrite", out);
+    if (strrchr(out, '.') && (!strcmp(strrchr(out, '.'), ".ckpt") || !strcmp(strrchr(out, '.'), ".pt")))
+        return fail("%s: pickles are not written; give a name that ends in .safetensors", out);
+    c.model = stage_directory(c.model, "base");
+    ctx = open_context(&c);
+    if (!ctx) return 1;
+    db_pipeline_load(ctx, c.model, &p);
+    if (type) dtype = types[k].dtype;
+    else if (p) dtype = stored_dtype(ctx, c.model);
+    if (p && file) {
+        db_pipeline_save_ldm(p, out, dtype);
+        snprintf(from, sizeof from, "%s/tokenizer", p->directory);
+        snprintf(to, sizeof to, "%s/tokenizer", folder_of(out)); /* a single file has none: it goes beside it */
+        if (db_status(ctx) == DB_OK && !is_folder(to) && is_folder(from)) {
+            status = make_folder(to);
+            for (k = 0; k < sizeof words / sizeof *words && !status; k++) status = copy_file(from, to, words[k]);
+        }
+    } else if (p) {
+        db_pipeline_save(p, out, dtype);
+        if (!p->tokenizer)
+            fprintf(stderr, "warning: no tokenizer lies beside %s: put vocab.json and merges.txt of another Stable Diffusion 1.x "
+                            "model into %s/tokenizer\n", c.model, out);
+    }
+    if (db_status(ctx) == DB_OK && !status)
+        printf("%s -> %s, %s\n", c.model, out, dtype == DB_F32 ? "f32" : dtype == DB_F16 ? "f16" : "bf16");
+    db_pipeline_free(p);
     return finish(ctx) || status;
 }
 
 /* ---- probe ------------------------------------------------------------------------------------------------ */
 
-/* A tensor of the input file as floats; 4-dimensional ones from [B,C,H,W] to [B,H,W,C]. */
+/* A tensor of the input file as floats; 4-dimensional ones from [B,C,H,W] to [B,H,W,C]. NULL when there is none. */
 static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
     float *x, *y;
     size_t b, ch, p, P;
     int d;
+    for (d = 0; d < 4; d++) dim[d] = f && d < f->rank ? f->dim[d] : 1;
     if (!f) return NULL;
-    for (d = 0; d < 4; d++) dim[d] = d < f->rank ? f->dim[d] : 1;
     x = (float *)malloc((f->count + 1) * sizeof(float));
     db_file_tensor_to_f32(f, x);
     if (f->rank != 4) return x;
@@ -911,6 +1198,20 @@ static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
     free(x);
     ch = dim[1], dim[1] = dim[2], dim[2] = dim[3], dim[3] = ch;
     return y;
+}
+
+/* One number for each of B samples, from a tensor that has one for all or one for each. NULL when it has neither. */
+static float *read_each(db_safetensors *st, const char *name, size_t B)
+{
+    size_t dim[4], k;
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    float *x = read_tensor(st, name, dim), *each = NULL;
+    if (x && (f->count == 1 || f->count == B)) {
+        each = (float *)malloc((B + 1) * sizeof(float));
+        for (k = 0; k < B; k++) each[k] = x[f->count > 1 ? k : 0];
+    }
+    free(x);
+    return each;
 }
 
 static void write_output(db_ctx *ctx, const char *path, const char *name, const float *y, int n_dims, const size_t *d, const float *loss)
@@ -937,81 +1238,192 @@ static void write_output(db_ctx *ctx, const char *path, const char *name, const 
     free(x);
 }
 
+/* One network of a pipeline, or of its own directory: the others are NULL. */
+typedef struct part {
+    enum { PART_UNET, PART_TEXT, PART_ENCODER, PART_DECODER } kind;
+    db_unet *unet;
+    db_text_encoder *text;
+    db_vae *vae;
+    db_param_table *params;
+    db_pipeline *owner; /* when it came from a single file */
+} part;
+
+/* What the parts are called; the parameters that each has begin with ... ; its output. */
+static const struct { const char *name, *folder, *prefix[2], *output; } part_kinds[] = {
+    {"unet", "unet", {"", ""}, "sample"}, {"text_encoder", "text_encoder", {"", ""}, "last_hidden_state"},
+    {"vae_encoder", "vae", {"encoder.", "quant_conv."}, "moments"},
+    {"vae_decoder", "vae", {"decoder.", "post_quant_conv."}, "sample"}};
+
+static void load_part(db_ctx *ctx, const char *model, part *p)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s/config.json", model, part_kinds[p->kind].folder);
+    if (!is_folder(model)) {
+        if (db_pipeline_load(ctx, model, &p->owner) != DB_OK) return;
+        p->unet = p->owner->unet, p->text = p->owner->text_encoder, p->vae = p->owner->vae;
+    } else {
+        if (file_exists(path)) snprintf(path, sizeof path, "%s/%s", model, part_kinds[p->kind].folder);
+        else snprintf(path, sizeof path, "%s", model); /* the part's own directory */
+        if (p->kind == PART_UNET) db_unet_load(ctx, path, &p->unet);
+        else if (p->kind == PART_TEXT) db_text_encoder_load(ctx, path, &p->text);
+        else db_vae_load(ctx, path, &p->vae);
+    }
+    if (db_status(ctx) != DB_OK) return;
+    p->params = p->kind == PART_UNET ? &p->unet->params : p->kind == PART_TEXT ? &p->text->params : &p->vae->params;
+}
+
+static void free_part(part *p)
+{
+    if (!p->owner) db_unet_free(p->unet), db_text_encoder_free(p->text), db_vae_free(p->vae);
+    db_pipeline_free(p->owner);
+}
+
+/* Records the part's forward pass on the input file's tensors, and uploads them when the tape is complete: `after`
+   holds them until then. Returns the output, or none after a complaint. */
+typedef struct uploads {
+    db_tensor to[4];
+    void *data[4]; /* owned */
+    size_t n;
+} uploads;
+
+static db_tensor add_input(db_tape *t, uploads *u, db_dtype dtype, int n_dims, const size_t *dim, void *data)
+{
+    u->data[u->n] = data;
+    return u->to[u->n++] = db_input(t, dtype, n_dims, dim);
+}
+
+static int record_part(db_tape *t, const part *p, db_safetensors *st, const char *in, uploads *u, db_tensor *y)
+{
+    int is_text = p->kind == PART_TEXT;
+    const char *name = is_text ? "input_ids" : "sample";
+    const db_file_tensor *f = db_safetensors_find(st, name);
+    size_t d[4], dt[4], k;
+    db_tensor x, second = db_none, words = db_none, labels = db_none;
+    float *a, *b;
+    if (!f || f->rank != (is_text ? 2 : 4)) return fail("%s: %s must be there, with %d dimensions", in, name, is_text ? 2 : 4);
+    a = read_tensor(st, name, d);
+    if (is_text) {
+        int32_t *ids = (int32_t *)malloc((f->count + 1) * sizeof *ids);
+        for (k = 0; k < f->count; k++) ids[k] = (int32_t)a[k];
+        free(a);
+        x = add_input(t, u, DB_I32, 2, d, ids);
+        for (k = 0; k < f->count; k++)
+            if (ids[k] < 0 || (size_t)ids[k] >= p->text->config.vocab_size)
+                return fail("%s: input_ids holds %d; the vocabulary has %zu entries", in, (int)ids[k], p->text->config.vocab_size);
+        b = read_tensor(st, "attention_mask", dt);
+        if (b) {
+            second = add_input(t, u, DB_F32, 2, d, b);
+            if (dt[0] != d[0] || dt[1] != d[1]) return fail("%s: attention_mask must have input_ids' shape", in);
+            for (k = 0; k < f->count; k++) b[k] = b[k] > 0 ? 0.0f : -1e9f;
+        }
+        *y = db_text_forward(t, p->text, x, second);
+        return 0;
+    }
+    x = add_input(t, u, DB_F32, 4, d, a);
+    if (p->kind == PART_ENCODER) *y = db_vae_encode_forward(t, p->vae, x);
+    if (p->kind == PART_DECODER) *y = db_vae_decode_forward(t, p->vae, x);
+    if (p->kind != PART_UNET) return 0;
+    b = read_each(st, "timestep", d[0]);
+    if (!b) return fail("%s: timestep must be there, one for all samples or one for each", in);
+    second = add_input(t, u, DB_F32, 1, d, b);
+    f = db_safetensors_find(st, "encoder_hidden_states");
+    if (!f || f->rank != 3 || f->dim[0] != d[0]) return fail("%s: encoder_hidden_states must be there, [%zu,tokens,width]", in, d[0]);
+    b = read_tensor(st, "encoder_hidden_states", dt);
+    words = add_input(t, u, DB_F32, 3, dt, b);
+    b = p->unet->config.class_embed_timestep ? read_each(st, "class_labels", d[0]) : NULL;
+    if (b) labels = add_input(t, u, DB_F32, 1, d, b);
+    else if (p->unet->config.class_embed_timestep)
+        return fail("%s: class_labels must be there, one for all samples or one for each", in);
+    *y = db_unet_forward(t, p->unet, x, second, words, labels, NULL);
+    return 0;
+}
+
+/* Writes the gradients of the part's parameters under the names that its file has: transformers 5 saves CLIP without
+   the prefix text_model. */
+static void save_gradients(db_ctx *ctx, const part *p, const char *model, const char *path)
+{
+    db_param_table own = *p->params;
+    db_safetensors *st = NULL;
+    char folder[4096];
+    size_t k, bare = 0;
+    snprintf(folder, sizeof folder, "%s/text_encoder", model);
+    if (p->kind == PART_TEXT && !p->owner && db_weights_open(ctx, is_folder(folder) ? folder : model, "model", &st) == DB_OK)
+        bare = db_safetensors_find(st, p->params->item[0].name) || strncmp(p->params->item[0].name, "text_model.", 11) ? 0 : 11;
+    db_safetensors_close(st);
+    own.item = (db_param *)malloc((own.n + 1) * sizeof *own.item), own.n = 0;
+    for (k = 0; k < p->params->n; k++) {
+        const char *const *prefix = part_kinds[p->kind].prefix;
+        db_param item = p->params->item[k];
+        if (strncmp(item.name, prefix[0], strlen(prefix[0])) && strncmp(item.name, prefix[1], strlen(prefix[1]))) continue;
+        item.name += bare;
+        own.item[own.n++] = item;
+    }
+    db_params_save(&own, own.grad, path, DB_F32);
+    free(own.item);
+}
+
 static int probe(int argc, char **argv)
 {
     common c = common_default;
-    const char *part = "unet", *in = NULL, *out = NULL, *grads = NULL;
-    const flag flags[] = {{"part", TEXT, &part, "unet or text_encoder"}, {"in", TEXT, &in, "safetensors with diffusers' argument names"}, {"out", TEXT, &out, "safetensors"},
+    const char *name = "unet", *in = NULL, *out = NULL, *grads = NULL;
+    const flag flags[] = {{"part", TEXT, &name, "unet, text_encoder, vae_encoder or vae_decoder"},
+        {"in", TEXT, &in, "safetensors with diffusers' argument names"}, {"out", TEXT, &out, "safetensors with the output"},
         {"grads", TEXT, &grads, "also write the gradients of mean((output - target)^2)"}, COMMON_FLAGS(c)};
-    int status = parse(argc, argv, "probe", "runs one network on given tensors", flags, NULL), is_unet;
+    int status = parse(argc, argv, "probe", "runs one network on given tensors", flags, NULL);
     db_ctx *ctx;
     db_safetensors *st = NULL;
-    db_unet *u = NULL;
-    db_text_encoder *e = NULL;
-    db_param_table *params = NULL;
-    char path[4096];
+    db_tape *t = NULL;
+    db_tensor y = db_none, loss = db_none, target = db_none;
+    size_t k, d[4];
+    float *result = NULL, *goal = NULL, value = 0;
+    double began, loaded;
+    uploads u;
+    part p;
     if (status) return status == 1;
-    is_unet = !strcmp(part, "unet");
-    if (!is_unet && strcmp(part, "text_encoder")) return fail("--part takes unet or text_encoder, not \"%s\"", part);
+    memset(&p, 0, sizeof p), memset(&u, 0, sizeof u);
+    for (k = 0; k < 4 && strcmp(name, part_kinds[k].name); k++) {}
+    if (k == 4) return fail("--part takes unet, text_encoder, vae_encoder or vae_decoder, not \"%s\"", name);
     if (!in || !out) return fail("probe needs --in and --out");
+    p.kind = k == 0 ? PART_UNET : k == 1 ? PART_TEXT : k == 2 ? PART_ENCODER : PART_DECODER;
     ctx = open_context(&c);
     if (!ctx) return 1;
     c.model = stage_directory(c.model, "base");
-    snprintf(path, sizeof path, "%s/%s/config.json", c.model, part);
-    if (file_exists(path)) snprintf(path, sizeof path, "%s/%s", c.model, part);
-    else snprintf(path, sizeof path, "%s", c.model); /* the part's own directory */
-    db_safetensors_open(ctx, in, &st);
-    if (db_status(ctx) == DB_OK && is_unet) db_unet_load(ctx, path, &u);
-    if (db_status(ctx) == DB_OK && !is_unet) db_text_encoder_load(ctx, path, &e);
-    if (db_status(ctx) == DB_OK) {
-        db_tape *t = NULL;
-        db_tensor y, loss = db_none, target = db_none, input[4];
-        size_t d[4], dt[4], dl[4], dg[4], k;
-        float *a = read_tensor(st, is_unet ? "sample" : "input_ids", d), *b = read_tensor(st, is_unet ? "timestep" : "attention_mask", dl);
-        float *words = read_tensor(st, "encoder_hidden_states", dt), *labels = read_tensor(st, "class_labels", dl), *goal = read_tensor(st, "target", dg), *result, value = 0;
-        int32_t *ids = NULL;
-        params = is_unet ? &u->params : &e->params;
-        if (!a || !b || (is_unet && !words) || (grads && !goal)) {
-            db_safetensors_close(st);
-            return fail("%s lacks %s", in, !a || !b ? "its inputs" : is_unet && !words ? "encoder_hidden_states" : "target");
-        }
-        if (grads) db_params_require_grad(params);
-        db_tape_create(ctx, &t);
-        if (is_unet) {
-            float *time = (float *)malloc(d[0] * sizeof(float));
-            for (k = 0; k < d[0]; k++) time[k] = b[db_safetensors_find(st, "timestep")->count > 1 ? k : 0];
-            input[0] = db_input(t, DB_F32, 4, d), input[1] = db_input(t, DB_F32, 1, d), input[2] = db_input(t, DB_F32, 3, dt);
-            input[3] = labels ? db_input(t, DB_F32, 1, d) : db_none;
-            y = db_unet_forward(t, u, input[0], input[1], input[2], input[3], NULL);
-            free(b), b = time;
-        } else {
-            ids = (int32_t *)malloc(d[0] * d[1] * sizeof *ids);
-            for (k = 0; k < d[0] * d[1]; k++) ids[k] = (int32_t)a[k], b[k] = b[k] > 0 ? 0.0f : -1e9f;
-            input[0] = db_input(t, DB_I32, 2, d), input[1] = db_input(t, DB_F32, 2, d), input[2] = input[3] = db_none;
-            y = db_text_forward(t, e, input[0], input[1]);
-        }
+    began = now();
+    if (db_safetensors_open(ctx, in, &st) == DB_OK) load_part(ctx, c.model, &p);
+    loaded = now();
+    if (db_status(ctx) == DB_OK && grads) db_params_require_grad(p.params);
+    if (db_status(ctx) == DB_OK) db_tape_create(ctx, &t);
+    if (db_status(ctx) == DB_OK) status = record_part(t, &p, st, in, &u, &y);
+    if (db_status(ctx) == DB_OK && !status) {
         db_keep(t, y);
+        if (grads) {
+            goal = read_tensor(st, "target", d);
+            for (k = 0; k < 4; k++) status = status || d[k] != ((int)k < y.n_dims ? y.dim[k] : 1);
+            if (!goal || status) status = fail("%s: --grads needs the tensor target, of the output's shape", in);
+        }
+    }
+    if (db_status(ctx) == DB_OK && !status) {
         if (grads) {
             target = db_input(t, DB_F32, y.n_dims, y.dim);
             loss = db_mse(t, y, target, db_none, db_none, NULL);
             db_backward(t, loss);
+            db_upload(t, target, goal);
         }
-        if (ids) db_upload(t, input[0], ids);
-        else db_upload(t, input[0], a);
-        db_upload(t, input[1], b), db_upload(t, input[2], words), db_upload(t, input[3], labels);
-        if (grads) db_upload(t, target, goal);
+        for (k = 0; k < u.n; k++) db_upload(t, u.to[k], u.data[k]);
         db_run(t, 0, 0);
         result = (float *)malloc((db_count(y) + 1) * sizeof(float));
         db_download(t, y, result), db_download(t, loss, &value);
-        if (db_status(ctx) == DB_OK) write_output(ctx, out, is_unet ? "sample" : "last_hidden_state", result, y.n_dims, y.dim, grads ? &value : NULL);
-        if (grads && db_status(ctx) == DB_OK) db_params_save(params, params->grad, grads, DB_F32);
-        db_tape_destroy(t);
-        free(a), free(b), free(words), free(labels), free(goal), free(ids), free(result);
+        if (db_status(ctx) == DB_OK) write_output(ctx, out, part_kinds[p.kind].output, result, y.n_dims, y.dim, grads ? &value : NULL);
+        if (grads && db_status(ctx) == DB_OK) save_gradients(ctx, &p, c.model, grads);
+        if (!c.quiet && db_status(ctx) == DB_OK)
+            printf("%s: %.2fM parameters loaded in %.2f s, computed in %.2f s\n", name, (double)p.params->count / 1e6, loaded - began, now() - loaded);
     }
+    db_tape_destroy(t);
+    for (k = 0; k < u.n; k++) free(u.data[k]);
+    free(goal), free(result);
     db_safetensors_close(st);
-    db_unet_free(u);
-    db_text_encoder_free(e);
-    return finish(ctx);
+    free_part(&p);
+    return finish(ctx) || status;
 }
 
 /* ---- demo: all of it, on one subject ------------------------------------------------------------- */
@@ -1146,6 +1558,7 @@ static int demo(int argc, char **argv)
     for (k = 0; k < CLASS_PICTURES; k++) classes[k] = class_prompt;
     if (load_cascade(ctx, c.model, NULL, &m)) goto done;
     if (m.n < 2) status = fail("%s has no super-resolution stage", c.model);
+    complete_drawing(&d, m.stage[0]);
     if (status || load_photos(folder, 64, &photo)) {
         status = 1;
         goto done;
@@ -1241,6 +1654,7 @@ int main(int argc, char **argv)
         {"identifier", identifier, "proposes rare identifiers, or examines given ones"},
         {"tokenize", tokenize, "a text -> its ids"},
         {"info", info, "what a model directory holds and needs"},
+        {"convert", convert, "diffusers' directory <-> one LDM file; f32, f16, bf16"},
         {"probe", probe, "one network on given tensors, to compare with other implementations"}};
     size_t k, n = sizeof commands / sizeof *commands, nearest = 0;
     let_threads_sleep(argv);
