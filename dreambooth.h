@@ -45,13 +45,14 @@
 
        x                   a clean picture [H,W,3] in [-1,1]        db_image, db_resize
        c = Gamma(P)        the prompt's encoding [T,D]              db_encode, db_text_forward
-       eps                 standard normal noise                    db_normal_like
+       eps                 standard normal noise                    db_random_normal
        alpha_t, sigma_t    the schedule, alpha^2 + sigma^2 = 1      db_schedule_coefficients
        z_t = alpha_t x + sigma_t eps                                db_mix
        x_hat(z_t, c)       the network                              db_unet_forward
-       w_t |x_hat - x|^2   one term of the loss                     db__denoising_loss
+       w_t |x_hat - x|^2   the loss of every sample                 db__denoising_loss
+       w_t                 1, or min-SNR (Hang et al., 2023)        snr_gamma, db__loss_weight
        lambda              weight of prior preservation             prior_loss_weight
-       eq. 2               both terms                               db__dreambooth_loss
+       eq. 2               both terms                               db__draw_batch, its weights
        x_pr                class images, ancestral sampler          db_generate, db_class_image_seed
        augmentation level  noise on the small picture     db_noise_level, db_condition_low_res
 
@@ -858,8 +859,9 @@ db_sample_config db_sample_config_default(void);
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D,
                     size_t B, size_t H, size_t W, size_t C, float *out);
 
-/* Encodes n prompts: [n,T,d_model] into out, padded to T; T5 masks the padding inside the encoder, as IF's pipeline
-   does, CLIP does not, as Stable Diffusion's. `truncated` (or NULL) counts the prompts that were cut. */
+/* Encodes n prompts: [n,T,d_model] into out, padded to T. For T5 they are put into lower case, without blanks
+   around, and the padding is masked inside the encoder, as in IF's pipeline; not for CLIP, as in Stable Diffusion's.
+   `truncated` (or NULL) counts the prompts that were cut. */
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
 
 /* A diffusers directory (IFPipeline, IFSuperResolutionPipeline, StableDiffusionPipeline; parts that it leaves out are
@@ -885,7 +887,7 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
-   directory is made if need be. */
+   directory is made if need be. A text encoder or autoencoder that has been freed is copied from where it was. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout. The configurations
@@ -926,6 +928,11 @@ typedef struct db_dreambooth_config {
     size_t train_batch_size, class_batch_size;
     size_t gradient_accumulation_steps, max_train_steps;
     int gradient_checkpointing, train_text_encoder;
+    int in_sequence;              /* class samples after the instance's, not in one batch with them: the same
+                                     gradient, less memory, more time                                         */
+    float snr_gamma;              /* min-SNR weights of both terms' samples (5 is usual); 0: plain            */
+    float noise_offset;           /* this much of one normal number for each sample and channel joins the
+                                     noise, so that a picture's mean can be learnt (0.1 is usual); 0: none    */
     float learning_rate;
     db_lr_schedule lr_scheduler;
     size_t lr_warmup_steps;
@@ -948,7 +955,11 @@ typedef struct db_dreambooth_losses {
 /* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text encoder: p
    itself for the base. Photos are copied: the shorter side is scaled to the resolution, then cropped. Class
    images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation. Fails
-   without photos, without class images for a class prompt, and when sizes or batches are 0 or do not fit. */
+   without photos, without class images for a class prompt, and when sizes or batches are 0 or do not fit.
+   A latent model's pictures go through the encoder here, once: whole, to be cropped as latents (that is, in
+   steps of db_vae_factor pixels), or with center_crop their middles. Pictures are never mirrored.
+   Afterwards p->vae and, unless it is trained, the text encoder are not used any more: they may be freed and
+   set to NULL, and db_pipeline_save still writes them. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
                                const float *class_images, size_t n_class, db_dreambooth **out);
 void db_dreambooth_free(db_dreambooth *d);
@@ -9877,6 +9888,49 @@ done:
     return ctx->result;
 }
 
+/* How many tokens a prompt is padded to. */
+static size_t db__prompt_tokens(const db_text_encoder *e)
+{
+    return e->config.kind == DB_TEXT_CLIP ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
+}
+
+/* Lower case, without blanks around; to be freed. */
+static char *db__lower(db_ctx *ctx, const char *text)
+{
+    db__unicode_table table;
+    size_t n = strlen(text), i, length, m = 0;
+    char *out;
+    memset(&table, 0, sizeof table);
+    while (n && strchr(" \t\n\r\f\v", text[n - 1])) n--;
+    while (n && strchr(" \t\n\r\f\v", *text)) text++, n--;
+    out = (char *)db__alloc(ctx, 2 * n + 1, 1); /* two bytes may become three */
+    db__unpack_table(ctx, db__unicode_lower, &table);
+    for (i = 0; out && ctx->result == DB_OK && i < n; i += length) {
+        uint32_t c;
+        const db__unicode_row *row;
+        length = db__utf8_decode(text + i, n - i, &c);
+        row = length ? db__unicode_find(&table, c) : NULL;
+        if (row && (c - row->first) % (uint32_t)row->b == 0) m += db__utf8_encode((uint32_t)((int32_t)c + row->a), out + m);
+        else {
+            length = DB__MAX(length, (size_t)1);
+            memcpy(out + m, text + i, length);
+            m += length;
+        }
+    }
+    db__free(ctx, table.row);
+    return out;
+}
+
+/* A prompt as its encoder reads it: T ids, and behind them where they are not padding. Training and sampling both
+   go through here, so that they cannot differ. */
+static db_result db__prompt_ids(const db_text_encoder *e, const db_tokenizer *tok, const char *prompt, size_t T, int32_t *ids, int *was_cut)
+{
+    char *lower = e->config.kind == DB_TEXT_T5 ? db__lower(tok->ctx, prompt) : NULL;
+    if (tok->ctx->result == DB_OK) db_tokenize(tok, lower ? lower : prompt, T, ids, ids + T, was_cut);
+    db__free(tok->ctx, lower);
+    return tok->ctx->result;
+}
+
 db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated)
 {
     db_ctx *ctx = e->params.ctx;
@@ -9893,7 +9947,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
     db_keep(t, y);
     for (k = 0; k < n && ctx->result == DB_OK; k++) {
         int was_cut = 0;
-        if (db_tokenize(tok, prompts[k], T, ids, ids + T, &was_cut) != DB_OK) break;
+        if (db__prompt_ids(e, tok, prompts[k], T, ids, &was_cut) != DB_OK) break;
         cut += (size_t)was_cut;
         for (i = 0; i < T; i++) mask[i] = ids[T + i] ? 0.0f : -1e9f;
         db_upload(t, in, ids);
@@ -10456,6 +10510,28 @@ static db_result db__write_text(db_ctx *ctx, const char *directory, const char *
     return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
 }
 
+/* The weights of a part that is not in memory (any more), from p's directory to another: DIRECTORY/FOLDER/BASENAME. */
+static void db__copy_weights(const db_pipeline *p, const char *directory, const char *folder, const char *basename)
+{
+    char path[DB__PATH], name[64];
+    db_safetensors *st = NULL;
+    db_safetensors_writer *w;
+    size_t k;
+    snprintf(name, sizeof name, "%s/%s.safetensors", folder, basename);
+    if (!db__join(p->ctx, path, p->directory, folder) || db_weights_open(p->ctx, path, basename, &st) != DB_OK || !db__join(p->ctx, path, directory, name)) {
+        db_safetensors_close(st);
+        return;
+    }
+    w = db_safetensors_create(p->ctx, path);
+    for (k = 0; k < db_safetensors_count(st); k++) {
+        const db_file_tensor *f = db_safetensors_at(st, k);
+        db_safetensors_declare(w, f->name, f->dtype, f->rank, f->dim);
+    }
+    for (k = 0; k < db_safetensors_count(st); k++) db_safetensors_write(w, db_safetensors_at(st, k)->name, db_safetensors_at(st, k)->data);
+    db_safetensors_finish(w);
+    db_safetensors_close(st);
+}
+
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
 {
     static const char *const folders[] = {"", "unet", "scheduler", "text_encoder", "tokenizer", "image_noising_scheduler", "vae"};
@@ -10470,10 +10546,14 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
     size_t k;
-    int needed[7];
-    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder != NULL,
+    int needed[7], freed[2]; /* parts to be copied: text encoder, autoencoder */
+    freed[0] = !p->text_encoder && db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]);
+    freed[1] = !p->vae && db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_VAE]);
+    if (p->single_file && (!p->text_encoder || !p->vae))
+        return db__fail(ctx, DB_ERROR_MISSING, "the pipeline from %s has been freed in part: only a directory's parts can be copied", p->directory);
+    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder || freed[0];
     needed[4] = p->tokenizer != NULL;
-    needed[5] = p->super_resolution, needed[6] = p->vae != NULL;
+    needed[5] = p->super_resolution, needed[6] = p->vae || freed[1];
     for (k = 0; k < 7; k++)
         if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
     for (k = 0; k < DB__CONFIGS; k++) {
@@ -10494,6 +10574,8 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
     if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors"))
         db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
+    if (freed[0]) db__copy_weights(p, directory, "text_encoder", "model");
+    if (freed[1]) db__copy_weights(p, directory, "vae", "diffusion_pytorch_model");
     return ctx->result;
 }
 
@@ -10546,7 +10628,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
                           double level, const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     db_ctx *ctx = p->ctx;
-    size_t T = DB_PROMPT_TOKENS, D, from, k, cut, total_cut = 0,
+    size_t T, D, from, k, cut, total_cut = 0,
            f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3,
            P;
     float *states, *condition = NULL, *latents = NULL;
@@ -10558,9 +10640,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
     if (H % f || W % f)
         return db__fail(ctx, DB_ERROR_ARGUMENT, "height %zu and width %zu must be multiples of %zu",
                         H, W, f);
-    if (text->text_encoder->config.kind == DB_TEXT_CLIP)
-        T = text->text_encoder->config.max_position_embeddings;
-    D = text->text_encoder->config.d_model;
+    T = db__prompt_tokens(text->text_encoder), D = text->text_encoder->config.d_model;
     P = H / f * (W / f) * C;
     if (p->vae) latents = (float *)db__alloc(ctx, DB__AT_ONCE * P, sizeof(float));
     states = (float *)db__alloc(ctx, 2 * DB__AT_ONCE * T * D, sizeof(float));
@@ -10621,43 +10701,67 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
      E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject from its photos
      + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr are the original
                                                                               model's own pictures of "a [class]"
-   db_dreambooth_create records both terms on one tape; db_dreambooth_step draws the batches and runs it.
+   db_dreambooth_create records the network and its loss for both terms' samples in one batch, or for one term's after
+   the other's; db_dreambooth_step draws the batches, runs them and moves the weights.
 
    Easy to get wrong
    - t, eps and the pictures are drawn separately for the two terms; their batches may differ in size.
    - Each term is a mean over its own batch before lambda weighs them.
+   - w_t (min-SNR) belongs to a sample and its t: the class samples have their own.
+   - Latents are drawn anew from the encoder's distribution in each step: means alone would be other data.
    - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a model already
      fine-tuned would let the class drift along.
    - Super-resolution: the network reads the small photo noised at `noise_level` and is told that level, in training
      as in sampling; both go through db_condition_low_res.                                                         */
 
-/* One term of the loss: its pictures, its prompt, its inputs on the tape. */
+/* One term of the loss: its pictures, its prompt, its weight. */
 typedef struct db__term {
     const char *prompt;
-    uint32_t purpose;  /* of its random streams, and the two numbers after it */
+    uint32_t purpose;  /* of its random streams, and the numbers after it     */
+    float lambda;      /* its weight in the loss                              */
     size_t B, n;       /* batch; pictures to draw from                        */
-    float **picture;   /* [n] each [h][w][3] in [-1,1]                        */
+    float **picture;   /* [n] each [h][w][3] in [-1,1]; of a latent model [h][w][2L]: means and standard deviations */
     float **low;       /* super-resolution: [n] each [h/f][w/f][3]            */
     size_t (*size)[2]; /* [n] h, w                                            */
-    db_tensor x, alpha, sigma, minus, time, words, ids, mask, low_res, labels, loss;
     float *text;       /* [T,D]: the prompt's encoding, computed once, while the text encoder is frozen */
     int32_t *tokens;   /* [2T] ids and mask                                   */
-    int uploaded;      /* the prompt is on the tape: it never changes         */
+    double loss;       /* of the step, over all its runs                      */
 } db__term;
+
+/* One run of the network: with both terms' samples, or with one's. */
+typedef struct db__pass {
+    db_tape *tape;
+    db__term *term; /* its first       */
+    size_t n, B;    /* terms, samples  */
+    db_tensor x, eps, alpha, sigma, minus, time, weight, words, ids, mask, low_res, labels, each, loss;
+} db__pass;
+
+/* What a pass of B samples uploads, inside one allocation. */
+typedef struct db__batch {
+    float *x, *eps, *low;                                 /* [B,S,S,C]          */
+    float *words, *mask;                                  /* [B,T,D], [B,T]     */
+    float *alpha, *sigma, *minus, *time, *weight, *labels; /* [B]               */
+    float *w, *each, *offset;                             /* [B], [B], [B,C]: not uploaded */
+    int32_t *ids;                                         /* [B,T]              */
+} db__batch;
 
 struct db_dreambooth {
     db_ctx *ctx;
     db_pipeline *p, *text;
     db_dreambooth_config config;
-    db__term instance, prior;
-    db_tape *tape;
-    db_tensor loss;
+    size_t S, C, T, D; /* what the U-Net sees: side and channels of its pictures, tokens and width of its texts */
+    db__term term[2];  /* instance; prior */
+    db__pass pass[2];
+    size_t n_terms, n_passes;
+    int latent; /* latent diffusion: pictures are distributions of the autoencoder */
     db_optimizer opt, text_opt;
     size_t step;
-    float *host; /* room for a batch */
+    float *host;
+    db__batch batch;
 };
 
-enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200 }; /* + 0 noise, 1 choice, 2 time, 3 crop, 10 + k low-res noise */
+/* Random streams of a term: + 0 noise, 1 choice, 2 time, 3 crop, 4 latents, 5 noise's offset, 10 + k low-res noise */
+enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200 };
 
 db_dreambooth_config db_dreambooth_config_default(void)
 {
@@ -10745,100 +10849,200 @@ db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, floa
     return ctx->result;
 }
 
-/* E |v_hat(alpha x + sigma eps, c) - target|^2 over one batch: a scalar. */
-static db_tensor db__denoising_loss(db_dreambooth *d, db__term *term)
+/* Records |v_hat(alpha x + sigma eps, c) - target|^2 of every sample of a pass, and their weighted mean. */
+static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
 {
-    db_tape *t = d->tape;
-    size_t B = term->B, S = d->config.crop_size, T = DB_PROMPT_TOKENS, dim[4];
+    db_tape *t = pass->tape;
     db_prediction kind = d->p->scheduler.prediction_type;
-    db_tensor eps, x_t, target, pred;
-    dim[0] = B, dim[1] = dim[2] = S, dim[3] = 3;
-    term->x = db_input(t, DB_F32, 4, dim);                                                /* [B,S,S,3] clean pictures in [-1,1] */
-    if (d->p->super_resolution) term->low_res = db_input(t, DB_F32, 4, dim), term->labels = db_input(t, DB_F32, 1, dim);
-    term->alpha = db_input(t, DB_F32, 1, dim), term->sigma = db_input(t, DB_F32, 1, dim);  /* [B] */
-    term->minus = db_input(t, DB_F32, 1, dim), term->time = db_input(t, DB_F32, 1, dim);
+    db_tensor x_t, target, pred;
+    size_t dim[4];
+    dim[0] = pass->B, dim[1] = dim[2] = d->S, dim[3] = d->C;
+    pass->x = db_input(t, DB_F32, 4, dim), pass->eps = db_input(t, DB_F32, 4, dim);       /* [B,S,S,C] clean pictures or latents, noise */
+    pass->alpha = db_input(t, DB_F32, 1, dim), pass->sigma = db_input(t, DB_F32, 1, dim);  /* [B] */
+    pass->minus = db_input(t, DB_F32, 1, dim), pass->time = db_input(t, DB_F32, 1, dim), pass->weight = db_input(t, DB_F32, 1, dim);
+    pass->ids = pass->mask = pass->low_res = pass->labels = db_none;
+    if (d->p->super_resolution) pass->low_res = db_input(t, DB_F32, 4, dim), pass->labels = db_input(t, DB_F32, 1, dim);
+    dim[1] = d->T, dim[2] = d->D;
     if (d->config.train_text_encoder) {
-        dim[1] = T;
-        term->ids = db_input(t, DB_I32, 2, dim), term->mask = db_input(t, DB_F32, 2, dim);
-        term->words = db_text_forward(t, d->text->text_encoder, term->ids, term->mask);   /* [B,T,D] */
+        pass->ids = db_input(t, DB_I32, 2, dim);
+        if (d->text->text_encoder->config.kind == DB_TEXT_T5) pass->mask = db_input(t, DB_F32, 2, dim);
+        pass->words = db_text_forward(t, d->text->text_encoder, pass->ids, pass->mask);   /* [B,T,D] */
     } else {
-        dim[1] = T, dim[2] = d->text->text_encoder->config.d_model;
-        term->words = db_input(t, DB_F32, 3, dim);
+        pass->words = db_input(t, DB_F32, 3, dim);
     }
-    eps = db_normal_like(t, term->x, term->purpose);
-    x_t = db_mix(t, term->alpha, term->x, term->sigma, eps);                              /* alpha_t x + sigma_t eps */
-    target = kind == DB_PREDICT_EPSILON ? eps : kind == DB_PREDICT_SAMPLE ? term->x : db_mix(t, term->alpha, eps, term->minus, term->x); /* v = alpha eps - sigma x */
-    if (d->p->super_resolution) x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, term->low_res, t->compute), 3);
-    pred = db_unet_forward(t, d->p->unet, x_t, term->time, term->words, term->labels, NULL);
-    term->loss = db_mse(t, pred, target, db_none, db_none, NULL);
-    return term->loss;
+    x_t = db_mix(t, pass->alpha, pass->x, pass->sigma, pass->eps);                        /* alpha_t x + sigma_t eps */
+    target = kind == DB_PREDICT_EPSILON ? pass->eps : kind == DB_PREDICT_SAMPLE ? pass->x : db_mix(t, pass->alpha, pass->eps, pass->minus, pass->x); /* v = alpha eps - sigma x */
+    if (d->p->super_resolution) x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, pass->low_res, t->compute), 3);
+    pred = db_unet_forward(t, d->p->unet, x_t, pass->time, pass->words, pass->labels, NULL);
+    pass->loss = db_mse(t, pred, target, pass->weight, db_none, &pass->each);
 }
 
-/* The whole of eq. 2. */
-static db_tensor db__dreambooth_loss(db_dreambooth *d)
+/* w_t beside the plain mean squared error: 1; or min(SNR, gamma) |x_hat - x|^2 (Hang et al., 2023, section 3.4),
+   written in terms of what the network predicts. */
+static float db__loss_weight(const db_schedule *s, double gamma, size_t t)
 {
-    db_tensor loss = db__denoising_loss(d, &d->instance);
-    if (d->prior.n) loss = db_weighted_sum(d->tape, 1, loss, d->config.prior_loss_weight, db__denoising_loss(d, &d->prior));
-    return loss;
+    double snr = s->alphas_cumprod[t] / (1 - s->alphas_cumprod[t]), least = DB__MIN(snr, gamma);
+    if (gamma <= 0) return 1;
+    switch (s->prediction_type) {
+    case DB_PREDICT_EPSILON: return (float)(snr > gamma ? least / snr : 1);
+    case DB_PREDICT_V: return (float)(least / (snr + 1));
+    default: return (float)least;
+    }
 }
 
-/* Draws a term's batch for one run of the tape: pictures, crops, timesteps; counter-based, so that a resumed run
-   draws the same. */
-static void db__draw_batch(db_dreambooth *d, db__term *term, uint32_t run)
+/* Draws a term's samples for one run, into the batch from sample `at` on: pictures, crops, timesteps, noise;
+   counter-based, so that a resumed run draws the same. */
+static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, uint32_t run)
 {
-    size_t S = d->config.crop_size, P = S * S * 3, T = DB_PROMPT_TOKENS, B = term->B, k, y, i;
+    size_t S = d->S, C = d->C, P = S * S * C, T = d->T, B = term->B, k, y, i, stored = d->latent ? 2 * C : C;
     const db_schedule *s = &d->p->scheduler;
-    float *x = d->host, *low = x + B * P, *alpha = low + B * P, *sigma = alpha + B, *minus = sigma + B, *time = minus + B, *labels = time + B;
+    const db__batch *b = &d->batch;
+    float *x = b->x + at * P, *eps = b->eps + at * P, *low = b->low ? b->low + at * P : NULL;
     db_rng rng;
     rng.seed = d->config.seed, rng.step = run;
+    rng.purpose = term->purpose, db_random_normal(&rng, B * P, eps);
+    if (d->config.noise_offset != 0) {
+        rng.purpose = term->purpose + 5, db_random_normal(&rng, B * C, b->offset);
+        for (i = 0; i < B * P; i++) eps[i] += d->config.noise_offset * b->offset[i / P * C + i % C];
+    }
+    if (d->latent) rng.purpose = term->purpose + 4, db_random_normal(&rng, B * P, low);
     for (k = 0; k < B; k++) {
-        size_t at, step_t, h, w, y0, x0;
-        rng.purpose = term->purpose + 1, at = db_random_below(&rng, k, (uint32_t)term->n);
+        size_t which, step_t, h, w, y0, x0;
+        rng.purpose = term->purpose + 1, which = db_random_below(&rng, k, (uint32_t)term->n);
         rng.purpose = term->purpose + 2, step_t = db_random_below(&rng, k, (uint32_t)s->num_train_timesteps);
-        h = term->size[at][0], w = term->size[at][1];
+        h = term->size[which][0], w = term->size[which][1];
         rng.purpose = term->purpose + 3;
         y0 = d->config.center_crop ? (h - S) / 2 : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
         x0 = d->config.center_crop ? (w - S) / 2 : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
-        for (y = 0; y < S; y++) memcpy(x + k * P + y * S * 3, term->picture[at] + ((y0 + y) * w + x0) * 3, S * 3 * sizeof(float));
+        for (y = 0; y < S; y++) {
+            const float *row = term->picture[which] + ((y0 + y) * w + x0) * stored;
+            float *to = x + k * P + y * S * C, *normal = low + k * P + y * S * C;
+            if (!d->latent) memcpy(to, row, S * C * sizeof(float));
+            else for (i = 0; i < S * C; i++) to[i] = row[i / C * stored + i % C] + row[i / C * stored + C + i % C] * normal[i];
+        }
         if (d->p->super_resolution) { /* the crop's window of the whole small picture, as in sampling */
             size_t f = d->config.upscale;
             rng.purpose = term->purpose + 10 + (uint32_t)k;
-            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, term->low[at], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
-            labels[k] = (float)d->config.noise_level;
+            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, term->low[which], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
+            b->labels[at + k] = (float)d->config.noise_level;
         }
-        db_schedule_coefficients(s, step_t, &alpha[k], &sigma[k]);
-        minus[k] = -sigma[k];
-        time[k] = (float)step_t;
-    }
-    db_upload(d->tape, term->x, x);
-    db_upload(d->tape, term->alpha, alpha), db_upload(d->tape, term->sigma, sigma), db_upload(d->tape, term->minus, minus), db_upload(d->tape, term->time, time);
-    if (d->p->super_resolution) db_upload(d->tape, term->low_res, low), db_upload(d->tape, term->labels, labels);
-    if (term->uploaded) return;
-    term->uploaded = 1;
-    for (k = 0; k < B; k++) {
-        if (term->text) memcpy(x + k * T * d->text->text_encoder->config.d_model, term->text, T * d->text->text_encoder->config.d_model * sizeof(float));
+        db_schedule_coefficients(s, step_t, &b->alpha[at + k], &b->sigma[at + k]);
+        b->minus[at + k] = -b->sigma[at + k];
+        b->time[at + k] = (float)step_t;
+        b->w[at + k] = db__loss_weight(s, (double)d->config.snr_gamma, step_t);
+        if (term->text) memcpy(b->words + (at + k) * T * d->D, term->text, T * d->D * sizeof(float));
         for (i = 0; i < T && !term->text; i++) {
-            ((int32_t *)(void *)x)[k * T + i] = term->tokens[i];
-            low[k * T + i] = term->tokens[T + i] ? 0.0f : -1e9f;
+            b->ids[(at + k) * T + i] = term->tokens[i];
+            b->mask[(at + k) * T + i] = term->tokens[T + i] ? 0.0f : -1e9f;
         }
     }
-    if (term->text) db_upload(d->tape, term->words, x);
-    else db_upload(d->tape, term->ids, x), db_upload(d->tape, term->mask, low);
+}
+
+/* Eq. 2: draws the samples of a pass, with weights that make the mean over its batch the sum of its terms' means,
+   times lambda; and uploads them. */
+static void db__draw_batch(db_dreambooth *d, const db__pass *pass, uint32_t run)
+{
+    db_tape *t = pass->tape;
+    const db__batch *b = &d->batch;
+    size_t i, k, at = 0;
+    for (i = 0; i < pass->n; i++) {
+        const db__term *term = &pass->term[i];
+        db__draw_samples(d, term, at, run);
+        for (k = 0; k < term->B; k++, at++) b->weight[at] = b->w[at] * term->lambda * (float)pass->B / (float)term->B;
+    }
+    db_upload(t, pass->x, b->x), db_upload(t, pass->eps, b->eps), db_upload(t, pass->time, b->time), db_upload(t, pass->weight, b->weight);
+    db_upload(t, pass->alpha, b->alpha), db_upload(t, pass->sigma, b->sigma), db_upload(t, pass->minus, b->minus);
+    if (d->p->super_resolution) db_upload(t, pass->low_res, b->low), db_upload(t, pass->labels, b->labels);
+    if (d->config.train_text_encoder) db_upload(t, pass->ids, b->ids), db_upload(t, pass->mask, b->mask);
+    else db_upload(t, pass->words, b->words);
+}
+
+/* Forward and backward: the gradients of eq. 2 add up in the tables, the terms' losses in the terms. */
+static void db__run_batches(db_dreambooth *d, uint32_t run)
+{
+    size_t n, i, k, at;
+    if (d->n_passes > 1) { /* one arena in turn */
+        size_t larger = d->pass[1].tape->arena_bytes + d->pass[1].tape->scratch_bytes > d->pass[0].tape->arena_bytes + d->pass[0].tape->scratch_bytes;
+        if (db__ensure_arena(d->pass[larger].tape) != DB_OK) return;
+        d->pass[!larger].tape->arena = d->pass[larger].tape->arena;
+    }
+    for (n = 0; n < d->n_passes; n++) {
+        db__pass *pass = &d->pass[n];
+        db__draw_batch(d, pass, run);
+        db_run(pass->tape, d->config.seed, run);
+        if (db_download(pass->tape, pass->each, d->batch.each) != DB_OK) return;
+        for (at = 0, i = 0; i < pass->n; i++)
+            for (k = 0; k < pass->term[i].B; k++, at++)
+                pass->term[i].loss += (double)d->batch.each[at] * (double)d->batch.w[at] / (double)pass->term[i].B;
+    }
+}
+
+/* Whether diffusers' IF pipelines, which clean prompts unless told not to (their _clean_caption), would not leave
+   a word as it is: rules on single words, that is. */
+static int db__cleaning_alters(const char *word, size_t n)
+{
+    static const char *const endings[] = {"png", "jpg", "jpeg", "bmp", "webp", "eps", "pdf", "apk", "mp4"};
+    size_t i, k, length;
+    for (i = 0; i < n; i += DB__MAX(length, (size_t)1)) { /* characters */
+        uint32_t c = 0;
+        length = db__utf8_decode(word + i, n - i, &c);
+        if (c && c < 0x80 && strchr("#&@~()[]{}|\\/*`<>+%", (int)c)) return 1;
+        if (c >= 'A' && c <= 'Z') return 1;
+        if ((c >= 0xA1 && c < 0xC0 && c != 0xAA && c != 0xB2 && c != 0xB3 && c != 0xB5 && c != 0xB9 && c != 0xBC) || (c >= 0x2018 && c <= 0x201D) ||
+            c == 0x2022 || c == 0x2122 || (c >= 0x31C0 && c <= 0x9FFF))
+            return 1;
+    }
+    for (i = 0; i < n; i += length) { /* runs of letters and digits */
+        char kinds[4] = "";
+        size_t runs = 0, letters = 0, digits = 0;
+        int plain = 1, kind;
+        for (length = 0; i + length < n; length++) {
+            unsigned char c = (unsigned char)word[i + length];
+            int ascii = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+            if (!ascii && c != '_' && c < 0x80) break;
+            plain &= ascii;
+            kind = c >= '0' && c <= '9' ? 'd' : 'l';
+            letters += kind == 'l', digits += kind == 'd';
+            if (!runs || (runs <= 4 && kinds[(runs - 1) & 3] != kind)) kinds[runs++ & 3] = (char)kind;
+        }
+        for (k = 0; k < sizeof endings / sizeof *endings && length; k++)
+            if (!strncmp(word + i, endings[k], strlen(endings[k]))) return 1;
+        if (!length) length = 1, plain = 0;
+        if (!plain) continue;
+        if (runs == 1 && digits >= 6) return 1;                                                             /* 123456    */
+        if (runs == 2 && kinds[0] == 'l' && letters <= 3 && digits >= 3 && digits <= 15) return 1;          /* jc6640    */
+        if (runs == 3 || runs > 4 || (runs == 4 && kinds[0] == 'l')) return 1;              /* jc66vc, 66vc23, j2d1a2 */
+    }
+    return 0;
+}
+
+/* Warns of words in the prompt that IF's pipelines elsewhere would lose: the identifier, as a rule. */
+static void db__check_cleaning(db_ctx *ctx, const char *prompt)
+{
+    size_t n;
+    for (; *prompt; prompt += n) {
+        n = strcspn(prompt, " \t\n\r");
+        if (db__cleaning_alters(prompt, n))
+            db__log(ctx, DB_LOG_WARNING, "diffusers' IF pipelines delete or change \"%.*s\" where they clean prompts: give them clean_caption=False, or take another identifier",
+                    (int)n, prompt);
+        n += prompt[n] != 0;
+    }
 }
 
 /* The prompt's ids and, while the encoder is frozen, its states. */
 static void db__prepare_prompt(db_dreambooth *d, db__term *term)
 {
     db_ctx *ctx = d->ctx;
-    size_t T = DB_PROMPT_TOKENS, cut = 0;
+    db_text_encoder *e = d->text->text_encoder;
     int truncated = 0;
-    term->tokens = (int32_t *)db__alloc(ctx, 2 * T, sizeof(int32_t));
+    term->tokens = (int32_t *)db__alloc(ctx, 2 * d->T, sizeof(int32_t));
     if (!term->tokens) return;
-    db_tokenize(d->text->tokenizer, term->prompt, T, term->tokens, term->tokens + T, &truncated);
-    if (truncated) db__log(ctx, DB_LOG_WARNING, "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, T);
+    db__prompt_ids(e, d->text->tokenizer, term->prompt, d->T, term->tokens, &truncated);
+    if (truncated) db__log(ctx, DB_LOG_WARNING, "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, d->T);
+    if (e->config.kind == DB_TEXT_T5) db__check_cleaning(ctx, term->prompt);
     if (d->config.train_text_encoder) return;
-    term->text = (float *)db__alloc(ctx, T * d->text->text_encoder->config.d_model, sizeof(float));
-    if (term->text) db_encode(d->text->text_encoder, d->text->tokenizer, &term->prompt, 1, T, term->text, &cut);
+    term->text = (float *)db__alloc(ctx, d->T * d->D, sizeof(float));
+    if (term->text) db_encode(e, d->text->tokenizer, &term->prompt, 1, d->T, term->text, NULL);
 }
 
 static void db__term_free(db_ctx *ctx, db__term *term)
@@ -10853,10 +11057,9 @@ static void db__term_free(db_ctx *ctx, db__term *term)
     db__free(ctx, term->tokens);
 }
 
-static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose, size_t B, size_t n)
+static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose, float lambda, size_t B, size_t n)
 {
-    term->prompt = prompt, term->purpose = purpose, term->B = B, term->n = n;
-    term->x = term->words = term->ids = term->mask = term->low_res = term->labels = db_none;
+    term->prompt = prompt, term->purpose = purpose, term->lambda = lambda, term->B = B, term->n = n;
     term->picture = (float **)db__alloc(ctx, n, sizeof *term->picture);
     term->low = (float **)db__alloc(ctx, n, sizeof *term->low);
     term->size = (size_t(*)[2])db__alloc(ctx, n, sizeof *term->size);
@@ -10884,12 +11087,77 @@ static db_result db__term_pair(db_dreambooth *d, db__term *term, size_t k)
     return d->ctx->result;
 }
 
+/* Replaces picture k by what the autoencoder says of it, scaled as the U-Net has it: each latent's mean and standard
+   deviation. With center_crop its middle; of the whole, what is no full latent at the right and the bottom is lost. */
+static db_result db__term_encode(db_dreambooth *d, db__term *term, size_t k)
+{
+    db_ctx *ctx = d->ctx;
+    db_vae *v = d->p->vae;
+    size_t f, S = d->config.crop_size, W = term->size[k][1], h = term->size[k][0], w = W, y0 = 0, x0 = 0, i;
+    float *cut, *moments, scale;
+    if (!d->latent) return DB_OK;
+    f = db_vae_factor(v), scale = v->config.scaling_factor;
+    if (d->config.center_crop) y0 = (h - S) / 2, x0 = (w - S) / 2, h = w = S;
+    h = h / f * f, w = w / f * f;
+    cut = (float *)db__alloc(ctx, h * w, 3 * sizeof(float));
+    moments = (float *)db__alloc(ctx, h / f * (w / f), 2 * d->C * sizeof(float));
+    if (cut && moments) {
+        db__window(term->picture[k], W, 3, y0, x0, h, w, cut);
+        db_vae_encode(v, cut, 1, h, w, moments);
+        for (i = 0; i < h / f * (w / f) * 2 * d->C; i++) /* means, then log variances within diffusers' bounds */
+            moments[i] = scale * (i / d->C % 2 ? expf(0.5f * DB__MIN(DB__MAX(moments[i], -30.0f), 20.0f)) : moments[i]);
+    }
+    db__free(ctx, cut);
+    db__free(ctx, term->picture[k]);
+    term->picture[k] = moments, term->size[k][0] = h / f, term->size[k][1] = w / f;
+    return ctx->result;
+}
+
+/* Records a pass over `n` terms. */
+static db_result db__pass_record(db_dreambooth *d, db__pass *pass, db__term *term, size_t n)
+{
+    size_t k;
+    pass->term = term, pass->n = n;
+    for (k = 0; k < n; k++) pass->B += term[k].B;
+    if (db_tape_create(d->ctx, &pass->tape) != DB_OK) return d->ctx->result;
+    pass->tape->checkpoint_blocks = d->config.gradient_checkpointing;
+    db__denoising_loss(d, pass);
+    if (db_backward(pass->tape, pass->loss) != DB_OK) return d->ctx->result;
+    return db_plan(pass->tape, NULL);
+}
+
+/* Room on the host for a pass of B samples. */
+static void db__batch_init(db_dreambooth *d, size_t B)
+{
+    db__batch *b = &d->batch;
+    size_t P = d->S * d->S * d->C, T = d->T;
+    struct {
+        float **at;
+        size_t count;
+    } part[14];
+    size_t n = 0, k, total = 0;
+    float *at, *ids = NULL;
+#define DB__PART(pointer, floats) part[n].at = &(pointer), part[n++].count = (floats)
+    DB__PART(b->x, P), DB__PART(b->eps, P), DB__PART(b->low, d->latent || d->p->super_resolution ? P : 0);
+    DB__PART(b->words, d->config.train_text_encoder ? 0 : T * d->D), DB__PART(b->mask, T), DB__PART(ids, T), DB__PART(b->offset, d->C);
+    DB__PART(b->alpha, 1), DB__PART(b->sigma, 1), DB__PART(b->minus, 1), DB__PART(b->time, 1);
+    DB__PART(b->weight, 1), DB__PART(b->labels, 1), DB__PART(b->w, 1);
+#undef DB__PART
+    for (k = 0; k < n; k++) total += part[k].count;
+    d->host = at = (float *)db__alloc(d->ctx, B, (total + 1) * sizeof(float));
+    if (!at) return;
+    for (k = 0; k < n; k++) *part[k].at = at, at += B * part[k].count;
+    b->each = at, b->ids = (int32_t *)(void *)ids;
+}
+
 void db_dreambooth_free(db_dreambooth *d)
 {
     if (!d) return;
-    db__term_free(d->ctx, &d->instance);
-    db__term_free(d->ctx, &d->prior);
-    db_tape_destroy(d->tape);
+    db__term_free(d->ctx, &d->term[0]);
+    db__term_free(d->ctx, &d->term[1]);
+    if (d->pass[1].tape && d->pass[0].tape->arena == d->pass[1].tape->arena) d->pass[1].tape->arena = NULL;
+    db_tape_destroy(d->pass[0].tape);
+    db_tape_destroy(d->pass[1].tape);
     db_optimizer_free(&d->opt);
     db_optimizer_free(&d->text_opt);
     db__free(d->ctx, d->host);
@@ -10902,7 +11170,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     db_ctx *ctx = p->ctx;
     db_dreambooth *d;
     size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S, f = config->upscale, k;
-    size_t B = DB__MAX(config->train_batch_size, config->class_batch_size), room;
+    int latent = p->vae != NULL;
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
     if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
@@ -10914,11 +11182,18 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     if (crop > S) return db__fail(ctx, DB_ERROR_ARGUMENT, "crops of %zu pixels do not fit photos scaled to %zu", crop, S);
     if (p->super_resolution && (!f || S % f || S < f))
         return db__fail(ctx, DB_ERROR_ARGUMENT, "photos scaled to %zu pixels have no whole small image %zu times smaller", S, f);
+    if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "resolution %zu and crops of %zu must be multiples of %zu, the pixels to a latent", S, crop, db_vae_factor(p->vae));
+    if (p->unet->config.in_channels != (latent ? p->vae->config.latent_channels : p->super_resolution ? 6 : 3))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: a U-Net that reads %zu channels (of masks?) cannot be trained", p->directory, p->unet->config.in_channels);
     d = (db_dreambooth *)db__alloc(ctx, 1, sizeof *d);
     if (!d) return ctx->result;
     d->ctx = ctx, d->p = p, d->text = text, d->config = *config;
     d->config.crop_size = crop;
-    if (db__term_init(ctx, &d->instance, config->instance_prompt, DB__FOR_INSTANCE, config->train_batch_size, n_photos) != DB_OK) goto fail;
+    d->latent = latent, d->C = latent ? p->vae->config.latent_channels : 3, d->S = latent ? crop / db_vae_factor(p->vae) : crop;
+    d->T = db__prompt_tokens(text->text_encoder), d->D = text->text_encoder->config.d_model;
+    d->n_terms = config->class_prompt ? 2 : 1;
+    if (db__term_init(ctx, &d->term[0], config->instance_prompt, DB__FOR_INSTANCE, 1, config->train_batch_size, n_photos) != DB_OK) goto fail;
     for (k = 0; k < n_photos; k++) { /* the shorter side becomes S */
         size_t w = photos[k].w, h = photos[k].h, shorter = DB__MIN(w, h);
         if (!shorter) {
@@ -10927,33 +11202,31 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
         }
         h = h == shorter ? S : (size_t)((double)h * (double)S / (double)shorter + 0.5);
         w = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
-        if (!db__term_room(d, &d->instance, k, h, w)) goto fail;
-        if (db_resize(ctx, &photos[k], w, h, d->instance.picture[k]) != DB_OK) goto fail;
-        if (db__term_pair(d, &d->instance, k) != DB_OK) goto fail;
+        if (!db__term_room(d, &d->term[0], k, h, w)) goto fail;
+        if (db_resize(ctx, &photos[k], w, h, d->term[0].picture[k]) != DB_OK) goto fail;
+        if (db__term_pair(d, &d->term[0], k) != DB_OK || db__term_encode(d, &d->term[0], k) != DB_OK) goto fail;
     }
     if (config->class_prompt) {
-        if (db__term_init(ctx, &d->prior, config->class_prompt, DB__FOR_PRIOR, config->class_batch_size, n_class) != DB_OK) goto fail;
+        db__term *prior = &d->term[1];
+        if (db__term_init(ctx, prior, config->class_prompt, DB__FOR_PRIOR, config->prior_loss_weight, config->class_batch_size, n_class) != DB_OK) goto fail;
         for (k = 0; k < n_class; k++) {
-            if (!db__term_room(d, &d->prior, k, S, S)) goto fail;
-            memcpy(d->prior.picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
-            if (db__term_pair(d, &d->prior, k) != DB_OK) goto fail;
+            if (!db__term_room(d, prior, k, S, S)) goto fail;
+            memcpy(prior->picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
+            if (db__term_pair(d, prior, k) != DB_OK || db__term_encode(d, prior, k) != DB_OK) goto fail;
         }
     }
-    db__prepare_prompt(d, &d->instance);
-    if (d->prior.n) db__prepare_prompt(d, &d->prior);
+    for (k = 0; k < d->n_terms; k++) db__prepare_prompt(d, &d->term[k]);
     db_optimizer_init(&d->opt, &p->unet->params, &config->optimizer);
     if (config->train_text_encoder) { /* one norm over both networks' gradients, as train_dreambooth.py clips */
         db_optimizer_init(&d->text_opt, &text->text_encoder->params, &config->optimizer);
         d->opt.clipped_with = d->text_opt.params;
         d->text_opt.clipped_with = d->opt.params;
     }
-    room = DB__MAX(2 * crop * crop * 3 + 5, (size_t)DB_PROMPT_TOKENS * (text->text_encoder->config.d_model + 1));
-    d->host = (float *)db__alloc(ctx, B * room, sizeof(float));
-    if (db_tape_create(ctx, &d->tape) != DB_OK) goto fail;
-    if (config->gradient_checkpointing) d->tape->checkpoint_blocks = 1;
-    d->loss = db__dreambooth_loss(d);
-    db_keep(d->tape, d->loss);
-    if (db_backward(d->tape, d->loss) != DB_OK || db_plan(d->tape, NULL) != DB_OK) goto fail;
+    d->n_passes = config->in_sequence ? d->n_terms : 1;
+    for (k = 0; k < d->n_passes; k++)
+        if (db__pass_record(d, &d->pass[k], &d->term[k], d->n_terms / d->n_passes) != DB_OK) goto fail;
+    db__batch_init(d, DB__MAX(d->pass[0].B, d->pass[1].B));
+    if (ctx->result != DB_OK) goto fail;
     *out = d;
     return DB_OK;
 fail:
@@ -10961,17 +11234,23 @@ fail:
     return ctx->result;
 }
 
-void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan) { db_plan(d->tape, plan); }
+void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan)
+{
+    size_t k;
+    memset(plan, 0, sizeof *plan);
+    for (k = 0; k < d->n_passes; k++) {
+        db_memory_plan one;
+        if (db_plan(d->pass[k].tape, &one) != DB_OK) return;
+        if (one.arena_bytes + one.scratch_bytes > plan->arena_bytes + plan->scratch_bytes) plan->arena_bytes = one.arena_bytes, plan->scratch_bytes = one.scratch_bytes;
+        plan->n_operations += one.n_operations, plan->flops += one.flops;
+    }
+}
 size_t db_dreambooth_steps_done(const db_dreambooth *d) { return d->step; }
 
 db_result db_dreambooth_rehearse(db_dreambooth *d)
 {
     size_t k;
-    for (k = 0; k < d->config.gradient_accumulation_steps; k++) {
-        db__draw_batch(d, &d->instance, 0);
-        if (d->prior.n) db__draw_batch(d, &d->prior, 0);
-        db_run(d->tape, d->config.seed, 0);
-    }
+    for (k = 0; k < d->config.gradient_accumulation_steps; k++) db__run_batches(d, 0);
     return d->ctx->result; /* the next step begins by clearing the gradients */
 }
 
@@ -10981,19 +11260,13 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     const db_dreambooth_config *c = &d->config;
     size_t runs = c->gradient_accumulation_steps, k;
     db_dreambooth_losses l;
-    float one[3] = {0, 0, 0};
     memset(&l, 0, sizeof l);
+    d->term[0].loss = d->term[1].loss = 0;
     db_zero_grad(&d->p->unet->params);
     if (c->train_text_encoder) db_zero_grad(&d->text->text_encoder->params);
-    for (k = 0; k < runs; k++) {
-        uint32_t run = (uint32_t)(d->step * runs + k);
-        db__draw_batch(d, &d->instance, run);
-        if (d->prior.n) db__draw_batch(d, &d->prior, run);
-        db_run(d->tape, c->seed, run);
-        db_download(d->tape, d->loss, &one[0]), db_download(d->tape, d->instance.loss, &one[1]);
-        if (d->prior.n) db_download(d->tape, d->prior.loss, &one[2]);
-        l.total += one[0] / (float)runs, l.instance += one[1] / (float)runs, l.prior += one[2] / (float)runs;
-    }
+    for (k = 0; k < runs; k++) db__run_batches(d, (uint32_t)(d->step * runs + k));
+    l.instance = (float)(d->term[0].loss / (double)runs), l.prior = (float)(d->term[1].loss / (double)runs);
+    l.total = l.instance + d->term[1].lambda * l.prior;
     if (ctx->result != DB_OK) return ctx->result;
     if (!(fabs((double)l.total) < 1e30))
         return db__fail(ctx, DB_ERROR_NUMERIC, "the loss is not a number at step %zu: lower the learning rate; the last checkpoint is good", d->step + 1);

@@ -316,12 +316,12 @@ static void test_conditioning(void)
     rng.seed = 7;
 
     if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 1, NULL, 0, &d) == DB_OK) {
-        db_dreambooth_step(d, NULL), db_dreambooth_step(d, NULL); /* the first upload of the prompt used the same room */
+        db_dreambooth_step(d, NULL), db_dreambooth_step(d, NULL);
         rng.step = 1, rng.purpose = DB__FOR_INSTANCE + 10;
         db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8, part);
-        e = largest_difference(d->host + 192, part, 192);         /* x, conditioning, alpha, sigma, -sigma, t, level */
-        if (e == 0 && d->host[2 * 192 + 4] == level) test_pass("conditioning in training", "a window of the whole small photo at level %g", (double)level);
-        else test_fail("conditioning in training", "differs by %g, level %g for %g", e, (double)d->host[2 * 192 + 4], (double)level);
+        e = largest_difference(d->batch.low, part, 192);
+        if (e == 0 && d->batch.labels[0] == level) test_pass("conditioning in training", "a window of the whole small photo at level %g", (double)level);
+        else test_fail("conditioning in training", "differs by %g, level %g for %g", e, (double)d->batch.labels[0], (double)level);
     }
 
     sampling.num_inference_steps = 1, sampling.guidance_scale = 1, sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
