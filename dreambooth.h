@@ -30,7 +30,7 @@
        [DB-01]  platform, allocation, errors, log, random numbers, threads
        [DB-02]  tensors, the tape, the backend table
        [DB-03]  operations: a kernels (at the end of the file), b instruction sets, c drivers
-       [DB-04]  parameters, AdamW, EMA, learning-rate schedules
+       [DB-04]  parameters, AdamW (also with 8 bits), EMA, learning-rate schedules
        [DB-05]  JSON, safetensors
        [DB-06]  tokenizers: SentencePiece unigram, CLIP byte-level BPE
        [DB-07]  text encoders: T5, CLIP
@@ -205,6 +205,7 @@ typedef struct db_param_table {
     size_t n, capacity;
     size_t count;     /* floats in each buffer, padding between parameters included               */
     float *data, *grad;
+    struct db_lora *lora; /* owned: what db_lora_add or _load put beside its layers, or NULL      */
 } db_param_table;
 
 db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
@@ -216,7 +217,21 @@ db_result db_params_require_grad(db_param_table *p);
 void db_param_get(const db_param *item, const float *from, float *out);
 void db_param_set(const db_param *item, float *to, const float *in);
 
-/* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
+/* Low-rank adaptation (Hu et al., 2021): beside a linear layer's weight W, which stays as it is, two
+   narrow factors, y = W x + alpha / rank B (A x). They are a table of their own: NAME.lora_A.weight
+   [rank,IC], NAME.lora_B.weight [OC,rank], for each layer NAME. Tapes recorded afterwards contain
+   them; training takes this table in place of the network's, which then needs no gradients. */
+typedef struct db_lora {
+    db_param_table params;
+    size_t rank;
+    float alpha;
+} db_lora;
+
+/* Multiplies the factors into the weights, W += alpha / rank B A, and frees them. Tapes recorded
+   before are void. Without a LoRA it does nothing. */
+db_result db_lora_merge(db_param_table *network);
+
+/* ---- tensors and the tape: see [DB-02] -------------------------------------------------------------
 
    A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
    plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error. */
@@ -399,12 +414,15 @@ const db_backend *db_backend_cpu(void);
 typedef struct db_optimizer_config {
     float beta1, beta2, eps, weight_decay;
     float max_grad_norm; /* the gradients of a table are scaled down to this norm; 0: never */
+    int use_8bit_adam;   /* moments of 4096 and more elements in 8 bits (Dettmers et al., 2021) */
 } db_optimizer_config;
 
 typedef struct db_optimizer {
     db_optimizer_config config;
     db_param_table *params; /* not owned */
-    float *m, *v;           /* first and second moments, like params->data */
+    float *m, *v;           /* first and second moments, like params->data; see db__state_of for 8 bits */
+    uint8_t *m8, *v8;       /* with use_8bit_adam: the large parameters' codes, of which m, v have the scales */
+    size_t *at, *at8;       /* [params->n + 1] where a parameter's numbers begin in m, v, and in m8, v8 */
     uint64_t step;
     const db_param_table *clipped_with; /* its gradients count towards the same norm; or NULL */
 } db_optimizer;
@@ -748,6 +766,12 @@ db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W,
    is decoded in tiles of that size that overlap by a quarter and are blended (diffusers' tiled_decode); 0: never. */
 db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out);
 
+/* Puts a new LoRA beside a network's attention projections: A normal with standard deviation 1 / rank, B zero, as
+   diffusers' scripts begin. U-Nets: to_q, to_k, to_v, to_out.0, add_k_proj, add_v_proj; CLIP: q_proj, k_proj, v_proj,
+   out_proj. Fails where a LoRA is already, for rank 0, and for T5. */
+db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed);
+db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha, uint64_t seed);
+
 /* Fills a table from an open file (every parameter must be there in its shape; what the file has
    besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
@@ -894,6 +918,13 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
    go into its metadata, which other programs skip and db_pipeline_load reads. */
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
 
+/* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or its folder, where it is
+   called pytorch_lora_weights.safetensors. What it has for the U-Net and the text encoder is put beside their layers
+   (db_lora_merge makes it one with them); a LoRA of other layers or another naming is refused. save writes what
+   both have, as `dtype`, under that name into `directory`, which is made if need be. */
+db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
+db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
+
 /* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". H and W of a
    latent model are multiples of db_vae_factor. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
@@ -938,6 +969,9 @@ typedef struct db_dreambooth_config {
     size_t lr_warmup_steps;
     double lr_num_cycles, lr_power;
     db_optimizer_config optimizer;
+    size_t lora_rank;             /* not 0: the weights stay, a LoRA of that rank is trained beside the U-Net's
+                                     attention (and the text encoder's, with train_text_encoder)              */
+    float lora_alpha;             /* 0: the rank                                                              */
     double noise_level;           /* super-resolution: the level of the small image's noise                   */
     size_t upscale;               /* super-resolution: how many times smaller the small image is              */
     uint64_t seed;
@@ -4705,6 +4739,8 @@ const db_backend *db_backend_cpu(void)
 
    Easy to get wrong
    - AdamW's weight decay multiplies the weight; it does not go through the moments.
+   - In 8 bits zero has a code of its own and the negative codes end one short of -1; a negative first moment never
+     becomes zero, or its direction would be lost.
    - PyTorch clips by norm / (norm + 1e-6), over all parameters together.
    - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard.                    */
 
@@ -4755,6 +4791,10 @@ static db_result db__params_allocate(db_param_table *p)
 static void db__params_free(db_param_table *p)
 {
     size_t k;
+    if (p->lora) {
+        db__params_free(&p->lora->params);
+        db__free(p->ctx, p->lora);
+    }
     for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
     db__free(p->ctx, p->item);
     db__free(p->ctx, p->data);
@@ -4795,17 +4835,132 @@ void db_param_set(const db_param *item, float *to, const float *in) { db__param_
 db_optimizer_config db_optimizer_config_default(void)
 {
     db_optimizer_config c;
+    memset(&c, 0, sizeof c);
     c.beta1 = 0.9f, c.beta2 = 0.999f, c.eps = 1e-8f, c.weight_decay = 1e-2f, c.max_grad_norm = 1.0f;
     return c;
 }
 
+/* ---- 8-bit moments --------------------------------------------------------------------------------
+   Dettmers et al., 2021 (8-bit Optimizers via Block-wise Quantization), sections 2 and 3.1, with bitsandbytes'
+   settings: blocks of 256 numbers, each with the largest absolute value as its scale; parameters of less than 4096
+   elements stay in f32. A code's value is 10^-e times a linear fraction in (.1, 1): the larger, the more bits of
+   fraction, "dynamic tree" quantisation. The second moment has no sign and one bit more.              */
+
+enum { DB__8BIT_BLOCK = 256, DB__8BIT_SMALLEST = 4096, DB__8BIT_KEYS = 4096 };
+
+/* The 256 values in ascending order, and a start for the search: the code of the smallest number whose first bits are
+   `key` (see db__8bit_key). */
+typedef struct db__8bit_map {
+    float value[256];
+    uint8_t start[DB__8BIT_KEYS];
+    int zero; /* the code of 0 */
+} db__8bit_map;
+
+/* x in (0, 1]: exponent from 2^-31 on and seven bits of mantissa; smaller ones are all key 0. */
+static size_t db__8bit_key(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits >> 16 <= 96u << 7 ? 0 : DB__MIN((bits >> 16) - (96u << 7), (uint32_t)DB__8BIT_KEYS - 1);
+}
+
+/* The code nearest to |x|, from `code` up; the value between two codes belongs to the lower one. */
+static int db__8bit_nearest(const db__8bit_map *map, int code, float x)
+{
+    while (code < 255 && x > (map->value[code] + map->value[code + 1]) * 0.5f) code++;
+    return code;
+}
+
+static void db__8bit_map_init(db__8bit_map *map, int has_sign)
+{
+    int e, i, n = 0, code;
+    double scale = 1e-6;
+    float positive[256];
+    size_t key;
+    for (e = 0; e < 7; e++, scale *= 10) { /* 1, 2, 4 ... 64 fractions, or twice as many */
+        int fractions = (has_sign ? 1 : 2) << e;
+        for (i = 0; i < fractions; i++)
+            positive[n++] = (float)(scale * (0.1 + 0.9 * (i + 0.5) / fractions));
+    }
+    map->zero = has_sign ? n : 0;
+    for (i = 0; has_sign && i < n; i++) map->value[i] = -positive[n - 1 - i];
+    map->value[map->zero] = 0;
+    memcpy(map->value + map->zero + 1, positive, (size_t)n * sizeof *positive);
+    map->value[255] = 1;
+    for (key = 0, code = map->zero; key < DB__8BIT_KEYS; key++) {
+        uint32_t bits = (uint32_t)(key + (96u << 7)) << 16;
+        float least;
+        memcpy(&least, &bits, 4);
+        map->start[key] = (uint8_t)(code = db__8bit_nearest(map, code, key ? least : 0));
+    }
+}
+
+/* The code of x in [-1, 1]. */
+static uint8_t db__8bit_encode(const db__8bit_map *map, float x)
+{
+    float size = fabsf(x);
+    int code = db__8bit_nearest(map, map->start[db__8bit_key(size)], size);
+    if (x >= 0 || !map->zero) return (uint8_t)code;
+    code = 2 * map->zero - code;                      /* the mirror image, which ends at -.993 */
+    return (uint8_t)DB__MIN(DB__MAX(code, 0), map->zero - 1);
+}
+
+/* Numbers in m and v that parameter k needs, and bytes in m8 and v8. */
+static void db__state_of(const db_optimizer *o, size_t k, size_t *floats, size_t *codes)
+{
+    size_t n = o->params->item[k].count;
+    int small = n < DB__8BIT_SMALLEST;
+    *floats = small ? n : DB__CEIL_DIV(n, DB__8BIT_BLOCK);
+    *codes = small ? 0 : n;
+}
+
+/* AdamW on a parameter with 8-bit moments, block by block: codes to numbers, update, numbers to codes. */
+static void db__adamw_8bit(db_optimizer *o, const db__8bit_map map[2], size_t k, const db__adamw_step *a)
+{
+    const db_param *item = &o->params->item[k];
+    float moment[2][DB__8BIT_BLOCK], *scale[2];
+    uint8_t *code[2];
+    size_t block, i, n;
+    int which;
+    scale[0] = o->m + o->at[k], scale[1] = o->v + o->at[k], code[0] = o->m8 + o->at8[k], code[1] = o->v8 + o->at8[k];
+    for (block = 0; block * DB__8BIT_BLOCK < item->count; block++) {
+        size_t at = block * DB__8BIT_BLOCK;
+        n = DB__MIN(item->count - at, (size_t)DB__8BIT_BLOCK);
+        for (which = 0; which < 2; which++)
+            for (i = 0; i < n; i++) moment[which][i] = map[which].value[code[which][at + i]] * scale[which][block];
+        o->params->ctx->isa->f32->adamw(item->data + at, moment[0], moment[1], item->grad + at, n, a);
+        for (which = 0; which < 2; which++) {
+            float largest = 0;
+            for (i = 0; i < n; i++) largest = DB__MAX(largest, fabsf(moment[which][i]));
+            scale[which][block] = largest;
+            for (i = 0; i < n; i++)
+                code[which][at + i] = db__8bit_encode(&map[which], largest > 0 ? moment[which][i] / largest : 0);
+        }
+    }
+}
+
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params, const db_optimizer_config *config)
 {
+    size_t k, floats = 0, codes = 0, f, c;
     memset(o, 0, sizeof *o);
     o->config = config ? *config : db_optimizer_config_default();
     o->params = params;
-    o->m = (float *)db__alloc(params->ctx, params->count, sizeof(float));
-    o->v = (float *)db__alloc(params->ctx, params->count, sizeof(float));
+    o->at = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at);
+    o->at8 = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at8);
+    if (!o->at || !o->at8) return params->ctx->result;
+    for (k = 0; k < params->n; k++) {
+        o->at[k] = (size_t)(params->item[k].data - params->data);
+        if (o->config.use_8bit_adam) o->at[k] = floats, o->at8[k] = codes;
+        db__state_of(o, k, &f, &c);
+        floats += f, codes += c;
+    }
+    o->at[k] = o->config.use_8bit_adam ? floats : params->count;
+    o->at8[k] = o->config.use_8bit_adam ? codes : 0;
+    o->m = (float *)db__alloc(params->ctx, o->at[k] + 1, sizeof(float));
+    o->v = (float *)db__alloc(params->ctx, o->at[k] + 1, sizeof(float));
+    if (!o->at8[k]) return db_params_require_grad(params);
+    o->m8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
+    o->v8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
     return db_params_require_grad(params);
 }
 
@@ -4814,6 +4969,10 @@ void db_optimizer_free(db_optimizer *o)
     if (!o->params) return;
     db__free(o->params->ctx, o->m);
     db__free(o->params->ctx, o->v);
+    db__free(o->params->ctx, o->m8);
+    db__free(o->params->ctx, o->v8);
+    db__free(o->params->ctx, o->at);
+    db__free(o->params->ctx, o->at8);
     memset(o, 0, sizeof *o);
 }
 
@@ -4844,6 +5003,7 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     db_param_table *p = o->params;
     db_ctx *ctx = p->ctx;
     db__adamw_step a;
+    db__8bit_map map[2];
     double grad_norm;
     long k;
     if (ctx->result != DB_OK) return ctx->result;
@@ -4860,12 +5020,14 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     a.correction2 = (float)(1 - pow((double)a.beta2, (double)o->step));
     a.grad_scale = grad_scale;
     if (o->config.max_grad_norm > 0) a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
+    if (o->m8) db__8bit_map_init(&map[0], 1), db__8bit_map_init(&map[1], 0);
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (k = 0; k < (long)p->n; k++) {
             const db_param *item = &p->item[k];
-            size_t at = (size_t)(item->data - p->data);
-            if (!item->frozen) ctx->isa->f32->adamw(item->data, o->m + at, o->v + at, item->grad, item->count, &a);
+            if (item->frozen) continue;
+            if (o->at8[k + 1] > o->at8[k]) db__adamw_8bit(o, map, (size_t)k, &a);
+            else ctx->isa->f32->adamw(item->data, o->m + o->at[k], o->v + o->at[k], item->grad, item->count, &a);
         }
     }
     return DB_OK;
@@ -7967,7 +8129,34 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     return w;
 }
 
-/* ---- layers by their state-dict names -------------------------------------------------------- */
+/* What diffusers' scripts put a LoRA beside, by the names that the networks' forward passes use: not the q_proj of
+   IF's pooled text. */
+static const char *const db__lora_targets[] = {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "self_attn.q_proj",
+                                               "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"};
+
+/* y + alpha / rank B (A x) where the network has a LoRA for the layer `name`, whose scope is the present one. While
+   it is being declared: where it shall have one. x [...,IC], y [...,OC] */
+static db_tensor db__low_rank(db_net *n, const char *name, db_tensor x, db_tensor y)
+{
+    db_param_table *network = n->params;
+    db_lora *lora = network->lora;
+    size_t k, targets = sizeof db__lora_targets / sizeof *db__lora_targets;
+    char first[320];
+    db_tensor a, b, low;
+    if (!lora || y.id < 0) return y;
+    for (k = 0; k < targets && strcmp(name, db__lora_targets[k]); k++) {}
+    snprintf(first, sizeof first, "%slora_A.weight", n->scope);
+    if (!(n->declaring && k < targets) && !db_params_find(&lora->params, first)) return y;
+    n->params = &lora->params;
+    a = db__weight(n, "lora_A.weight", lora->rank, x.dim[x.n_dims - 1], 0, 0); /* [rank,IC] */
+    b = db__weight(n, "lora_B.weight", y.dim[y.n_dims - 1], lora->rank, 0, 0); /* [OC,rank] */
+    n->params = network;
+    low = db_linear(n->tape, x, a, db_none, db_none);                          /* [...,rank] */
+    low = db_weighted_sum(n->tape, lora->alpha / (float)lora->rank, low, 0, db_none);
+    return db_linear(n->tape, low, b, db_none, y);                             /* [...,OC] */
+}
+
+/* ---- layers by their state-dict names --------------------------------------------------------------- */
 
 static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias,
                                   db_tensor residual)
@@ -7976,8 +8165,9 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     db_tensor w =
         db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
     db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db_none;
+    db_tensor y = db__low_rank(n, name, x, db_linear(n->tape, x, w, b, residual));       /* [...,OC] */
     db__leave(n, here);
-    return db_linear(n->tape, x, w, b, residual);
+    return y;
 }
 
 static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC,
@@ -8274,9 +8464,151 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     return NULL;
 }
 
-/* ---- T5 -----------------------------------------------------------------------------------------
-   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep
-   frozen.
+/* ---- LoRA -------------------------------------------------------------------------------------------------
+   Hu et al., 2021. The factors are declared as all parameters are, by a forward pass; see db__low_rank.
+
+   Easy to get wrong
+   - B begins as zero and A does not, so that the first output is the network's own and B has a gradient.
+   - Without a word in the file's metadata, alpha is the rank: a factor of 1.                              */
+
+enum { DB__FOR_LORA = 70 };
+
+static void db__lora_remove(db_param_table *network)
+{
+    if (!network->lora) return;
+    db__params_free(&network->lora->params);
+    db__free(network->ctx, network->lora);
+    network->lora = NULL;
+}
+
+/* Puts a LoRA beside the targets' layers, its factors zero; NULL with the error set. */
+static db_lora *db__lora_create(const db__network *kind, db_param_table *network, size_t rank, float alpha)
+{
+    db_ctx *ctx = network->ctx;
+    db_net n;
+    memset(&n, 0, sizeof n);
+    if (network->lora) db__fail(ctx, DB_ERROR_ARGUMENT, "the network has a LoRA already: merge it first");
+    if (!rank || rank > 1 << 16) db__fail(ctx, DB_ERROR_ARGUMENT, "a LoRA of rank %zu: it must be at least 1, at most 65536", rank);
+    if (ctx->result != DB_OK || !(network->lora = (db_lora *)db__alloc(ctx, 1, sizeof *network->lora))) return NULL;
+    network->lora->params.ctx = ctx, network->lora->rank = rank, network->lora->alpha = alpha;
+    n.params = network, n.declaring = 1;
+    if (db_tape_create(ctx, &n.tape) == DB_OK) kind->record(&n, (const char *)network + kind->config);
+    db_tape_destroy(n.tape);
+    if (ctx->result == DB_OK && !network->lora->params.n)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "the network has no layers that a LoRA goes beside; a T5 encoder stays as it is");
+    if (ctx->result == DB_OK) db__params_allocate(&network->lora->params);
+    if (ctx->result != DB_OK) db__lora_remove(network);
+    return network->lora;
+}
+
+static db_result db__lora_add(const db__network *kind, db_param_table *network, size_t rank, float alpha, uint64_t seed)
+{
+    db_lora *lora = db__lora_create(kind, network, rank, alpha);
+    size_t k, i;
+    db_rng rng;
+    rng.seed = seed, rng.purpose = DB__FOR_LORA;
+    for (k = 0; lora && k < lora->params.n; k += 2) { /* A, B, A, B ... */
+        db_param *a = &lora->params.item[k];
+        rng.step = (uint32_t)k;
+        db_random_normal(&rng, a->count, a->data);
+        for (i = 0; i < a->count; i++) a->data[i] /= (float)rank;
+    }
+    return network->ctx->result;
+}
+
+db_result db_lora_merge(db_param_table *network)
+{
+    db_ctx *ctx = network->ctx;
+    db_lora *lora = network->lora;
+    size_t k, r, i, o;
+    float *row, scale;
+    if (ctx->result != DB_OK || !lora) return ctx->result;
+    scale = lora->alpha / (float)lora->rank;
+    for (k = 0; k + 1 < lora->params.n; k += 2) {
+        const db_param *a = &lora->params.item[k], *b = a + 1;
+        const db_param *w;
+        char name[DB__NAME];
+        snprintf(name, sizeof name, "%.*sweight", (int)(strlen(a->name) - strlen("lora_A.weight")), a->name);
+        w = db_params_find(network, name);
+        for (o = 0; o < b->dim[0]; o++) {
+            row = w->data + o * a->dim[1];
+            for (r = 0; r < lora->rank; r++)
+                for (i = 0; i < a->dim[1]; i++) row[i] += scale * b->data[o * lora->rank + r] * a->data[r * a->dim[1] + i];
+        }
+    }
+    db__lora_remove(network);
+    return DB_OK;
+}
+
+/* A factor's names in files; `config` is the network's, "unet" or "text_encoder". 1: what diffusers' scripts write;
+   2: peft's own; 3, 4: the same without CLIP's "text_model.", which transformers 5 leaves away. */
+static int db__lora_names(const void *config, const char *name, int alternative, char *out)
+{
+    static const char *const endings[2][2] = {{"down", "up"}, {"lora_A", "lora_B"}};
+    const char *network = (const char *)config, *end = strstr(name, ".lora_"), *layer, *style;
+    int second, length, shorter = alternative > 2;
+    if (!end || alternative > 4 || (shorter && strncmp(name, "text_model.", 11))) return 0;
+    length = (int)(end - name), second = end[6] == 'B';
+    for (layer = end; layer > name && layer[-1] != '.';) layer--;
+    style = strstr(name, "self_attn.") ? "lora_linear_layer." : *layer == 'a' ? NULL : "lora."; /* add_k_proj: peft's */
+    if (shorter) name += 11, length -= 11;
+    if (alternative % 2 && style) return snprintf(out, DB__NAME, "%s.%.*s.%s%s.weight", network, length, name, style, endings[0][second]) < DB__NAME;
+    return snprintf(out, DB__NAME, "%s.%.*s.%s.weight", network, length, name, endings[1][second]) < DB__NAME;
+}
+
+/* The prefixed member of the file's LoRA metadata, or `otherwise`. */
+static double db__lora_number(const db_json *j, const char *network, const char *key, double otherwise)
+{
+    char name[64];
+    snprintf(name, sizeof name, "%s.%s", network, key);
+    return db_json_number(j, name, otherwise);
+}
+
+/* Reads what an open file has for a network. Returns how many of its tensors that were. */
+static size_t db__lora_read(const db__network *kind, db_param_table *table, const char *network, const db_safetensors *st)
+{
+    db_ctx *ctx = table->ctx;
+    const char *what = st->shard[0].name, *text = db_safetensors_metadata(st, "lora_adapter_metadata");
+    const db_json *j = NULL;
+    const db_file_tensor *first = NULL;
+    size_t k, n = 0, rank, prefix = strlen(network);
+    double alpha;
+    for (k = 0; k < db_safetensors_count(st); k++) {
+        const db_file_tensor *f = db_safetensors_at(st, k);
+        if (strncmp(f->name, network, prefix) || f->name[prefix] != '.') continue;
+        if (!first && (strstr(f->name, ".lora_A.weight") || strstr(f->name, ".down.weight"))) first = f;
+        n++;
+    }
+    if (!n || ctx->result != DB_OK) return 0;
+    if (!first || first->rank != 2) {
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the tensors of \"%s\" are no LoRA of linear layers", what, network);
+        return 0;
+    }
+    rank = first->dim[0], alpha = (double)rank;
+    if (text && !(j = db_json_parse(ctx, what, text, strlen(text)))) return 0;
+    if (j) alpha = db__lora_number(j, network, "lora_alpha", alpha) * (double)rank / db__lora_number(j, network, "r", (double)rank);
+    db_json_free(j);
+    if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha))
+        db__params_load(&table->lora->params, st, what, db__lora_names, network);
+    if (ctx->result == DB_OK && table->lora->params.n != n)
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s has %zu tensors for the \"%s\", a LoRA of the attention's projections has %zu; others are not supported",
+                 what, n, network, table->lora->params.n);
+    if (ctx->result != DB_OK) db__lora_remove(table);
+    return n;
+}
+
+/* Adds to the metadata what peft has to know of a network's LoRA. Returns the text's new length. */
+static size_t db__lora_metadata(const db_lora *lora, const char *network, char *text, size_t length, size_t size)
+{
+    const char *targets = !strcmp(network, "unet") ? "\"to_q\", \"to_k\", \"to_v\", \"to_out.0\", \"add_k_proj\", \"add_v_proj\""
+                                                   : "\"q_proj\", \"k_proj\", \"v_proj\", \"out_proj\"";
+    return length + (size_t)snprintf(text + length, size - length,
+                                     "%s\"%s.r\": %zu, \"%s.lora_alpha\": %.9g, \"%s.target_modules\": [%s], \"%s.init_lora_weights\": \"gaussian\"",
+                                     length > 1 ? ", " : "", network, lora->rank, network, (double)lora->alpha, network, targets, network);
+}
+
+/* ---- T5 ---------------------------------------------------------------------------------------------------
+   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
 
    Easy to get wrong
    - No 1/sqrt(d) in the attention, no biases, RMS instead of layer normalisation.
@@ -8496,6 +8828,11 @@ db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tens
 db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out)
 {
     return db__config_load(ctx, &db__text_network, path, out);
+}
+
+db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha, uint64_t seed)
+{
+    return db__lora_add(&db__text_network, &e->params, rank, alpha, seed);
 }
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
@@ -8985,6 +9322,11 @@ static const db__network db__unet_network = {sizeof(db_unet),
 db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out)
 {
     return db__config_load(ctx, &db__unet_network, path, out);
+}
+
+db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed)
+{
+    return db__lora_add(&db__unet_network, &u->params, rank, alpha, seed);
 }
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
@@ -10579,6 +10921,50 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     return ctx->result;
 }
 
+static const char db__lora_file[] = "pytorch_lora_weights.safetensors";
+
+db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
+{
+    db_ctx *ctx = p->ctx;
+    db_safetensors *st = NULL;
+    char file[DB__PATH];
+    size_t taken = 0;
+    if (!db__part_exists(ctx, file, path, db__lora_file)) snprintf(file, sizeof file, "%s", path);
+    if (ctx->result != DB_OK || db_safetensors_open(ctx, file, &st) != DB_OK) return ctx->result;
+    if (p->unet) taken += db__lora_read(&db__unet_network, &p->unet->params, "unet", st);
+    if (p->text_encoder) taken += db__lora_read(&db__text_network, &p->text_encoder->params, "text_encoder", st);
+    if (ctx->result == DB_OK && taken != db_safetensors_count(st))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: %zu of %zu tensors are those of a LoRA for this model in diffusers' naming (\"unet.\", \"text_encoder.\"); "
+                 "a file with other names (lora_unet_...) is to be saved with diffusers' save_lora_weights first",
+                 file, taken, db_safetensors_count(st));
+    db_safetensors_close(st);
+    return ctx->result;
+}
+
+db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype)
+{
+    static const char *const network[2] = {"unet", "text_encoder"};
+    db_ctx *ctx = p->ctx;
+    const db_lora *lora[2];
+    db_safetensors_writer *w;
+    char path[DB__PATH], text[1024] = "{";
+    size_t length = 1;
+    int k, pass;
+    lora[0] = p->unet ? p->unet->params.lora : NULL, lora[1] = p->text_encoder ? p->text_encoder->params.lora : NULL;
+    if (!lora[0] && !lora[1]) return db__fail(ctx, DB_ERROR_ARGUMENT, "the pipeline has no LoRA to save");
+    if (db__make_directory(ctx, directory) != DB_OK || !db__join(ctx, path, directory, db__lora_file)) return ctx->result;
+    for (k = 0; k < 2; k++)
+        if (lora[k]) length = db__lora_metadata(lora[k], network[k], text, length, sizeof text);
+    snprintf(text + length, sizeof text - length, "}");
+    w = db_safetensors_create(ctx, path);
+    db_safetensors_add_metadata(w, "lora_adapter_metadata", text);
+    for (pass = 0; pass < 2; pass++)
+        for (k = 0; k < 2; k++)
+            if (lora[k]) db__params_write(w, &lora[k]->params, pass ? lora[k]->params.data : NULL, dtype, db__lora_names, network[k]);
+    return db_safetensors_finish(w);
+}
+
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype)
 {
     db_ctx *ctx = p->ctx;
@@ -11150,6 +11536,12 @@ static void db__batch_init(db_dreambooth *d, size_t B)
     b->each = at, b->ids = (int32_t *)(void *)ids;
 }
 
+/* What is trained of a network: its weights, or the LoRA beside them. */
+static db_param_table *db__trained(const db_dreambooth *d, db_param_table *network)
+{
+    return d->config.lora_rank ? &network->lora->params : network;
+}
+
 void db_dreambooth_free(db_dreambooth *d)
 {
     if (!d) return;
@@ -11215,10 +11607,17 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
             if (db__term_pair(d, prior, k) != DB_OK || db__term_encode(d, prior, k) != DB_OK) goto fail;
         }
     }
+    if (config->lora_rank) { /* beside those of the pipeline that have none yet */
+        float alpha = config->lora_alpha != 0 ? config->lora_alpha : (float)config->lora_rank;
+        if (!p->unet->params.lora) db_unet_add_lora(p->unet, config->lora_rank, alpha, config->seed);
+        if (config->train_text_encoder && !text->text_encoder->params.lora)
+            db_text_encoder_add_lora(text->text_encoder, config->lora_rank, alpha, config->seed);
+        if (ctx->result != DB_OK) goto fail;
+    }
     for (k = 0; k < d->n_terms; k++) db__prepare_prompt(d, &d->term[k]);
-    db_optimizer_init(&d->opt, &p->unet->params, &config->optimizer);
+    db_optimizer_init(&d->opt, db__trained(d, &p->unet->params), &config->optimizer);
     if (config->train_text_encoder) { /* one norm over both networks' gradients, as train_dreambooth.py clips */
-        db_optimizer_init(&d->text_opt, &text->text_encoder->params, &config->optimizer);
+        db_optimizer_init(&d->text_opt, db__trained(d, &text->text_encoder->params), &config->optimizer);
         d->opt.clipped_with = d->text_opt.params;
         d->text_opt.clipped_with = d->opt.params;
     }
@@ -11262,8 +11661,8 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     db_dreambooth_losses l;
     memset(&l, 0, sizeof l);
     d->term[0].loss = d->term[1].loss = 0;
-    db_zero_grad(&d->p->unet->params);
-    if (c->train_text_encoder) db_zero_grad(&d->text->text_encoder->params);
+    db_zero_grad(d->opt.params);
+    if (c->train_text_encoder) db_zero_grad(d->text_opt.params);
     for (k = 0; k < runs; k++) db__run_batches(d, (uint32_t)(d->step * runs + k));
     l.instance = (float)(d->term[0].loss / (double)runs), l.prior = (float)(d->term[1].loss / (double)runs);
     l.total = l.instance + d->term[1].lambda * l.prior;
@@ -11278,51 +11677,68 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     return db__progress(ctx, "training", d->step, c->max_train_steps);
 }
 
-/* The names under which one table's state is stored, and where it lies. */
-static size_t db__state_parts(const db_dreambooth *d, const char *names[6], float *data[6], size_t count[6])
+/* A piece of the state of training: under which name it is stored, and where it lies. */
+typedef struct db__state {
+    char name[40];
+    db_dtype dtype; /* F32, or U8: the codes of 8-bit moments */
+    void *data;
+    size_t count;
+} db__state;
+
+/* What is trained (weights, or "lora" factors), its moments, and their codes if they have any. */
+static size_t db__state_parts(const db_dreambooth *d, db__state part[10])
 {
-    static const char *const all[6] = {"unet", "unet.m", "unet.v", "text_encoder", "text_encoder.m", "text_encoder.v"};
+    static const char *const suffix[5] = {"", ".m", ".v", ".m8", ".v8"};
+    static const char *const network[2] = {"unet", "text_encoder"};
     const db_optimizer *o[2];
-    size_t n = 0, k;
+    size_t n = 0, k, i;
     o[0] = &d->opt, o[1] = &d->text_opt;
     for (k = 0; k < 2 && o[k]->params; k++) {
-        data[n] = o[k]->params->data, data[n + 1] = o[k]->m, data[n + 2] = o[k]->v;
-        count[n] = count[n + 1] = count[n + 2] = o[k]->params->count;
-        names[n] = all[n], names[n + 1] = all[n + 1], names[n + 2] = all[n + 2];
-        n += 3;
+        const size_t count[2] = {o[k]->at[o[k]->params->n], o[k]->at8[o[k]->params->n]};
+        void *data[5];
+        data[0] = o[k]->params->data, data[1] = o[k]->m, data[2] = o[k]->v, data[3] = o[k]->m8, data[4] = o[k]->v8;
+        for (i = 0; i < 5 && data[i]; i++, n++) {
+            snprintf(part[n].name, sizeof part[n].name, "%s%s%s", network[k], d->config.lora_rank ? ".lora" : "", suffix[i]);
+            part[n].dtype = i < 3 ? DB_F32 : DB_U8, part[n].data = data[i];
+            part[n].count = i ? count[i > 2] : o[k]->params->count;
+        }
     }
     return n;
 }
 
 db_result db_dreambooth_save(const db_dreambooth *d, const char *path)
 {
-    const char *names[6];
-    float *data[6];
-    size_t count[6], n = db__state_parts(d, names, data, count), k;
+    db__state part[10];
+    size_t n = db__state_parts(d, part), k;
     db_safetensors_writer *w = db_safetensors_create(d->ctx, path);
     char text[32];
     snprintf(text, sizeof text, "%zu", d->step);
     db_safetensors_add_metadata(w, "step", text);
-    for (k = 0; k < n; k++) db_safetensors_declare(w, names[k], DB_F32, 1, &count[k]);
-    for (k = 0; k < n; k++) db_safetensors_write_f32(w, names[k], data[k]);
+    for (k = 0; k < n; k++) db_safetensors_declare(w, part[k].name, part[k].dtype, 1, &part[k].count);
+    for (k = 0; k < n; k++) db_safetensors_write(w, part[k].name, part[k].data);
     return db_safetensors_finish(w);
 }
 
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 {
-    const char *names[6], *step;
-    float *data[6];
-    size_t count[6], n = db__state_parts(d, names, data, count), k;
+    db__state part[10];
+    const char *step;
+    size_t n = db__state_parts(d, part), k;
     db_safetensors *st = NULL;
     if (db_safetensors_open(d->ctx, path, &st) != DB_OK) return d->ctx->result;
     for (k = 0; k < n; k++) {
-        const db_file_tensor *f = db_safetensors_find(st, names[k]);
-        if (!f || f->count != count[k]) {
-            db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state \"%s\" is missing or of another network", path, names[k]);
+        const db_file_tensor *f = db_safetensors_find(st, part[k].name);
+        if (!f || f->count != part[k].count || f->dtype != part[k].dtype) {
+            db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state \"%s\" is missing or of another network or another kind of training", path, part[k].name);
             break;
         }
     }
-    for (k = 0; k < n && d->ctx->result == DB_OK; k++) db_file_tensor_to_f32(db_safetensors_find(st, names[k]), data[k]);
+    if (d->ctx->result == DB_OK && n != db_safetensors_count(st))
+        db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state has %zu parts, this training has %zu: it trains more, or with 8-bit moments", path, db_safetensors_count(st), n);
+    for (k = 0; k < n && d->ctx->result == DB_OK; k++) {
+        const db_file_tensor *f = db_safetensors_find(st, part[k].name);
+        memcpy(part[k].data, f->data, f->bytes);
+    }
     step = db_safetensors_metadata(st, "step");
     d->step = step ? (size_t)strtoull(step, NULL, 10) : 0;
     d->opt.step = d->text_opt.step = d->step;
