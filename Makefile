@@ -32,6 +32,7 @@ help:
 	@echo "make mutate       breaks the gradients on purpose and counts what the tests notice"
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
+	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 14 GB"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make clean"
 
@@ -106,11 +107,14 @@ check-diffusers: $(B)/dreambooth $(B)/test_sd
 	$(PYTHON) tests/check_diffusers.py
 	$(PYTHON) tests/check_sd.py
 
+check-full: $(B)/dreambooth
+	$(PYTHON) tests/check_full.py
+
 bench: $(B)/bench
 	$(PYTHON) tools/bench.py
 
 clean:
 	rm -rf $(B)
 
-.PHONY: all help demo test sanitize matrix neon fuzz mutate golden check-diffusers bench clean
+.PHONY: all help demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
 .SECONDARY:

@@ -10670,33 +10670,14 @@ static void *db__ldm_network(db_ctx *ctx, const db__network *kind, const char *w
     return network;
 }
 
-static void db__load_file(db_pipeline *p, const char *path)
+/* The networks of an open single file. */
+static void db__load_single(db_pipeline *p, const char *path, const db_safetensors *st)
 {
     db_ctx *ctx = p->ctx;
     struct db__configs *c = p->single_file = (struct db__configs *)db__alloc(ctx, 1, sizeof *c);
-    db_safetensors *st = NULL;
     const db_json *j;
-    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0}; /* a safetensors file's ninth byte is { */
-    FILE *f = fopen(path, "rb");
-    size_t k, got = f ? fread(head, 1, 9, f) : 0;
-    if (f) fclose(f);
-    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) {
-        db__fail(
-            ctx, DB_ERROR_UNSUPPORTED,
-            "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
-            "PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True)[\"state_dict\"], \"model.safetensors\")",
-            path);
-        return;
-    }
-    if (got >= 4 && !memcmp(head, "GGUF", 4)) {
-        db__fail(
-            ctx, DB_ERROR_UNSUPPORTED,
-            "%s is a GGUF file of quantised weights. Take the .safetensors file or the diffusers directory it was made from",
-            path);
-        return;
-    }
-    if (!c || db_safetensors_open(ctx, path, &st) != DB_OK || db__refuse_file(ctx, path, st))
-        goto done;
+    size_t k;
+    if (!c || db__refuse_file(ctx, path, st)) return;
     for (k = 0; k < DB__CONFIGS; k++) {
         const char *own = db_safetensors_metadata(st, db__config_file[k]);
         c->text[k] = own                           ? db__strdup(ctx, own)
@@ -10718,7 +10699,32 @@ static void db__load_file(db_pipeline *p, const char *path)
     if (j) db__schedule_read(ctx, j, path, &p->scheduler);
     db_json_free(j);
     db__load_tokenizer(p);
-done:
+}
+
+static void db__load_file(db_pipeline *p, const char *path)
+{
+    db_ctx *ctx = p->ctx;
+    db_safetensors *st = NULL;
+    unsigned char head[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0}; /* a safetensors file's ninth byte is { */
+    FILE *f = fopen(path, "rb");
+    size_t got = f ? fread(head, 1, 9, f) : 0;
+    if (f) fclose(f);
+    if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) {
+        db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
+            "PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True)[\"state_dict\"], \"model.safetensors\")",
+            path);
+        return;
+    }
+    if (got >= 4 && !memcmp(head, "GGUF", 4)) {
+        db__fail(
+            ctx, DB_ERROR_UNSUPPORTED,
+            "%s is a GGUF file of quantised weights. Take the .safetensors file or the diffusers directory it was made from",
+            path);
+        return;
+    }
+    if (db_safetensors_open(ctx, path, &st) == DB_OK) db__load_single(p, path, st);
     db_safetensors_close(st);
 }
 
