@@ -10252,8 +10252,12 @@ static char *db__lower(db_ctx *ctx, const char *text)
         const db__unicode_row *row;
         length = db__utf8_decode(text + i, n - i, &c);
         row = length ? db__unicode_find(&table, c) : NULL;
-        if (row && (c - row->first) % (uint32_t)row->b == 0) m += db__utf8_encode((uint32_t)((int32_t)c + row->a), out + m);
-        else {
+        if (length && c == 0x130) { /* the Turkish capital I keeps its dot */
+            memcpy(out + m, "i\xCC\x87", 3);
+            m += 3;
+        } else if (row && (c - row->first) % (uint32_t)row->b == 0) {
+            m += db__utf8_encode((uint32_t)((int32_t)c + row->a), out + m);
+        } else {
             length = DB__MAX(length, (size_t)1);
             memcpy(out + m, text + i, length);
             m += length;
