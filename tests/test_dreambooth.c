@@ -232,7 +232,7 @@ done:
     subject_free(&s);
 }
 
-/* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is freed before the first. */
+/* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is released before the first. */
 static void compare_with_diffusers(const char *name, const char *prediction, db_dreambooth_config c)
 {
     subject s;
@@ -257,8 +257,7 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
         memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
     }
     if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, c.class_prompt ? s.classes : NULL, c.class_prompt ? 5 : 0, &d) != DB_OK) goto done;
-    db_vae_free(s.p.vae), s.p.vae = NULL;
-    if (!c.train_text_encoder) db_text_encoder_free(s.p.text_encoder), s.p.text_encoder = NULL;
+    db_pipeline_release(&s.p, !c.train_text_encoder, 1);
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
         double e[3];
@@ -426,27 +425,27 @@ static void test_prompts(void)
     subject_free(&s);
 }
 
-/* A text encoder that was freed is saved all the same. */
-static void test_freed(void)
+/* A text encoder that was released is saved all the same. */
+static void test_released(void)
 {
     db_ctx *ctx = NULL;
     db_pipeline *p = NULL, *again = NULL;
     float *before = NULL;
     size_t count = 0;
     if (!make_scratch("test_dreambooth") || db_create(&ctx, NULL) != DB_OK) {
-        test_fail("a freed text encoder", "no context");
+        test_fail("a released text encoder", "no context");
         return;
     }
     if (db_pipeline_load(ctx, "examples/world/base", &p) == DB_OK) {
         count = p->text_encoder->params.count, before = (float *)malloc(count * sizeof *before);
         memcpy(before, p->text_encoder->params.data, count * sizeof *before);
-        db_text_encoder_free(p->text_encoder), p->text_encoder = NULL;
+        db_pipeline_release(p, 1, 1);
         db_pipeline_save(p, scratch, DB_F16);
         db_pipeline_load(ctx, scratch, &again);
     }
     if (again && again->text_encoder && again->text_encoder->params.count == count && !memcmp(before, again->text_encoder->params.data, count * sizeof *before))
-        test_pass("a freed text encoder", "is saved from where it was");
-    else test_fail("a freed text encoder", "%s", db_last_error(ctx));
+        test_pass("a released text encoder", "is saved from where it was");
+    else test_fail("a released text encoder", "%s", db_last_error(ctx));
     free(before);
     db_pipeline_free(p), db_pipeline_free(again);
     db_destroy(ctx);
@@ -670,7 +669,7 @@ int main(void)
     test_latent();
     test_sequence();
     test_prompts();
-    test_freed();
+    test_released();
     test_determinism();
     test_conditioning();
     test_bad_input();
