@@ -899,6 +899,7 @@ typedef struct db_pipeline {
     db_vae *vae;                          /* latent diffusion only */
     db_schedule scheduler, image_noising; /* the latter of super-resolution only */
     int super_resolution;
+    int released[2];                 /* private: text encoder, autoencoder */
     struct db__configs *single_file; /* private: what a single file says in place of the directory's .json files */
 } db_pipeline;
 
@@ -910,8 +911,12 @@ enum { DB_PROMPT_TOKENS = 77 };
 db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
+/* Frees the text encoder, the autoencoder or both before the rest, for their memory: training needs neither once it has
+   begun. db_pipeline_save still writes them. Keeps what came from a single file. */
+void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
+
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
-   directory is made if need be. A text encoder or autoencoder that has been freed is copied from where it was. */
+   directory is made if need be. A text encoder that is NULL is left out; what was released is copied from its file. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout. The configurations
@@ -992,8 +997,7 @@ typedef struct db_dreambooth_losses {
    without photos, without class images for a class prompt, and when sizes or batches are 0 or do not fit.
    A latent model's pictures go through the encoder here, once: whole, to be cropped as latents (that is, in
    steps of db_vae_factor pixels), or with center_crop their middles. Pictures are never mirrored.
-   Afterwards p->vae and, unless it is trained, the text encoder are not used any more: they may be freed and
-   set to NULL, and db_pipeline_save still writes them. */
+   Afterwards p->vae and, unless it is trained, the text encoder are not used any more: see db_pipeline_release. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
                                const float *class_images, size_t n_class, db_dreambooth **out);
 void db_dreambooth_free(db_dreambooth *d);
@@ -10252,8 +10256,12 @@ static char *db__lower(db_ctx *ctx, const char *text)
         const db__unicode_row *row;
         length = db__utf8_decode(text + i, n - i, &c);
         row = length ? db__unicode_find(&table, c) : NULL;
-        if (row && (c - row->first) % (uint32_t)row->b == 0) m += db__utf8_encode((uint32_t)((int32_t)c + row->a), out + m);
-        else {
+        if (length && c == 0x130) { /* the Turkish capital I keeps its dot */
+            memcpy(out + m, "i\xCC\x87", 3);
+            m += 3;
+        } else if (row && (c - row->first) % (uint32_t)row->b == 0) {
+            m += db__utf8_encode((uint32_t)((int32_t)c + row->a), out + m);
+        } else {
             length = DB__MAX(length, (size_t)1);
             memcpy(out + m, text + i, length);
             m += length;
@@ -10348,6 +10356,13 @@ void db_pipeline_free(db_pipeline *p)
 static int db__part_exists(db_ctx *ctx, char *path, const char *directory, const char *name)
 {
     return db__join(ctx, path, directory, name) && db__file_exists(path);
+}
+
+void db_pipeline_release(db_pipeline *p, int text_encoder, int vae)
+{
+    if (p->single_file) return;
+    if (text_encoder && p->text_encoder) db_text_encoder_free(p->text_encoder), p->text_encoder = NULL, p->released[0] = 1;
+    if (vae && p->vae) db_vae_free(p->vae), p->vae = NULL, p->released[1] = 1;
 }
 
 static void db__load_tokenizer(db_pipeline *p)
@@ -10799,7 +10814,7 @@ static char *db__index_text(const db_pipeline *p, const char *text)
     static const char *const parts[] = {"scheduler", "tokenizer", "unet", "vae", "image_noising_scheduler", "text_encoder"};
     db_ctx *ctx = p->ctx;
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
-    size_t n = sizeof parts / sizeof *parts - (p->text_encoder == NULL);
+    size_t n = sizeof parts / sizeof *parts - (!p->text_encoder && !p->released[0]);
     char *out = db__strdup(ctx, ""), *value, *longer;
     for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
         size_t k;
@@ -10827,7 +10842,7 @@ static char *db__config_text(const db_pipeline *p, size_t which)
     db_ctx *ctx = p->ctx;
     char path[DB__PATH], *text = NULL, *index;
     db__mapping map;
-    if (which == DB__CONFIG_TEXT && !p->text_encoder) return NULL;
+    if (which == DB__CONFIG_TEXT && !p->text_encoder && !p->released[0]) return NULL;
     if (p->single_file) {
         if (p->single_file->text[which]) text = db__strdup(ctx, p->single_file->text[which]);
     } else if (db__part_exists(ctx, path, p->directory, db__config_file[which]) && db__map_file(ctx, path, &map) == DB_OK) {
@@ -10858,7 +10873,7 @@ static db_result db__write_text(db_ctx *ctx, const char *directory, const char *
     return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
 }
 
-/* The weights of a part that is not in memory (any more), from p's directory to another: DIRECTORY/FOLDER/BASENAME. */
+/* The weights of a part that was released, from p's directory to another: DIRECTORY/FOLDER/BASENAME. */
 static void db__copy_weights(const db_pipeline *p, const char *directory, const char *folder, const char *basename)
 {
     char path[DB__PATH], name[64];
@@ -10894,14 +10909,10 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
     size_t k;
-    int needed[7], freed[2]; /* parts to be copied: text encoder, autoencoder */
-    freed[0] = !p->text_encoder && db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]);
-    freed[1] = !p->vae && db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_VAE]);
-    if (p->single_file && (!p->text_encoder || !p->vae))
-        return db__fail(ctx, DB_ERROR_MISSING, "the pipeline from %s has been freed in part: only a directory's parts can be copied", p->directory);
-    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder || freed[0];
+    int needed[7];
+    needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder || p->released[0];
     needed[4] = p->tokenizer != NULL;
-    needed[5] = p->super_resolution, needed[6] = p->vae || freed[1];
+    needed[5] = p->super_resolution, needed[6] = p->vae || p->released[1];
     for (k = 0; k < 7; k++)
         if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
     for (k = 0; k < DB__CONFIGS; k++) {
@@ -10922,8 +10933,8 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
     if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors"))
         db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
-    if (freed[0]) db__copy_weights(p, directory, "text_encoder", "model");
-    if (freed[1]) db__copy_weights(p, directory, "vae", "diffusion_pytorch_model");
+    if (p->released[0]) db__copy_weights(p, directory, "text_encoder", "model");
+    if (p->released[1]) db__copy_weights(p, directory, "vae", "diffusion_pytorch_model");
     return ctx->result;
 }
 

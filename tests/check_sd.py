@@ -27,13 +27,19 @@ def report(name, ok, note):
     print(f"{'ok' if ok else 'FAIL'} {name}: {note}")
 
 
-def draw(name, pipe):
+PROMPTS = ["a photo of a dog", "Zwei Katzen, 3 cups"]
+
+
+def pictures(pipe):
     """7 steps of DDIM from make_sd.py's latents."""
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    out = pipe(["a photo of a dog", "Zwei Katzen, 3 cups"], negative_prompt=["blurry"] * 2, latents=numbers("pipeline.latents", (2, 4, 8, 12), 1.7).float(),
-               num_inference_steps=7, guidance_scale=3.0, height=16, width=24, output_type="np").images
-    error = (torch.from_numpy(out) - load_file(os.path.join(HERE, "golden/pipelines/sd/golden.safetensors"))["ddim"]).abs().max().item()
+    return torch.from_numpy(pipe(PROMPTS, negative_prompt=["blurry"] * 2, latents=numbers("pipeline.latents", (2, 4, 8, 12), 1.7).float(),
+                                 num_inference_steps=7, guidance_scale=3.0, height=16, width=24, output_type="np").images)
+
+
+def draw(name, pipe):
+    error = (pictures(pipe) - load_file(os.path.join(HERE, "golden/pipelines/sd/golden.safetensors"))["ddim"]).abs().max().item()
     report(name, error <= 1e-4, f"largest difference of a value in [0, 1]: {error:.1e}")
 
 
@@ -153,5 +159,13 @@ with tempfile.TemporaryDirectory() as d:
         a, b = (diffusers.UNet2DConditionModel.from_pretrained(x, subfolder="unet", torch_dtype=torch.float32).state_dict() for x in (f"{d}/saved", f"{d}/{dtype}"))
         error = max((a[k] - b[k]).abs().max().item() / a[k].abs().max().item() for k in a)
         report(f"converted to one file and back in {dtype}", error <= limit, f"{len(a)} tensors of the U-Net, {error:.1e}")
+    # what `train` wrote, network and text encoder changed: diffusers draws our pictures from it
+    tool("train", f"{d}/saved", "--threads", 1, "--instance_data_dir", "examples/world/subjects/dog1", "--instance_prompt", "a zxk dog", "--train_text_encoder",
+         "--resolution", 16, "--train_batch_size", 1, "--max_train_steps", 20, "--learning_rate", 1e-3, "--output_dir", f"{d}/tuned")
+    latents, untrained = numbers("pipeline.latents", (2, 4, 8, 12), 1.7).float(), load_file(os.path.join(HERE, "golden/pipelines/sd/golden.safetensors"))["ddim"]
+    theirs = pictures(diffusers.StableDiffusionPipeline.from_pretrained(f"{d}/tuned", torch_dtype=torch.float32))
+    same_pictures("a trained directory", d, f"{d}/tuned", theirs.numpy(), PROMPTS, latents, "--negative_prompt", "blurry", "--scheduler", "ddim", "--num_inference_steps", 7,
+                  "--guidance_scale", 3)
+    report("training changed the pictures", (theirs - untrained).abs().max() * 255 > 10, f"by {(theirs - untrained).abs().max() * 255:.0f} of 255")
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)

@@ -1,5 +1,5 @@
 /* test_dreambooth.c - the loss of DreamBooth, its gradients and ten updates against PyTorch (golden/make_dreambooth.py);
-   photos, class images, checkpoints, super-resolution's conditioning. */
+   photos, class images, checkpoints, super-resolution's conditioning; the same on latents, against diffusers. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -28,8 +28,10 @@ static void hashed_photo(const char *name, size_t n, uint8_t *out)
     free(x);
 }
 
+/* `name` of a golden file; with "sd" in front it is Stable Diffusion in small. */
 static int subject_create(subject *s, const char *name, const char *prediction, size_t size, int threads)
 {
+    int latent = !strncmp(name, "sd", 2);
     static const size_t sizes[3][2] = {{24, 24}, {20, 31}, {37, 25}};
     db_config config = db_config_default();
     db_unet_config u;
@@ -41,13 +43,18 @@ static int subject_create(subject *s, const char *name, const char *prediction, 
     config.threads = threads;
     if (db_create(&s->ctx, &config) != DB_OK) return 0;
     s->p.ctx = s->ctx, s->size = size;
-    snprintf(path, sizeof path, GOLDEN "%s.json", name);
+    snprintf(path, sizeof path, GOLDEN "%s.json", latent ? "sd" : name);
     db_unet_config_load(s->ctx, path, &u);
-    db_text_config_load(s->ctx, GOLDEN "text_encoder.json", &t);
+    db_text_config_load(s->ctx, latent ? GOLDEN "sd_text_encoder.json" : GOLDEN "text_encoder.json", &t);
+    if (latent) {
+        db_vae_config v;
+        if (db_vae_config_load(s->ctx, GOLDEN "sd_vae.json", &v) != DB_OK || db_vae_create(s->ctx, &v, &s->p.vae) != DB_OK) return 0;
+        fill_params(&s->p.vae->params);
+    }
     db_unet_create(s->ctx, &u, &s->p.unet);
     db_text_encoder_create(s->ctx, &t, &s->p.text_encoder);
-    db_tokenizer_load(s->ctx, "examples/world/base/tokenizer", &s->p.tokenizer);
-    db_schedule_init(s->ctx, "squaredcos_cap_v2", 0, 0, 1000, &s->p.scheduler);
+    db_tokenizer_load(s->ctx, latent ? "tests/golden/tokenizers/clip" : "examples/world/base/tokenizer", &s->p.tokenizer);
+    db_schedule_init(s->ctx, latent ? "scaled_linear" : "squaredcos_cap_v2", 0.00085, 0.012, 1000, &s->p.scheduler);
     db_schedule_init(s->ctx, "squaredcos_cap_v2", 0, 0, 1000, &s->p.image_noising);
     s->p.scheduler.prediction_type = !strcmp(prediction, "epsilon") ? DB_PREDICT_EPSILON : !strcmp(prediction, "sample") ? DB_PREDICT_SAMPLE : DB_PREDICT_V;
     s->p.super_resolution = u.class_embed_timestep;
@@ -81,6 +88,7 @@ static void subject_free(subject *s)
     db_tokenizer_free(s->p.tokenizer);
     db_text_encoder_free(s->p.text_encoder);
     db_unet_free(s->p.unet);
+    db_vae_free(s->p.vae);
     db_schedule_free(&s->p.scheduler);
     db_schedule_free(&s->p.image_noising);
     db_destroy(s->ctx);
@@ -222,6 +230,230 @@ done:
     db_safetensors_close(st);
     db_dreambooth_free(d);
     subject_free(&s);
+}
+
+/* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is released before the first. */
+static void compare_with_diffusers(const char *name, const char *prediction, db_dreambooth_config c)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_safetensors *st = NULL;
+    char label[300], path[300], where[300] = "";
+    float *losses, *norms, *before[2] = {NULL, NULL};
+    db_param_table *table[2];
+    size_t dim[4], k, i, j, n = 0, in_file = 0, tables = c.train_text_encoder ? 2 : 1;
+    double worst_loss = 0, worst_norm = 0, worst = 0;
+    const char *const prefix[2] = {"", "text_encoder:"};
+    if (!subject_create(&s, name, prediction, 16, 2)) {
+        test_fail(name, "%s", s.ctx ? db_last_error(s.ctx) : "no context");
+        return;
+    }
+    snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
+    if (db_safetensors_open(s.ctx, path, &st) != DB_OK) goto done;
+    losses = golden(st, "losses", dim), norms = golden(st, "norms", dim);
+    table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
+    for (k = 0; k < tables; k++) {
+        before[k] = (float *)malloc(table[k]->count * sizeof(float));
+        memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
+    }
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, c.class_prompt ? s.classes : NULL, c.class_prompt ? 5 : 0, &d) != DB_OK) goto done;
+    db_pipeline_release(&s.p, !c.train_text_encoder, 1);
+    for (k = 0; k < STEPS; k++) {
+        db_dreambooth_losses l;
+        double e[3];
+        db_dreambooth_step(d, &l);
+        e[0] = fabs((double)(l.total / losses[3 * k]) - 1), e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
+        e[2] = c.class_prompt ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
+        for (i = 0; i < 3; i++) worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
+        e[0] = fabs((double)(l.grad_norm / norms[k]) - 1);
+        worst_norm = e[0] > worst_norm || e[0] != e[0] ? e[0] : worst_norm;
+    }
+    snprintf(label, sizeof label, "%s%s loss", name, c.in_sequence ? " in sequence" : "");
+    if (db_status(s.ctx) == DB_OK && worst_loss <= 1e-4 && worst_norm <= 1e-4) test_pass(label, "worst of %d steps %.1e; the gradient's norm %.1e", STEPS, worst_loss, worst_norm);
+    else test_fail(label, "worst of %d steps %.1e; the gradient's norm %.1e; %s", STEPS, worst_loss, worst_norm, db_last_error(s.ctx));
+    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "delta.", 6);
+    for (i = 0; i < tables; i++)
+        for (k = 0; k < table[i]->n; k++) {
+            const db_param *item = &table[i]->item[k];
+            float *was, *is, *ref;
+            double sum = 0, norm = 0, e;
+            snprintf(label, sizeof label, "none.%s%s", prefix[i], item->name);
+            if (db_safetensors_find(st, label)) {
+                printf("   no gradient: %s%s\n", prefix[i], item->name);
+                continue;
+            }
+            snprintf(label, sizeof label, "delta.%s%s", prefix[i], item->name);
+            was = (float *)malloc(item->count * sizeof(float)), is = (float *)malloc(item->count * sizeof(float)), ref = golden(st, label, dim);
+            db_param_get(item, before[i] + (item->data - table[i]->data), was);
+            db_param_get(item, item->data, is);
+            for (j = 0; ref && j < item->count; j++) {
+                double difference = (double)is[j] - (double)was[j] - (double)ref[j];
+                sum += difference * difference, norm += (double)ref[j] * (double)ref[j];
+            }
+            e = ref && norm > 0 ? sqrt(sum / norm) : 1e9;
+            if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], item->name);
+            n++;
+            free(was), free(is), free(ref);
+        }
+    snprintf(label, sizeof label, "%s%s ten updates", name, c.in_sequence ? " in sequence" : "");
+    if (worst <= 1e-2 && n == in_file) test_pass(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file, worst, where);
+    else test_fail(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file, worst, where);
+    free(losses), free(norms);
+done:
+    if (db_status(s.ctx) != DB_OK) test_fail(name, "%s", db_last_error(s.ctx));
+    free(before[0]), free(before[1]);
+    db_safetensors_close(st);
+    db_dreambooth_free(d);
+    subject_free(&s);
+}
+
+/* make_dreambooth.py's run_sd cases. */
+static void test_latent(void)
+{
+    db_dreambooth_config c = db_dreambooth_config_default(), prior;
+    c.instance_prompt = "a zxk dog", c.resolution = 16, c.train_batch_size = 2, c.class_batch_size = 3, c.max_train_steps = STEPS;
+    c.learning_rate = 1e-3f, c.seed = 7, c.prior_loss_weight = 0.7f;
+    prior = c, prior.class_prompt = "a dog";
+    c.center_crop = 1;
+    compare_with_diffusers("sd_plain", "epsilon", c);
+    c = prior, c.noise_offset = 0.1f;
+    compare_with_diffusers("sd_prior", "epsilon", c);
+    c = prior, c.snr_gamma = 5, c.train_batch_size = 2, c.class_batch_size = 1;
+    compare_with_diffusers("sd_v", "v_prediction", c);
+    c = prior, c.prior_loss_weight = 1, c.train_batch_size = 1, c.class_batch_size = 2;
+    for (c.in_sequence = 0; c.in_sequence < 2; c.in_sequence++) {
+        c.snr_gamma = 5, c.train_text_encoder = 0;
+        compare_with_diffusers("sd_snr", "epsilon", c);
+        c.snr_gamma = 0, c.train_text_encoder = 1;
+        compare_with_diffusers("sd_text", "epsilon", c);
+    }
+}
+
+/* In one batch or one term after the other: the same gradient of everything that is trained, in a smaller arena. */
+static void test_sequence(void)
+{
+    float *grad[2][2] = {{NULL, NULL}, {NULL, NULL}};
+    size_t count[2] = {0, 0}, k;
+    double e = 0;
+    db_memory_plan plan[2];
+    int i;
+    for (i = 0; i < 2; i++) {
+        subject s;
+        db_dreambooth *d = NULL;
+        db_dreambooth_config c;
+        if (!subject_create(&s, "base", "v_prediction", 8, 2)) {
+            test_fail("in sequence", "no subject");
+            return;
+        }
+        c = settings(&s, 1), c.in_sequence = i, c.train_text_encoder = 1, c.gradient_accumulation_steps = 2, c.snr_gamma = 5;
+        memset(&plan[i], 0, sizeof plan[i]);
+        if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK && db_dreambooth_step(d, NULL) == DB_OK) {
+            const db_param_table *table[2];
+            table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
+            db_dreambooth_plan(d, &plan[i]);
+            for (k = 0; k < 2; k++) {
+                count[k] = table[k]->count, grad[i][k] = (float *)malloc(count[k] * sizeof(float));
+                memcpy(grad[i][k], table[k]->grad, count[k] * sizeof(float));
+            }
+        } else {
+            test_fail("in sequence", "%s", db_last_error(s.ctx));
+        }
+        db_dreambooth_free(d);
+        subject_free(&s);
+    }
+    for (k = 0; k < 2 && grad[0][k] && grad[1][k]; k++) {
+        double one = test_error(grad[1][k], grad[0][k], count[k], 1e-9, NULL);
+        e = one > e || one != one ? one : e;
+    }
+    if (k == 2 && e < 1e-5 && plan[1].arena_bytes < plan[0].arena_bytes) /* 2 samples, then 3, in place of 5 */
+        test_pass("in sequence", "gradients as in one batch (%.1e), arena %zu in place of %zu bytes", e, plan[1].arena_bytes, plan[0].arena_bytes);
+    else test_fail("in sequence", "gradients differ by %.1e, arena %zu and %zu bytes", e, plan[1].arena_bytes, plan[0].arena_bytes);
+    for (k = 0; k < 4; k++) free(grad[k / 2][k % 2]);
+}
+
+static char warning[300];
+static void keep_warning(void *user, db_log_level level, const char *line)
+{
+    (void)user;
+    if (level == DB_LOG_WARNING) snprintf(warning, sizeof warning, "%s", line);
+}
+
+/* Prompts: T5's in lower case whatever they are for, CLIP's too by its tokenizer; what IF's pipelines elsewhere would
+   make of an identifier (golden/dreambooth/cleaning.txt). */
+static void test_prompts(void)
+{
+    static const char *const same[2] = {" A ZXK Dog \n", "a zxk dog"};
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    FILE *f = fopen(GOLDEN "cleaning.txt", "rb");
+    char line[200], wrong[200] = "", *lower;
+    float *states;
+    int n = 0, right = 0;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) {
+        test_fail("prompts", "no subject");
+        return;
+    }
+    while (f && fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        n++;
+        if (db__cleaning_alters(line + 2, strlen(line + 2)) == (line[0] == '1')) right++;
+        else snprintf(wrong, sizeof wrong, "%s", line);
+    }
+    if (f) fclose(f);
+    if (n > 30 && right == n) test_pass("words that IF's pipelines clean away", "%d of %d", right, n);
+    else test_fail("words that IF's pipelines clean away", "%d of %d, wrong: %s", right, n, wrong);
+
+    states = (float *)malloc(2 * DB_PROMPT_TOKENS * 8 * sizeof *states);
+    db_encode(s.p.text_encoder, s.p.tokenizer, same, 2, DB_PROMPT_TOKENS, states, NULL);
+    test_check(db_status(s.ctx) == DB_OK && !memcmp(states, states + DB_PROMPT_TOKENS * 8, DB_PROMPT_TOKENS * 8 * sizeof *states), "prompts for T5", "in lower case, without blanks around");
+    lower = db__lower(s.ctx, "\tÉCOLE ŻÓŁĆ ДОМ \xff İ ");
+    test_check(lower && !strcmp(lower, "école żółć дом \xff i\xcc\x87"), "lower case beyond ASCII", "letters of two bytes, bytes that are none");
+    db__free(s.ctx, lower);
+
+    s.ctx->config.log = keep_warning;
+    c = settings(&s, 1);
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    test_check(d && !*warning, "an identifier that survives cleaning", "no warning");
+    db_dreambooth_free(d), d = NULL;
+    c.instance_prompt = "a xxy5syt00 dog";
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    if (d && strstr(warning, "\"xxy5syt00\"") && strstr(warning, "clean_caption=False")) test_pass("an identifier that cleaning deletes", "%s", warning);
+    else test_fail("an identifier that cleaning deletes", "\"%s\"; %s", warning, db_last_error(s.ctx));
+    db_dreambooth_free(d);
+    free(states);
+    subject_free(&s);
+}
+
+/* A text encoder that was released is saved all the same. */
+static void test_released(void)
+{
+    db_ctx *ctx = NULL;
+    db_pipeline *p = NULL, *again = NULL;
+    float *before = NULL;
+    size_t count = 0;
+    if (!make_scratch("test_dreambooth") || db_create(&ctx, NULL) != DB_OK) {
+        test_fail("a released text encoder", "no context");
+        return;
+    }
+    if (db_pipeline_load(ctx, "examples/world/base", &p) == DB_OK) {
+        count = p->text_encoder->params.count, before = (float *)malloc(count * sizeof *before);
+        memcpy(before, p->text_encoder->params.data, count * sizeof *before);
+        db_pipeline_release(p, 1, 1);
+        db_pipeline_save(p, scratch, DB_F16);
+        db_pipeline_load(ctx, scratch, &again);
+    }
+    if (again && again->text_encoder && again->text_encoder->params.count == count && !memcmp(before, again->text_encoder->params.data, count * sizeof *before))
+        test_pass("a released text encoder", "is saved from where it was");
+    else test_fail("a released text encoder", "%s", db_last_error(ctx));
+    free(before);
+    db_pipeline_free(p), db_pipeline_free(again);
+    db_destroy(ctx);
+    {
+        char command[400];
+        snprintf(command, sizeof command, "rm -rf '%s'", scratch);
+        if (system(command)) printf("   %s is left\n", scratch);
+    }
 }
 
 /* The weights after `steps` updates, saved and resumed on the way if asked, hashed. */
@@ -403,6 +635,25 @@ static void test_bad_input(void)
     subject_free(&s);
 }
 
+static void test_bad_latents(void)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    if (!subject_create(&s, "sd", "epsilon", 16, 1)) {
+        test_fail("bad latents", "no subject");
+        return;
+    }
+    c = settings(&s, 0), c.resolution = 17, c.crop_size = 16;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
+    expect(s.ctx, "a resolution that is no whole latent", DB_ERROR_ARGUMENT, "17", "multiples of 2");
+    c.resolution = 16, s.p.unet->config.in_channels = 9;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
+    expect(s.ctx, "an inpainting network", DB_ERROR_UNSUPPORTED, "9 channels", "");
+    s.p.unet->config.in_channels = 4;
+    subject_free(&s);
+}
+
 static void test_class_seeds(void)
 {
     test_check(db_class_image_seed("a dog", 0) != db_class_image_seed("a cat", 0) && db_class_image_seed("a dog", 7) == db_class_image_seed("a dog", 0) + 7,
@@ -415,9 +666,14 @@ int main(void)
     compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2);
     compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1);
     compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1);
+    test_latent();
+    test_sequence();
+    test_prompts();
+    test_released();
     test_determinism();
     test_conditioning();
     test_bad_input();
+    test_bad_latents();
     test_class_seeds();
     return test_summary();
 }

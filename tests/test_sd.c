@@ -490,6 +490,11 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_save(p, at("saved"), DB_F32);
     db_pipeline_load(ctx, at("saved"), &q);
     test_check(same_weights(p, q), "pipeline saved as a directory", "the same weights");
+    db_pipeline_release(q, 1, 1);
+    db_pipeline_save(q, at("released"), DB_F32);
+    db_pipeline_load(ctx, at("released"), &r);
+    test_check(q && !q->vae && !q->text_encoder && same_weights(p, r), "pipeline saved after a release", "the same weights");
+    db_pipeline_free(r), r = NULL;
     db_pipeline_free(q);
     db_pipeline_save_ldm(p, at("ldm.safetensors"), DB_F32);
     db_pipeline_load(ctx, at("ldm.safetensors"), &q);

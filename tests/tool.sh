@@ -22,7 +22,7 @@ flags="pretrained_model_name_or_path=x instance_data_dir=x instance_prompt=x cla
     checkpoints_total_limit=1 resume_from_checkpoint=latest validation_prompt=x mixed_precision=bf16 tokenizer_max_length=77 validation_images=x
     with_prior_preservation center_crop train_text_encoder gradient_checkpointing scale_lr pre_compute_text_embeddings text_encoder_use_attention_mask
     skip_save_text_encoder prior_loss_weight=1.0 num_class_images=100 output_dir=x resolution=512 train_batch_size=4 sample_batch_size=4
-    num_train_epochs=1 checkpointing_steps=500 gradient_accumulation_steps=1 learning_rate=5e-6 lr_scheduler=constant lr_warmup_steps=500 lr_num_cycles=1
+    snr_gamma=5.0 offset_noise num_train_epochs=1 checkpointing_steps=500 gradient_accumulation_steps=1 learning_rate=5e-6 lr_scheduler=constant lr_warmup_steps=500 lr_num_cycles=1
     lr_power=1.0 adam_beta1=.9 adam_beta2=.999 adam_weight_decay=1e-2 adam_epsilon=1e-8 max_grad_norm=1.0 num_validation_images=4 validation_steps=100
     validation_scheduler=DDPMScheduler lora_dropout=0 variant=fp16 report_to=wandb logging_dir=logs dataloader_num_workers=2 allow_tf32 set_grads_to_none
     enable_xformers_memory_efficient_attention prior_generation_precision=fp32 local_rank=0"

@@ -51,6 +51,18 @@ says "convert IF to another type" "f32" with convert examples/world/base --outpu
 says "and back" "f16" with convert "$work/c/if32" --output_dir "$work/c/if16" --dtype f16
 [ "$(sum "$work/c/if16/unet/diffusion_pytorch_model.safetensors")" = "$(sum examples/world/base/unet/diffusion_pytorch_model.safetensors)" ] && ok "IF's weights, there and back: the same bits" || bad "IF's weights, there and back" "other bits"
 
+# ---- training on latents
+teach() { out=$1; shift; with train "$sd" --instance_data_dir examples/world/subjects/dog1 --instance_prompt "a zxk dog" --with_prior_preservation --class_prompt "a dog" \
+    --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --train_batch_size 1 --max_train_steps 2 --learning_rate 1e-4 --output_dir "$out" "$@"; }
+says "train on latents" "^2 steps" teach "$work/t0" --snr_gamma 5 --offset_noise --sequential --resolution 16
+says "and the text encoder" "^2 steps" teach "$work/t1" --train_text_encoder --resolution 16
+differ() { [ "$(sum "$work/c/f16/$1/$2")" != "$(sum "$3/$1/$2")" ]; }
+differ unet diffusion_pytorch_model.safetensors "$work/t0" && differ text_encoder model.safetensors "$work/t1" &&
+    ok "what is trained is saved" || bad "what is trained is saved" "the same weights as before"
+says "a trained directory draws" "1 pictures" with generate "$work/t0" --prompt "a zxk dog" --num_inference_steps 2 --height 16 --width 16 --output_dir "$work/t2"
+refuses "a resolution that is no whole latent" "multiples of 2" teach "$work/t3" --resolution 17 --class_data_dir "$work/class17"
+refuses "min-SNR below 0" "must not be negative" teach "$work/t3" --snr_gamma -1
+
 # ---- what is inside; single networks
 says "info, a directory" "autoencoder.*2 pixels" with info "$sd"
 says "info, a single file" "one file in the original" with info "$work/c/a.safetensors"

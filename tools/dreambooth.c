@@ -585,6 +585,7 @@ typedef struct training {
         long n, every;
     } validation;
     int skip_text_encoder; /* not saved */
+    int release; /* the text encoder and the autoencoder are not needed once training has begun */
 } training;
 
 typedef struct outcome { /* of a training */
@@ -784,6 +785,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class, &d) != DB_OK;
+    if (!status && t->release) db_pipeline_release(text, !c->train_text_encoder, 1);
     if (!status && t->resume) status = resume(d, t);
     if (!status) {
         began = now();
@@ -899,7 +901,8 @@ static int train(int argc, char **argv)
     const char *folder = NULL, *schedule = "constant";
     long steps = 0, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
     long epochs = 0, tokens = 0;
-    int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0;
+    int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0, offset_noise = 0;
+    double gamma = 0, offset = 0;
     double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
@@ -918,6 +921,10 @@ static int train(int argc, char **argv)
         {"center_crop", SWITCH, &k->center_crop, "instead of random crops"},
         {"noise_variance", REAL, &variance, "super-resolution: on the small image"},
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
+        {"sequential", SWITCH, &k->in_sequence, "class samples after the photos': less memory, more time"},
+        {"snr_gamma", REAL, &gamma, "min-SNR weights, usually 5; 0: none"},
+        {"noise_offset", REAL, &offset, "of each channel's noise, usually 0.1"},
+        {"offset_noise", SWITCH, &offset_noise, "--noise_offset 0.1, by diffusers' name"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
         {"max_train_steps", WHOLE, &steps, "0: of --num_train_epochs, or 400"},
         {"num_train_epochs", WHOLE, &epochs, "passes through the photos, or the class images if more"},
@@ -960,6 +967,9 @@ static int train(int argc, char **argv)
     if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
     if (dropout != 0) return fail("--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too", dropout);
+    if (gamma < 0 || offset < 0) return fail("--snr_gamma and --noise_offset must not be negative");
+    k->snr_gamma = (float)gamma, k->noise_offset = (float)(offset_noise && offset == 0 ? 0.1 : offset);
+    t.release = !t.validation.prompt && !t.skip_text_encoder;
     if (cached_text && k->train_text_encoder)
         return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: embeddings that were computed before cannot be trained");
     if (t.validation.prompt && (!t.validation.n || !t.validation.every || find_sampler(t.validation.scheduler, "validation_scheduler") < 0))
