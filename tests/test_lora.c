@@ -1,5 +1,6 @@
 /* test_lora.c - LoRA and 8-bit AdamW against peft and numpy (golden/make_lora.py); LoRA files, also diffusers' own,
-   and what is no LoRA for a model. */
+   and what is no LoRA for a model. `build/test_lora FOLDER` leaves the golden LoRAs in FOLDER/if1_a and FOLDER/sd_a, as
+   we write them, for check_sd.py. */
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 
@@ -300,6 +301,26 @@ static void check_files(db_ctx *ctx)
     db_text_encoder_free(text);
 }
 
+/* The golden LoRAs as files, each in a folder of its network's name. */
+static void leave(db_ctx *ctx, const char *folder)
+{
+    db_pipeline p;
+    db_unet_config c;
+    char path[400];
+    pipeline(ctx, &p);
+    db_unet_add_lora(p.unet, RANK, ALPHA, 0), db_text_encoder_add_lora(p.text_encoder, RANK, ALPHA, 0);
+    fill_params(&p.unet->params.lora->params), fill_params(&p.text_encoder->params.lora->params);
+    snprintf(path, sizeof path, "%s/sd_a", folder), db_pipeline_save_lora(&p, path, DB_F32);
+    pipeline_free(&p);
+    memset(&p, 0, sizeof p), p.ctx = ctx;
+    db_unet_config_load(ctx, network_path("if1_a", "config.json"), &c), db_unet_create(ctx, &c, &p.unet);
+    db_unet_add_lora(p.unet, RANK, ALPHA, 0);
+    fill_params(&p.unet->params.lora->params);
+    snprintf(path, sizeof path, "%s/if1_a", folder), db_pipeline_save_lora(&p, path, DB_F32);
+    db_unet_free(p.unet);
+    if (db_status(ctx) != DB_OK) test_fail(folder, "%s", db_last_error(ctx));
+}
+
 /* A drawn as diffusers' "gaussian", B zero. */
 static void check_start(db_ctx *ctx)
 {
@@ -328,14 +349,14 @@ int main(int argc, char **argv)
     db_config config = db_config_default();
     db_ctx *ctx;
     size_t k;
-    (void)argc;
-    test_let_threads_sleep(argv);
+    let_threads_sleep(argv);
     if (db_create(&ctx, &config) != DB_OK || !make_scratch("lora")) return 1;
     for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet_lora(ctx, unets[k], 0), check_unet_lora(ctx, unets[k], 1);
     check_text_lora(ctx, "clip_a");
     check_start(ctx);
     check_8bit(ctx);
     check_files(ctx);
+    if (argc > 1) leave(ctx, argv[1]);
     db_destroy(ctx);
     return test_summary();
 }
