@@ -103,7 +103,7 @@ mutate:
 golden:
 	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done
 
-check-diffusers: $(B)/dreambooth $(B)/test_sd
+check-diffusers: $(B)/dreambooth $(B)/test_sd $(B)/test_lora
 	$(PYTHON) tests/check_diffusers.py
 	$(PYTHON) tests/check_sd.py
 

@@ -8560,12 +8560,15 @@ static int db__lora_names(const void *config, const char *name, int alternative,
     return snprintf(out, DB__NAME, "%s.%.*s.%s.weight", network, length, name, endings[1][second]) < DB__NAME;
 }
 
-/* The prefixed member of the file's LoRA metadata, or `otherwise`. */
-static double db__lora_number(const db_json *j, const char *network, const char *key, double otherwise)
+/* Whether the metadata asks for more than one factor alpha / rank. */
+static int db__lora_refused(const db_json *j, const char *network)
 {
     char name[64];
-    snprintf(name, sizeof name, "%s.%s", network, key);
-    return db_json_number(j, name, otherwise);
+    const db_json *pattern;
+    snprintf(name, sizeof name, "%s.alpha_pattern", network);
+    pattern = db_json_get(j, name);
+    snprintf(name, sizeof name, "%s.use_rslora", network);
+    return (pattern && pattern->count) || db_json_bool(j, name, 0);
 }
 
 /* Reads what an open file has for a network. Returns how many of its tensors that were. */
@@ -8576,6 +8579,7 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
     const db_json *j = NULL;
     const db_file_tensor *first = NULL;
     size_t k, n = 0, rank, prefix = strlen(network);
+    char key[64];
     double alpha;
     for (k = 0; k < db_safetensors_count(st); k++) {
         const db_file_tensor *f = db_safetensors_at(st, k);
@@ -8590,14 +8594,18 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
     }
     rank = first->dim[0], alpha = (double)rank;
     if (text && !(j = db_json_parse(ctx, what, text, strlen(text)))) return 0;
-    if (j) alpha = db__lora_number(j, network, "lora_alpha", alpha) * (double)rank / db__lora_number(j, network, "r", (double)rank);
+    if (j && db__lora_refused(j, network))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: alpha_pattern and use_rslora, which give layers factors of their own, are not supported", what);
+    if (j) {
+        snprintf(key, sizeof key, "%s.lora_alpha", network);
+        alpha = db_json_number(j, key, alpha);
+    }
     db_json_free(j);
     if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha))
         db__params_load(&table->lora->params, st, what, db__lora_names, network);
     if (ctx->result == DB_OK && table->lora->params.n != n)
         db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s has %zu tensors for the \"%s\", a LoRA of the attention's projections has %zu; others are not supported",
                  what, n, network, table->lora->params.n);
-    if (ctx->result != DB_OK) db__lora_remove(table);
     return n;
 }
 
@@ -10947,6 +10955,8 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
     char file[DB__PATH];
     size_t taken = 0;
     if (!db__part_exists(ctx, file, path, db__lora_file)) snprintf(file, sizeof file, "%s", path);
+    if ((p->unet && p->unet->params.lora) || (p->text_encoder && p->text_encoder->params.lora))
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "%s: the model has a LoRA already: merge it first", file);
     if (ctx->result != DB_OK || db_safetensors_open(ctx, file, &st) != DB_OK) return ctx->result;
     if (p->unet) taken += db__lora_read(&db__unet_network, &p->unet->params, "unet", st);
     if (p->text_encoder) taken += db__lora_read(&db__text_network, &p->text_encoder->params, "text_encoder", st);
@@ -10955,6 +10965,8 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
                  "%s: %zu of %zu tensors are those of a LoRA for this model in diffusers' naming (\"unet.\", \"text_encoder.\"); "
                  "a file with other names (lora_unet_...) is to be saved with diffusers' save_lora_weights first",
                  file, taken, db_safetensors_count(st));
+    if (ctx->result != DB_OK && p->unet) db__lora_remove(&p->unet->params);
+    if (ctx->result != DB_OK && p->text_encoder) db__lora_remove(&p->text_encoder->params);
     db_safetensors_close(st);
     return ctx->result;
 }

@@ -1,6 +1,6 @@
 """Does diffusers load the Stable Diffusion files that we write, and does it draw the same from them?
 
-    python3 tests/check_sd.py            (torch, diffusers, transformers; build/test_sd, build/dreambooth)
+    python3 tests/check_sd.py   (torch, diffusers, transformers, peft; build/test_sd, build/test_lora, build/dreambooth)
 
 `build/test_sd FOLDER` leaves the files of its tests in FOLDER: directories and single files, saved and converted there
 and back. Their pictures are compared with those in golden/pipelines/sd; the tensors of the single file with a real
@@ -138,6 +138,40 @@ def probes(d, model):
 
 
 torch.manual_seed(1)
+
+
+def golden(folder, name, file="golden.safetensors"):
+    return load_file(os.path.join(HERE, "golden", folder, name, file) if file else os.path.join(HERE, "golden", folder, name + ".safetensors"))
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def lora(folder, name, kind):
+    """The golden LoRA as we wrote it, through load_lora_weights: the outputs that build/test_lora holds ours to."""
+    unet = diffusers.UNet2DConditionModel.from_config(json.load(open(os.path.join(HERE, f"golden/networks/{name}/config.json"))))
+    parts = dict(unet=unet, tokenizer=None, text_encoder=None, scheduler=diffusers.DDPMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    if name == "sd_a":
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**json.load(open(os.path.join(HERE, "golden/networks/clip_a/config.json"))))).eval()
+        fill(text, "" if hasattr(text, "text_model") else "text_model.")
+        parts |= dict(vae=None, text_encoder=text)
+    else:
+        parts |= dict(watermarker=None)
+    fill(unet)
+    pipe = kind(**parts)
+    pipe.load_lora_weights(f"{folder}/{name}")
+    t = golden("networks", name)
+    with torch.no_grad():
+        out = unet(t["in.sample"], t["in.timestep"], t["in.encoder_hidden_states"]).sample
+        report(f"a LoRA for {name} by diffusers", relative(out, golden("lora", name, None)["out"]) <= 1e-4, f"output off by {relative(out, golden('lora', name, None)['out']):.1e}")
+        if name == "sd_a":
+            t = golden("networks", "clip_a")
+            mask = t["in.attention_mask"].long() if "in.attention_mask" in t else None
+            error = relative(text(input_ids=t["in.input_ids"].long(), attention_mask=mask).last_hidden_state, golden("lora", "clip_a", None)["out"])
+            report("a LoRA for clip_a by diffusers", error <= 1e-4, f"output off by {error:.1e}")
+
+
 with tempfile.TemporaryDirectory() as d:
     subprocess.run(["build/test_sd", d], check=True, stdout=subprocess.DEVNULL)
     draw("a saved directory", diffusers.StableDiffusionPipeline.from_pretrained(f"{d}/saved"))
@@ -167,5 +201,8 @@ with tempfile.TemporaryDirectory() as d:
     same_pictures("a trained directory", d, f"{d}/tuned", theirs.numpy(), PROMPTS, latents, "--negative_prompt", "blurry", "--scheduler", "ddim", "--num_inference_steps", 7,
                   "--guidance_scale", 3)
     report("training changed the pictures", (theirs - untrained).abs().max() * 255 > 10, f"by {(theirs - untrained).abs().max() * 255:.0f} of 255")
+    subprocess.run(["build/test_lora", d], check=True, stdout=subprocess.DEVNULL)
+    lora(d, "sd_a", diffusers.StableDiffusionPipeline)
+    lora(d, "if1_a", diffusers.IFPipeline)
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)

@@ -142,7 +142,7 @@ static double largest_gradient(db_safetensors *st)
     return most;
 }
 
-static void compare_with_pytorch(const char *name, const char *prediction, size_t size, int prior, int text, float lambda, size_t b0, size_t b1, size_t accumulation)
+static void compare_with_pytorch(const char *name, const char *prediction, size_t size, int prior, int text, float lambda, size_t b0, size_t b1, size_t accumulation, size_t rank)
 {
     subject s;
     db_dreambooth *d = NULL;
@@ -160,11 +160,15 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
     }
     c = settings(&s, prior);
     c.train_text_encoder = text, c.prior_loss_weight = lambda, c.train_batch_size = b0, c.class_batch_size = b1, c.gradient_accumulation_steps = accumulation;
+    if (rank) { /* beside the U-Net, its factors hashed: the trainer takes it as it is */
+        c.lora_rank = rank;
+        if (db_unet_add_lora(s.p.unet, rank, 6, 0) == DB_OK) fill_params(&s.p.unet->params.lora->params);
+    }
     snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
     db_safetensors_open(s.ctx, path, &st);
     losses = golden(st, "losses", dim);
     largest = largest_gradient(st);
-    table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
+    table[0] = rank && s.p.unet->params.lora ? &s.p.unet->params.lora->params : &s.p.unet->params, table[1] = &s.p.text_encoder->params;
     for (k = 0; k < tables; k++) {
         before[k] = (float *)malloc(table[k]->count * sizeof(float));
         memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
@@ -456,28 +460,42 @@ static void test_released(void)
     }
 }
 
+static uint64_t hash_of(const db_param_table *p)
+{
+    uint64_t hash = 0xcbf29ce484222325u;
+    size_t k;
+    for (k = 0; k < p->count; k++) {
+        uint32_t bits;
+        memcpy(&bits, &p->data[k], 4);
+        hash = (hash ^ bits) * 0x100000001b3u;
+    }
+    return hash;
+}
+
+/* What is trained: all of the U-Net; with the text encoder, moments in 8 bits; a LoRA. */
+enum { ALL, EIGHT_BIT, LORA };
+
 /* The weights after `steps` updates, saved and resumed on the way if asked, hashed. */
-static uint64_t weights_after(size_t steps, size_t resume_at, int threads, const char *file)
+static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int what, const char *file)
 {
     subject s;
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
-    uint64_t hash = 0xcbf29ce484222325u;
-    size_t k;
+    uint64_t hash = 0;
     int round;
     for (round = 0; round < (resume_at ? 2 : 1); round++) { /* the second round is another process, as it were */
         if (!subject_create(&s, "base", "v_prediction", 8, threads)) return 0;
         c = settings(&s, 1);
+        c.train_text_encoder = c.optimizer.use_8bit_adam = what == EIGHT_BIT; /* its embeddings are large enough */
+        c.lora_rank = what == LORA ? 4 : 0;
         db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+        if (what == EIGHT_BIT && d && !d->text_opt.m8) printf("   no 8-bit moments\n"), db_dreambooth_free(d), d = NULL;
+        if (!d) return 0;
         if (round) db_dreambooth_resume(d, file);
         while (db_status(s.ctx) == DB_OK && db_dreambooth_steps_done(d) < (resume_at && !round ? resume_at : steps)) db_dreambooth_step(d, NULL);
         if (resume_at && !round) db_dreambooth_save(d, file);
         if (db_status(s.ctx) != DB_OK) printf("   %s\n", db_last_error(s.ctx));
-        for (k = 0; k < s.p.unet->params.count && (!resume_at || round); k++) {
-            uint32_t bits;
-            memcpy(&bits, &s.p.unet->params.data[k], 4);
-            hash = (hash ^ bits) * 0x100000001b3u;
-        }
+        hash = hash_of(d->opt.params) ^ (d->text_opt.params ? 31 * hash_of(d->text_opt.params) : 0);
         db_dreambooth_free(d), d = NULL;
         subject_free(&s);
     }
@@ -486,10 +504,17 @@ static uint64_t weights_after(size_t steps, size_t resume_at, int threads, const
 
 static void test_determinism(void)
 {
+    static const char *const names[] = {"weights", "weights with 8-bit moments", "a LoRA"};
     const char *file = "build/test_dreambooth.state";
-    uint64_t one = weights_after(6, 0, 1, file), two = weights_after(6, 0, 2, file), resumed = weights_after(6, 3, 2, file);
-    test_check(one && one == two, "weights after 6 steps, 1 and 2 threads", "the same bits");
-    test_check(one && one == resumed, "weights after 6 steps, saved and resumed after 3", "the same bits");
+    int what;
+    for (what = ALL; what <= LORA; what++) {
+        uint64_t one = weights_after(6, 0, 1, what, file), two = weights_after(6, 0, 2, what, file), resumed = weights_after(6, 3, 2, what, file);
+        char label[100];
+        snprintf(label, sizeof label, "%s after 6 steps, 1 and 2 threads", names[what]);
+        test_check(one && one == two, label, "the same bits");
+        snprintf(label, sizeof label, "%s after 6 steps, saved and resumed after 3", names[what]);
+        test_check(one && one == resumed, label, "the same bits");
+    }
     remove(file);
 }
 
@@ -662,10 +687,11 @@ static void test_class_seeds(void)
 
 int main(void)
 {
-    compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1);
-    compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2);
-    compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1);
-    compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1);
+    compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 0);
+    compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2, 0);
+    compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1, 0);
+    compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1, 0);
+    compare_with_pytorch("lora", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 2);
     test_latent();
     test_sequence();
     test_prompts();

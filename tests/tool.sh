@@ -24,7 +24,7 @@ flags="pretrained_model_name_or_path=x instance_data_dir=x instance_prompt=x cla
     skip_save_text_encoder prior_loss_weight=1.0 num_class_images=100 output_dir=x resolution=512 train_batch_size=4 sample_batch_size=4
     snr_gamma=5.0 offset_noise num_train_epochs=1 checkpointing_steps=500 gradient_accumulation_steps=1 learning_rate=5e-6 lr_scheduler=constant lr_warmup_steps=500 lr_num_cycles=1
     lr_power=1.0 adam_beta1=.9 adam_beta2=.999 adam_weight_decay=1e-2 adam_epsilon=1e-8 max_grad_norm=1.0 num_validation_images=4 validation_steps=100
-    validation_scheduler=DDPMScheduler lora_dropout=0 variant=fp16 report_to=wandb logging_dir=logs dataloader_num_workers=2 allow_tf32 set_grads_to_none
+    validation_scheduler=DDPMScheduler rank=4 lora_dropout=0 use_8bit_adam variant=fp16 report_to=wandb logging_dir=logs dataloader_num_workers=2 allow_tf32 set_grads_to_none
     enable_xformers_memory_efficient_attention prior_generation_precision=fp32 local_rank=0"
 count=0 unknown=
 for f in $flags; do
@@ -54,6 +54,20 @@ grep -q "^2 steps" "$work/out" && ok "an epoch of $(ls $photos | wc -l) photos b
 tiny "$work/v2" --max_train_steps 2 --train_batch_size 3 --learning_rate 3e-4 > "$work/out" 2>&1
 [ "$(sum "$work/v1/unet/diffusion_pytorch_model.safetensors")" = "$(sum "$work/v2/unet/diffusion_pytorch_model.safetensors")" ] &&
     ok "scale_lr: three times the rate with batches of 3" || bad "scale_lr" "other weights than with three times the rate"
+
+# ---- LoRA
+lora=pytorch_lora_weights.safetensors
+says "a LoRA with 8-bit moments" "parameters trained" tiny "$work/l1" --rank 2 --use_8bit_adam --learning_rate 1e-2
+[ -e "$work/l1/$lora" ] && [ ! -e "$work/l1/unet" ] && ok "a LoRA is saved alone" || bad "a LoRA is saved alone" "$(ls "$work/l1" | tr '\n' ' ')"
+tiny "$work/l2" --rank 2 --use_8bit_adam --learning_rate 1e-2 --max_train_steps 1 --checkpointing_steps 1 > "$work/out" 2>&1
+tiny "$work/l2" --rank 2 --use_8bit_adam --learning_rate 1e-2 --resume_from_checkpoint latest >> "$work/out" 2>&1
+[ "$(sum "$work/l1/$lora")" = "$(sum "$work/l2/$lora")" ] && ok "a resumed LoRA: the same bits" || bad "a resumed LoRA" "$(tail -n 1 "$work/out")"
+refuses "a LoRA's checkpoint without --rank" "another kind of training" tiny "$work/l2" --max_train_steps 3 --resume_from_checkpoint latest
+draw="$tool generate --quiet --prompt dog --num_inference_steps 2 --height 16 --width 16 --pretrained_model_name_or_path $base"
+$draw --output_dir "$work/g1" > "$work/out" 2>&1; says "generate with a LoRA" "1 pictures" $draw --output_dir "$work/g2" --lora "$work/l1"
+[ "$(sum "$work/g1/00000.png")" != "$(sum "$work/g2/00000.png")" ] && ok "a LoRA changes the picture" || bad "a LoRA changes the picture" "the same bits"
+refuses "a LoRA as a model" "belongs to" $tool generate --prompt x --pretrained_model_name_or_path "$work/l1"
+refuses "a LoRA that is not there" "cannot be opened" $tool generate --prompt x --pretrained_model_name_or_path $base --lora "$work/none"
 
 # ---- photos
 mkdir "$work/none" "$work/texts"

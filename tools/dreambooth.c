@@ -215,7 +215,7 @@ static int generate(int argc, char **argv)
     common c = common_default;
     drawing d = drawing_default;
     list prompts = {{NULL}, 0}, upscalers = {{NULL}, 0};
-    const char *out = "generated", *latents = NULL;
+    const char *out = "generated", *latents = NULL, *lora = NULL;
     long each = 1;
     const flag flags[] = {
         {"prompt", LIST, &prompts, "one or more"},
@@ -223,6 +223,7 @@ static int generate(int argc, char **argv)
         {"height", WHOLE, &d.height, "in pixels; 0: the model's"},
         {"width", WHOLE, &d.width, "in pixels; 0: the model's"},
         {"latents", TEXT, &latents, "safetensors with diffusers' initial noise \"latents\" [n,C,h,w]"},
+        {"lora", TEXT, &lora, "folder or file of a LoRA beside the model's weights"},
         {"upscalers", LIST, &upscalers, "directories of further stages"},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
         DRAWING_FLAGS(d), COMMON_FLAGS(c)};
@@ -244,6 +245,7 @@ static int generate(int argc, char **argv)
     for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
     status = load_cascade(ctx, c.model, &upscalers, &m);
     if (!status) complete_drawing(&d, m.stage[0]);
+    if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
     if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
     for (k = 0; k < m.n && !status; k++) {
@@ -716,9 +718,12 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
 {
     const db_dreambooth_config *c = &t->config;
     size_t weights = p->unet->params.count + (c->train_text_encoder ? p->text_encoder->params.count : 0);
-    printf("%.2fM parameters, %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; "
+    size_t trained = weights, each = c->optimizer.use_8bit_adam ? 6 : 12; /* bytes beside a weight's own 4 */
+    if (c->lora_rank)
+        trained = p->unet->params.lora->params.count + (c->train_text_encoder ? p->text_encoder->params.lora->params.count : 0);
+    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; "
            "%zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
-           (double)weights / 1e6, (double)weights * 16 / 1e6, (double)plan->arena_bytes / 1e6,
+           (double)trained / 1e6, (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6, (double)plan->arena_bytes / 1e6,
            (double)plan->scratch_bytes / 1e6, plan->n_operations,
            plan->flops * (double)c->gradient_accumulation_steps / 1e9,
            step * (double)c->max_train_steps, c->max_train_steps);
@@ -828,7 +833,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         snprintf(path, sizeof path, "%s/loss.png", t->out);
         db_text_encoder *own = p->text_encoder;
         if (t->skip_text_encoder) p->text_encoder = NULL;
-        status = db_pipeline_save(p, t->out, DB_F16) != DB_OK;
+        status = (c->lora_rank ? db_pipeline_save_lora(p, t->out, DB_F32) : db_pipeline_save(p, t->out, DB_F16)) != DB_OK;
         p->text_encoder = own;
         status = status || draw_curves(curve, done, c->class_prompt != NULL, path);
     }
@@ -900,9 +905,9 @@ static int train(int argc, char **argv)
     db_dreambooth_config *k = &t.config;
     const char *folder = NULL, *schedule = "constant";
     long steps = 0, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
-    long epochs = 0, tokens = 0;
+    long epochs = 0, tokens = 0, rank = 0;
     int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0, offset_noise = 0;
-    double gamma = 0, offset = 0;
+    double gamma = 0, offset = 0, alpha = 0;
     double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
@@ -952,6 +957,9 @@ static int train(int argc, char **argv)
         {"pre_compute_text_embeddings", SWITCH, &cached_text, "always, if the text encoder is frozen"},
         {"tokenizer_max_length", WHOLE, &tokens, "the model's; others are refused"},
         {"text_encoder_use_attention_mask", SWITCH, &text_mask, "T5 always, CLIP never, as in sampling"},
+        {"rank", WHOLE, &rank, "a LoRA of that rank is trained, not the weights; 0: none"},
+        {"lora_alpha", REAL, &alpha, "its factor is alpha / rank; 0: the rank"},
+        {"use_8bit_adam", SWITCH, &k->optimizer.use_8bit_adam, "moments in a quarter of the memory"},
         {"lora_dropout", REAL, &dropout, "0; others are refused"},
         {"skip_save_text_encoder", SWITCH, &t.skip_text_encoder, ""},
         OTHER_FLAGS, COMMON_FLAGS(c)};
@@ -993,6 +1001,7 @@ static int train(int argc, char **argv)
     if (scale_lr) rate *= (double)batch * (double)accumulation;
     k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
     k->seed = (uint64_t)seed;
+    k->lora_rank = (size_t)rank, k->lora_alpha = (float)alpha;
     k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2, k->optimizer.weight_decay = (float)decay;
     k->optimizer.eps = (float)eps, k->optimizer.max_grad_norm = (float)norm;
     if (m.stage[0]->super_resolution) k->noise_level = db_noise_level(&m.stage[0]->image_noising, variance);

@@ -1,6 +1,6 @@
 """Golden values of DreamBooth itself: the two-term loss, its gradients, and ten updates.
 
-    python3 tests/golden/make_dreambooth.py     (torch, diffusers, transformers, sentencepiece, safetensors)
+    python3 tests/golden/make_dreambooth.py     (torch, diffusers, transformers, peft, sentencepiece, safetensors)
 
 The definition (Ruiz et al., eq. 2) in PyTorch, in double precision, with torch.optim.AdamW and
 torch.nn.utils.clip_grad_norm_, on small random networks: for each case dreambooth/CASE.safetensors gets the
@@ -17,6 +17,7 @@ from diffusers.training_utils import compute_snr
 from safetensors.numpy import save_file
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from make_networks import hashed, fill
+import make_lora
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "dreambooth")
 TOKENIZER = os.path.join(HERE, "../../../examples/world/base/tokenizer/spiece.model")
@@ -71,7 +72,7 @@ def noise_angle(level):
     return at(low) + (at(low + 1) - at(low)) * (level - low)
 
 
-def run(case, unet_config, prediction, upscale=0, level=0.0, train_text=False, accumulation=1, batches=(2, 3), lam=0.7, crop=8, resolution=8, lr=1e-3):
+def run(case, unet_config, prediction, upscale=0, level=0.0, train_text=False, accumulation=1, batches=(2, 3), lam=0.7, crop=8, resolution=8, lr=1e-3, lora=None):
     sp = sentencepiece.SentencePieceProcessor(model_file=TOKENIZER)
     text_config = dict(vocab_size=1152, d_model=8, d_kv=4, num_heads=2, num_layers=1, d_ff=12, relative_attention_num_buckets=8,
                        relative_attention_max_distance=16, layer_norm_epsilon=1e-6, dropout_rate=0.0, feed_forward_proj="gated-gelu",
@@ -83,7 +84,8 @@ def run(case, unet_config, prediction, upscale=0, level=0.0, train_text=False, a
         json.dump(config, open(os.path.join(HERE, name + ".json"), "w"), indent=1, sort_keys=True)
     for p in encoder.parameters():
         p.requires_grad_(train_text)
-    trained = list(unet.named_parameters()) + ([("text_encoder:" + k, p) for k, p in encoder.named_parameters()] if train_text else [])
+    factors = make_lora.add_lora(unet, make_lora.UNET, *lora) if lora else {}
+    trained = list(factors.items() if lora else unet.named_parameters()) + ([("text_encoder:" + k, p) for k, p in encoder.named_parameters()] if train_text else [])
     start = {k: p.detach().clone() for k, p in trained}
 
     def encode(prompt):
@@ -245,6 +247,7 @@ if __name__ == "__main__":
     run("text", unet(in_channels=3, out_channels=3), "epsilon", train_text=True, accumulation=2, batches=(1, 2), lam=1.0)
     run("alone", unet(in_channels=3, out_channels=3, act_fn="gelu"), "sample", lam=None, crop=8, resolution=12)
     run("upscaler", unet(in_channels=6, out_channels=6, class_embed_type="timestep"), "v_prediction", upscale=4, level=-0.5, lam=None, crop=8, resolution=16)
+    run("lora", unet(in_channels=3, out_channels=6), "v_prediction", lora=(2, 6))
     run_sd("sd_plain", center=True)
     run_sd("sd_prior", lam=0.7, offset=0.1)
     run_sd("sd_snr", lam=1.0, gamma=5.0, batches=(1, 2))
