@@ -4818,19 +4818,18 @@ db_result db_params_require_grad(db_param_table *p)
 /* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is the same in both. */
 static void db__param_move(const db_param *item, float *to, const float *from, int to_file)
 {
-    size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx, file = 0;
+    size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx;
     if (item->n_dims != 4) {
         memcpy(to, from, item->count * sizeof *to);
         return;
     }
     for (oc = 0; oc < OC; oc++)
-        for (ic = 0; ic < IC; ic++)
-            for (ky = 0; ky < k; ky++)
-                for (kx = 0; kx < k; kx++, file++) {
-                    size_t memory = ((ky * OC + oc) * k + kx) * IC + ic;
-                    if (to_file) to[file] = from[memory];
-                    else to[memory] = from[file];
-                }
+        for (ky = 0; ky < k; ky++)
+            for (kx = 0; kx < k; kx++) {
+                size_t file = ((oc * IC) * k + ky) * k + kx, memory = ((ky * OC + oc) * k + kx) * IC;
+                if (to_file) for (ic = 0; ic < IC; ic++) to[file + ic * k * k] = from[memory + ic];
+                else for (ic = 0; ic < IC; ic++) to[memory + ic] = from[file + ic * k * k];
+            }
 }
 
 void db_param_get(const db_param *item, const float *from, float *out) { db__param_move(item, out, from, 1); }
@@ -8269,14 +8268,36 @@ static int db__same_shape(const db_file_tensor *f, const db_param *item)
     return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
 }
 
+/* Fills a parameter from the file's tensor, a slice [IC,k,k] of the first dimension after the other; `row` has room for
+   the largest slice on each thread. */
+static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tensor *f, float *row, size_t largest)
+{
+    size_t n = item->n_dims ? item->dim[0] : 1, bytes = f->bytes / n;
+    ptrdiff_t k;
+    DB__PARALLEL_FOR(ctx, static)
+    for (k = 0; k < (ptrdiff_t)n; k++) {
+        db_file_tensor slice = *f;
+        size_t IC = item->dim[1], K = item->dim[2], ic, kk, count = item->count / n;
+        float *in = row + (size_t)db__thread_index() * largest, *out = item->data + (size_t)k * count;
+        slice.data = (const char *)f->data + (size_t)k * bytes, slice.count = count, slice.bytes = bytes;
+        db_file_tensor_to_f32(&slice, item->n_dims == 4 ? in : out);
+        if (item->n_dims != 4) continue;
+        for (kk = 0; kk < K * K; kk++) { /* [OC][IC][k][k] -> [k][OC][k][IC] */
+            out = item->data + ((kk / K * n + (size_t)k) * K + kk % K) * IC;
+            for (ic = 0; ic < IC; ic++) out[ic] = in[ic * K * K + kk];
+        }
+    }
+}
+
 static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what,
                                  db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
-    size_t k, largest = 1;
+    size_t k, largest = 16;
     float *row;
-    for (k = 0; k < p->n; k++) largest = DB__MAX(largest, p->item[k].count);
-    row = (float *)db__alloc(ctx, largest, sizeof(float));
+    for (k = 0; k < p->n; k++)
+        if (p->item[k].n_dims == 4) largest = DB__MAX(largest, p->item[k].count / p->item[k].dim[0] + 16);
+    row = (float *)db__alloc(ctx, largest, (size_t)db__threads(ctx) * sizeof(float));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
         const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
@@ -8291,8 +8312,7 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
                      "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         } else {
-            db_file_tensor_to_f32(f, row);
-            db_param_set(item, item->data, row);
+            db__param_read(ctx, item, f, row, largest);
         }
     }
     db__free(ctx, row);

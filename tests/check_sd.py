@@ -115,7 +115,7 @@ def probe(d, model, part, network, run, inputs):
     if not same:  # saved with the prefix, loaded without
         theirs = {"text_model." + k: v for k, v in theirs.items()}
         same = theirs.keys() == grads.keys()
-    zero = [k for k, v in theirs.items() if v.abs().max() < 1e-10]  # in theory, as of an attention key's bias
+    zero = [k for k, v in theirs.items() if v.abs().max() < 1e-8]  # in theory, as of an attention key's bias
     worst = max(((grads[k] - v).abs().max() / (1e-4 if k in zero else v.abs().max())).item() for k, v in theirs.items()) if same else np.inf
     report(f"probe {part} of {os.path.basename(model)}", error <= 1e-4 and loss_error <= 1e-4 and worst <= 1e-3,
            f"output {error:.1e}, loss {loss_error:.1e}, {len(theirs)} gradients {worst:.1e}; zero in theory: {' '.join(zero) or 'none'}")
