@@ -911,8 +911,8 @@ enum { DB_PROMPT_TOKENS = 77 };
 db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
-/* Frees the text encoder, the autoencoder or both before the rest, for their memory: training needs neither once it has
-   begun. db_pipeline_save still writes them. Keeps what came from a single file. */
+/* Frees the text encoder, the autoencoder or both before the rest, for their memory: training needs
+   neither once it has begun. db_pipeline_save still writes them. Keeps what came from a single file. */
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
 
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
@@ -10301,7 +10301,8 @@ static char *db__lower(db_ctx *ctx, const char *text)
 
 /* A prompt as its encoder reads it: T ids, and behind them where they are not padding. Training and sampling both
    go through here, so that they cannot differ. */
-static db_result db__prompt_ids(const db_text_encoder *e, const db_tokenizer *tok, const char *prompt, size_t T, int32_t *ids, int *was_cut)
+static db_result db__prompt_ids(const db_text_encoder *e, const db_tokenizer *tok,
+                                const char *prompt, size_t T, int32_t *ids, int *was_cut)
 {
     char *lower = e->config.kind == DB_TEXT_T5 ? db__lower(tok->ctx, prompt) : NULL;
     if (tok->ctx->result == DB_OK) db_tokenize(tok, lower ? lower : prompt, T, ids, ids + T, was_cut);
@@ -10389,8 +10390,10 @@ static int db__part_exists(db_ctx *ctx, char *path, const char *directory, const
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae)
 {
     if (p->single_file) return;
-    if (text_encoder && p->text_encoder) db_text_encoder_free(p->text_encoder), p->text_encoder = NULL, p->released[0] = 1;
-    if (vae && p->vae) db_vae_free(p->vae), p->vae = NULL, p->released[1] = 1;
+    p->released[0] |= text_encoder && p->text_encoder;
+    p->released[1] |= vae && p->vae;
+    if (text_encoder) db_text_encoder_free(p->text_encoder), p->text_encoder = NULL;
+    if (vae) db_vae_free(p->vae), p->vae = NULL;
 }
 
 static void db__load_tokenizer(db_pipeline *p)
@@ -10901,15 +10904,18 @@ static db_result db__write_text(db_ctx *ctx, const char *directory, const char *
     return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
 }
 
-/* The weights of a part that was released, from p's directory to another: DIRECTORY/FOLDER/BASENAME. */
-static void db__copy_weights(const db_pipeline *p, const char *directory, const char *folder, const char *basename)
+/* The weights of a part that was released, from p's directory to DIRECTORY/FOLDER/BASENAME. */
+static void db__copy_weights(const db_pipeline *p, const char *directory, const char *folder,
+                             const char *basename)
 {
     char path[DB__PATH], name[64];
     db_safetensors *st = NULL;
     db_safetensors_writer *w;
     size_t k;
     snprintf(name, sizeof name, "%s/%s.safetensors", folder, basename);
-    if (!db__join(p->ctx, path, p->directory, folder) || db_weights_open(p->ctx, path, basename, &st) != DB_OK || !db__join(p->ctx, path, directory, name)) {
+    if (!db__join(p->ctx, path, p->directory, folder) ||
+        db_weights_open(p->ctx, path, basename, &st) != DB_OK ||
+        !db__join(p->ctx, path, directory, name)) {
         db_safetensors_close(st);
         return;
     }
@@ -10918,7 +10924,10 @@ static void db__copy_weights(const db_pipeline *p, const char *directory, const 
         const db_file_tensor *f = db_safetensors_at(st, k);
         db_safetensors_declare(w, f->name, f->dtype, f->rank, f->dim);
     }
-    for (k = 0; k < db_safetensors_count(st); k++) db_safetensors_write(w, db_safetensors_at(st, k)->name, db_safetensors_at(st, k)->data);
+    for (k = 0; k < db_safetensors_count(st); k++) {
+        const db_file_tensor *f = db_safetensors_at(st, k);
+        db_safetensors_write(w, f->name, f->data);
+    }
     db_safetensors_finish(w);
     db_safetensors_close(st);
 }
@@ -11136,8 +11145,9 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
      E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject from its photos
      + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr are the original
                                                                               model's own pictures of "a [class]"
-   db_dreambooth_create records the network and its loss for both terms' samples in one batch, or for one term's after
-   the other's; db_dreambooth_step draws the batches, runs them and moves the weights.
+   db_dreambooth_create records the network and its loss for both terms' samples in one batch, or
+   for one term's after the other's; db_dreambooth_step draws the batches, runs them and moves the
+   weights.
 
    Easy to get wrong
    - t, eps and the pictures are drawn separately for the two terms; their batches may differ in size.
@@ -11152,15 +11162,16 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
 /* One term of the loss: its pictures, its prompt, its weight. */
 typedef struct db__term {
     const char *prompt;
-    uint32_t purpose;  /* of its random streams, and the numbers after it     */
-    float lambda;      /* its weight in the loss                              */
-    size_t B, n;       /* batch; pictures to draw from                        */
-    float **picture;   /* [n] each [h][w][3] in [-1,1]; of a latent model [h][w][2L]: means and standard deviations */
-    float **low;       /* super-resolution: [n] each [h/f][w/f][3]            */
-    size_t (*size)[2]; /* [n] h, w                                            */
-    float *text;       /* [T,D]: the prompt's encoding, computed once, while the text encoder is frozen */
-    int32_t *tokens;   /* [2T] ids and mask                                   */
-    double loss;       /* of the step, over all its runs                      */
+    uint32_t purpose;  /* of its random streams, and the numbers after it                         */
+    float lambda;      /* its weight in the loss                                                  */
+    size_t B, n;       /* batch; pictures to draw from                                            */
+    float **picture;   /* [n] each [h][w][3] in [-1,1]; of a latent model [h][w][2L], means and
+                          standard deviations                                                     */
+    float **low;       /* super-resolution: [n] each [h/f][w/f][3]                                */
+    size_t (*size)[2]; /* [n] h, w                                                                */
+    float *text;       /* [T,D]: the prompt's encoding, computed once, if the encoder is frozen   */
+    int32_t *tokens;   /* [2T] ids and mask                                                       */
+    double loss;       /* of the step, over all its runs                                          */
 } db__term;
 
 /* One run of the network: with both terms' samples, or with one's. */
@@ -11168,24 +11179,26 @@ typedef struct db__pass {
     db_tape *tape;
     db__term *term; /* its first       */
     size_t n, B;    /* terms, samples  */
-    db_tensor x, eps, alpha, sigma, minus, time, weight, words, ids, mask, low_res, labels, each, loss;
+    db_tensor x, eps, alpha, sigma, minus, time, weight, words, ids, mask, low_res, labels;
+    db_tensor each, loss;
 } db__pass;
 
 /* What a pass of B samples uploads, inside one allocation. */
 typedef struct db__batch {
-    float *x, *eps, *low;                                 /* [B,S,S,C]          */
-    float *words, *mask;                                  /* [B,T,D], [B,T]     */
-    float *alpha, *sigma, *minus, *time, *weight, *labels; /* [B]               */
-    float *w, *each, *offset;                             /* [B], [B], [B,C]: not uploaded */
-    int32_t *ids;                                         /* [B,T]              */
+    float *x, *eps, *low;                                  /* [B,S,S,C]                    */
+    float *words, *mask;                                   /* [B,T,D], [B,T]               */
+    float *alpha, *sigma, *minus, *time, *weight, *labels; /* [B]                          */
+    float *w, *each, *offset;                              /* [B], [B], [B,C]: stay here   */
+    int32_t *ids;                                          /* [B,T]                        */
 } db__batch;
 
 struct db_dreambooth {
     db_ctx *ctx;
     db_pipeline *p, *text;
     db_dreambooth_config config;
-    size_t S, C, T, D; /* what the U-Net sees: side and channels of its pictures, tokens and width of its texts */
-    db__term term[2];  /* instance; prior */
+    size_t S, C; /* side and channels of what the U-Net reads                    */
+    size_t T, D; /* tokens and width of its texts                                */
+    db__term term[2]; /* instance; prior */
     db__pass pass[2];
     size_t n_terms, n_passes;
     int latent; /* latent diffusion: pictures are distributions of the autoencoder */
@@ -11195,7 +11208,8 @@ struct db_dreambooth {
     db__batch batch;
 };
 
-/* Random streams of a term: + 0 noise, 1 choice, 2 time, 3 crop, 4 latents, 5 noise's offset, 10 + k low-res noise */
+/* Random streams of a term: + 0 noise, 1 choice, 2 time, 3 crop, 4 latents, 5 the noise's offset,
+   10 + k noise of the small image */
 enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200 };
 
 db_dreambooth_config db_dreambooth_config_default(void)
@@ -11284,7 +11298,7 @@ db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, floa
     return ctx->result;
 }
 
-/* Records |v_hat(alpha x + sigma eps, c) - target|^2 of every sample of a pass, and their weighted mean. */
+/* Records |v_hat(alpha x + sigma eps, c) - target|^2 of every sample, and their weighted mean. */
 static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
 {
     db_tape *t = pass->tape;
@@ -11292,28 +11306,37 @@ static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
     db_tensor x_t, target, pred;
     size_t dim[4];
     dim[0] = pass->B, dim[1] = dim[2] = d->S, dim[3] = d->C;
-    pass->x = db_input(t, DB_F32, 4, dim), pass->eps = db_input(t, DB_F32, 4, dim);       /* [B,S,S,C] clean pictures or latents, noise */
-    pass->alpha = db_input(t, DB_F32, 1, dim), pass->sigma = db_input(t, DB_F32, 1, dim);  /* [B] */
-    pass->minus = db_input(t, DB_F32, 1, dim), pass->time = db_input(t, DB_F32, 1, dim), pass->weight = db_input(t, DB_F32, 1, dim);
+    pass->x = db_input(t, DB_F32, 4, dim);   /* [B,S,S,C] clean pictures or latents */
+    pass->eps = db_input(t, DB_F32, 4, dim); /* noise */
+    pass->alpha = db_input(t, DB_F32, 1, dim), pass->sigma = db_input(t, DB_F32, 1, dim); /* [B] */
+    pass->minus = db_input(t, DB_F32, 1, dim), pass->time = db_input(t, DB_F32, 1, dim);
+    pass->weight = db_input(t, DB_F32, 1, dim);
     pass->ids = pass->mask = pass->low_res = pass->labels = db_none;
-    if (d->p->super_resolution) pass->low_res = db_input(t, DB_F32, 4, dim), pass->labels = db_input(t, DB_F32, 1, dim);
+    if (d->p->super_resolution) {
+        pass->low_res = db_input(t, DB_F32, 4, dim);
+        pass->labels = db_input(t, DB_F32, 1, dim);
+    }
     dim[1] = d->T, dim[2] = d->D;
     if (d->config.train_text_encoder) {
+        db_text_encoder *e = d->text->text_encoder;
         pass->ids = db_input(t, DB_I32, 2, dim);
-        if (d->text->text_encoder->config.kind == DB_TEXT_T5) pass->mask = db_input(t, DB_F32, 2, dim);
-        pass->words = db_text_forward(t, d->text->text_encoder, pass->ids, pass->mask);   /* [B,T,D] */
+        if (e->config.kind == DB_TEXT_T5) pass->mask = db_input(t, DB_F32, 2, dim);
+        pass->words = db_text_forward(t, e, pass->ids, pass->mask); /* [B,T,D] */
     } else {
         pass->words = db_input(t, DB_F32, 3, dim);
     }
-    x_t = db_mix(t, pass->alpha, pass->x, pass->sigma, pass->eps);                        /* alpha_t x + sigma_t eps */
-    target = kind == DB_PREDICT_EPSILON ? pass->eps : kind == DB_PREDICT_SAMPLE ? pass->x : db_mix(t, pass->alpha, pass->eps, pass->minus, pass->x); /* v = alpha eps - sigma x */
-    if (d->p->super_resolution) x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, pass->low_res, t->compute), 3);
+    x_t = db_mix(t, pass->alpha, pass->x, pass->sigma, pass->eps); /* alpha_t x + sigma_t eps */
+    if (kind == DB_PREDICT_EPSILON) target = pass->eps;
+    else if (kind == DB_PREDICT_SAMPLE) target = pass->x;
+    else target = db_mix(t, pass->alpha, pass->eps, pass->minus, pass->x); /* v = alpha eps - sigma x */
+    if (d->p->super_resolution)
+        x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, pass->low_res, t->compute), 3);
     pred = db_unet_forward(t, d->p->unet, x_t, pass->time, pass->words, pass->labels, NULL);
     pass->loss = db_mse(t, pred, target, pass->weight, db_none, &pass->each);
 }
 
-/* w_t beside the plain mean squared error: 1; or min(SNR, gamma) |x_hat - x|^2 (Hang et al., 2023, section 3.4),
-   written in terms of what the network predicts. */
+/* w_t beside the plain mean squared error: 1; or min(SNR, gamma) |x_hat - x|^2 (Hang et al., 2023,
+   section 3.4), written in terms of what the network predicts. */
 static float db__loss_weight(const db_schedule *s, double gamma, size_t t)
 {
     double snr = s->alphas_cumprod[t] / (1 - s->alphas_cumprod[t]), least = DB__MIN(snr, gamma);
@@ -11325,14 +11348,16 @@ static float db__loss_weight(const db_schedule *s, double gamma, size_t t)
     }
 }
 
-/* Draws a term's samples for one run, into the batch from sample `at` on: pictures, crops, timesteps, noise;
-   counter-based, so that a resumed run draws the same. */
+/* Draws a term's samples for one run, into the batch from sample `at` on: pictures, crops,
+   timesteps, noise; counter-based, so that a resumed run draws the same. */
 static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, uint32_t run)
 {
-    size_t S = d->S, C = d->C, P = S * S * C, T = d->T, B = term->B, k, y, i, stored = d->latent ? 2 * C : C;
+    size_t S = d->S, C = d->C, P = S * S * C, T = d->T, B = term->B, k, y, i;
+    size_t stored = d->latent ? 2 * C : C; /* numbers to a pixel */
     const db_schedule *s = &d->p->scheduler;
     const db__batch *b = &d->batch;
-    float *x = b->x + at * P, *eps = b->eps + at * P, *low = b->low ? b->low + at * P : NULL;
+    float *x = b->x + at * P, *eps = b->eps + at * P;
+    float *low = d->latent || d->p->super_resolution ? b->low + at * P : NULL;
     db_rng rng;
     rng.seed = d->config.seed, rng.step = run;
     rng.purpose = term->purpose, db_random_normal(&rng, B * P, eps);
@@ -11351,14 +11376,18 @@ static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, 
         x0 = d->config.center_crop ? (w - S) / 2 : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
         for (y = 0; y < S; y++) {
             const float *row = term->picture[which] + ((y0 + y) * w + x0) * stored;
-            float *to = x + k * P + y * S * C, *normal = low + k * P + y * S * C;
+            float *to = x + k * P + y * S * C;
             if (!d->latent) memcpy(to, row, S * C * sizeof(float));
-            else for (i = 0; i < S * C; i++) to[i] = row[i / C * stored + i % C] + row[i / C * stored + C + i % C] * normal[i];
+            for (i = 0; i < S * C && d->latent; i++) {
+                const float *moments = row + i / C * stored + i % C;
+                to[i] = moments[0] + moments[C] * low[k * P + y * S * C + i];
+            }
         }
         if (d->p->super_resolution) { /* the crop's window of the whole small picture, as in sampling */
             size_t f = d->config.upscale;
             rng.purpose = term->purpose + 10 + (uint32_t)k;
-            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng, term->low[which], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
+            db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng,
+                                 term->low[which], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
             b->labels[at + k] = (float)d->config.noise_level;
         }
         db_schedule_coefficients(s, step_t, &b->alpha[at + k], &b->sigma[at + k]);
@@ -11373,8 +11402,8 @@ static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, 
     }
 }
 
-/* Eq. 2: draws the samples of a pass, with weights that make the mean over its batch the sum of its terms' means,
-   times lambda; and uploads them. */
+/* Eq. 2: draws the samples of a pass, with weights that make the mean over its batch the sum of its
+   terms' means, times lambda; and uploads them. */
 static void db__draw_batch(db_dreambooth *d, const db__pass *pass, uint32_t run)
 {
     db_tape *t = pass->tape;
@@ -11383,21 +11412,34 @@ static void db__draw_batch(db_dreambooth *d, const db__pass *pass, uint32_t run)
     for (i = 0; i < pass->n; i++) {
         const db__term *term = &pass->term[i];
         db__draw_samples(d, term, at, run);
-        for (k = 0; k < term->B; k++, at++) b->weight[at] = b->w[at] * term->lambda * (float)pass->B / (float)term->B;
+        for (k = 0; k < term->B; k++, at++)
+            b->weight[at] = b->w[at] * term->lambda * (float)pass->B / (float)term->B;
     }
-    db_upload(t, pass->x, b->x), db_upload(t, pass->eps, b->eps), db_upload(t, pass->time, b->time), db_upload(t, pass->weight, b->weight);
-    db_upload(t, pass->alpha, b->alpha), db_upload(t, pass->sigma, b->sigma), db_upload(t, pass->minus, b->minus);
-    if (d->p->super_resolution) db_upload(t, pass->low_res, b->low), db_upload(t, pass->labels, b->labels);
-    if (d->config.train_text_encoder) db_upload(t, pass->ids, b->ids), db_upload(t, pass->mask, b->mask);
-    else db_upload(t, pass->words, b->words);
+    db_upload(t, pass->x, b->x), db_upload(t, pass->eps, b->eps);
+    db_upload(t, pass->alpha, b->alpha), db_upload(t, pass->sigma, b->sigma);
+    db_upload(t, pass->minus, b->minus), db_upload(t, pass->time, b->time);
+    db_upload(t, pass->weight, b->weight);
+    if (d->p->super_resolution) {
+        db_upload(t, pass->low_res, b->low);
+        db_upload(t, pass->labels, b->labels);
+    }
+    if (d->config.train_text_encoder) {
+        db_upload(t, pass->ids, b->ids);
+        db_upload(t, pass->mask, b->mask); /* CLIP has none */
+    } else {
+        db_upload(t, pass->words, b->words);
+    }
 }
 
-/* Forward and backward: the gradients of eq. 2 add up in the tables, the terms' losses in the terms. */
+/* A tape's memory. */
+static size_t db__tape_bytes(const db_tape *t) { return t->arena_bytes + t->scratch_bytes; }
+
+/* Forward and backward: gradients of eq. 2 add up in the tables, the terms' losses in the terms. */
 static void db__run_batches(db_dreambooth *d, uint32_t run)
 {
     size_t n, i, k, at;
     if (d->n_passes > 1) { /* one arena in turn */
-        size_t larger = d->pass[1].tape->arena_bytes + d->pass[1].tape->scratch_bytes > d->pass[0].tape->arena_bytes + d->pass[0].tape->scratch_bytes;
+        size_t larger = db__tape_bytes(d->pass[1].tape) > db__tape_bytes(d->pass[0].tape);
         if (db__ensure_arena(d->pass[larger].tape) != DB_OK) return;
         d->pass[!larger].tape->arena = d->pass[larger].tape->arena;
     }
@@ -11407,25 +11449,30 @@ static void db__run_batches(db_dreambooth *d, uint32_t run)
         db_run(pass->tape, d->config.seed, run);
         if (db_download(pass->tape, pass->each, d->batch.each) != DB_OK) return;
         for (at = 0, i = 0; i < pass->n; i++)
-            for (k = 0; k < pass->term[i].B; k++, at++)
-                pass->term[i].loss += (double)d->batch.each[at] * (double)d->batch.w[at] / (double)pass->term[i].B;
+            for (k = 0; k < pass->term[i].B; k++, at++) {
+                double weighted = (double)d->batch.each[at] * (double)d->batch.w[at];
+                pass->term[i].loss += weighted / (double)pass->term[i].B;
+            }
     }
 }
 
-/* Whether diffusers' IF pipelines, which clean prompts unless told not to (their _clean_caption), would not leave
-   a word as it is: rules on single words, that is. */
+/* Whether diffusers' IF pipelines, which clean prompts unless told not to (their _clean_caption),
+   would not leave a word as it is: of their rules, those on single words. */
 static int db__cleaning_alters(const char *word, size_t n)
 {
-    static const char *const endings[] = {"png", "jpg", "jpeg", "bmp", "webp", "eps", "pdf", "apk", "mp4"};
+    static const char *const endings[] = {"png", "jpg",  "jpeg", "bmp", "webp",
+                                          "eps", "pdf", "apk",  "mp4"};
+    static const uint32_t gone[][2] = {
+        {'A', 'Z'},     {0xA1, 0xA1},     {0xA7, 0xA9},     {0xAB, 0xAB},     {0xAE, 0xAE},
+        {0xB4, 0xB4},   {0xB7, 0xB7},     {0xBA, 0xBB},     {0xBD, 0xBF},     {0x2018, 0x2019},
+        {0x201C, 0x201D}, {0x2022, 0x2022}, {0x2122, 0x2122}, {0x31C0, 0x9FFF}};
     size_t i, k, length;
     for (i = 0; i < n; i += DB__MAX(length, (size_t)1)) { /* characters */
         uint32_t c = 0;
         length = db__utf8_decode(word + i, n - i, &c);
         if (c && c < 0x80 && strchr("#&@~()[]{}|\\/*`<>+%", (int)c)) return 1;
-        if (c >= 'A' && c <= 'Z') return 1;
-        if ((c >= 0xA1 && c < 0xC0 && c != 0xAA && c != 0xB2 && c != 0xB3 && c != 0xB5 && c != 0xB9 && c != 0xBC) || (c >= 0x2018 && c <= 0x201D) ||
-            c == 0x2022 || c == 0x2122 || (c >= 0x31C0 && c <= 0x9FFF))
-            return 1;
+        for (k = 0; k < sizeof gone / sizeof *gone; k++)
+            if (c >= gone[k][0] && c <= gone[k][1]) return 1;
     }
     for (i = 0; i < n; i += length) { /* runs of letters and digits */
         char kinds[4] = "";
@@ -11444,9 +11491,10 @@ static int db__cleaning_alters(const char *word, size_t n)
             if (!strncmp(word + i, endings[k], strlen(endings[k]))) return 1;
         if (!length) length = 1, plain = 0;
         if (!plain) continue;
-        if (runs == 1 && digits >= 6) return 1;                                                             /* 123456    */
-        if (runs == 2 && kinds[0] == 'l' && letters <= 3 && digits >= 3 && digits <= 15) return 1;          /* jc6640    */
-        if (runs == 3 || runs > 4 || (runs == 4 && kinds[0] == 'l')) return 1;              /* jc66vc, 66vc23, j2d1a2 */
+        if (runs == 1 && digits >= 6) return 1;                               /* 123456    */
+        if (runs == 2 && kinds[0] == 'l' && letters <= 3 && digits >= 3 && digits <= 15)
+            return 1;                                                         /* jc6640    */
+        if (runs == 3 || runs > 4 || (runs == 4 && kinds[0] == 'l')) return 1; /* jc66vc, 6v2, j2d1a2 */
     }
     return 0;
 }
@@ -11458,7 +11506,9 @@ static void db__check_cleaning(db_ctx *ctx, const char *prompt)
     for (; *prompt; prompt += n) {
         n = strcspn(prompt, " \t\n\r");
         if (db__cleaning_alters(prompt, n))
-            db__log(ctx, DB_LOG_WARNING, "diffusers' IF pipelines delete or change \"%.*s\" where they clean prompts: give them clean_caption=False, or take another identifier",
+            db__log(ctx, DB_LOG_WARNING,
+                    "diffusers' IF pipelines delete or change \"%.*s\" where they clean prompts: "
+                    "give them clean_caption=False, or take another identifier",
                     (int)n, prompt);
         n += prompt[n] != 0;
     }
@@ -11473,7 +11523,9 @@ static void db__prepare_prompt(db_dreambooth *d, db__term *term)
     term->tokens = (int32_t *)db__alloc(ctx, 2 * d->T, sizeof(int32_t));
     if (!term->tokens) return;
     db__prompt_ids(e, d->text->tokenizer, term->prompt, d->T, term->tokens, &truncated);
-    if (truncated) db__log(ctx, DB_LOG_WARNING, "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, d->T);
+    if (truncated)
+        db__log(ctx, DB_LOG_WARNING,
+                "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, d->T);
     if (e->config.kind == DB_TEXT_T5) db__check_cleaning(ctx, term->prompt);
     if (d->config.train_text_encoder) return;
     term->text = (float *)db__alloc(ctx, d->T * d->D, sizeof(float));
@@ -11492,7 +11544,8 @@ static void db__term_free(db_ctx *ctx, db__term *term)
     db__free(ctx, term->tokens);
 }
 
-static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose, float lambda, size_t B, size_t n)
+static db_result db__term_init(db_ctx *ctx, db__term *term, const char *prompt, uint32_t purpose,
+                               float lambda, size_t B, size_t n)
 {
     term->prompt = prompt, term->purpose = purpose, term->lambda = lambda, term->B = B, term->n = n;
     term->picture = (float **)db__alloc(ctx, n, sizeof *term->picture);
@@ -11522,13 +11575,15 @@ static db_result db__term_pair(db_dreambooth *d, db__term *term, size_t k)
     return d->ctx->result;
 }
 
-/* Replaces picture k by what the autoencoder says of it, scaled as the U-Net has it: each latent's mean and standard
-   deviation. With center_crop its middle; of the whole, what is no full latent at the right and the bottom is lost. */
+/* Replaces picture k by what the autoencoder says of it, scaled as the U-Net has it: each latent's
+   mean and standard deviation. With center_crop that of its middle; of the whole, what is no full
+   latent at the right and the bottom is lost. */
 static db_result db__term_encode(db_dreambooth *d, db__term *term, size_t k)
 {
     db_ctx *ctx = d->ctx;
     db_vae *v = d->p->vae;
-    size_t f, S = d->config.crop_size, W = term->size[k][1], h = term->size[k][0], w = W, y0 = 0, x0 = 0, i;
+    size_t f, S = d->config.crop_size, W = term->size[k][1], h = term->size[k][0], w = W, i;
+    size_t y0 = 0, x0 = 0;
     float *cut, *moments, scale;
     if (!d->latent) return DB_OK;
     f = db_vae_factor(v), scale = v->config.scaling_factor;
@@ -11539,8 +11594,11 @@ static db_result db__term_encode(db_dreambooth *d, db__term *term, size_t k)
     if (cut && moments) {
         db__window(term->picture[k], W, 3, y0, x0, h, w, cut);
         db_vae_encode(v, cut, 1, h, w, moments);
-        for (i = 0; i < h / f * (w / f) * 2 * d->C; i++) /* means, then log variances within diffusers' bounds */
-            moments[i] = scale * (i / d->C % 2 ? expf(0.5f * DB__MIN(DB__MAX(moments[i], -30.0f), 20.0f)) : moments[i]);
+        for (i = 0; i < h / f * (w / f) * 2 * d->C; i++) {
+            if (i / d->C % 2) /* a log variance, within diffusers' bounds */
+                moments[i] = expf(0.5f * DB__MIN(DB__MAX(moments[i], -30.0f), 20.0f));
+            moments[i] *= scale;
+        }
     }
     db__free(ctx, cut);
     db__free(ctx, term->picture[k]);
@@ -11573,8 +11631,10 @@ static void db__batch_init(db_dreambooth *d, size_t B)
     size_t n = 0, k, total = 0;
     float *at, *ids = NULL;
 #define DB__PART(pointer, floats) part[n].at = &(pointer), part[n++].count = (floats)
-    DB__PART(b->x, P), DB__PART(b->eps, P), DB__PART(b->low, d->latent || d->p->super_resolution ? P : 0);
-    DB__PART(b->words, d->config.train_text_encoder ? 0 : T * d->D), DB__PART(b->mask, T), DB__PART(ids, T), DB__PART(b->offset, d->C);
+    DB__PART(b->x, P), DB__PART(b->eps, P);
+    DB__PART(b->low, d->latent || d->p->super_resolution ? P : 0);
+    DB__PART(b->words, d->config.train_text_encoder ? 0 : T * d->D);
+    DB__PART(b->mask, T), DB__PART(ids, T), DB__PART(b->offset, d->C);
     DB__PART(b->alpha, 1), DB__PART(b->sigma, 1), DB__PART(b->minus, 1), DB__PART(b->time, 1);
     DB__PART(b->weight, 1), DB__PART(b->labels, 1), DB__PART(b->w, 1);
 #undef DB__PART
@@ -11596,7 +11656,8 @@ void db_dreambooth_free(db_dreambooth *d)
     if (!d) return;
     db__term_free(d->ctx, &d->term[0]);
     db__term_free(d->ctx, &d->term[1]);
-    if (d->pass[1].tape && d->pass[0].tape->arena == d->pass[1].tape->arena) d->pass[1].tape->arena = NULL;
+    if (d->pass[1].tape && d->pass[0].tape->arena == d->pass[1].tape->arena)
+        d->pass[1].tape->arena = NULL;
     db_tape_destroy(d->pass[0].tape);
     db_tape_destroy(d->pass[1].tape);
     db_optimizer_free(&d->opt);
@@ -11611,6 +11672,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     db_ctx *ctx = p->ctx;
     db_dreambooth *d;
     size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S, f = config->upscale, k;
+    size_t C;
     int latent = p->vae != NULL;
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
@@ -11624,17 +11686,24 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     if (p->super_resolution && (!f || S % f || S < f))
         return db__fail(ctx, DB_ERROR_ARGUMENT, "photos scaled to %zu pixels have no whole small image %zu times smaller", S, f);
     if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "resolution %zu and crops of %zu must be multiples of %zu, the pixels to a latent", S, crop, db_vae_factor(p->vae));
-    if (p->unet->config.in_channels != (latent ? p->vae->config.latent_channels : p->super_resolution ? 6 : 3))
-        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: a U-Net that reads %zu channels (of masks?) cannot be trained", p->directory, p->unet->config.in_channels);
+        return db__fail(ctx, DB_ERROR_ARGUMENT,
+                        "resolution %zu and crops of %zu must be multiples of %zu, the pixels to a latent",
+                        S, crop, db_vae_factor(p->vae));
+    C = latent ? p->vae->config.latent_channels : 3;
+    if (p->unet->config.in_channels != (p->super_resolution ? 2 * C : C))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                        "%s: a U-Net that reads %zu channels (of masks?) cannot be trained",
+                        p->directory, p->unet->config.in_channels);
     d = (db_dreambooth *)db__alloc(ctx, 1, sizeof *d);
     if (!d) return ctx->result;
     d->ctx = ctx, d->p = p, d->text = text, d->config = *config;
     d->config.crop_size = crop;
-    d->latent = latent, d->C = latent ? p->vae->config.latent_channels : 3, d->S = latent ? crop / db_vae_factor(p->vae) : crop;
+    d->latent = latent, d->C = C, d->S = latent ? crop / db_vae_factor(p->vae) : crop;
     d->T = db__prompt_tokens(text->text_encoder), d->D = text->text_encoder->config.d_model;
     d->n_terms = config->class_prompt ? 2 : 1;
-    if (db__term_init(ctx, &d->term[0], config->instance_prompt, DB__FOR_INSTANCE, 1, config->train_batch_size, n_photos) != DB_OK) goto fail;
+    if (db__term_init(ctx, &d->term[0], config->instance_prompt, DB__FOR_INSTANCE, 1,
+                      config->train_batch_size, n_photos) != DB_OK)
+        goto fail;
     for (k = 0; k < n_photos; k++) { /* the shorter side becomes S */
         size_t w = photos[k].w, h = photos[k].h, shorter = DB__MIN(w, h);
         if (!shorter) {
@@ -11645,15 +11714,19 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
         w = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
         if (!db__term_room(d, &d->term[0], k, h, w)) goto fail;
         if (db_resize(ctx, &photos[k], w, h, d->term[0].picture[k]) != DB_OK) goto fail;
-        if (db__term_pair(d, &d->term[0], k) != DB_OK || db__term_encode(d, &d->term[0], k) != DB_OK) goto fail;
+        if (db__term_pair(d, &d->term[0], k) != DB_OK) goto fail;
+        if (db__term_encode(d, &d->term[0], k) != DB_OK) goto fail;
     }
     if (config->class_prompt) {
         db__term *prior = &d->term[1];
-        if (db__term_init(ctx, prior, config->class_prompt, DB__FOR_PRIOR, config->prior_loss_weight, config->class_batch_size, n_class) != DB_OK) goto fail;
+        if (db__term_init(ctx, prior, config->class_prompt, DB__FOR_PRIOR, config->prior_loss_weight,
+                          config->class_batch_size, n_class) != DB_OK)
+            goto fail;
         for (k = 0; k < n_class; k++) {
             if (!db__term_room(d, prior, k, S, S)) goto fail;
             memcpy(prior->picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
-            if (db__term_pair(d, prior, k) != DB_OK || db__term_encode(d, prior, k) != DB_OK) goto fail;
+            if (db__term_pair(d, prior, k) != DB_OK) goto fail;
+            if (db__term_encode(d, prior, k) != DB_OK) goto fail;
         }
     }
     if (config->lora_rank) { /* beside those of the pipeline that have none yet */
@@ -11672,7 +11745,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     }
     d->n_passes = config->in_sequence ? d->n_terms : 1;
     for (k = 0; k < d->n_passes; k++)
-        if (db__pass_record(d, &d->pass[k], &d->term[k], d->n_terms / d->n_passes) != DB_OK) goto fail;
+        if (db__pass_record(d, &d->pass[k], &d->term[k], d->n_terms / d->n_passes) != DB_OK)
+            goto fail;
     db__batch_init(d, DB__MAX(d->pass[0].B, d->pass[1].B));
     if (ctx->result != DB_OK) goto fail;
     *out = d;
@@ -11689,7 +11763,10 @@ void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan)
     for (k = 0; k < d->n_passes; k++) {
         db_memory_plan one;
         if (db_plan(d->pass[k].tape, &one) != DB_OK) return;
-        if (one.arena_bytes + one.scratch_bytes > plan->arena_bytes + plan->scratch_bytes) plan->arena_bytes = one.arena_bytes, plan->scratch_bytes = one.scratch_bytes;
+        if (one.arena_bytes + one.scratch_bytes > plan->arena_bytes + plan->scratch_bytes) {
+            plan->arena_bytes = one.arena_bytes;
+            plan->scratch_bytes = one.scratch_bytes;
+        }
         plan->n_operations += one.n_operations, plan->flops += one.flops;
     }
 }
@@ -11713,7 +11790,8 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     db_zero_grad(d->opt.params);
     if (c->train_text_encoder) db_zero_grad(d->text_opt.params);
     for (k = 0; k < runs; k++) db__run_batches(d, (uint32_t)(d->step * runs + k));
-    l.instance = (float)(d->term[0].loss / (double)runs), l.prior = (float)(d->term[1].loss / (double)runs);
+    l.instance = (float)(d->term[0].loss / (double)runs);
+    l.prior = (float)(d->term[1].loss / (double)runs);
     l.total = l.instance + d->term[1].lambda * l.prior;
     if (ctx->result != DB_OK) return ctx->result;
     if (!(fabs((double)l.total) < 1e30))
