@@ -217,10 +217,11 @@ db_result db_params_require_grad(db_param_table *p);
 void db_param_get(const db_param *item, const float *from, float *out);
 void db_param_set(const db_param *item, float *to, const float *in);
 
-/* Low-rank adaptation (Hu et al., 2021): beside a linear layer's weight W, which stays as it is, two
-   narrow factors, y = W x + alpha / rank B (A x). They are a table of their own: NAME.lora_A.weight
-   [rank,IC], NAME.lora_B.weight [OC,rank], for each layer NAME. Tapes recorded afterwards contain
-   them; training takes this table in place of the network's, which then needs no gradients. */
+/* Low-rank adaptation (Hu et al., 2021): beside a linear layer's weight W, which stays as it is,
+   two narrow factors, y = W x + alpha / rank B (A x). They are a table of their own:
+   NAME.lora_A.weight [rank,IC], NAME.lora_B.weight [OC,rank], for each layer NAME. Tapes recorded
+   afterwards contain them; training takes this table in place of the network's, which then needs
+   no gradients. */
 typedef struct db_lora {
     db_param_table params;
     size_t rank;
@@ -420,9 +421,9 @@ typedef struct db_optimizer_config {
 typedef struct db_optimizer {
     db_optimizer_config config;
     db_param_table *params; /* not owned */
-    float *m, *v;           /* first and second moments, like params->data; see db__state_of for 8 bits */
-    uint8_t *m8, *v8;       /* with use_8bit_adam: the large parameters' codes, of which m, v have the scales */
-    size_t *at, *at8;       /* [params->n + 1] where a parameter's numbers begin in m, v, and in m8, v8 */
+    float *m, *v;           /* first and second moments, like params->data */
+    uint8_t *m8, *v8;       /* use_8bit_adam: large parameters' codes; m, v have the scales */
+    size_t *at, *at8;       /* [params->n + 1] where each parameter begins in m, v; in m8, v8 */
     uint64_t step;
     const db_param_table *clipped_with; /* its gradients count towards the same norm; or NULL */
 } db_optimizer;
@@ -766,9 +767,10 @@ db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W,
    is decoded in tiles of that size that overlap by a quarter and are blended (diffusers' tiled_decode); 0: never. */
 db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out);
 
-/* Puts a new LoRA beside a network's attention projections: A normal with standard deviation 1 / rank, B zero, as
-   diffusers' scripts begin. U-Nets: to_q, to_k, to_v, to_out.0, add_k_proj, add_v_proj; CLIP: q_proj, k_proj, v_proj,
-   out_proj. Fails where a LoRA is already, for rank 0, and for T5. */
+/* Puts a new LoRA beside a network's attention projections: A normal with standard deviation 1 /
+   rank, B zero, as diffusers' scripts begin. U-Nets: to_q, to_k, to_v, to_out.0, add_k_proj,
+   add_v_proj; CLIP: q_proj, k_proj, v_proj, out_proj. Fails where a LoRA is already, for rank 0,
+   and for T5. */
 db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed);
 db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha, uint64_t seed);
 
@@ -923,10 +925,11 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
    go into its metadata, which other programs skip and db_pipeline_load reads. */
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
 
-/* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or its folder, where it is
-   called pytorch_lora_weights.safetensors. What it has for the U-Net and the text encoder is put beside their layers
-   (db_lora_merge makes it one with them); a LoRA of other layers or another naming is refused. save writes what
-   both have, as `dtype`, under that name into `directory`, which is made if need be. */
+/* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or
+   its folder, where it is called pytorch_lora_weights.safetensors. What it has for the U-Net and
+   the text encoder is put beside their layers (db_lora_merge makes it one with them); a LoRA of
+   other layers or another naming is refused. save writes what both have, as `dtype`, under that
+   name into `directory`, which is made if need be. */
 db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
@@ -4739,14 +4742,13 @@ const db_backend *db_backend_cpu(void)
     return &cpu;
 }
 
-/* ==== [DB-04] Parameters and the optimiser =======================================================
-
-   Easy to get wrong
-   - AdamW's weight decay multiplies the weight; it does not go through the moments.
-   - In 8 bits zero has a code of its own and the negative codes end one short of -1; a negative first moment never
-     becomes zero, or its direction would be lost.
-   - PyTorch clips by norm / (norm + 1e-6), over all parameters together.
-   - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard.                    */
+/* ==== [DB-04] Parameters and the optimiser
+   =======================================================  Easy to get wrong - AdamW's weight
+   decay multiplies the weight; it does not go through the moments. - In 8 bits zero has a code of
+   its own and the negative codes end one short of -1; a negative first moment never becomes zero,
+   or its direction would be lost. - PyTorch clips by norm / (norm + 1e-6), over all parameters
+   together. - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard.
+   */
 
 db_param *db_params_find(const db_param_table *p, const char *name)
 {
@@ -4844,15 +4846,16 @@ db_optimizer_config db_optimizer_config_default(void)
 }
 
 /* ---- 8-bit moments --------------------------------------------------------------------------------
-   Dettmers et al., 2021 (8-bit Optimizers via Block-wise Quantization), sections 2 and 3.1, with bitsandbytes'
-   settings: blocks of 256 numbers, each with the largest absolute value as its scale; parameters of less than 4096
-   elements stay in f32. A code's value is 10^-e times a linear fraction in (.1, 1): the larger, the more bits of
-   fraction, "dynamic tree" quantisation. The second moment has no sign and one bit more.              */
+   Dettmers et al., 2021 (8-bit Optimizers via Block-wise Quantization), sections 2 and 3.1, with
+   bitsandbytes' settings: blocks of 256 numbers, each with the largest absolute value as its scale;
+   parameters of less than 4096 elements stay in f32. A code's value is 10^-e times a linear
+   fraction in (.1, 1): the larger, the more bits of fraction ("dynamic tree" quantisation). The
+   second moment has no sign and one bit more.                                                     */
 
 enum { DB__8BIT_BLOCK = 256, DB__8BIT_SMALLEST = 4096, DB__8BIT_KEYS = 4096 };
 
-/* The 256 values in ascending order, and a start for the search: the code of the smallest number whose first bits are
-   `key` (see db__8bit_key). */
+/* The 256 values in ascending order, and a start for the search: the code of the smallest number
+   whose first bits are `key` (see db__8bit_key). */
 typedef struct db__8bit_map {
     float value[256];
     uint8_t start[DB__8BIT_KEYS];
@@ -4864,7 +4867,8 @@ static size_t db__8bit_key(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    return bits >> 16 <= 96u << 7 ? 0 : DB__MIN((bits >> 16) - (96u << 7), (uint32_t)DB__8BIT_KEYS - 1);
+    return bits >> 16 <= 96u << 7 ? 0
+                                  : DB__MIN((bits >> 16) - (96u << 7), (uint32_t)DB__8BIT_KEYS - 1);
 }
 
 /* The code nearest to |x|, from `code` up; the value between two codes belongs to the lower one. */
@@ -4917,27 +4921,33 @@ static void db__state_of(const db_optimizer *o, size_t k, size_t *floats, size_t
     *codes = small ? 0 : n;
 }
 
-/* AdamW on a parameter with 8-bit moments, block by block: codes to numbers, update, numbers to codes. */
-static void db__adamw_8bit(db_optimizer *o, const db__8bit_map map[2], size_t k, const db__adamw_step *a)
+/* AdamW on a parameter with 8-bit moments, block by block: codes to numbers, update, numbers to
+   codes. */
+static void db__adamw_8bit(db_optimizer *o, const db__8bit_map map[2], size_t k,
+                           const db__adamw_step *a)
 {
     const db_param *item = &o->params->item[k];
     float moment[2][DB__8BIT_BLOCK], *scale[2];
     uint8_t *code[2];
     size_t block, i, n;
     int which;
-    scale[0] = o->m + o->at[k], scale[1] = o->v + o->at[k], code[0] = o->m8 + o->at8[k], code[1] = o->v8 + o->at8[k];
+    scale[0] = o->m + o->at[k], scale[1] = o->v + o->at[k], code[0] = o->m8 + o->at8[k],
+    code[1] = o->v8 + o->at8[k];
     for (block = 0; block * DB__8BIT_BLOCK < item->count; block++) {
         size_t at = block * DB__8BIT_BLOCK;
         n = DB__MIN(item->count - at, (size_t)DB__8BIT_BLOCK);
         for (which = 0; which < 2; which++)
-            for (i = 0; i < n; i++) moment[which][i] = map[which].value[code[which][at + i]] * scale[which][block];
-        o->params->ctx->isa->f32->adamw(item->data + at, moment[0], moment[1], item->grad + at, n, a);
+            for (i = 0; i < n; i++)
+                moment[which][i] = map[which].value[code[which][at + i]] * scale[which][block];
+        o->params->ctx->isa->f32->adamw(item->data + at, moment[0], moment[1], item->grad + at, n,
+                                        a);
         for (which = 0; which < 2; which++) {
             float largest = 0;
             for (i = 0; i < n; i++) largest = DB__MAX(largest, fabsf(moment[which][i]));
             scale[which][block] = largest;
             for (i = 0; i < n; i++)
-                code[which][at + i] = db__8bit_encode(&map[which], largest > 0 ? moment[which][i] / largest : 0);
+                code[which][at + i] =
+                    db__8bit_encode(&map[which], largest > 0 ? moment[which][i] / largest : 0);
         }
     }
 }
@@ -5030,7 +5040,9 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
             const db_param *item = &p->item[k];
             if (item->frozen) continue;
             if (o->at8[k + 1] > o->at8[k]) db__adamw_8bit(o, map, (size_t)k, &a);
-            else ctx->isa->f32->adamw(item->data, o->m + o->at[k], o->v + o->at[k], item->grad, item->count, &a);
+            else
+                ctx->isa->f32->adamw(item->data, o->m + o->at[k], o->v + o->at[k], item->grad,
+                                     item->count, &a);
         }
     }
     return DB_OK;
@@ -8132,13 +8144,14 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     return w;
 }
 
-/* What diffusers' scripts put a LoRA beside, by the names that the networks' forward passes use: not the q_proj of
-   IF's pooled text. */
-static const char *const db__lora_targets[] = {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "self_attn.q_proj",
-                                               "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"};
+/* What diffusers' scripts put a LoRA beside, by the names that the networks' forward passes use:
+   not the q_proj of IF's pooled text. */
+static const char *const db__lora_targets[] = {
+    "to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj",
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"};
 
-/* y + alpha / rank B (A x) where the network has a LoRA for the layer `name`, whose scope is the present one. While
-   it is being declared: where it shall have one. x [...,IC], y [...,OC] */
+/* y + alpha / rank B (A x) where the network has a LoRA for the layer `name`, whose scope is the
+   present one. While it is being declared: where it shall have one. x [...,IC], y [...,OC] */
 static db_tensor db__low_rank(db_net *n, const char *name, db_tensor x, db_tensor y)
 {
     db_param_table *network = n->params;
@@ -8168,7 +8181,7 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     db_tensor w =
         db__weight(n, "weight", OC, x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0); /* [OC,IC] */
     db_tensor b = has_bias ? db__weight(n, "bias", OC, 0, 0, 0) : db_none;
-    db_tensor y = db__low_rank(n, name, x, db_linear(n->tape, x, w, b, residual));       /* [...,OC] */
+    db_tensor y = db__low_rank(n, name, x, db_linear(n->tape, x, w, b, residual)); /* [...,OC] */
     db__leave(n, here);
     return y;
 }
@@ -8488,12 +8501,13 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     return NULL;
 }
 
-/* ---- LoRA -------------------------------------------------------------------------------------------------
-   Hu et al., 2021. The factors are declared as all parameters are, by a forward pass; see db__low_rank.
+/* ---- LoRA ----------------------------------------------------------------------------------------
+   Hu et al., 2021. The factors are declared as all parameters are, by a forward pass; see
+   db__low_rank.
 
    Easy to get wrong
-   - B begins as zero and A does not, so that the first output is the network's own and B has a gradient.
-   - Without a word in the file's metadata, alpha is the rank: a factor of 1.                              */
+   - B begins as zero and A does not: the first output is the network's own and B has a gradient.
+   - Without a word in the file's metadata, alpha is the rank: a factor of 1.                       */
 
 enum { DB__FOR_LORA = 70 };
 
@@ -8506,26 +8520,35 @@ static void db__lora_remove(db_param_table *network)
 }
 
 /* Puts a LoRA beside the targets' layers, its factors zero; NULL with the error set. */
-static db_lora *db__lora_create(const db__network *kind, db_param_table *network, size_t rank, float alpha)
+static db_lora *db__lora_create(const db__network *kind, db_param_table *network, size_t rank,
+                                float alpha)
 {
     db_ctx *ctx = network->ctx;
     db_net n;
     memset(&n, 0, sizeof n);
-    if (network->lora) db__fail(ctx, DB_ERROR_ARGUMENT, "the network has a LoRA already: merge it first");
-    if (!rank || rank > 1 << 16) db__fail(ctx, DB_ERROR_ARGUMENT, "a LoRA of rank %zu: it must be at least 1, at most 65536", rank);
-    if (ctx->result != DB_OK || !(network->lora = (db_lora *)db__alloc(ctx, 1, sizeof *network->lora))) return NULL;
+    if (network->lora)
+        db__fail(ctx, DB_ERROR_ARGUMENT, "the network has a LoRA already: merge it first");
+    if (!rank || rank > 1 << 16)
+        db__fail(ctx, DB_ERROR_ARGUMENT, "a LoRA of rank %zu: it must be at least 1, at most 65536",
+                 rank);
+    if (ctx->result != DB_OK ||
+        !(network->lora = (db_lora *)db__alloc(ctx, 1, sizeof *network->lora)))
+        return NULL;
     network->lora->params.ctx = ctx, network->lora->rank = rank, network->lora->alpha = alpha;
     n.params = network, n.declaring = 1;
-    if (db_tape_create(ctx, &n.tape) == DB_OK) kind->record(&n, (const char *)network + kind->config);
+    if (db_tape_create(ctx, &n.tape) == DB_OK)
+        kind->record(&n, (const char *)network + kind->config);
     db_tape_destroy(n.tape);
     if (ctx->result == DB_OK && !network->lora->params.n)
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "the network has no layers that a LoRA goes beside; a T5 encoder stays as it is");
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "the network has no layers that a LoRA goes beside; a T5 encoder stays as it is");
     if (ctx->result == DB_OK) db__params_allocate(&network->lora->params);
     if (ctx->result != DB_OK) db__lora_remove(network);
     return network->lora;
 }
 
-static db_result db__lora_add(const db__network *kind, db_param_table *network, size_t rank, float alpha, uint64_t seed)
+static db_result db__lora_add(const db__network *kind, db_param_table *network, size_t rank,
+                              float alpha, uint64_t seed)
 {
     db_lora *lora = db__lora_create(kind, network, rank, alpha);
     size_t k, i;
@@ -8552,20 +8575,23 @@ db_result db_lora_merge(db_param_table *network)
         const db_param *a = &lora->params.item[k], *b = a + 1;
         const db_param *w;
         char name[DB__NAME];
-        snprintf(name, sizeof name, "%.*sweight", (int)(strlen(a->name) - strlen("lora_A.weight")), a->name);
+        snprintf(name, sizeof name, "%.*sweight", (int)(strlen(a->name) - strlen("lora_A.weight")),
+                 a->name);
         w = db_params_find(network, name);
         for (o = 0; o < b->dim[0]; o++) {
             row = w->data + o * a->dim[1];
             for (r = 0; r < lora->rank; r++)
-                for (i = 0; i < a->dim[1]; i++) row[i] += scale * b->data[o * lora->rank + r] * a->data[r * a->dim[1] + i];
+                for (i = 0; i < a->dim[1]; i++)
+                    row[i] += scale * b->data[o * lora->rank + r] * a->data[r * a->dim[1] + i];
         }
     }
     db__lora_remove(network);
     return DB_OK;
 }
 
-/* A factor's names in files; `config` is the network's, "unet" or "text_encoder". 1: what diffusers' scripts write;
-   2: peft's own; 3, 4: the same without CLIP's "text_model.", which transformers 5 leaves away. */
+/* A factor's names in files; `config` is the network's, "unet" or "text_encoder". 1: what
+   diffusers' scripts write; 2: peft's own; 3, 4: the same without CLIP's "text_model.", which
+   transformers 5 leaves away. */
 static int db__lora_names(const void *config, const char *name, int alternative, char *out)
 {
     static const char *const endings[2][2] = {{"down", "up"}, {"lora_A", "lora_B"}};
@@ -8574,10 +8600,15 @@ static int db__lora_names(const void *config, const char *name, int alternative,
     if (!end || alternative > 4 || (shorter && strncmp(name, "text_model.", 11))) return 0;
     length = (int)(end - name), second = end[6] == 'B';
     for (layer = end; layer > name && layer[-1] != '.';) layer--;
-    style = strstr(name, "self_attn.") ? "lora_linear_layer." : *layer == 'a' ? NULL : "lora."; /* add_k_proj: peft's */
+    style = strstr(name, "self_attn.") ? "lora_linear_layer."
+            : *layer == 'a'            ? NULL
+                                       : "lora."; /* add_k_proj: peft's */
     if (shorter) name += 11, length -= 11;
-    if (alternative % 2 && style) return snprintf(out, DB__NAME, "%s.%.*s.%s%s.weight", network, length, name, style, endings[0][second]) < DB__NAME;
-    return snprintf(out, DB__NAME, "%s.%.*s.%s.weight", network, length, name, endings[1][second]) < DB__NAME;
+    if (alternative % 2 && style)
+        return snprintf(out, DB__NAME, "%s.%.*s.%s%s.weight", network, length, name, style,
+                        endings[0][second]) < DB__NAME;
+    return snprintf(out, DB__NAME, "%s.%.*s.%s.weight", network, length, name, endings[1][second]) <
+           DB__NAME;
 }
 
 /* Whether the metadata asks for more than one factor alpha / rank. */
@@ -8592,10 +8623,12 @@ static int db__lora_refused(const db_json *j, const char *network)
 }
 
 /* Reads what an open file has for a network. Returns how many of its tensors that were. */
-static size_t db__lora_read(const db__network *kind, db_param_table *table, const char *network, const db_safetensors *st)
+static size_t db__lora_read(const db__network *kind, db_param_table *table, const char *network,
+                            const db_safetensors *st)
 {
     db_ctx *ctx = table->ctx;
-    const char *what = st->shard[0].name, *text = db_safetensors_metadata(st, "lora_adapter_metadata");
+    const char *what = st->shard[0].name,
+               *text = db_safetensors_metadata(st, "lora_adapter_metadata");
     const db_json *j = NULL;
     const db_file_tensor *first = NULL;
     size_t k, n = 0, rank, prefix = strlen(network);
@@ -8604,18 +8637,23 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
     for (k = 0; k < db_safetensors_count(st); k++) {
         const db_file_tensor *f = db_safetensors_at(st, k);
         if (strncmp(f->name, network, prefix) || f->name[prefix] != '.') continue;
-        if (!first && (strstr(f->name, ".lora_A.weight") || strstr(f->name, ".down.weight"))) first = f;
+        if (!first && (strstr(f->name, ".lora_A.weight") || strstr(f->name, ".down.weight")))
+            first = f;
         n++;
     }
     if (!n || ctx->result != DB_OK) return 0;
     if (!first || first->rank != 2) {
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the tensors of \"%s\" are no LoRA of linear layers", what, network);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: the tensors of \"%s\" are no LoRA of linear layers", what, network);
         return 0;
     }
     rank = first->dim[0], alpha = (double)rank;
     if (text && !(j = db_json_parse(ctx, what, text, strlen(text)))) return 0;
     if (j && db__lora_refused(j, network))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: alpha_pattern and use_rslora, which give layers factors of their own, are not supported", what);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: alpha_pattern and use_rslora, which give layers factors of their own, are "
+                 "not supported",
+                 what);
     if (j) {
         snprintf(key, sizeof key, "%s.lora_alpha", network);
         alpha = db_json_number(j, key, alpha);
@@ -8624,19 +8662,27 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
     if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha))
         db__params_load(&table->lora->params, st, what, db__lora_names, network);
     if (ctx->result == DB_OK && table->lora->params.n != n)
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s has %zu tensors for the \"%s\", a LoRA of the attention's projections has %zu; others are not supported",
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s has %zu tensors for the \"%s\", a LoRA of the attention's projections has "
+                 "%zu; others are not supported",
                  what, n, network, table->lora->params.n);
     return n;
 }
 
 /* Adds to the metadata what peft has to know of a network's LoRA. Returns the text's new length. */
-static size_t db__lora_metadata(const db_lora *lora, const char *network, char *text, size_t length, size_t size)
+static size_t db__lora_metadata(const db_lora *lora, const char *network, char *text, size_t length,
+                                size_t size)
 {
-    const char *targets = !strcmp(network, "unet") ? "\"to_q\", \"to_k\", \"to_v\", \"to_out.0\", \"add_k_proj\", \"add_v_proj\""
-                                                   : "\"q_proj\", \"k_proj\", \"v_proj\", \"out_proj\"";
-    return length + (size_t)snprintf(text + length, size - length,
-                                     "%s\"%s.r\": %zu, \"%s.lora_alpha\": %.9g, \"%s.target_modules\": [%s], \"%s.init_lora_weights\": \"gaussian\"",
-                                     length > 1 ? ", " : "", network, lora->rank, network, (double)lora->alpha, network, targets, network);
+    const char *targets =
+        !strcmp(network, "unet")
+            ? "\"to_q\", \"to_k\", \"to_v\", \"to_out.0\", \"add_k_proj\", \"add_v_proj\""
+            : "\"q_proj\", \"k_proj\", \"v_proj\", \"out_proj\"";
+    return length +
+           (size_t)snprintf(text + length, size - length,
+                            "%s\"%s.r\": %zu, \"%s.lora_alpha\": %.9g, \"%s.target_modules\": "
+                            "[%s], \"%s.init_lora_weights\": \"gaussian\"",
+                            length > 1 ? ", " : "", network, lora->rank, network,
+                            (double)lora->alpha, network, targets, network);
 }
 
 /* ---- T5 ---------------------------------------------------------------------------------------------------
@@ -10985,14 +11031,18 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
     size_t taken = 0;
     if (!db__part_exists(ctx, file, path, db__lora_file)) snprintf(file, sizeof file, "%s", path);
     if ((p->unet && p->unet->params.lora) || (p->text_encoder && p->text_encoder->params.lora))
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "%s: the model has a LoRA already: merge it first", file);
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "%s: the model has a LoRA already: merge it first",
+                        file);
     if (ctx->result != DB_OK || db_safetensors_open(ctx, file, &st) != DB_OK) return ctx->result;
     if (p->unet) taken += db__lora_read(&db__unet_network, &p->unet->params, "unet", st);
-    if (p->text_encoder) taken += db__lora_read(&db__text_network, &p->text_encoder->params, "text_encoder", st);
+    if (p->text_encoder)
+        taken += db__lora_read(&db__text_network, &p->text_encoder->params, "text_encoder", st);
     if (ctx->result == DB_OK && taken != db_safetensors_count(st))
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
-                 "%s: %zu of %zu tensors are those of a LoRA for this model in diffusers' naming (\"unet.\", \"text_encoder.\"); "
-                 "a file with other names (lora_unet_...) is to be saved with diffusers' save_lora_weights first",
+                 "%s: %zu of %zu tensors are those of a LoRA for this model in diffusers' naming "
+                 "(\"unet.\", \"text_encoder.\"); "
+                 "a file with other names (lora_unet_...) is to be saved with diffusers' "
+                 "save_lora_weights first",
                  file, taken, db_safetensors_count(st));
     if (ctx->result != DB_OK && p->unet) db__lora_remove(&p->unet->params);
     if (ctx->result != DB_OK && p->text_encoder) db__lora_remove(&p->text_encoder->params);
@@ -11009,9 +11059,13 @@ db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_
     char path[DB__PATH], text[1024] = "{";
     size_t length = 1;
     int k, pass;
-    lora[0] = p->unet ? p->unet->params.lora : NULL, lora[1] = p->text_encoder ? p->text_encoder->params.lora : NULL;
-    if (!lora[0] && !lora[1]) return db__fail(ctx, DB_ERROR_ARGUMENT, "the pipeline has no LoRA to save");
-    if (db__make_directory(ctx, directory) != DB_OK || !db__join(ctx, path, directory, db__lora_file)) return ctx->result;
+    lora[0] = p->unet ? p->unet->params.lora : NULL,
+    lora[1] = p->text_encoder ? p->text_encoder->params.lora : NULL;
+    if (!lora[0] && !lora[1])
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "the pipeline has no LoRA to save");
+    if (db__make_directory(ctx, directory) != DB_OK ||
+        !db__join(ctx, path, directory, db__lora_file))
+        return ctx->result;
     for (k = 0; k < 2; k++)
         if (lora[k]) length = db__lora_metadata(lora[k], network[k], text, length, sizeof text);
     snprintf(text + length, sizeof text - length, "}");
@@ -11019,7 +11073,9 @@ db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_
     db_safetensors_add_metadata(w, "lora_adapter_metadata", text);
     for (pass = 0; pass < 2; pass++)
         for (k = 0; k < 2; k++)
-            if (lora[k]) db__params_write(w, &lora[k]->params, pass ? lora[k]->params.data : NULL, dtype, db__lora_names, network[k]);
+            if (lora[k])
+                db__params_write(w, &lora[k]->params, pass ? lora[k]->params.data : NULL, dtype,
+                                 db__lora_names, network[k]);
     return db_safetensors_finish(w);
 }
 
@@ -11731,7 +11787,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     }
     if (config->lora_rank) { /* beside those of the pipeline that have none yet */
         float alpha = config->lora_alpha != 0 ? config->lora_alpha : (float)config->lora_rank;
-        if (!p->unet->params.lora) db_unet_add_lora(p->unet, config->lora_rank, alpha, config->seed);
+        if (!p->unet->params.lora)
+            db_unet_add_lora(p->unet, config->lora_rank, alpha, config->seed);
         if (config->train_text_encoder && !text->text_encoder->params.lora)
             db_text_encoder_add_lora(text->text_encoder, config->lora_rank, alpha, config->seed);
         if (ctx->result != DB_OK) goto fail;
@@ -11739,7 +11796,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     for (k = 0; k < d->n_terms; k++) db__prepare_prompt(d, &d->term[k]);
     db_optimizer_init(&d->opt, db__trained(d, &p->unet->params), &config->optimizer);
     if (config->train_text_encoder) { /* one norm over both networks' gradients, as train_dreambooth.py clips */
-        db_optimizer_init(&d->text_opt, db__trained(d, &text->text_encoder->params), &config->optimizer);
+        db_optimizer_init(&d->text_opt, db__trained(d, &text->text_encoder->params),
+                          &config->optimizer);
         d->opt.clipped_with = d->text_opt.params;
         d->text_opt.clipped_with = d->opt.params;
     }
@@ -11823,9 +11881,11 @@ static size_t db__state_parts(const db_dreambooth *d, db__state part[10])
     for (k = 0; k < 2 && o[k]->params; k++) {
         const size_t count[2] = {o[k]->at[o[k]->params->n], o[k]->at8[o[k]->params->n]};
         void *data[5];
-        data[0] = o[k]->params->data, data[1] = o[k]->m, data[2] = o[k]->v, data[3] = o[k]->m8, data[4] = o[k]->v8;
+        data[0] = o[k]->params->data, data[1] = o[k]->m, data[2] = o[k]->v, data[3] = o[k]->m8,
+        data[4] = o[k]->v8;
         for (i = 0; i < 5 && data[i]; i++, n++) {
-            snprintf(part[n].name, sizeof part[n].name, "%s%s%s", network[k], d->config.lora_rank ? ".lora" : "", suffix[i]);
+            snprintf(part[n].name, sizeof part[n].name, "%s%s%s", network[k],
+                     d->config.lora_rank ? ".lora" : "", suffix[i]);
             part[n].dtype = i < 3 ? DB_F32 : DB_U8, part[n].data = data[i];
             part[n].count = i ? count[i > 2] : o[k]->params->count;
         }
@@ -11841,7 +11901,8 @@ db_result db_dreambooth_save(const db_dreambooth *d, const char *path)
     char text[32];
     snprintf(text, sizeof text, "%zu", d->step);
     db_safetensors_add_metadata(w, "step", text);
-    for (k = 0; k < n; k++) db_safetensors_declare(w, part[k].name, part[k].dtype, 1, &part[k].count);
+    for (k = 0; k < n; k++)
+        db_safetensors_declare(w, part[k].name, part[k].dtype, 1, &part[k].count);
     for (k = 0; k < n; k++) db_safetensors_write(w, part[k].name, part[k].data);
     return db_safetensors_finish(w);
 }
@@ -11856,12 +11917,18 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
     for (k = 0; k < n; k++) {
         const db_file_tensor *f = db_safetensors_find(st, part[k].name);
         if (!f || f->count != part[k].count || f->dtype != part[k].dtype) {
-            db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state \"%s\" is missing or of another network or another kind of training", path, part[k].name);
+            db__fail(
+                d->ctx, DB_ERROR_SHAPE,
+                "%s: the state \"%s\" is missing or of another network or another kind of training",
+                path, part[k].name);
             break;
         }
     }
     if (d->ctx->result == DB_OK && n != db_safetensors_count(st))
-        db__fail(d->ctx, DB_ERROR_SHAPE, "%s: the state has %zu parts, this training has %zu: it trains more, or with 8-bit moments", path, db_safetensors_count(st), n);
+        db__fail(d->ctx, DB_ERROR_SHAPE,
+                 "%s: the state has %zu parts, this training has %zu: it trains more, or with "
+                 "8-bit moments",
+                 path, db_safetensors_count(st), n);
     for (k = 0; k < n && d->ctx->result == DB_OK; k++) {
         const db_file_tensor *f = db_safetensors_find(st, part[k].name);
         memcpy(part[k].data, f->data, f->bytes);
