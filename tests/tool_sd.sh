@@ -71,6 +71,16 @@ golden=tests/golden/networks
 refuses "probe without its input" "sample must be there" with probe "$sd" --part vae_encoder --in "$made/latents.safetensors" --out "$work/p"
 refuses "probe, an unknown part" "takes unet, text_encoder, vae_encoder or vae_decoder" with probe "$sd" --part vae --in x --out y
 
+# ---- training with pictures on the way, without its text encoder
+says "train" "2 steps" with train "$sd" --instance_data_dir $photos --instance_prompt "a dog" --resolution 16 --train_batch_size 1 --max_train_steps 2 --output_dir "$work/t" \
+    --validation_prompt "a dog" --validation_steps 2 --num_validation_images 1 --skip_save_text_encoder
+[ -e "$work/t/validation-2.png" ] && ok "validation pictures" || bad "validation pictures" "$(ls "$work/t" | tr '\n' ' ')"
+[ -e "$work/t/vae/config.json" ] && [ ! -e "$work/t/text_encoder/config.json" ] && ok "skip_save_text_encoder" || bad "skip_save_text_encoder" "$(ls "$work/t" | tr '\n' ' ')"
+says "train without pictures on the way" "2 steps" with train "$sd" --instance_data_dir $photos --instance_prompt "a dog" --resolution 16 --train_batch_size 1 --max_train_steps 2 \
+    --output_dir "$work/without" --skip_save_text_encoder
+[ -e "$work/without/vae/config.json" ] && [ ! -e "$work/without/text_encoder/config.json" ] && ok "skip_save_text_encoder with a released autoencoder" ||
+    bad "skip_save_text_encoder with a released autoencoder" "$(ls "$work/without" | tr '\n' ' ')"
+
 # ---- checkpoints of another kind
 for f in other.safetensors cut.safetensors model.ckpt model.gguf; do
     cp "$made/$f" "$work/$f"

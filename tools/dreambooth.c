@@ -790,7 +790,8 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class, &d) != DB_OK;
-    if (!status && t->release) db_pipeline_release(text, !c->train_text_encoder, 1);
+    if (!status && t->release && !t->validation.prompt) /* which draws with them */
+        db_pipeline_release(text, !c->train_text_encoder && !t->skip_text_encoder, 1);
     if (!status && t->resume) status = resume(d, t);
     if (!status) {
         began = now();
