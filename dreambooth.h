@@ -77,8 +77,8 @@
    DB_ISA=scalar, avx2, avx512, avx512bf16, amx or neon forces an instruction set.
 
    Files. Diffusers' directories: config.json, *.safetensors (f32, f16, bf16, in shards or one),
-   scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files of
-   Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed.
+   scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files
+   of Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed.
 */
 #ifndef DREAMBOOTH_H
 #define DREAMBOOTH_H
@@ -137,18 +137,18 @@ typedef struct db_backend db_backend;
 typedef struct db_ctx db_ctx;
 
 typedef struct db_config {
-    void *(*allocate)(void *user, size_t bytes);    /* default: malloc, free                       */
+    void *(*allocate)(void *user, size_t bytes); /* default: malloc, free                       */
     void (*release)(void *user, void *memory);
-    void (*log)(void *user, db_log_level level, const char *line); /* default: none                */
+    void (*log)(void *user, db_log_level level, const char *line);            /* default: none            */
     int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
                                     after each step of sampling and training; not 0 cancels, with
-                                    DB_ERROR_CANCELLED                                             */
-    void *user;                  /* handed to the four                                             */
-    int threads;                 /* 0: as many as OpenMP would take                                */
-    db_dtype compute;            /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
-    const char *isa;             /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"; NULL:
-                                    $DB_ISA, else the best one                                     */
-    const db_backend *backend;   /* NULL: the CPU                                                  */
+                                    DB_ERROR_CANCELLED */
+    void *user;                /* handed to the four                                             */
+    int threads;               /* 0: as many as OpenMP would take                                */
+    db_dtype compute;          /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
+    const char *isa;           /* "scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"; NULL:
+                                  $DB_ISA, else the best one                                     */
+    const db_backend *backend; /* NULL: the CPU                                                  */
 } db_config;
 
 db_config db_config_default(void);
@@ -165,9 +165,9 @@ const char *db_last_error(const db_ctx *ctx);
 void db_clear_error(db_ctx *ctx);
 const char *db_result_name(db_result r);
 
-const char *db_isa(const db_ctx *ctx);   /* the instruction set in use                             */
-const char *db_isa_name(size_t index);   /* those that this machine has, best first; then NULL     */
-size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held at once           */
+const char *db_isa(const db_ctx *ctx); /* the instruction set in use                             */
+const char *db_isa_name(size_t index); /* those that this machine has, best first; then NULL     */
+size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held at once */
 
 /* ---- random numbers -----------------------------------------------------------------------------
 
@@ -180,9 +180,9 @@ typedef struct db_rng {
 } db_rng;
 
 uint32_t db_random_bits(const db_rng *rng, uint64_t index);
-float db_random_uniform(const db_rng *rng, uint64_t index);                   /* [0, 1)            */
-uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n);      /* 0 ... n-1         */
-void db_random_normal(const db_rng *rng, size_t n, float *out);               /* numbers 0 ... n-1 */
+float db_random_uniform(const db_rng *rng, uint64_t index);              /* [0, 1)            */
+uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n); /* 0 ... n-1         */
+void db_random_normal(const db_rng *rng, size_t n, float *out);          /* numbers 0 ... n-1 */
 
 /* ---- parameters ---------------------------------------------------------------------------------
 
@@ -193,9 +193,9 @@ void db_random_normal(const db_rng *rng, size_t n, float *out);               /*
 typedef struct db_param {
     char *name;       /* state-dict name                                                          */
     int n_dims;
-    size_t dim[4];    /* PyTorch's shape. Memory has [OC,IC,k,k] as [k][OC][k][IC]                 */
+    size_t dim[4]; /* PyTorch's shape. Memory has [OC,IC,k,k] as [k][OC][k][IC]                 */
     size_t count;
-    float *data, *grad; /* inside the table's two buffers; grad is NULL while not training         */
+    float *data, *grad; /* inside the table's two buffers; grad is NULL while not training */
     int frozen;       /* no gradient, no update                                                   */
 } db_param;
 
@@ -232,10 +232,11 @@ typedef struct db_lora {
    before are void. Without a LoRA it does nothing. */
 db_result db_lora_merge(db_param_table *network);
 
-/* ---- tensors and the tape: see [DB-02] -------------------------------------------------------------
+/* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
 
    A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
-   plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error. */
+   plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error.
+ */
 
 typedef struct db_tape db_tape;
 
@@ -259,11 +260,12 @@ void db_tape_destroy(db_tape *t);
 
 /* An input whose contents db_upload sets; stays until the tape is destroyed. */
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim);
-void db_keep(db_tape *t, db_tensor x);          /* x can be downloaded after a run                 */
-void db_require_grad(db_tape *t, db_tensor x);  /* of an input; parameters have it by themselves   */
+void db_keep(db_tape *t, db_tensor x);         /* x can be downloaded after a run                 */
+void db_require_grad(db_tape *t, db_tensor x); /* of an input; parameters have it by themselves   */
 
 /* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
-   of parameters add up from run to run, until db_zero_grad; those of inputs are read with db_grad. */
+   of parameters add up from run to run, until db_zero_grad; those of inputs are read with db_grad.
+ */
 db_result db_backward(db_tape *t, db_tensor loss);
 db_tensor db_grad(const db_tape *t, db_tensor x);
 
@@ -273,9 +275,9 @@ void db_checkpoint_end(db_tape *t);
 
 /* Fixes the memory plan (nothing can be recorded afterwards); *plan (or NULL) tells it. */
 db_result db_plan(db_tape *t, db_memory_plan *plan);
-db_result db_upload(db_tape *t, db_tensor x, const void *data);    /* x's own data type            */
-db_result db_run(db_tape *t, uint64_t seed, uint32_t step);        /* seed, step: of its noise     */
-db_result db_download(db_tape *t, db_tensor x, float *out);        /* as floats                    */
+db_result db_upload(db_tape *t, db_tensor x, const void *data); /* x's own data type            */
+db_result db_run(db_tape *t, uint64_t seed, uint32_t step);     /* seed, step: of its noise     */
+db_result db_download(db_tape *t, db_tensor x, float *out);     /* as floats                    */
 
 size_t db_count(db_tensor x);
 db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim);
@@ -303,24 +305,29 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
 db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
 db_tensor db_avg_pool2(db_tape *t, db_tensor x);
-db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H, size_t W); /* nearest; 2H, 2W of x or 1 less */
+db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H,
+                       size_t W); /* nearest; 2H, 2W of x or 1 less */
 /* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
 db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
-db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows);     /* x [...,C] + rows [R,C], repeated */
+db_tensor db_add_rows(db_tape *t, db_tensor x,
+                      db_tensor rows); /* x [...,C] + rows [R,C], repeated */
 db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e);        /* x [B,...,C] + e [B,C] */
 db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
 db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride); /* k x k, no padding */
 db_tensor db_unit_norm(db_tape *t, db_tensor x); /* vectors of the last dimension, at length 1 */
 /* Without gradients; f32, except for constants */
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim);
-db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift); /* [B] -> [B,D] */
-db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose);       /* drawn anew in each run */
-db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z); /* p[b] x + q[b] z */
-/* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel weights
-   [B,H,W] or none; *each (or NULL) becomes the unweighted loss of every sample. */
-db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel, db_tensor *each);
+db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first,
+                      float shift);                                  /* [B] -> [B,D] */
+db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose); /* drawn anew in each run */
+db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q,
+                 db_tensor z); /* p[b] x + q[b] z */
+/* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel
+   weights [B,H,W] or none; *each (or NULL) becomes the unweighted loss of every sample. */
+db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel,
+                 db_tensor *each);
 /* targets i32 [N], -1: skip; or f32 [N,V], probabilities */
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
@@ -429,7 +436,8 @@ typedef struct db_optimizer {
 } db_optimizer;
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
-db_result db_optimizer_init(db_optimizer *o, db_param_table *params, const db_optimizer_config *config);
+db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
+                            const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
 
 void db_zero_grad(db_param_table *params);
@@ -439,15 +447,23 @@ void db_zero_grad(db_param_table *params);
    finite changes nothing and gives DB_ERROR_NUMERIC. */
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
 
-/* average = decay * average + (1 - decay) * params: an exponential moving average of the weights. */
+/* average = decay * average + (1 - decay) * params: an exponential moving average of the weights.
+ */
 void db_ema_update(const db_param_table *params, float *average, float decay);
 
 typedef enum db_lr_schedule {
-    DB_LR_CONSTANT, DB_LR_CONSTANT_WITH_WARMUP, DB_LR_LINEAR, DB_LR_COSINE, DB_LR_COSINE_WITH_RESTARTS, DB_LR_POLYNOMIAL
+    DB_LR_CONSTANT,
+    DB_LR_CONSTANT_WITH_WARMUP,
+    DB_LR_LINEAR,
+    DB_LR_COSINE,
+    DB_LR_COSINE_WITH_RESTARTS,
+    DB_LR_POLYNOMIAL
 } db_lr_schedule;
 
-/* The factor on the learning rate at update `step` (from 0) of `total`, as diffusers.optimization has it. */
-double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total, double cycles, double power);
+/* The factor on the learning rate at update `step` (from 0) of `total`, as diffusers.optimization
+ * has it. */
+double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,
+                    double cycles, double power);
 
 /* ---- [DB-05] JSON, safetensors ---------------------------------------------------------------
 
@@ -674,7 +690,8 @@ db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_t
    prefix "text_model.", as transformers 5 writes them; the table always has it. */
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out);
 void db_text_encoder_free(db_text_encoder *e);
-/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to, or none (Stable Diffusion never masks)
+/* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to, or none (Stable Diffusion never
+   masks)
    -> last hidden state, after the final normalisation, [B,T,d_model] */
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask);
 
@@ -701,18 +718,21 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
     size_t n_levels;
     db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS], mid_block_type;
     size_t block_out_channels[DB_MAX_LEVELS], layers_per_block[DB_MAX_LEVELS];
-    size_t attention_head_dim[DB_MAX_LEVELS]; /* SIMPLE_CROSS_ATTN: the width of a head; CROSS_ATTN: their number */
+    size_t attention_head_dim[DB_MAX_LEVELS]; /* SIMPLE_CROSS_ATTN: the width of a head; CROSS_ATTN:
+                                                 their number */
     size_t transformer_layers_per_block[DB_MAX_LEVELS]; /* CROSS_ATTN */
-    int use_linear_projection;                          /* CROSS_ATTN: proj_in and proj_out, else 1x1 convolutions */
-    int resnet_time_scale_shift; /* the time embedding scales and shifts ("scale_shift"); or is added ("default") */
+    int use_linear_projection;   /* CROSS_ATTN: proj_in and proj_out, else 1x1 convolutions */
+    int resnet_time_scale_shift; /* the time embedding scales and shifts ("scale_shift"); or is
+                                    added ("default") */
     int only_cross_attention[DB_MAX_LEVELS], mid_block_only_cross_attention;
     size_t cross_attention_dim, encoder_hid_dim, addition_embed_type_num_heads;
     size_t time_embedding_dim, norm_num_groups;
     float norm_eps, freq_shift, resnet_out_scale_factor, mid_block_scale_factor;
     int flip_sin_to_cos;
     int resnet_skip_time_act, cross_attention_norm;
-    int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding   */
-    int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver      */
+    int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding
+                              */
+    int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver */
     db_activation act, time_embedding_act;
 } db_unet_config;
 
@@ -756,16 +776,19 @@ void db_vae_free(db_vae *v);
 
 size_t db_vae_factor(const db_vae *v); /* pixels to a latent, along each axis: 8 */
 
-/* x [B,H,W,in_channels] in [-1,1] -> moments [B,h,w,2*latent_channels]: means, then log variances, unscaled */
+/* x [B,H,W,in_channels] in [-1,1] -> moments [B,h,w,2*latent_channels]: means, then log variances,
+ * unscaled */
 db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x);
 /* z [B,h,w,latent_channels], unscaled -> [B,H,W,out_channels] */
 db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z);
 
 /* The same on the caller's memory, one picture after the other. */
 db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W, float *moments);
-/* latents [B,h,w,latent_channels] scaled as the U-Net has them. What is larger than `tile` latents along an axis
-   is decoded in tiles of that size that overlap by a quarter and are blended (diffusers' tiled_decode); 0: never. */
-db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile, float *out);
+/* latents [B,h,w,latent_channels] scaled as the U-Net has them. What is larger than `tile` latents
+   along an axis is decoded in tiles of that size that overlap by a quarter and are blended
+   (diffusers' tiled_decode); 0: never. */
+db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile,
+                        float *out);
 
 /* Puts a new LoRA beside a network's attention projections: A normal with standard deviation 1 /
    rank, B zero, as diffusers' scripts begin. U-Nets: to_q, to_k, to_v, to_out.0, add_k_proj,
@@ -777,26 +800,40 @@ db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha,
 /* Fills a table from an open file (every parameter must be there in its shape; what the file has
    besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
 db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
-db_result db_params_save(const db_param_table *p, const float *values, const char *path, db_dtype dtype);
+db_result db_params_save(const db_param_table *p, const float *values, const char *path,
+                         db_dtype dtype);
 
 /* ---- [DB-09] noise schedule and samplers ----------------------------------------------------- */
 
 typedef enum db_prediction { DB_PREDICT_EPSILON, DB_PREDICT_SAMPLE, DB_PREDICT_V } db_prediction;
-typedef enum db_spacing { /* DEFAULT, where the file names none: LINSPACE for DPM-Solver++, else LEADING */
-    DB_SPACING_DEFAULT, DB_SPACING_LEADING, DB_SPACING_TRAILING, DB_SPACING_LINSPACE
+typedef enum db_spacing { /* DEFAULT, where the file names none: LINSPACE for DPM-Solver++, else
+                             LEADING */
+                          DB_SPACING_DEFAULT,
+                          DB_SPACING_LEADING,
+                          DB_SPACING_TRAILING,
+                          DB_SPACING_LINSPACE
 } db_spacing;
 typedef enum db_variance {
-    DB_VARIANCE_FIXED_SMALL, DB_VARIANCE_FIXED_SMALL_LOG, DB_VARIANCE_FIXED_LARGE, DB_VARIANCE_FIXED_LARGE_LOG,
-    DB_VARIANCE_LEARNED, DB_VARIANCE_LEARNED_RANGE
+    DB_VARIANCE_FIXED_SMALL,
+    DB_VARIANCE_FIXED_SMALL_LOG,
+    DB_VARIANCE_FIXED_LARGE,
+    DB_VARIANCE_FIXED_LARGE_LOG,
+    DB_VARIANCE_LEARNED,
+    DB_VARIANCE_LEARNED_RANGE
 } db_variance;
-typedef enum db_sampler { DB_SAMPLER_DDPM, DB_SAMPLER_DDIM, DB_SAMPLER_DPMSOLVER } db_sampler; /* the last: DPM-Solver++ 2M */
+typedef enum db_sampler {
+    DB_SAMPLER_DDPM,
+    DB_SAMPLER_DDIM,
+    DB_SAMPLER_DPMSOLVER
+} db_sampler; /* the last: DPM-Solver++ 2M */
 typedef enum db_solver_type { DB_SOLVER_MIDPOINT, DB_SOLVER_HEUN } db_solver_type;
 
 typedef struct db_schedule { /* names as in scheduler_config.json */
     size_t num_train_timesteps;
     double *alphas_cumprod; /* [num_train_timesteps], alpha_t^2 of the paper */
     db_ctx *ctx;
-    db_sampler sampler;     /* that of the file's class; one that is not here (PNDM, Euler ...): DPM-Solver++ */
+    db_sampler sampler; /* that of the file's class; one that is not here (PNDM, Euler ...):
+                           DPM-Solver++ */
     db_prediction prediction_type;
     db_spacing timestep_spacing;
     db_variance variance_type;
@@ -809,54 +846,64 @@ typedef struct db_schedule { /* names as in scheduler_config.json */
 } db_schedule;
 
 db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
-/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest as diffusers' defaults. */
-db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start, double beta_end, size_t steps, db_schedule *out);
+/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest as diffusers' defaults.
+ */
+db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start,
+                           double beta_end, size_t steps, db_schedule *out);
 void db_schedule_free(db_schedule *s);
 
 /* alpha_t and sigma_t of x_t = alpha_t x + sigma_t eps */
 void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, float *sigma);
 
-/* One way from noise to clean images: timestep[0 ... n-1], and what a multistep solver remembers. */
+/* One way from noise to clean images: timestep[0 ... n-1], and what a multistep solver remembers.
+ */
 typedef struct db_trajectory {
     const db_schedule *schedule;
     db_sampler sampler;
-    float eta;                    /* DDIM's: 0 deterministic, 1 as noisy as DDPM                       */
-    int use_clipped_model_output; /* DDIM's: take eps anew from the clipped or thresholded x0          */
+    float eta; /* DDIM's: 0 deterministic, 1 as noisy as DDPM                       */
+    int use_clipped_model_output; /* DDIM's: take eps anew from the clipped or thresholded x0 */
     size_t n, *timestep;
-    float *x0, *last_x0;          /* predictions of the clean images, of this step and the one before  */
+    float *x0, *last_x0; /* predictions of the clean images, of this step and the one before  */
     size_t count;
 } db_trajectory;
 
-/* n timesteps for `count` numbers (all images together); eta 0. *out needs db_trajectory_free in any case. */
-db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count, db_trajectory *out);
+/* n timesteps for `count` numbers (all images together); eta 0. *out needs db_trajectory_free in
+ * any case. */
+db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count,
+                             db_trajectory *out);
 void db_trajectory_free(db_trajectory *tr);
 
-/* Step k, in order: x [B,P,C] from timestep[k] to the next, in place. pred [B,P,CP] is the network's output after
-   guidance, CP = C or 2C (learned variance); noise [B,P,C] standard normal, needed if db_trajectory_draws. */
-db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP, const float *pred, const float *noise, float *x);
+/* Step k, in order: x [B,P,C] from timestep[k] to the next, in place. pred [B,P,CP] is the
+   network's output after guidance, CP = C or 2C (learned variance); noise [B,P,C] standard normal,
+   needed if db_trajectory_draws. */
+db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, size_t C, size_t CP,
+                             const float *pred, const float *noise, float *x);
 int db_trajectory_draws(const db_trajectory *tr, size_t k);
 
-/* Classifier-free guidance in place: pred holds [2B,P,CP], unconditional first; its first half becomes
-   uncond + scale (cond - uncond) in the first C channels and the text's variance in the others. */
+/* Classifier-free guidance in place: pred holds [2B,P,CP], unconditional first; its first half
+   becomes uncond + scale (cond - uncond) in the first C channels and the text's variance in the
+   others. */
 void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred);
 
 /* ---- [DB-10] super-resolution -------------------------------------------------------------------
 
-   A noise level is a timestep of the image_noising_scheduler, taken as a real number: -1 is no noise, and the
-   levels between -1 and 0 reach variances below the schedule's first (the paper's 1e-5). */
+   A noise level is a timestep of the image_noising_scheduler, taken as a real number: -1 is no
+   noise, and the levels between -1 and 0 reach variances below the schedule's first (the paper's
+   1e-5). */
 
-double db_noise_variance(const db_schedule *noising, double level); /* sigma^2 of a level                   */
-double db_noise_level(const db_schedule *noising, double variance); /* the level of a variance              */
+double db_noise_variance(const db_schedule *noising, double level); /* sigma^2 of a level */
+double db_noise_level(const db_schedule *noising, double variance); /* the level of a variance */
 
 /* The small image of a training pair: means of factor x factor pixels. image [H,W,C] -> out
    [H/factor, W/factor, C]; what is left over at the right and the bottom is not read. */
 void db_downsample(const float *image, size_t H, size_t W, size_t C, size_t factor, float *out);
 
-/* What a super-resolution network reads beside x_t: the small image low [h,w,C], upscaled to H x W with aligned
-   corners and noised at `level`; the window [y0,y0+wh) x [x0,x0+ww) of it into out [wh,ww,C]. Training and
-   sampling both go through here, so that they cannot differ. */
-void db_condition_low_res(const db_schedule *noising, double level, const db_rng *rng, const float *low, size_t h, size_t w, size_t C,
-                          size_t H, size_t W, size_t y0, size_t x0, size_t wh, size_t ww, float *out);
+/* What a super-resolution network reads beside x_t: the small image low [h,w,C], upscaled to H x W
+   with aligned corners and noised at `level`; the window [y0,y0+wh) x [x0,x0+ww) of it into out
+   [wh,ww,C]. Training and sampling both go through here, so that they cannot differ. */
+void db_condition_low_res(const db_schedule *noising, double level, const db_rng *rng,
+                          const float *low, size_t h, size_t w, size_t C, size_t H, size_t W,
+                          size_t y0, size_t x0, size_t wh, size_t ww, float *out);
 
 /* ---- [DB-11] sampling ------------------------------------------------------------------------ */
 
@@ -880,18 +927,22 @@ typedef struct db_sample_config {
 /* DDPM, 100 steps, guidance 7, seed 0: IF's stage I; use_clipped_model_output on */
 db_sample_config db_sample_config_default(void);
 
-/* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of the
-   prompts; out [B,H,W,C] in [-1,1], or latents. Each image depends on its own seed and prompt alone. */
-db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D,
-                    size_t B, size_t H, size_t W, size_t C, float *out);
+/* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of
+   the prompts; out [B,H,W,C] in [-1,1], or latents. Each image depends on its own seed and prompt
+   alone. */
+db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config,
+                    const float *text, size_t T, size_t D, size_t B, size_t H, size_t W, size_t C,
+                    float *out);
 
-/* Encodes n prompts: [n,T,d_model] into out, padded to T. For T5 they are put into lower case, without blanks
-   around, and the padding is masked inside the encoder, as in IF's pipeline; not for CLIP, as in Stable Diffusion's.
-   `truncated` (or NULL) counts the prompts that were cut. */
-db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated);
+/* Encodes n prompts: [n,T,d_model] into out, padded to T. For T5 they are put into lower case,
+   without blanks around, and the padding is masked inside the encoder, as in IF's pipeline; not for
+   CLIP, as in Stable Diffusion's. `truncated` (or NULL) counts the prompts that were cut. */
+db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts,
+                    size_t n, size_t T, float *out, size_t *truncated);
 
-/* A diffusers directory (IFPipeline, IFSuperResolutionPipeline, StableDiffusionPipeline; parts that it leaves out are
-   NULL), or a Stable Diffusion 1.x file in the original (LDM) layout, whose tokenizer lies beside it in tokenizer/. */
+/* A diffusers directory (IFPipeline, IFSuperResolutionPipeline, StableDiffusionPipeline; parts that
+   it leaves out are NULL), or a Stable Diffusion 1.x file in the original (LDM) layout, whose
+   tokenizer lies beside it in tokenizer/. */
 typedef struct db_pipeline {
     db_ctx *ctx;
     char *directory; /* of a single file: where it lies */
@@ -902,27 +953,32 @@ typedef struct db_pipeline {
     db_schedule scheduler, image_noising; /* the latter of super-resolution only */
     int super_resolution;
     int released[2];                 /* private: text encoder, autoencoder */
-    struct db__configs *single_file; /* private: what a single file says in place of the directory's .json files */
+    struct db__configs
+        *single_file; /* private: what a single file says in place of the directory's .json files */
 } db_pipeline;
 
-/* What IF's pipelines pad prompts to; Stable Diffusion's to their encoder's positions, which are as many. */
+/* What IF's pipelines pad prompts to; Stable Diffusion's to their encoder's positions, which are as
+ * many. */
 enum { DB_PROMPT_TOKENS = 77 };
 
-/* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone LoRA file ...) are
-   DB_ERROR_UNSUPPORTED, and the error says what they are and what to do. Free with db_pipeline_free. */
+/* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone
+   LoRA file ...) are DB_ERROR_UNSUPPORTED, and the error says what they are and what to do. Free
+   with db_pipeline_free. */
 db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
 /* Frees the text encoder, the autoencoder or both before the rest, for their memory: training needs
-   neither once it has begun. db_pipeline_save still writes them. Keeps what came from a single file. */
+   neither once it has begun. db_pipeline_save still writes them. Keeps what came from a single
+   file. */
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
 
-/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it was loaded. The
-   directory is made if need be. A text encoder that is NULL is left out; what was released is copied from its file. */
+/* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it
+   was loaded. The directory is made if need be. A text encoder that is NULL is left out; what was
+   released is copied from its file. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
-/* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout. The configurations
-   go into its metadata, which other programs skip and db_pipeline_load reads. */
+/* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout.
+   The configurations go into its metadata, which other programs skip and db_pipeline_load reads. */
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
 
 /* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or
@@ -933,15 +989,17 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
 db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
-/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means "". H and W of a
-   latent model are multiples of db_vae_factor. */
-db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
-                      size_t H, size_t W, float *out);
+/* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means
+   "". H and W of a latent model are multiples of db_vae_factor. */
+db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative,
+                      const db_sample_config *config, size_t H, size_t W, float *out);
 
-/* Super-resolution of n images low [n,h,w,3] to [n,H,W,3], with `p` the super-resolution pipeline and `text` the
-   pipeline whose text encoder it shares. `level`: how much noise the small image gets (see db_noise_level). */
-db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const db_sample_config *config, double level,
-                     const float *low, size_t h, size_t w, size_t H, size_t W, float *out);
+/* Super-resolution of n images low [n,h,w,3] to [n,H,W,3], with `p` the super-resolution pipeline
+   and `text` the pipeline whose text encoder it shares. `level`: how much noise the small image
+   gets (see db_noise_level). */
+db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
+                     const db_sample_config *config, double level, const float *low, size_t h,
+                     size_t w, size_t H, size_t W, float *out);
 
 /* ---- [DB-12] DreamBooth ---------------------------------------------------------------------- */
 
@@ -957,31 +1015,31 @@ typedef enum db_filter { DB_FILTER_BILINEAR = 2, DB_FILTER_BICUBIC = 3 } db_filt
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out);
 
 typedef struct db_dreambooth_config {
-    const char *instance_prompt;  /* "a [V] dog"                                                              */
-    const char *class_prompt;     /* "a dog"; NULL: no prior preservation                                     */
-    float prior_loss_weight;      /* lambda                                                                   */
-    size_t resolution;            /* photos are scaled until their shorter side has this many pixels          */
-    size_t crop_size;             /* side of the squares trained on; 0: the resolution. Super-resolution
-                                     learns from crops and draws whole pictures                               */
-    int center_crop;              /* 0: random crops                                                          */
+    const char *instance_prompt; /* "a [V] dog" */
+    const char *class_prompt;    /* "a dog"; NULL: no prior preservation    */
+    float prior_loss_weight;     /* lambda     */
+    size_t resolution; /* photos are scaled until their shorter side has this many pixels */
+    size_t crop_size;  /* side of the squares trained on; 0: the resolution. Super-resolution
+                          learns from crops and draws whole pictures                               */
+    int center_crop; /* 0: random crops                                                          */
     size_t train_batch_size, class_batch_size;
     size_t gradient_accumulation_steps, max_train_steps;
     int gradient_checkpointing, train_text_encoder;
-    int in_sequence;              /* class samples after the instance's, not in one batch with them: the same
-                                     gradient, less memory, more time                                         */
-    float snr_gamma;              /* min-SNR weights of both terms' samples (5 is usual); 0: plain            */
-    float noise_offset;           /* this much of one normal number for each sample and channel joins the
-                                     noise, so that a picture's mean can be learnt (0.1 is usual); 0: none    */
+    int in_sequence; /* class samples after the instance's, not in one batch with them: the same
+                        gradient, less memory, more time                                         */
+    float snr_gamma; /* min-SNR weights of both terms' samples (5 is usual); 0: plain            */
+    float noise_offset; /* this much of one normal number for each sample and channel joins the
+                           noise, so that a picture's mean can be learnt (0.1 is usual); 0: none */
     float learning_rate;
     db_lr_schedule lr_scheduler;
     size_t lr_warmup_steps;
     double lr_num_cycles, lr_power;
     db_optimizer_config optimizer;
-    size_t lora_rank;             /* not 0: the weights stay, a LoRA of that rank is trained beside the U-Net's
-                                     attention (and the text encoder's, with train_text_encoder)              */
-    float lora_alpha;             /* 0: the rank                                                              */
-    double noise_level;           /* super-resolution: the level of the small image's noise                   */
-    size_t upscale;               /* super-resolution: how many times smaller the small image is              */
+    size_t lora_rank; /* not 0: the weights stay, a LoRA of that rank is trained beside the U-Net's
+                         attention (and the text encoder's, with train_text_encoder)              */
+    float lora_alpha; /* 0: the rank                                                              */
+    double noise_level; /* super-resolution: the level of the small image's noise */
+    size_t upscale; /* super-resolution: how many times smaller the small image is              */
     uint64_t seed;
 } db_dreambooth_config;
 
@@ -990,37 +1048,43 @@ db_dreambooth_config db_dreambooth_config_default(void);
 typedef struct db_dreambooth db_dreambooth;
 
 typedef struct db_dreambooth_losses {
-    float total, instance, prior; /* of the last step; prior before lambda                                    */
+    float total, instance, prior; /* of the last step; prior before lambda */
     float grad_norm, lr;
 } db_dreambooth_losses;
 
-/* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text encoder: p
-   itself for the base. Photos are copied: the shorter side is scaled to the resolution, then cropped. Class
-   images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation. Fails
-   without photos, without class images for a class prompt, and when sizes or batches are 0 or do not fit.
-   A latent model's pictures go through the encoder here, once: whole, to be cropped as latents (that is, in
-   steps of db_vae_factor pixels), or with center_crop their middles. Pictures are never mirrored.
-   Afterwards p->vae and, unless it is trained, the text encoder are not used any more: see db_pipeline_release. */
-db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
-                               const float *class_images, size_t n_class, db_dreambooth **out);
+/* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text
+   encoder: p itself for the base. Photos are copied: the shorter side is scaled to the resolution,
+   then cropped. Class images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL
+   without prior preservation. Fails without photos, without class images for a class prompt, and
+   when sizes or batches are 0 or do not fit. A latent model's pictures go through the encoder here,
+   once: whole, to be cropped as latents (that is, in steps of db_vae_factor pixels), or with
+   center_crop their middles. Pictures are never mirrored. Afterwards p->vae and, unless it is
+   trained, the text encoder are not used any more: see db_pipeline_release. */
+db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
+                               const db_dreambooth_config *config, const db_image *photos,
+                               size_t n_photos, const float *class_images, size_t n_class,
+                               db_dreambooth **out);
 void db_dreambooth_free(db_dreambooth *d);
 
-void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan); /* of one step; parameters besides */
+void db_dreambooth_plan(const db_dreambooth *d,
+                        db_memory_plan *plan); /* of one step; parameters besides */
 size_t db_dreambooth_steps_done(const db_dreambooth *d);
 
 /* A pass forward and backward that changes nothing: time it to know what a step will take. */
 db_result db_dreambooth_rehearse(db_dreambooth *d);
 
 /* One update of the weights. A loss or gradient that is not a number changes nothing and gives
-   DB_ERROR_NUMERIC; cancelled by db_config.progress, the update is done and DB_ERROR_CANCELLED told. */
+   DB_ERROR_NUMERIC; cancelled by db_config.progress, the update is done and DB_ERROR_CANCELLED
+   told. */
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
 
-/* The whole state of training: weights, moments, step. A run resumed from it goes on to the same bits. */
+/* The whole state of training: weights, moments, step. A run resumed from it goes on to the same
+ * bits. */
 db_result db_dreambooth_save(const db_dreambooth *d, const char *path);
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
 
-/* The seed of class image `index`: a function of the class prompt and the index alone, so that a larger pool
-   contains the smaller. */
+/* The seed of class image `index`: a function of the class prompt and the index alone, so that a
+   larger pool contains the smaller. */
 uint64_t db_class_image_seed(const char *class_prompt, size_t index);
 
 /* ---- [DB-13] metrics -------------------------------------------------------------------------
@@ -4759,7 +4823,8 @@ db_param *db_params_find(const db_param_table *p, const char *name)
 }
 
 /* Adds a parameter to the table; memory comes with db__params_allocate. */
-static db_param *db__params_declare(db_param_table *p, const char *name, int n_dims, const size_t *dim)
+static db_param *db__params_declare(db_param_table *p, const char *name, int n_dims,
+                                    const size_t *dim)
 {
     db_param *item;
     void *grown;
@@ -4817,7 +4882,8 @@ db_result db_params_require_grad(db_param_table *p)
     return DB_OK;
 }
 
-/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is the same in both. */
+/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is the same in both.
+ */
 static void db__param_move(const db_param *item, float *to, const float *from, int to_file)
 {
     size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx;
@@ -4828,14 +4894,21 @@ static void db__param_move(const db_param *item, float *to, const float *from, i
     for (oc = 0; oc < OC; oc++)
         for (ky = 0; ky < k; ky++)
             for (kx = 0; kx < k; kx++) {
-                size_t file = ((oc * IC) * k + ky) * k + kx, memory = ((ky * OC + oc) * k + kx) * IC;
+                size_t file = ((oc * IC) * k + ky) * k + kx,
+                       memory = ((ky * OC + oc) * k + kx) * IC;
                 if (to_file) for (ic = 0; ic < IC; ic++) to[file + ic * k * k] = from[memory + ic];
                 else for (ic = 0; ic < IC; ic++) to[memory + ic] = from[file + ic * k * k];
             }
 }
 
-void db_param_get(const db_param *item, const float *from, float *out) { db__param_move(item, out, from, 1); }
-void db_param_set(const db_param *item, float *to, const float *in) { db__param_move(item, to, in, 0); }
+void db_param_get(const db_param *item, const float *from, float *out)
+{
+    db__param_move(item, out, from, 1);
+}
+void db_param_set(const db_param *item, float *to, const float *in)
+{
+    db__param_move(item, to, in, 0);
+}
 
 db_optimizer_config db_optimizer_config_default(void)
 {
@@ -4845,12 +4918,12 @@ db_optimizer_config db_optimizer_config_default(void)
     return c;
 }
 
-/* ---- 8-bit moments --------------------------------------------------------------------------------
+/* ---- 8-bit moments ------------------------------------------------------------------------------
    Dettmers et al., 2021 (8-bit Optimizers via Block-wise Quantization), sections 2 and 3.1, with
    bitsandbytes' settings: blocks of 256 numbers, each with the largest absolute value as its scale;
    parameters of less than 4096 elements stay in f32. A code's value is 10^-e times a linear
    fraction in (.1, 1): the larger, the more bits of fraction ("dynamic tree" quantisation). The
-   second moment has no sign and one bit more.                                                     */
+   second moment has no sign and one bit more. */
 
 enum { DB__8BIT_BLOCK = 256, DB__8BIT_SMALLEST = 4096, DB__8BIT_KEYS = 4096 };
 
@@ -4952,7 +5025,8 @@ static void db__adamw_8bit(db_optimizer *o, const db__8bit_map map[2], size_t k,
     }
 }
 
-db_result db_optimizer_init(db_optimizer *o, db_param_table *params, const db_optimizer_config *config)
+db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
+                            const db_optimizer_config *config)
 {
     size_t k, floats = 0, codes = 0, f, c;
     memset(o, 0, sizeof *o);
@@ -5025,14 +5099,17 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     grad_norm *= (double)grad_scale;
     if (norm) *norm = (float)grad_norm;
     if (!(grad_norm < 1e30))
-        return db__fail(ctx, DB_ERROR_NUMERIC, "the gradient's norm is %g at update %llu: lower the learning rate", grad_norm,
-                        (unsigned long long)o->step + 1);
+        return db__fail(ctx, DB_ERROR_NUMERIC,
+                        "the gradient's norm is %g at update %llu: lower the learning rate",
+                        grad_norm, (unsigned long long)o->step + 1);
     o->step++;
-    a.lr = lr, a.beta1 = o->config.beta1, a.beta2 = o->config.beta2, a.eps = o->config.eps, a.weight_decay = o->config.weight_decay;
+    a.lr = lr, a.beta1 = o->config.beta1, a.beta2 = o->config.beta2, a.eps = o->config.eps,
+    a.weight_decay = o->config.weight_decay;
     a.correction1 = (float)(1 - pow((double)a.beta1, (double)o->step));
     a.correction2 = (float)(1 - pow((double)a.beta2, (double)o->step));
     a.grad_scale = grad_scale;
-    if (o->config.max_grad_norm > 0) a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
+    if (o->config.max_grad_norm > 0)
+        a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
     if (o->m8) db__8bit_map_init(&map[0], 1), db__8bit_map_init(&map[1], 0);
     {
         DB__PARALLEL_FOR(ctx, dynamic)
@@ -5054,11 +5131,13 @@ void db_ema_update(const db_param_table *p, float *average, float decay)
     DB__PARALLEL_FOR(p->ctx, static)
     for (k = 0; k < (long)DB__CEIL_DIV(p->count, DB__PIECE); k++) {
         size_t at = (size_t)k * DB__PIECE;
-        p->ctx->isa->f32->axpby(average + at, average + at, p->data + at, decay, 1 - decay, DB__MIN(p->count - at, (size_t)DB__PIECE), 0);
+        p->ctx->isa->f32->axpby(average + at, average + at, p->data + at, decay, 1 - decay,
+                                DB__MIN(p->count - at, (size_t)DB__PIECE), 0);
     }
 }
 
-double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total, double cycles, double power)
+double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,
+                    double cycles, double power)
 {
     const double pi = 3.14159265358979323846;
     double progress, left;
@@ -5066,7 +5145,8 @@ double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uin
     if (step < warmup) return (double)step / (double)DB__MAX(1, warmup);
     if (schedule == DB_LR_CONSTANT_WITH_WARMUP) return 1;
     progress = (double)(step - warmup) / (double)DB__MAX(1, total - DB__MIN(total, warmup));
-    left = (double)(total > step ? total - step : 0) / (double)DB__MAX(1, total - DB__MIN(total, warmup));
+    left = (double)(total > step ? total - step : 0) /
+        (double)DB__MAX(1, total - DB__MIN(total, warmup));
     switch (schedule) {
     case DB_LR_LINEAR: return left;
     case DB_LR_COSINE: return DB__MAX(0.0, 0.5 * (1 + cos(pi * progress)));
@@ -8172,7 +8252,7 @@ static db_tensor db__low_rank(db_net *n, const char *name, db_tensor x, db_tenso
     return db_linear(n->tape, low, b, db_none, y);                             /* [...,OC] */
 }
 
-/* ---- layers by their state-dict names --------------------------------------------------------------- */
+/* ---- layers by their state-dict names -------------------------------------------------------- */
 
 static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias,
                                   db_tensor residual)
@@ -8281,9 +8361,10 @@ static int db__same_shape(const db_file_tensor *f, const db_param *item)
     return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
 }
 
-/* Fills a parameter from the file's tensor, a slice [IC,k,k] of the first dimension after the other; `row` has room for
-   the largest slice on each thread. */
-static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tensor *f, float *row, size_t largest)
+/* Fills a parameter from the file's tensor, a slice [IC,k,k] of the first dimension after the
+   other; `row` has room for the largest slice on each thread. */
+static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tensor *f, float *row,
+                           size_t largest)
 {
     size_t n = item->n_dims ? item->dim[0] : 1, bytes = f->bytes / n;
     ptrdiff_t k;
@@ -8291,8 +8372,10 @@ static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tens
     for (k = 0; k < (ptrdiff_t)n; k++) {
         db_file_tensor slice = *f;
         size_t IC = item->dim[1], K = item->dim[2], ic, kk, count = item->count / n;
-        float *in = row + (size_t)db__thread_index() * largest, *out = item->data + (size_t)k * count;
-        slice.data = (const char *)f->data + (size_t)k * bytes, slice.count = count, slice.bytes = bytes;
+        float *in = row + (size_t)db__thread_index() * largest,
+              *out = item->data + (size_t)k * count;
+        slice.data = (const char *)f->data + (size_t)k * bytes, slice.count = count,
+        slice.bytes = bytes;
         db_file_tensor_to_f32(&slice, item->n_dims == 4 ? in : out);
         if (item->n_dims != 4) continue;
         for (kk = 0; kk < K * K; kk++) { /* [OC][IC][k][k] -> [k][OC][k][IC] */
@@ -8309,7 +8392,8 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
     size_t k, largest = 16;
     float *row;
     for (k = 0; k < p->n; k++)
-        if (p->item[k].n_dims == 4) largest = DB__MAX(largest, p->item[k].count / p->item[k].dim[0] + 16);
+        if (p->item[k].n_dims == 4)
+            largest = DB__MAX(largest, p->item[k].count / p->item[k].dim[0] + 16);
     row = (float *)db__alloc(ctx, largest, (size_t)db__threads(ctx) * sizeof(float));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
@@ -8501,13 +8585,13 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     return NULL;
 }
 
-/* ---- LoRA ----------------------------------------------------------------------------------------
+/* ---- LoRA ---------------------------------------------------------------------------------------
    Hu et al., 2021. The factors are declared as all parameters are, by a forward pass; see
    db__low_rank.
 
    Easy to get wrong
    - B begins as zero and A does not: the first output is the network's own and B has a gradient.
-   - Without a word in the file's metadata, alpha is the rank: a factor of 1.                       */
+   - Without a word in the file's metadata, alpha is the rank: a factor of 1. */
 
 enum { DB__FOR_LORA = 70 };
 
@@ -8685,8 +8769,9 @@ static size_t db__lora_metadata(const db_lora *lora, const char *network, char *
                             (double)lora->alpha, network, targets, network);
 }
 
-/* ---- T5 ---------------------------------------------------------------------------------------------------
-   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep frozen.
+/* ---- T5 -----------------------------------------------------------------------------------------
+   Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep
+   frozen.
 
    Easy to get wrong
    - No 1/sqrt(d) in the attention, no biases, RMS instead of layer normalisation.
@@ -8932,36 +9017,43 @@ void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
    diffusers' UNet2DConditionModel, built from config.json, with the blocks of two families:
 
      Imagen's and DeepFloyd IF's (Saharia et al., 2022, appendix B): ResnetDownsampleBlock2D,
-     SimpleCrossAttnDownBlock2D; Stable Diffusion's (Rombach et al., 2022): DownBlock2D, CrossAttnDownBlock2D.
+     SimpleCrossAttnDownBlock2D; Stable Diffusion's (Rombach et al., 2022): DownBlock2D,
+   CrossAttnDownBlock2D.
 
-     x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way down)
+     x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way
+   down)
        -> norm, activation -> conv_out
 
-   IF: the time embedding scales and shifts the second normalisation of every ResNet, the pooled text is added
-   to it, and attention reads the text as further keys and values beside the pixels' own. Stable Diffusion: the
-   time embedding is added between the two convolutions; transformers attend to the pixels, then to the text.
+   IF: the time embedding scales and shifts the second normalisation of every ResNet, the pooled
+   text is added to it, and attention reads the text as further keys and values beside the pixels'
+   own. Stable Diffusion: the time embedding is added between the two convolutions; transformers
+   attend to the pixels, then to the text.
 
    Easy to get wrong
-   - `attention_head_dim` is the width of a head in IF's blocks and the number of heads in Stable Diffusion's.
-     Where it is a list, IF's is not reversed on the way up, though every other list is: so diffusers has it.
-   - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all tokens.
-   - IF's down- and upsampling happens inside a ResNet, between the activation and the first convolution, on the
-     residual path as well; Stable Diffusion's is a convolution of stride 2, and one after doubling the pixels.
+   - `attention_head_dim` is the width of a head in IF's blocks and the number of heads in Stable
+   Diffusion's. Where it is a list, IF's is not reversed on the way up, though every other list is:
+   so diffusers has it.
+   - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all
+   tokens.
+   - IF's down- and upsampling happens inside a ResNet, between the activation and the first
+   convolution, on the residual path as well; Stable Diffusion's is a convolution of stride 2, and
+   one after doubling the pixels.
    - IF's keys and values are [text, pixels], in that order; there is no mask over the text.
    - The pooled text is of the encoder's own states, before encoder_hid_proj.
    - The transformers' outer norm has eps 1e-6, their inner ones 1e-5, whatever norm_eps says.
-   - An odd size is rounded up on the way down; on the way up the skip says what it was.                    */
+   - An odd size is rounded up on the way down; on the way up the skip says what it was. */
 
 /* What the ResNets of one network have in common. */
 typedef struct db__resnets {
     size_t groups;
     float eps;
     db_activation act;
-    int scale_shift; /* how the embedding enters: as norm2's scale and shift, or added before norm2 */
+    int scale_shift; /* how the embedding enters: as norm2's scale and shift, or added before norm2
+                      */
 } db__resnets;
 
-/* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E] already
-   activated, or none; resample -1 halves, +1 doubles H and W. */
+/* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E]
+   already activated, or none; resample -1 halves, +1 doubles H and W. */
 static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x,
                             db_tensor emb, size_t OC, float scale_factor, int resample)
 {
@@ -8969,18 +9061,20 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
     size_t here = db__enter(n, "%s", name);
     db_tensor h, e = db_none;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm1", x, db_none, c->groups, c->eps, c->act);                             /* [B,H,W,C] */
+    h = db__group_norm_layer(n, "norm1", x, db_none, c->groups, c->eps, c->act); /* [B,H,W,C] */
     if (resample < 0) x = db_avg_pool2(t, x), h = db_avg_pool2(t, h);
     if (resample > 0)
         x = db_upsample2(t, x, 2 * x.dim[1], 2 * x.dim[2]),
         h = db_upsample2(t, h, 2 * h.dim[1], 2 * h.dim[2]);
-    h = db__conv_layer(n, "conv1", h, OC, 3, db_none);                                                       /* [B,H',W',OC] */
-    if (emb.id >= 0) e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1, db_none); /* [B,2OC] or [B,OC] */
+    h = db__conv_layer(n, "conv1", h, OC, 3, db_none); /* [B,H',W',OC] */
+    if (emb.id >= 0)
+        e = db__linear_layer(n, "time_emb_proj", emb, c->scale_shift ? 2 * OC : OC, 1,
+                             db_none); /* [B,2OC] or [B,OC] */
     if (emb.id >= 0 && !c->scale_shift) h = db_add_each(t, h, e), e = db_none;
     h = db__group_norm_layer(n, "norm2", h, e, c->groups, c->eps, c->act);
     if (x.dim[3] != OC) x = db__conv_layer(n, "conv_shortcut", x, OC, 1, db_none);
     if (scale_factor == 1.0f) {
-        h = db__conv_layer(n, "conv2", h, OC, 3, x);                                                          /* x + conv2(h) */
+        h = db__conv_layer(n, "conv2", h, OC, 3, x); /* x + conv2(h) */
     } else {
         h = db__conv_layer(n, "conv2", h, OC, 3, db_none);
         h = db_weighted_sum(t, 1.0f / scale_factor, x, 1.0f / scale_factor, h);
@@ -9007,7 +9101,8 @@ static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, d
     return y;
 }
 
-/* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x [B,P,C] */
+/* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x
+ * [B,P,C] */
 static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads,
                                        int only_cross)
 {
@@ -9035,10 +9130,11 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
     size_t here = db__enter(n, "%s", name), B = x.dim[0], C = x.dim[3], l;
     db_tensor h;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    h = db__group_norm_layer(n, "norm", x, db_none, c->norm_num_groups, 1e-6f, DB_ACT_NONE);                           /* [B,H,W,C] */
+    h = db__group_norm_layer(n, "norm", x, db_none, c->norm_num_groups, 1e-6f,
+                             DB_ACT_NONE); /* [B,H,W,C] */
     h = c->use_linear_projection ? db__linear_layer(n, "proj_in", h, C, 1, db_none)
                                  : db__conv_layer(n, "proj_in", h, C, 1, db_none);
-    h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C);                                                                    /* [B,P,C] */
+    h = db__shape3(t, h, B, x.dim[1] * x.dim[2], C); /* [B,P,C] */
     for (l = 0; l < layers; l++) {
         size_t there = db__enter(n, "transformer_blocks.%zu", l);
         h = db__transformer_block(n, h, text, heads, only_cross);
@@ -9055,22 +9151,29 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
 /* ---- IF's attention and embeddings ----------------------------------------------------------- */
 
 /* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
-static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name, db_tensor x, db_tensor text, size_t head_dim, int only_cross)
+static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name,
+                                            db_tensor x, db_tensor text, size_t head_dim,
+                                            int only_cross)
 {
     db_tape *t = n->tape;
-    size_t here = db__enter(n, "%s", name), C = x.dim[3], B = x.dim[0], HW = x.dim[1] * x.dim[2], heads = DB__MAX(1, C / head_dim), inner = heads * head_dim;
+    size_t here = db__enter(n, "%s", name), C = x.dim[3], B = x.dim[0], HW = x.dim[1] * x.dim[2],
+           heads = DB__MAX(1, C / head_dim), inner = heads * head_dim;
     db_tensor pixels = db__shape3(t, x, B, HW, C), h, q, k, v, y;
     if (t->checkpoint_blocks) db_checkpoint_begin(t);
-    if (c->cross_attention_norm) text = db__group_norm_layer(n, "norm_cross", text, db_none, 32, 1e-5f, DB_ACT_NONE); /* [B,T,X] */
-    h = db__group_norm_layer(n, "group_norm", pixels, db_none, c->norm_num_groups, 1e-5f, DB_ACT_NONE);                /* [B,HW,C] */
+    if (c->cross_attention_norm)
+        text = db__group_norm_layer(n, "norm_cross", text, db_none, 32, 1e-5f,
+                                    DB_ACT_NONE); /* [B,T,X] */
+    h = db__group_norm_layer(n, "group_norm", pixels, db_none, c->norm_num_groups, 1e-5f,
+                             DB_ACT_NONE); /* [B,HW,C] */
     q = db__linear_layer(n, "to_q", h, inner, 1, db_none);
-    k = db__linear_layer(n, "add_k_proj", text, inner, 1, db_none);                                                   /* [B,T,C] */
+    k = db__linear_layer(n, "add_k_proj", text, inner, 1, db_none); /* [B,T,C] */
     v = db__linear_layer(n, "add_v_proj", text, inner, 1, db_none);
     if (!only_cross) {
-        k = db_concat(t, k, db__linear_layer(n, "to_k", h, inner, 1, db_none), 1);                                    /* [B,T+HW,C] */
+        k = db_concat(t, k, db__linear_layer(n, "to_k", h, inner, 1, db_none), 1); /* [B,T+HW,C] */
         v = db_concat(t, v, db__linear_layer(n, "to_v", h, inner, 1, db_none), 1);
     }
-    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)head_dim), 0);                          /* [B,HW,C] */
+    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)head_dim),
+                     0); /* [B,HW,C] */
     y = db__linear_layer(n, "to_out.0", y, C, 1, pixels);
     if (t->checkpoint_blocks) db_checkpoint_end(t);
     db__leave(n, here);
@@ -9078,11 +9181,14 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
 }
 
 /* A number as a vector: sines and cosines, linear, act, linear. [B] -> [B,E] */
-static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const char *name, db_tensor number)
+static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const char *name,
+                                      db_tensor number)
 {
     size_t here = db__enter(n, "%s", name);
-    db_tensor x = db_sinusoid(n->tape, number, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
-    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db_none), c->act);
+    db_tensor x =
+        db_sinusoid(n->tape, number, c->block_out_channels[0], c->flip_sin_to_cos, c->freq_shift);
+    x = db_activate(n->tape, db__linear_layer(n, "linear_1", x, c->time_embedding_dim, 1, db_none),
+                    c->act);
     x = db__linear_layer(n, "linear_2", x, c->time_embedding_dim, 1, db_none);
     db__leave(n, here);
     return x;
@@ -9095,21 +9201,23 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
     size_t here = db__enter(n, "add_embedding"), there, D = text.dim[2];
     db_tensor h = db__layer_norm_layer(n, "norm1", text, 1e-5f), mean, q, k, v, y; /* [B,T,D] */
     there = db__enter(n, "pool");
-    mean = db_add_rows(t, db_mean_tokens(t, h), db__weight(n, "positional_embedding", 1, D, 0, 0)); /* [B,1,D] */
-    h = db_concat(t, mean, h, 1);                                                                   /* [B,1+T,D] */
+    mean = db_add_rows(t, db_mean_tokens(t, h),
+                       db__weight(n, "positional_embedding", 1, D, 0, 0)); /* [B,1,D] */
+    h = db_concat(t, mean, h, 1);                                          /* [B,1+T,D] */
     q = db__linear_layer(n, "q_proj", mean, D, 1, db_none);
     k = db__linear_layer(n, "k_proj", h, D, 1, db_none);
     v = db__linear_layer(n, "v_proj", h, D, 1, db_none);
-    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)(D / heads)), 0);   /* [B,1,D] */
+    y = db_attention(t, q, k, v, db_none, db_none, heads, 1.0f / sqrtf((float)(D / heads)),
+                     0); /* [B,1,D] */
     db__leave(n, there);
-    y = db__linear_layer(n, "proj", db__shape2(t, y, text.dim[0], D), E, 1, db_none);              /* [B,E] */
+    y = db__linear_layer(n, "proj", db__shape2(t, y, text.dim[0], D), E, 1, db_none); /* [B,E] */
     y = db__layer_norm_layer(n, "norm2", y, 1e-5f);
     db__leave(n, here);
     return y;
 }
 
-/* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the largest image;
-   `nth` from the network's input, on the way up from the middle. */
+/* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the
+   largest image; `nth` from the network's input, on the way up from the middle. */
 static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r,
                                 db_block block, size_t level, size_t nth, size_t l, db_tensor h,
                                 db_tensor emb, db_tensor text)
@@ -9118,7 +9226,7 @@ static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__re
     int only_cross = c->only_cross_attention[level];
     char name[32];
     snprintf(name, sizeof name, "resnets.%zu", l);
-    h = db__resnet(n, r, name, h, emb, OC, c->resnet_out_scale_factor, 0);                                                 /* [B,H,W,OC] */
+    h = db__resnet(n, r, name, h, emb, OC, c->resnet_out_scale_factor, 0); /* [B,H,W,OC] */
     snprintf(name, sizeof name, "attentions.%zu", l);
     if (block == DB_BLOCK_CROSS_ATTN)
         h = db__transformer(n, c, name, h, text, c->attention_head_dim[level],
@@ -9133,7 +9241,9 @@ static int db__block_resamples_in_resnet(db_block block)
     return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN;
 }
 
-static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
+static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x,
+                                 db_tensor timestep, db_tensor text, db_tensor class_labels,
+                                 db_unet_features *features)
 {
     db_tape *t = n->tape;
     size_t ch0 = c->block_out_channels[0], last = c->n_levels - 1, level, l, here, n_skips = 0;
@@ -9149,12 +9259,18 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     /* time, noise level and pooled text: one vector a sample, [B,E] */
     emb = db__number_embedding(n, c, "time_embedding", timestep);
     if (c->class_embed_timestep)
-        emb = db_weighted_sum(t, 1, emb, 1, db__number_embedding(n, c, "class_embedding", class_labels));
+        emb = db_weighted_sum(t, 1, emb, 1,
+                              db__number_embedding(n, c, "class_embedding", class_labels));
     if (c->addition_embed_text)
-        emb = db_weighted_sum(t, 1, emb, 1, db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
+        emb = db_weighted_sum(
+            t, 1, emb, 1,
+            db__pooled_text(n, text, c->time_embedding_dim, c->addition_embed_type_num_heads));
     emb = db_activate(t, emb, c->time_embedding_act);
-    if (!c->resnet_skip_time_act) emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
-    if (c->encoder_hid_dim) text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1, db_none); /* [B,T,X] */
+    if (!c->resnet_skip_time_act)
+        emb = db_activate(t, emb, c->act); /* every ResNet begins with it */
+    if (c->encoder_hid_dim)
+        text = db__linear_layer(n, "encoder_hid_proj", text, c->cross_attention_dim, 1,
+                                db_none); /* [B,T,X] */
 
     /* down */
     h = skip[n_skips++] = db__conv_layer(n, "conv_in", x, ch0, 3, db_none); /* [B,H,W,ch0] */
@@ -9163,7 +9279,8 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
         for (l = 0; l < c->layers_per_block[level]; l++)
-            h = skip[n_skips++] = db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
+            h = skip[n_skips++] =
+                db__unet_layer(n, c, &r, block, level, level, l, h, emb, text); /* [B,H,W,OC] */
         if (level < last) { /* [B,H/2,W/2,OC] */
             if (db__block_resamples_in_resnet(block))
                 h = db__resnet(n, &r, "downsamplers.0", h, emb, OC, scale, -1);
@@ -9207,11 +9324,13 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
         if (features) features->up[level] = h;
         db__leave(n, here);
     }
-    h = db__group_norm_layer(n, "conv_norm_out", h, db_none, c->norm_num_groups, c->norm_eps, c->act);
+    h = db__group_norm_layer(n, "conv_norm_out", h, db_none, c->norm_num_groups, c->norm_eps,
+                             c->act);
     return db__conv_layer(n, "conv_out", h, c->out_channels, 3, db_none); /* [B,H,W,out_channels] */
 }
 
-db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text, db_tensor class_labels, db_unet_features *features)
+db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
+                          db_tensor class_labels, db_unet_features *features)
 {
     db_net n;
     memset(&n, 0, sizeof n);
@@ -9222,18 +9341,21 @@ db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timeste
 /* ---- config.json ----------------------------------------------------------------------------- */
 
 /* One number, or one for each level. */
-static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const char *path, size_t n, size_t otherwise, size_t *out)
+static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const char *path,
+                          size_t n, size_t otherwise, size_t *out)
 {
     const db_json *item = db_json_get(j, key);
     size_t k;
     for (k = 0; k < n; k++) {
         const db_json *v = item && item->type == DB_JSON_ARRAY ? db_json_at(item, k) : item;
         if (v && v->type != DB_JSON_NULL) {
-            if (!(v->type == DB_JSON_BOOL || (v->type == DB_JSON_NUMBER && v->is_integer)) || v->integer < 0 || v->integer > 1 << 20)
+            if (!(v->type == DB_JSON_BOOL || (v->type == DB_JSON_NUMBER && v->is_integer)) ||
+                v->integer < 0 || v->integer > 1 << 20)
                 db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must hold whole numbers", path, key);
             else out[k] = (size_t)v->integer;
         } else if (item && item->type == DB_JSON_ARRAY) {
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" has %zu entries for %zu levels", path, key, item->count, n);
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" has %zu entries for %zu levels", path, key,
+                     item->count, n);
         } else {
             out[k] = otherwise;
         }
@@ -9252,19 +9374,24 @@ static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, cons
     size_t k;
     int b;
     if (!list || list->type != DB_JSON_ARRAY || list->count != n) {
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list one block for each of %zu levels", path, key, n);
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must list one block for each of %zu levels",
+                 path, key, n);
         return;
     }
     for (k = 0; k < n; k++) {
-        const char *name = db_json_at(list, k)->type == DB_JSON_STRING ? db_json_at(list, k)->string : "?";
+        const char *name =
+            db_json_at(list, k)->type == DB_JSON_STRING ? db_json_at(list, k)->string : "?";
         for (b = 0; b < DB_BLOCK_COUNT && strcmp(name, names[b][up]); b++) {}
         if (b < DB_BLOCK_COUNT) out[k] = (db_block)b;
-        else db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path, name);
+        else
+            db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported", path,
+                     name);
     }
 }
 
-/* Refuses values of config.json that would mean another network; pairs of a key and its one value (a string, or
-   how a number or bool is written), which is also what the key's absence and null mean. */
+/* Refuses values of config.json that would mean another network; pairs of a key and its one value
+   (a string, or how a number or bool is written), which is also what the key's absence and null
+   mean. */
 static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
                              const char *const (*pair)[2], size_t n)
 {
@@ -9287,17 +9414,30 @@ static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
 static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
     db_unet_config *c = (db_unet_config *)config;
-    static const char *const fixed[][2] = {{"time_embedding_type", "positional"}, {"conv_in_kernel", "3"}, {"conv_out_kernel", "3"},
-        {"downsample_padding", "1"}, {"attention_type", "default"}, {"dual_cross_attention", "false"}, {"encoder_hid_dim_type", "text_proj"},
-        {"class_embeddings_concat", "false"}, {"center_input_sample", "false"}, {"num_attention_heads", "null"}, {"timestep_post_act", "null"}, {"time_cond_proj_dim", "null"},
-        {"num_class_embeds", "null"}, {"reverse_transformer_layers_per_block", "null"}};
+    static const char *const fixed[][2] = {{"time_embedding_type", "positional"},
+                                           {"conv_in_kernel", "3"},
+                                           {"conv_out_kernel", "3"},
+                                           {"downsample_padding", "1"},
+                                           {"attention_type", "default"},
+                                           {"dual_cross_attention", "false"},
+                                           {"encoder_hid_dim_type", "text_proj"},
+                                           {"class_embeddings_concat", "false"},
+                                           {"center_input_sample", "false"},
+                                           {"num_attention_heads", "null"},
+                                           {"timestep_post_act", "null"},
+                                           {"time_cond_proj_dim", "null"},
+                                           {"num_class_embeds", "null"},
+                                           {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
     size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
     int sd = 0;
-    int only_bool = db_json_get(j, "only_cross_attention") && db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
+    int only_bool = db_json_get(j, "only_cross_attention") &&
+        db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
     const char *text;
-    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 || channels->count > DB_MAX_LEVELS)
-        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels", path, DB_MAX_LEVELS);
+    if (!channels || channels->type != DB_JSON_ARRAY || channels->count < 1 ||
+        channels->count > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"block_out_channels\" must list 1 to %d levels",
+                        path, DB_MAX_LEVELS);
     c->n_levels = channels->count;
     db__per_level(ctx, j, "block_out_channels", path, c->n_levels, 0, c->block_out_channels);
     db__per_level(ctx, j, "layers_per_block", path, c->n_levels, 2, c->layers_per_block);
@@ -9315,7 +9455,8 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->cross_attention_dim = cross[0];
     c->encoder_hid_dim = (size_t)db_json_int(j, "encoder_hid_dim", 0);
     c->addition_embed_type_num_heads = (size_t)db_json_int(j, "addition_embed_type_num_heads", 64);
-    c->time_embedding_dim = (size_t)db_json_int(j, "time_embedding_dim", (int64_t)(4 * c->block_out_channels[0]));
+    c->time_embedding_dim =
+        (size_t)db_json_int(j, "time_embedding_dim", (int64_t)(4 * c->block_out_channels[0]));
     c->norm_num_groups = (size_t)db_json_int(j, "norm_num_groups", 32);
     c->norm_eps = (float)db_json_number(j, "norm_eps", 1e-5);
     c->freq_shift = (float)db_json_number(j, "freq_shift", 0);
@@ -9323,18 +9464,26 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     c->mid_block_scale_factor = (float)db_json_number(j, "mid_block_scale_factor", 1);
     c->flip_sin_to_cos = db_json_bool(j, "flip_sin_to_cos", 1);
     c->resnet_skip_time_act = db_json_bool(j, "resnet_skip_time_act", 0);
-    c->mid_block_only_cross_attention = db_json_bool(j, "mid_block_only_cross_attention", only_bool ? (int)only[0] : 0);
+    c->mid_block_only_cross_attention =
+        db_json_bool(j, "mid_block_only_cross_attention", only_bool ? (int)only[0] : 0);
     c->act = db__activation_named(ctx, db_json_string(j, "act_fn", "silu"), path);
-    c->time_embedding_act = db__activation_named(ctx, db_json_string(j, "time_embedding_act_fn", NULL), path);
+    c->time_embedding_act =
+        db__activation_named(ctx, db_json_string(j, "time_embedding_act_fn", NULL), path);
     text = db_json_string(j, "cross_attention_norm", NULL);
     c->cross_attention_norm = text != NULL;
-    if (text && strcmp(text, "group_norm")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"cross_attention_norm\" \"%s\" is not supported", path, text);
+    if (text && strcmp(text, "group_norm"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"cross_attention_norm\" \"%s\" is not supported",
+                 path, text);
     text = db_json_string(j, "addition_embed_type", NULL);
     c->addition_embed_text = text != NULL;
-    if (text && strcmp(text, "text")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"addition_embed_type\" \"%s\" is not supported", path, text);
+    if (text && strcmp(text, "text"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"addition_embed_type\" \"%s\" is not supported",
+                 path, text);
     text = db_json_string(j, "class_embed_type", NULL);
     c->class_embed_timestep = text != NULL;
-    if (text && strcmp(text, "timestep")) db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported", path, text);
+    if (text && strcmp(text, "timestep"))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported",
+                 path, text);
     text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
     c->mid_block_type =
         !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
@@ -9352,16 +9501,21 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
         c->only_cross_attention[k] = (int)only[k];
         sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) ||
               !db__block_resamples_in_resnet(c->up_block_types[k]);
-        if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 || !c->attention_head_dim[k] || !c->norm_num_groups ||
-            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] || cross[k] != cross[0])
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: level %zu has channels, layers, heads or groups that do not fit together", path, k);
+        if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 ||
+            !c->attention_head_dim[k] || !c->norm_num_groups ||
+            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] ||
+            cross[k] != cross[0])
+            db__fail(ctx, DB_ERROR_FORMAT,
+                     "%s: level %zu has channels, layers, heads or groups that do not fit together",
+                     path, k);
     }
     if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
-        db__fail(
-            ctx, DB_ERROR_UNSUPPORTED,
-            "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported with Stable Diffusion's blocks",
-            path);
-    for (k = 0; k < c->n_levels && ctx->result == DB_OK; k++) { /* diffusers, too, needs whole heads */
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported "
+                 "with Stable Diffusion's blocks",
+                 path);
+    for (k = 0; k < c->n_levels && ctx->result == DB_OK;
+         k++) { /* diffusers, too, needs whole heads */
         size_t d = c->attention_head_dim[k], C = c->block_out_channels[k],
                up = c->block_out_channels[last - k];
         int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN ||
@@ -9422,14 +9576,15 @@ db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out)
 void db_unet_free(db_unet *u) { db__network_free(u); }
 
 /* ---- the autoencoder ----------------------------------------------------------------------------
-   AutoencoderKL (Rombach et al., 2022): the same ResNets without a time embedding, one attention layer with a
-   single head in the middle of either half.
+   AutoencoderKL (Rombach et al., 2022): the same ResNets without a time embedding, one attention
+   layer with a single head in the middle of either half.
 
    Easy to get wrong
    - Going down pads the right and the bottom edge only.
    - All its norms have eps 1e-6, and the decoder has one ResNet a level more than the encoder.
    - The last activation is SiLU whatever act_fn says.
-   - `moments` are means and log variances of the latents; scaling_factor comes after drawing from them.     */
+   - `moments` are means and log variances of the latents; scaling_factor comes after drawing from
+   them.     */
 
 /* ResNet, attention, ResNet. x [B,h,w,C] */
 static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r,
@@ -9462,21 +9617,24 @@ static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_ten
 {
     db__resnets r = db__vae_resnets(c);
     size_t L = 2 * c->latent_channels, root = db__enter(n, "encoder"), here, level, l;
-    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute), c->block_out_channels[0], 3, db_none); /* [B,H,W,ch0] */
+    db_tensor h = db__conv_layer(n, "conv_in", db_cast(n->tape, x, n->tape->compute),
+                                 c->block_out_channels[0], 3, db_none); /* [B,H,W,ch0] */
     for (level = 0; level < c->n_levels; level++) {
         size_t OC = c->block_out_channels[level];
         here = db__enter(n, "down_blocks.%zu", level);
         for (l = 0; l < c->layers_per_block; l++) {
             char name[32];
             snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0);                                                    /* [B,H,W,OC] */
+            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0); /* [B,H,W,OC] */
         }
-        if (level + 1 < c->n_levels) h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db_none, 2, 0, 1); /* [B,H/2,W/2,OC] */
+        if (level + 1 < c->n_levels)
+            h = db__conv_stride_layer(n, "downsamplers.0.conv", h, OC, 3, db_none, 2, 0,
+                                      1); /* [B,H/2,W/2,OC] */
         db__leave(n, here);
     }
     h = db__vae_middle(n, c, &r, h);
     h = db__group_norm_layer(n, "conv_norm_out", h, db_none, r.groups, r.eps, DB_ACT_SILU);
-    h = db__conv_layer(n, "conv_out", h, L, 3, db_none);                                                          /* [B,h,w,2L] */
+    h = db__conv_layer(n, "conv_out", h, L, 3, db_none); /* [B,h,w,2L] */
     db__leave(n, root);
     return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db_none) : h;
 }
@@ -9486,7 +9644,7 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
     db_tape *t = n->tape;
     db__resnets r = db__vae_resnets(c);
     size_t last = c->n_levels - 1, root, here, level, l;
-    db_tensor h = db_cast(t, z, t->compute);                                                   /* [B,h,w,L] */
+    db_tensor h = db_cast(t, z, t->compute); /* [B,h,w,L] */
     if (c->use_post_quant_conv)
         h = db__conv_layer(n, "post_quant_conv", h, c->latent_channels, 1, db_none);
     root = db__enter(n, "decoder");
@@ -9498,7 +9656,7 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
         for (l = 0; l <= c->layers_per_block; l++) {
             char name[32];
             snprintf(name, sizeof name, "resnets.%zu", l);
-            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0);                                /* [B,H,W,OC] */
+            h = db__resnet(n, &r, name, h, db_none, OC, 1, 0); /* [B,H,W,OC] */
         }
         if (level < last)
             h = db__conv_layer(n, "upsamplers.0.conv",
@@ -9506,14 +9664,15 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
         db__leave(n, here);
     }
     h = db__group_norm_layer(n, "conv_norm_out", h, db_none, r.groups, r.eps, DB_ACT_SILU);
-    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db_none);                        /* [B,H,W,3] */
+    h = db__conv_layer(n, "conv_out", h, c->out_channels, 3, db_none); /* [B,H,W,3] */
     db__leave(n, root);
     return h;
 }
 
 static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
-    static const char *const fixed[][2] = {{"shift_factor", "null"}, {"latents_mean", "null"}, {"latents_std", "null"}};
+    static const char *const fixed[][2] = {
+        {"shift_factor", "null"}, {"latents_mean", "null"}, {"latents_std", "null"}};
     db_vae_config *c = (db_vae_config *)config;
     const db_json *channels = db_json_get(j, "block_out_channels"), *list, *item;
     size_t k;
@@ -9530,7 +9689,8 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
                             "%s: the block types must list one block for each of %zu levels", path,
                             c->n_levels);
         for (item = list->first; item; item = item->next)
-            if (item->type != DB_JSON_STRING || strcmp(item->string, k ? "UpDecoderBlock2D" : "DownEncoderBlock2D"))
+            if (item->type != DB_JSON_STRING ||
+                strcmp(item->string, k ? "UpDecoderBlock2D" : "DownEncoderBlock2D"))
                 db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the block type \"%s\" is not supported",
                          path, item->type == DB_JSON_STRING ? item->string : "?");
     }
@@ -9555,10 +9715,10 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
                      path, c->block_out_channels[k], k, c->norm_num_groups);
     if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 ||
         c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
-        db__fail(
-            ctx, DB_ERROR_FORMAT,
-            "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or \"scaling_factor\" is out of range",
-            path);
+        db__fail(ctx, DB_ERROR_FORMAT,
+                 "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or "
+                 "\"scaling_factor\" is out of range",
+                 path);
     return ctx->result;
 }
 
@@ -9575,7 +9735,10 @@ static void db__vae_declare(db_net *n, const void *config)
 /* Until 2023 diffusers called the attention's layers otherwise. */
 static int db__vae_names(const void *config, const char *name, int alternative, char *out)
 {
-    static const char *const pair[][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    static const char *const pair[][2] = {{".to_q.", ".query."},
+                                          {".to_k.", ".key."},
+                                          {".to_v.", ".value."},
+                                          {".to_out.0.", ".proj_attn."}};
     (void)config;
     return alternative == 1 && snprintf(out, DB__NAME, "%s", name) < DB__NAME &&
            db__replace(out, pair, 4);
@@ -9658,7 +9821,8 @@ static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, s
         memcpy(out + r * w * C, z + ((y + r) * W + x) * C, w * C * sizeof(float));
 }
 
-/* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or to its left). */
+/* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or
+ * to its left). */
 static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw,
                       size_t C, size_t n, int columns)
 {
@@ -9683,7 +9847,8 @@ static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_
            S = tile * f;
     size_t step = DB__MAX(tile * 3 / 4, 1), n = S - step * f, columns = DB__CEIL_DIV(w, step), y, x,
            r;
-    float *rows = (float *)db__alloc(ctx, 2 * columns * S * S * C, sizeof(float)); /* the decoded tiles of two rows */
+    float *rows = (float *)db__alloc(ctx, 2 * columns * S * S * C,
+                                     sizeof(float)); /* the decoded tiles of two rows */
     float *in = (float *)db__alloc(ctx, tile * tile * L, sizeof(float));
     for (y = 0; y < h && rows && in && ctx->result == DB_OK; y += step)
         for (x = 0; x < w && ctx->result == DB_OK; x += step) {
@@ -10230,7 +10395,8 @@ db_sample_config db_sample_config_default(void)
 }
 
 /* The same noise for image b whatever the batch it is drawn in. */
-static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, size_t B, size_t n, float *out)
+static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, size_t B, size_t n,
+                             float *out)
 {
     size_t b;
     for (b = 0; b < B; b++) {
@@ -10240,15 +10406,19 @@ static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, siz
     }
 }
 
-db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config, const float *text, size_t T, size_t D, size_t B, size_t H, size_t W,
-                    size_t C, float *out)
+db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config,
+                    const float *text, size_t T, size_t D, size_t B, size_t H, size_t W, size_t C,
+                    float *out)
 {
     db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
-    size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C, CP = u->config.out_channels, n = P * C, k, b, p;
+    size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C,
+           CP = u->config.out_channels, n = P * C, k, b, p;
     size_t dim[4];
-    float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)), *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
-    float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)), *time = (float *)db__alloc(ctx, N, sizeof(float));
+    float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)),
+          *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
+    float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)),
+          *time = (float *)db__alloc(ctx, N, sizeof(float));
     db_tape *t = NULL;
     db_tensor x, ts, words, labels = db_none, y;
     db_trajectory tr;
@@ -10279,7 +10449,9 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
             time[b] = (float)tr.timestep[k];
             for (p = 0; p < P; p++) {
                 memcpy(in + (b * P + p) * CI, out + (b % B * P + p) * C, C * sizeof(float));
-                if (config->low_res) memcpy(in + (b * P + p) * CI + C, config->low_res + (b % B * P + p) * C, C * sizeof(float));
+                if (config->low_res)
+                    memcpy(in + (b * P + p) * CI + C, config->low_res + (b % B * P + p) * C,
+                           C * sizeof(float));
             }
         }
         db_upload(t, x, in);
@@ -10295,7 +10467,10 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     }
     if (ctx->result != DB_OK) goto done;
     for (k = 0; k < B * n; k++) {
-        if (out[k] != out[k]) db__fail(ctx, DB_ERROR_NUMERIC, "a sampled picture is not a number: the weights or the precision are at fault");
+        if (out[k] != out[k])
+            db__fail(
+                ctx, DB_ERROR_NUMERIC,
+                "a sampled picture is not a number: the weights or the precision are at fault");
         if (!config->latent) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
     }
 done:
@@ -10311,7 +10486,8 @@ done:
 /* How many tokens a prompt is padded to. */
 static size_t db__prompt_tokens(const db_text_encoder *e)
 {
-    return e->config.kind == DB_TEXT_CLIP ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
+    return e->config.kind == DB_TEXT_CLIP ? e->config.max_position_embeddings
+                                          : (size_t)DB_PROMPT_TOKENS;
 }
 
 /* Lower case, without blanks around; to be freed. */
@@ -10345,18 +10521,20 @@ static char *db__lower(db_ctx *ctx, const char *text)
     return out;
 }
 
-/* A prompt as its encoder reads it: T ids, and behind them where they are not padding. Training and sampling both
-   go through here, so that they cannot differ. */
+/* A prompt as its encoder reads it: T ids, and behind them where they are not padding. Training and
+   sampling both go through here, so that they cannot differ. */
 static db_result db__prompt_ids(const db_text_encoder *e, const db_tokenizer *tok,
                                 const char *prompt, size_t T, int32_t *ids, int *was_cut)
 {
     char *lower = e->config.kind == DB_TEXT_T5 ? db__lower(tok->ctx, prompt) : NULL;
-    if (tok->ctx->result == DB_OK) db_tokenize(tok, lower ? lower : prompt, T, ids, ids + T, was_cut);
+    if (tok->ctx->result == DB_OK)
+        db_tokenize(tok, lower ? lower : prompt, T, ids, ids + T, was_cut);
     db__free(tok->ctx, lower);
     return tok->ctx->result;
 }
 
-db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts, size_t n, size_t T, float *out, size_t *truncated)
+db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *const *prompts,
+                    size_t n, size_t T, float *out, size_t *truncated)
 {
     db_ctx *ctx = e->params.ctx;
     size_t dim[2], k, i, cut = 0;
@@ -10444,7 +10622,8 @@ void db_pipeline_release(db_pipeline *p, int text_encoder, int vae)
 
 static void db__load_tokenizer(db_pipeline *p)
 {
-    static const char *const forms[] = {"tokenizer/spiece.model", "tokenizer/vocab.json", "tokenizer/tokenizer.json"};
+    static const char *const forms[] = {"tokenizer/spiece.model", "tokenizer/vocab.json",
+                                        "tokenizer/tokenizer.json"};
     char path[DB__PATH];
     size_t k;
     for (k = 0; k < 3 && !p->tokenizer; k++)
@@ -10453,15 +10632,24 @@ static void db__load_tokenizer(db_pipeline *p)
             db_tokenizer_load(p->ctx, path, &p->tokenizer);
 }
 
-/* What to do with the pipelines that people have and that this is not for: beginnings of their class names. */
+/* What to do with the pipelines that people have and that this is not for: beginnings of their
+ * class names. */
 static void db__refuse_pipeline(db_ctx *ctx, const char *path, const char *kind)
 {
     static const char *const known[][2] = {
-        {"StableDiffusionXL", "Stable Diffusion XL: two text encoders and another U-Net; take a Stable Diffusion 1.x or 2.x model"},
-        {"StableDiffusion3", "Stable Diffusion 3, a transformer in place of the U-Net; take a Stable Diffusion 1.x or 2.x model"},
-        {"StableDiffusionInpaint", "an inpainting model, whose U-Net reads a mask; take the model it was made from"},
-        {"StableDiffusionUpscale", "an upscaler for latents; only DeepFloyd IF's super-resolution is read"},
-        {"Flux", "FLUX, a transformer in place of the U-Net; take a Stable Diffusion 1.x model or DeepFloyd IF"}};
+        {"StableDiffusionXL",
+         "Stable Diffusion XL: two text encoders and another U-Net; take a Stable Diffusion 1.x or "
+         "2.x model"},
+        {"StableDiffusion3",
+         "Stable Diffusion 3, a transformer in place of the U-Net; take a Stable Diffusion 1.x or "
+         "2.x model"},
+        {"StableDiffusionInpaint",
+         "an inpainting model, whose U-Net reads a mask; take the model it was made from"},
+        {"StableDiffusionUpscale",
+         "an upscaler for latents; only DeepFloyd IF's super-resolution is read"},
+        {"Flux",
+         "FLUX, a transformer in place of the U-Net; take a Stable Diffusion 1.x model or "
+         "DeepFloyd IF"}};
     const char *what =
         "not known here; StableDiffusionPipeline, IFPipeline and IFSuperResolutionPipeline are";
     size_t k;
@@ -10496,22 +10684,30 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
 }
 
 /* ---- the original layout: one file --------------------------------------------------------------
-   CompVis's latent-diffusion ("LDM") numbers the U-Net's layers through: input_blocks.N, middle_block.N,
-   output_blocks.N, where diffusers counts levels and layers.
+   CompVis's latent-diffusion ("LDM") numbers the U-Net's layers through: input_blocks.N,
+   middle_block.N, output_blocks.N, where diffusers counts levels and layers.
 
    Easy to get wrong
-   - Resamplers count as blocks on the way down and belong to the last block of a level on the way up.
+   - Resamplers count as blocks on the way down and belong to the last block of a level on the way
+   up.
    - The autoencoder's levels on the way up are numbered from the largest image.
-   - The autoencoder's attention is of 1x1 convolutions: shapes [C,C,1,1].                                   */
+   - The autoencoder's attention is of 1x1 convolutions: shapes [C,C,1,1]. */
 
 /* The U-Net's parameter as the file has it. */
 static int db__ldm_unet_names(const void *config, const char *name, int alternative, char *out)
 {
-    static const char *const plain[][2] = {{"conv_in.", "input_blocks.0.0."}, {"time_embedding.linear_1.", "time_embed.0."}, {"time_embedding.linear_2.", "time_embed.2."},
-        {"conv_norm_out.", "out.0."}, {"conv_out.", "out.2."}, {"mid_block.resnets.0.", "middle_block.0."}, {"mid_block.attentions.0.", "middle_block.1."},
-        {"mid_block.resnets.1.", "middle_block.2."}};
-    static const char *const resnet[][2] = {{".norm1.", ".in_layers.0."}, {".conv1.", ".in_layers.2."}, {".time_emb_proj.", ".emb_layers.1."},
-        {".norm2.", ".out_layers.0."}, {".conv2.", ".out_layers.3."}, {".conv_shortcut.", ".skip_connection."}};
+    static const char *const plain[][2] = {{"conv_in.", "input_blocks.0.0."},
+                                           {"time_embedding.linear_1.", "time_embed.0."},
+                                           {"time_embedding.linear_2.", "time_embed.2."},
+                                           {"conv_norm_out.", "out.0."},
+                                           {"conv_out.", "out.2."},
+                                           {"mid_block.resnets.0.", "middle_block.0."},
+                                           {"mid_block.attentions.0.", "middle_block.1."},
+                                           {"mid_block.resnets.1.", "middle_block.2."}};
+    static const char *const resnet[][2] = {
+        {".norm1.", ".in_layers.0."},          {".conv1.", ".in_layers.2."},
+        {".time_emb_proj.", ".emb_layers.1."}, {".norm2.", ".out_layers.0."},
+        {".conv2.", ".out_layers.3."},         {".conv_shortcut.", ".skip_connection."}};
     const db_unet_config *c = (const db_unet_config *)config;
     unsigned level, layer;
     size_t block, k;
@@ -10532,7 +10728,8 @@ static int db__ldm_unet_names(const void *config, const char *name, int alternat
             snprintf(out, DB__NAME, "model.diffusion_model.input_blocks.%zu.0.op.%s",
                      block + c->layers_per_block[level], rest + strlen("conv."));
         else if (!strcmp(part, "upsamplers"))
-            snprintf(out, DB__NAME, "model.diffusion_model.output_blocks.%zu.%d.%s", block + c->layers_per_block[c->n_levels - 1 - level],
+            snprintf(out, DB__NAME, "model.diffusion_model.output_blocks.%zu.%d.%s",
+                     block + c->layers_per_block[c->n_levels - 1 - level],
                      c->up_block_types[level] == DB_BLOCK_CROSS_ATTN ? 2 : 1, rest);
         else
             snprintf(out, DB__NAME, "model.diffusion_model.%s.%zu.%d.%s",
@@ -10545,9 +10742,15 @@ static int db__ldm_unet_names(const void *config, const char *name, int alternat
 
 static int db__ldm_vae_names(const void *config, const char *name, int alternative, char *out)
 {
-    static const char *const pair[][2] = {{".conv_norm_out.", ".norm_out."}, {".mid_block.resnets.0.", ".mid.block_1."}, {".mid_block.resnets.1.", ".mid.block_2."},
-        {".mid_block.attentions.0.", ".mid.attn_1."}};
-    static const char *const attention[][2] = {{".group_norm.", ".norm."}, {".to_q.", ".q."}, {".to_k.", ".k."}, {".to_v.", ".v."}, {".to_out.0.", ".proj_out."}};
+    static const char *const pair[][2] = {{".conv_norm_out.", ".norm_out."},
+                                          {".mid_block.resnets.0.", ".mid.block_1."},
+                                          {".mid_block.resnets.1.", ".mid.block_2."},
+                                          {".mid_block.attentions.0.", ".mid.attn_1."}};
+    static const char *const attention[][2] = {{".group_norm.", ".norm."},
+                                               {".to_q.", ".q."},
+                                               {".to_k.", ".k."},
+                                               {".to_v.", ".v."},
+                                               {".to_out.0.", ".proj_out."}};
     static const char *const shortcut[][2] = {{".conv_shortcut.", ".nin_shortcut."}};
     const db_vae_config *c = (const db_vae_config *)config;
     unsigned level, layer;
@@ -10578,7 +10781,8 @@ static int db__ldm_text_names(const void *config, const char *name, int alternat
     return 1;
 }
 
-/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank` dimensions. */
+/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank`
+ * dimensions. */
 static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, const char *before,
                                           size_t i, const char *between, long j, const char *after)
 {
@@ -10596,14 +10800,15 @@ static size_t db__ldm_dim(const db_safetensors *st, const char *name, int d)
     return f && d < f->rank ? f->dim[d] : 0;
 }
 
-/* The configurations of a Stable Diffusion 1.x file that brings none: sizes from its tensors, the rest as that
-   family has it (8 heads, 32 groups, epsilon, scaled_linear betas). */
+/* The configurations of a Stable Diffusion 1.x file that brings none: sizes from its tensors, the
+   rest as that family has it (8 heads, 32 groups, epsilon, scaled_linear betas). */
 static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
 {
     static const char in[] = "model.diffusion_model.input_blocks.";
     char channels[200] = "", layers[200] = "", down[400] = "", up[400] = "", copy[400];
     size_t n, level = 0, count = 0, C = 0, first = 0;
-    const db_file_tensor *proj = db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight");
+    const db_file_tensor *proj =
+        db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight");
     int attends = 0, uniform = 1, linear = proj && proj->rank == 2;
     for (n = 1; level < DB_MAX_LEVELS; n++) {
         const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
@@ -10628,10 +10833,14 @@ static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
     if (uniform) snprintf(layers, sizeof layers, "%zu", first); /* as most programs expect it */
     return db__format(
         ctx,
-        "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"sample_size\": 64,\n"
-        "  \"block_out_channels\": [%s],\n  \"layers_per_block\": %s%s%s,\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n"
-        "  \"cross_attention_dim\": %zu,\n  \"attention_head_dim\": 8,\n  \"use_linear_projection\": %s,\n  \"act_fn\": \"silu\",\n"
-        "  \"norm_num_groups\": 32,\n  \"norm_eps\": 1e-05,\n  \"flip_sin_to_cos\": true,\n  \"freq_shift\": 0\n}\n",
+        "{\n  \"_class_name\": \"UNet2DConditionModel\",\n  \"in_channels\": %zu,\n  "
+        "\"out_channels\": %zu,\n  \"sample_size\": 64,\n"
+        "  \"block_out_channels\": [%s],\n  \"layers_per_block\": %s%s%s,\n  \"down_block_types\": "
+        "[%s],\n  \"up_block_types\": [%s],\n"
+        "  \"cross_attention_dim\": %zu,\n  \"attention_head_dim\": 8,\n  "
+        "\"use_linear_projection\": %s,\n  \"act_fn\": \"silu\",\n"
+        "  \"norm_num_groups\": 32,\n  \"norm_eps\": 1e-05,\n  \"flip_sin_to_cos\": true,\n  "
+        "\"freq_shift\": 0\n}\n",
         db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1),
         db__ldm_dim(st, "model.diffusion_model.out.2.weight", 0), channels, uniform ? "" : "[",
         layers, uniform ? "" : "]", down, up,
@@ -10658,15 +10867,17 @@ static char *db__ldm_vae_config(db_ctx *ctx, const db_safetensors *st)
     }
     while (layers < 15 && db__ldm_find(st, 4, down, 0, ".block.", (long)layers, ".conv1.weight"))
         layers++;
-    return db__format(
-        ctx,
-        "{\n  \"_class_name\": \"AutoencoderKL\",\n  \"in_channels\": %zu,\n  \"out_channels\": %zu,\n  \"latent_channels\": %zu,\n"
-        "  \"block_out_channels\": [%s],\n  \"down_block_types\": [%s],\n  \"up_block_types\": [%s],\n  \"layers_per_block\": %zu,\n"
-        "  \"act_fn\": \"silu\",\n  \"norm_num_groups\": 32,\n  \"sample_size\": 512,\n  \"scaling_factor\": 0.18215\n}\n",
-        db__ldm_dim(st, "first_stage_model.encoder.conv_in.weight", 1),
-        db__ldm_dim(st, "first_stage_model.decoder.conv_out.weight", 0),
-        db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1), channels, downs, ups,
-        layers);
+    return db__format(ctx,
+                      "{\n  \"_class_name\": \"AutoencoderKL\",\n  \"in_channels\": %zu,\n  "
+                      "\"out_channels\": %zu,\n  \"latent_channels\": %zu,\n"
+                      "  \"block_out_channels\": [%s],\n  \"down_block_types\": [%s],\n  "
+                      "\"up_block_types\": [%s],\n  \"layers_per_block\": %zu,\n"
+                      "  \"act_fn\": \"silu\",\n  \"norm_num_groups\": 32,\n  \"sample_size\": "
+                      "512,\n  \"scaling_factor\": 0.18215\n}\n",
+                      db__ldm_dim(st, "first_stage_model.encoder.conv_in.weight", 1),
+                      db__ldm_dim(st, "first_stage_model.decoder.conv_out.weight", 0),
+                      db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1), channels,
+                      downs, ups, layers);
 }
 
 static char *db__ldm_text_config(db_ctx *ctx, const db_safetensors *st)
@@ -10688,44 +10899,66 @@ static char *db__ldm_text_config(db_ctx *ctx, const db_safetensors *st)
     snprintf(name, sizeof name, "%sencoder.layers.0.mlp.fc1.weight", root),
         F = db__ldm_dim(st, name, 0);
     return db__format(ctx,
-                      "{\n  \"architectures\": [\"CLIPTextModel\"],\n  \"model_type\": \"clip_text_model\",\n  \"vocab_size\": %zu,\n  \"hidden_size\": %zu,\n"
-                      "  \"intermediate_size\": %zu,\n  \"num_hidden_layers\": %zu,\n  \"num_attention_heads\": %zu,\n  \"max_position_embeddings\": %zu,\n"
-                      "  \"hidden_act\": \"quick_gelu\",\n  \"layer_norm_eps\": 1e-05,\n  \"bos_token_id\": 0,\n  \"eos_token_id\": 2,\n  \"pad_token_id\": 1,\n"
+                      "{\n  \"architectures\": [\"CLIPTextModel\"],\n  \"model_type\": "
+                      "\"clip_text_model\",\n  \"vocab_size\": %zu,\n  \"hidden_size\": %zu,\n"
+                      "  \"intermediate_size\": %zu,\n  \"num_hidden_layers\": %zu,\n  "
+                      "\"num_attention_heads\": %zu,\n  \"max_position_embeddings\": %zu,\n"
+                      "  \"hidden_act\": \"quick_gelu\",\n  \"layer_norm_eps\": 1e-05,\n  "
+                      "\"bos_token_id\": 0,\n  \"eos_token_id\": 2,\n  \"pad_token_id\": 1,\n"
                       "  \"projection_dim\": %zu\n}\n",
                       V, D, F, layers, DB__MAX(D / 64, (size_t)1), T, D);
 }
 
 static const char db__ldm_index[] =
-    "{\n  \"_class_name\": \"StableDiffusionPipeline\",\n  \"feature_extractor\": [null, null],\n  \"image_encoder\": [null, null],\n"
-    "  \"requires_safety_checker\": false,\n  \"safety_checker\": [null, null],\n  \"scheduler\": [\"diffusers\", \"PNDMScheduler\"],\n"
-    "  \"text_encoder\": [\"transformers\", \"CLIPTextModel\"],\n  \"tokenizer\": [\"transformers\", \"CLIPTokenizer\"],\n"
-    "  \"unet\": [\"diffusers\", \"UNet2DConditionModel\"],\n  \"vae\": [\"diffusers\", \"AutoencoderKL\"]\n}\n";
+    "{\n  \"_class_name\": \"StableDiffusionPipeline\",\n  \"feature_extractor\": [null, null],\n  "
+    "\"image_encoder\": [null, null],\n"
+    "  \"requires_safety_checker\": false,\n  \"safety_checker\": [null, null],\n  \"scheduler\": "
+    "[\"diffusers\", \"PNDMScheduler\"],\n"
+    "  \"text_encoder\": [\"transformers\", \"CLIPTextModel\"],\n  \"tokenizer\": "
+    "[\"transformers\", \"CLIPTokenizer\"],\n"
+    "  \"unet\": [\"diffusers\", \"UNet2DConditionModel\"],\n  \"vae\": [\"diffusers\", "
+    "\"AutoencoderKL\"]\n}\n";
 static const char db__ldm_scheduler[] =
-    "{\n  \"_class_name\": \"PNDMScheduler\",\n  \"beta_start\": 0.00085,\n  \"beta_end\": 0.012,\n  \"beta_schedule\": \"scaled_linear\",\n"
-    "  \"num_train_timesteps\": 1000,\n  \"prediction_type\": \"epsilon\",\n  \"set_alpha_to_one\": false,\n  \"skip_prk_steps\": true,\n"
+    "{\n  \"_class_name\": \"PNDMScheduler\",\n  \"beta_start\": 0.00085,\n  \"beta_end\": "
+    "0.012,\n  \"beta_schedule\": \"scaled_linear\",\n"
+    "  \"num_train_timesteps\": 1000,\n  \"prediction_type\": \"epsilon\",\n  "
+    "\"set_alpha_to_one\": false,\n  \"skip_prk_steps\": true,\n"
     "  \"steps_offset\": 1,\n  \"clip_sample\": false,\n  \"trained_betas\": null\n}\n";
 
-/* Files that people have and that are no Stable Diffusion 1.x checkpoint: what part of a tensor's name gives them
-   away, and what to do. */
+/* Files that people have and that are no Stable Diffusion 1.x checkpoint: what part of a tensor's
+   name gives them away, and what to do. */
 static int db__refuse_file(db_ctx *ctx, const char *path, const db_safetensors *st)
 {
     static const char *const known[][2] = {
-        {"conditioner.embedders.", "Stable Diffusion XL: two text encoders and another U-Net. Take a Stable Diffusion 1.x or 2.x model"},
-        {"cond_stage_model.model.", "Stable Diffusion 2.x with OpenCLIP's own tensor names. Take the model's diffusers directory, which is read"},
+        {"conditioner.embedders.",
+         "Stable Diffusion XL: two text encoders and another U-Net. Take a Stable Diffusion 1.x or "
+         "2.x model"},
+        {"cond_stage_model.model.",
+         "Stable Diffusion 2.x with OpenCLIP's own tensor names. Take the model's diffusers "
+         "directory, which is read"},
         {"lora_unet_", "a LoRA file, which only changes a model. Give the model it belongs to"},
         {"lora_te_", "a LoRA file, which only changes a model. Give the model it belongs to"},
         {".lora_A.", "a LoRA file, which only changes a model. Give the model it belongs to"},
         {".lora_down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
         {".lora.down.", "a LoRA file, which only changes a model. Give the model it belongs to"},
-        {"double_blocks.", "FLUX, a transformer in place of the U-Net. Take a Stable Diffusion 1.x model or DeepFloyd IF"},
-        {"joint_blocks.", "Stable Diffusion 3, a transformer in place of the U-Net. Take a Stable Diffusion 1.x or 2.x model"},
+        {"double_blocks.",
+         "FLUX, a transformer in place of the U-Net. Take a Stable Diffusion 1.x model or "
+         "DeepFloyd IF"},
+        {"joint_blocks.",
+         "Stable Diffusion 3, a transformer in place of the U-Net. Take a Stable Diffusion 1.x or "
+         "2.x model"},
         {"control_model.", "a ControlNet, which only steers a model. Give the model it belongs to"},
-        {"controlnet_cond_embedding.", "a ControlNet, which only steers a model. Give the model it belongs to"},
+        {"controlnet_cond_embedding.",
+         "a ControlNet, which only steers a model. Give the model it belongs to"},
         {"emb_params", "an embedding of Textual Inversion. Give the model it belongs to"},
-        {"down_blocks.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"},
-        {"text_model.encoder.layers.", "one part of a diffusers pipeline. Give the pipeline's directory, the one with model_index.json"}};
-    const char *what =
-        "no Stable Diffusion 1.x checkpoint: it lacks model.diffusion_model., first_stage_model. or cond_stage_model.transformer. tensors";
+        {"down_blocks.",
+         "one part of a diffusers pipeline. Give the pipeline's directory, the one with "
+         "model_index.json"},
+        {"text_model.encoder.layers.",
+         "one part of a diffusers pipeline. Give the pipeline's directory, the one with "
+         "model_index.json"}};
+    const char *what = "no Stable Diffusion 1.x checkpoint: it lacks model.diffusion_model., "
+                       "first_stage_model. or cond_stage_model.transformer. tensors";
     size_t k, i, found = sizeof known / sizeof *known, has[3] = {0, 0, 0};
     for (i = 0; i < db_safetensors_count(st); i++) {
         const char *name = db_safetensors_at(st, i)->name;
@@ -10739,8 +10972,8 @@ static int db__refuse_file(db_ctx *ctx, const char *path, const db_safetensors *
         if (db__ldm_dim(st, "model.diffusion_model.input_blocks.0.0.weight", 1) ==
             db__ldm_dim(st, "first_stage_model.decoder.conv_in.weight", 1))
             return 0;
-        what =
-            "a model whose U-Net reads more than latents (inpainting, image editing). Take the model it was made from";
+        what = "a model whose U-Net reads more than latents (inpainting, image editing). Take the "
+               "model it was made from";
     } else if (found < sizeof known / sizeof *known) {
         what = known[found][1];
     }
@@ -10802,18 +11035,19 @@ static void db__load_file(db_pipeline *p, const char *path)
     size_t got = f ? fread(head, 1, 9, f) : 0;
     if (f) fclose(f);
     if (got >= 4 && (!memcmp(head, "PK\3\4", 4) || (head[0] == 0x80 && head[8] != '{'))) {
-        db__fail(
-            ctx, DB_ERROR_UNSUPPORTED,
-            "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is not read. Convert it once with "
-            "PyTorch: safetensors.torch.save_file(torch.load(FILE, weights_only=True)[\"state_dict\"], \"model.safetensors\")",
-            path);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s is a pickle (.ckpt, .bin, .pt), which runs programs when it is opened and is "
+                 "not read. Convert it once with "
+                 "PyTorch: safetensors.torch.save_file(torch.load(FILE, "
+                 "weights_only=True)[\"state_dict\"], \"model.safetensors\")",
+                 path);
         return;
     }
     if (got >= 4 && !memcmp(head, "GGUF", 4)) {
-        db__fail(
-            ctx, DB_ERROR_UNSUPPORTED,
-            "%s is a GGUF file of quantised weights. Take the .safetensors file or the diffusers directory it was made from",
-            path);
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s is a GGUF file of quantised weights. Take the .safetensors file or the "
+                 "diffusers directory it was made from",
+                 path);
         return;
     }
     if (db_safetensors_open(ctx, path, &st) == DB_OK) db__load_single(p, path, st);
@@ -10835,14 +11069,15 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
         p->directory =
             slash ? db__format(ctx, "%.*s", (int)(slash - path), path) : db__strdup(ctx, ".");
         db__load_file(p, path);
-    } else if (db__part_exists(ctx, lora, path, "pytorch_lora_weights.safetensors") || db__part_exists(ctx, lora, path, "adapter_config.json")) {
+    } else if (db__part_exists(ctx, lora, path, "pytorch_lora_weights.safetensors") ||
+               db__part_exists(ctx, lora, path, "adapter_config.json")) {
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "%s holds a LoRA, which only changes a model. Give the model it belongs to", path);
     } else {
-        db__fail(
-            ctx, DB_ERROR_MISSING,
-            "%s is neither a .safetensors file nor a diffusers pipeline: it has no model_index.json",
-            path);
+        db__fail(ctx, DB_ERROR_MISSING,
+                 "%s is neither a .safetensors file nor a diffusers pipeline: it has no "
+                 "model_index.json",
+                 path);
     }
     if (ctx->result == DB_OK) *out = p;
     else db_pipeline_free(p);
@@ -10859,11 +11094,13 @@ static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, co
     size_t n;
     int ok = 1;
     if (!db__join(ctx, source, from, name) || !db__join(ctx, target, to, name)) return ctx->result;
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH) return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH)
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
     in = fopen(source, "rb");
     if (!in) return DB_OK;
     out = fopen(temporary, "wb");
-    while (out && ok && (n = fread(buffer, 1, sizeof buffer, in)) > 0) ok = fwrite(buffer, 1, n, out) == n;
+    while (out && ok && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
+        ok = fwrite(buffer, 1, n, out) == n;
     if (out) ok = fclose(out) == 0 && ok;
     fclose(in);
     if (!out || !ok || rename(temporary, target) != 0) {
@@ -10884,11 +11121,12 @@ static db_result db__make_directory(db_ctx *ctx, const char *path)
 #endif
 }
 
-/* model_index.json without the parts that are not written (safety checker, watermarker, a text encoder that was left
-   out): diffusers takes them as none. */
+/* model_index.json without the parts that are not written (safety checker, watermarker, a text
+   encoder that was left out): diffusers takes them as none. */
 static char *db__index_text(const db_pipeline *p, const char *text)
 {
-    static const char *const parts[] = {"scheduler", "tokenizer", "unet", "vae", "image_noising_scheduler", "text_encoder"};
+    static const char *const parts[] = {
+        "scheduler", "tokenizer", "unet", "vae", "image_noising_scheduler", "text_encoder"};
     db_ctx *ctx = p->ctx;
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
     size_t n = sizeof parts / sizeof *parts - (!p->text_encoder && !p->released[0]);
@@ -10898,12 +11136,15 @@ static char *db__index_text(const db_pipeline *p, const char *text)
         for (k = 0; k < n && strcmp(item->key, parts[k]); k++) {}
         if (item->type == DB_JSON_ARRAY && item->count == 2 && k < n &&
             item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
-            value = db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
+            value =
+                db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
         else if (item->type == DB_JSON_ARRAY) value = db__strdup(ctx, "[null, null]");
         else if (item->type == DB_JSON_STRING && !strpbrk(item->string, "\"\\\n"))
             value = db__format(ctx, "\"%s\"", item->string);
         else value = db__strdup(ctx, "false"); /* requires_safety_checker */
-        longer = value ? db__format(ctx, "%s%s  \"%s\": %s", out, *out ? ",\n" : "", item->key, value) : NULL;
+        longer = value
+            ? db__format(ctx, "%s%s  \"%s\": %s", out, *out ? ",\n" : "", item->key, value)
+            : NULL;
         db__free(ctx, value);
         db__free(ctx, out);
     }
@@ -10913,7 +11154,8 @@ static char *db__index_text(const db_pipeline *p, const char *text)
     return longer;
 }
 
-/* The text of one of the pipeline's .json files as it is written, to be freed; NULL when there is none. */
+/* The text of one of the pipeline's .json files as it is written, to be freed; NULL when there is
+ * none. */
 static char *db__config_text(const db_pipeline *p, size_t which)
 {
     db_ctx *ctx = p->ctx;
@@ -10922,7 +11164,8 @@ static char *db__config_text(const db_pipeline *p, size_t which)
     if (which == DB__CONFIG_TEXT && !p->text_encoder && !p->released[0]) return NULL;
     if (p->single_file) {
         if (p->single_file->text[which]) text = db__strdup(ctx, p->single_file->text[which]);
-    } else if (db__part_exists(ctx, path, p->directory, db__config_file[which]) && db__map_file(ctx, path, &map) == DB_OK) {
+    } else if (db__part_exists(ctx, path, p->directory, db__config_file[which]) &&
+               db__map_file(ctx, path, &map) == DB_OK) {
         text = (char *)db__alloc(ctx, map.bytes + 1, 1);
         if (text) memcpy(text, map.data, map.bytes);
         db__unmap_file(ctx, &map);
@@ -10980,7 +11223,8 @@ static void db__copy_weights(const db_pipeline *p, const char *directory, const 
 
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
 {
-    static const char *const folders[] = {"", "unet", "scheduler", "text_encoder", "tokenizer", "image_noising_scheduler", "vae"};
+    static const char *const folders[] = {
+        "", "unet", "scheduler", "text_encoder", "tokenizer", "image_noising_scheduler", "vae"};
     static const char *const files[] = {"image_noising_scheduler/scheduler_config.json",
                                         "tokenizer/spiece.model",
                                         "tokenizer/vocab.json",
@@ -11003,17 +11247,21 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         db__write_text(ctx, directory, db__config_file[k], text);
         db__free(ctx, text);
     }
-    for (k = 0; k < sizeof files / sizeof *files; k++) db__copy_file(ctx, p->directory, directory, files[k]);
-    if (p->vae && p->tokenizer && p->text_encoder && !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {
+    for (k = 0; k < sizeof files / sizeof *files; k++)
+        db__copy_file(ctx, p->directory, directory, files[k]);
+    if (p->vae && p->tokenizer && p->text_encoder &&
+        !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {
         char *text = db__format(
             ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n",
             p->text_encoder->config.max_position_embeddings);
-        db__write_text(ctx, directory, "tokenizer/tokenizer_config.json", text); /* without it diffusers knows no length */
+        db__write_text(ctx, directory, "tokenizer/tokenizer_config.json",
+                       text); /* without it diffusers knows no length */
         db__free(ctx, text);
     }
     if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
-    if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors")) db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
+    if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors"))
+        db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
     if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors"))
         db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
     if (p->released[0]) db__copy_weights(p, directory, "text_encoder", "model");
@@ -11124,8 +11372,9 @@ static void db__decode_latents(db_vae *v, size_t tile, const float *latents, siz
 }
 
 /* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
-static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config,
-                          double level, const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
+static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
+                          const char *negative, const db_sample_config *config, double level,
+                          const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     db_ctx *ctx = p->ctx;
     size_t T, D, from, k, cut, total_cut = 0,
@@ -11133,10 +11382,10 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
            P;
     float *states, *condition = NULL, *latents = NULL;
     if (!text->text_encoder || !text->tokenizer)
-        return db__fail(
-            ctx, DB_ERROR_MISSING,
-            "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a tokenizer belong into %s/tokenizer",
-            text->directory, text->directory);
+        return db__fail(ctx, DB_ERROR_MISSING,
+                        "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a "
+                        "tokenizer belong into %s/tokenizer",
+                        text->directory, text->directory);
     if (H % f || W % f)
         return db__fail(ctx, DB_ERROR_ARGUMENT, "height %zu and width %zu must be multiples of %zu",
                         H, W, f);
@@ -11151,14 +11400,16 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
         db_sample_config c = *config;
         for (k = 0; k < B; k++) none[k] = negative ? negative : "";
         db_encode(text->text_encoder, text->tokenizer, none, B, T, states, NULL);
-        db_encode(text->text_encoder, text->tokenizer, prompts + from, B, T, states + B * T * D, &cut);
+        db_encode(text->text_encoder, text->tokenizer, prompts + from, B, T, states + B * T * D,
+                  &cut);
         total_cut += cut;
         c.seed = config->seed + from;
         if (low) {
             for (k = 0; k < B; k++) {
                 db_rng rng;
                 rng.seed = c.seed + k, rng.purpose = DB__FOR_LOW_RES, rng.step = 0;
-                db_condition_low_res(&p->image_noising, level, &rng, low + (from + k) * h * w * 3, h, w, 3, H, W, 0, 0, H, W, condition + k * H * W * 3);
+                db_condition_low_res(&p->image_noising, level, &rng, low + (from + k) * h * w * 3,
+                                     h, w, 3, H, W, 0, 0, H, W, condition + k * H * W * 3);
             }
             c.low_res = condition;
             c.noise_level = (float)level;
@@ -11174,46 +11425,54 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
                                out + from * H * W * 3);
         ctx->batches_before = ctx->batches = 0;
     }
-    if (total_cut) db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends", total_cut, T);
+    if (total_cut)
+        db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends",
+                total_cut, T);
     db__free(ctx, states);
     db__free(ctx, condition);
     db__free(ctx, latents);
     return ctx->result;
 }
 
-db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative, const db_sample_config *config, size_t H, size_t W, float *out)
+db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative,
+                      const db_sample_config *config, size_t H, size_t W, float *out)
 {
     return db__draw(p, p, prompts, n, negative, config, 0, NULL, 0, 0, H, W, out);
 }
 
-db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n, const db_sample_config *config, double level, const float *low,
-                     size_t h, size_t w, size_t H, size_t W, float *out)
+db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
+                     const db_sample_config *config, double level, const float *low, size_t h,
+                     size_t w, size_t H, size_t W, float *out)
 {
-    if (!p->super_resolution) return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline", p->directory);
+    if (!p->super_resolution)
+        return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline",
+                        p->directory);
     return db__draw(p, text, prompts, n, NULL, config, level, low, h, w, H, W, out);
 }
 
 /* ==== [DB-12] DreamBooth =========================================================================
 
-   Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain mean squared
-   error fixes the weights w_t):
+   Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain
+   mean squared error fixes the weights w_t):
 
-     E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject from its photos
-     + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr are the original
-                                                                              model's own pictures of "a [class]"
-   db_dreambooth_create records the network and its loss for both terms' samples in one batch, or
-   for one term's after the other's; db_dreambooth_step draws the batches, runs them and moves the
-   weights.
+     E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject
+   from its photos
+     + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr
+   are the original model's own pictures of "a [class]" db_dreambooth_create records the network and
+   its loss for both terms' samples in one batch, or for one term's after the other's;
+   db_dreambooth_step draws the batches, runs them and moves the weights.
 
    Easy to get wrong
-   - t, eps and the pictures are drawn separately for the two terms; their batches may differ in size.
+   - t, eps and the pictures are drawn separately for the two terms; their batches may differ in
+   size.
    - Each term is a mean over its own batch before lambda weighs them.
    - w_t (min-SNR) belongs to a sample and its t: the class samples have their own.
-   - Latents are drawn anew from the encoder's distribution in each step: means alone would be other data.
-   - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a model already
-     fine-tuned would let the class drift along.
-   - Super-resolution: the network reads the small photo noised at `noise_level` and is told that level, in training
-     as in sampling; both go through db_condition_low_res.                                                         */
+   - Latents are drawn anew from the encoder's distribution in each step: means alone would be other
+   data.
+   - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a model
+   already fine-tuned would let the class drift along.
+   - Super-resolution: the network reads the small photo noised at `noise_level` and is told that
+   level, in training as in sampling; both go through db_condition_low_res. */
 
 /* One term of the loss: its pictures, its prompt, its weight. */
 typedef struct db__term {
@@ -11339,7 +11598,8 @@ static void db__resize_axis(db_filter filter, const float *in, size_t outer, siz
 
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out)
 {
-    float *bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float)), *narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
+    float *bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float)),
+          *narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
     size_t width = DB__MAX(db__filter_width(image->w, w), db__filter_width(image->h, h));
     double *weights = (double *)db__alloc(ctx, width, sizeof(double));
     size_t k;
@@ -11384,7 +11644,9 @@ static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
     x_t = db_mix(t, pass->alpha, pass->x, pass->sigma, pass->eps); /* alpha_t x + sigma_t eps */
     if (kind == DB_PREDICT_EPSILON) target = pass->eps;
     else if (kind == DB_PREDICT_SAMPLE) target = pass->x;
-    else target = db_mix(t, pass->alpha, pass->eps, pass->minus, pass->x); /* v = alpha eps - sigma x */
+    else
+        target =
+            db_mix(t, pass->alpha, pass->eps, pass->minus, pass->x); /* v = alpha eps - sigma x */
     if (d->p->super_resolution)
         x_t = db_concat(t, db_cast(t, x_t, t->compute), db_cast(t, pass->low_res, t->compute), 3);
     pred = db_unet_forward(t, d->p->unet, x_t, pass->time, pass->words, pass->labels, NULL);
@@ -11425,11 +11687,14 @@ static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, 
     for (k = 0; k < B; k++) {
         size_t which, step_t, h, w, y0, x0;
         rng.purpose = term->purpose + 1, which = db_random_below(&rng, k, (uint32_t)term->n);
-        rng.purpose = term->purpose + 2, step_t = db_random_below(&rng, k, (uint32_t)s->num_train_timesteps);
+        rng.purpose = term->purpose + 2,
+        step_t = db_random_below(&rng, k, (uint32_t)s->num_train_timesteps);
         h = term->size[which][0], w = term->size[which][1];
         rng.purpose = term->purpose + 3;
-        y0 = d->config.center_crop ? (h - S) / 2 : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
-        x0 = d->config.center_crop ? (w - S) / 2 : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
+        y0 = d->config.center_crop ? (h - S) / 2
+                                   : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
+        x0 = d->config.center_crop ? (w - S) / 2
+                                   : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
         for (y = 0; y < S; y++) {
             const float *row = term->picture[which] + ((y0 + y) * w + x0) * stored;
             float *to = x + k * P + y * S * C;
@@ -11439,18 +11704,21 @@ static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, 
                 to[i] = moments[0] + moments[C] * low[k * P + y * S * C + i];
             }
         }
-        if (d->p->super_resolution) { /* the crop's window of the whole small picture, as in sampling */
+        if (d->p->super_resolution) { /* the crop's window of the whole small picture, as in
+                                         sampling */
             size_t f = d->config.upscale;
             rng.purpose = term->purpose + 10 + (uint32_t)k;
             db_condition_low_res(&d->p->image_noising, d->config.noise_level, &rng,
-                                 term->low[which], h / f, w / f, 3, h, w, y0, x0, S, S, low + k * P);
+                                 term->low[which], h / f, w / f, 3, h, w, y0, x0, S, S,
+                                 low + k * P);
             b->labels[at + k] = (float)d->config.noise_level;
         }
         db_schedule_coefficients(s, step_t, &b->alpha[at + k], &b->sigma[at + k]);
         b->minus[at + k] = -b->sigma[at + k];
         b->time[at + k] = (float)step_t;
         b->w[at + k] = db__loss_weight(s, (double)d->config.snr_gamma, step_t);
-        if (term->text) memcpy(b->words + (at + k) * T * d->D, term->text, T * d->D * sizeof(float));
+        if (term->text)
+            memcpy(b->words + (at + k) * T * d->D, term->text, T * d->D * sizeof(float));
         for (i = 0; i < T && !term->text; i++) {
             b->ids[(at + k) * T + i] = term->tokens[i];
             b->mask[(at + k) * T + i] = term->tokens[T + i] ? 0.0f : -1e9f;
@@ -11541,7 +11809,8 @@ static int db__cleaning_alters(const char *word, size_t n)
             plain &= ascii;
             kind = c >= '0' && c <= '9' ? 'd' : 'l';
             letters += kind == 'l', digits += kind == 'd';
-            if (!runs || (runs <= 4 && kinds[(runs - 1) & 3] != kind)) kinds[runs++ & 3] = (char)kind;
+            if (!runs || (runs <= 4 && kinds[(runs - 1) & 3] != kind))
+                kinds[runs++ & 3] = (char)kind;
         }
         for (k = 0; k < sizeof endings / sizeof *endings && length; k++)
             if (!strncmp(word + i, endings[k], strlen(endings[k]))) return 1;
@@ -11550,12 +11819,14 @@ static int db__cleaning_alters(const char *word, size_t n)
         if (runs == 1 && digits >= 6) return 1;                               /* 123456    */
         if (runs == 2 && kinds[0] == 'l' && letters <= 3 && digits >= 3 && digits <= 15)
             return 1;                                                         /* jc6640    */
-        if (runs == 3 || runs > 4 || (runs == 4 && kinds[0] == 'l')) return 1; /* jc66vc, 6v2, j2d1a2 */
+        if (runs == 3 || runs > 4 || (runs == 4 && kinds[0] == 'l'))
+            return 1; /* jc66vc, 6v2, j2d1a2 */
     }
     return 0;
 }
 
-/* Warns of words in the prompt that IF's pipelines elsewhere would lose: the identifier, as a rule. */
+/* Warns of words in the prompt that IF's pipelines elsewhere would lose: the identifier, as a rule.
+ */
 static void db__check_cleaning(db_ctx *ctx, const char *prompt)
 {
     size_t n;
@@ -11581,7 +11852,8 @@ static void db__prepare_prompt(db_dreambooth *d, db__term *term)
     db__prompt_ids(e, d->text->tokenizer, term->prompt, d->T, term->tokens, &truncated);
     if (truncated)
         db__log(ctx, DB_LOG_WARNING,
-                "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt, d->T);
+                "the prompt \"%s\" is longer than %zu tokens and loses its end", term->prompt,
+                d->T);
     if (e->config.kind == DB_TEXT_T5) db__check_cleaning(ctx, term->prompt);
     if (d->config.train_text_encoder) return;
     term->text = (float *)db__alloc(ctx, d->T * d->D, sizeof(float));
@@ -11621,7 +11893,8 @@ static float *db__term_room(db_dreambooth *d, db__term *term, size_t k, size_t h
 /* The small picture that belongs to picture k, whose sides lose what is not a whole block of it. */
 static db_result db__term_pair(db_dreambooth *d, db__term *term, size_t k)
 {
-    size_t f = d->config.upscale, w = term->size[k][1], h = term->size[k][0] / f * f, cut = w / f * f, y;
+    size_t f = d->config.upscale, w = term->size[k][1], h = term->size[k][0] / f * f,
+           cut = w / f * f, y;
     float *x = term->picture[k];
     if (!d->p->super_resolution) return DB_OK;
     for (y = 0; y < h && cut < w; y++) memmove(x + y * cut * 3, x + y * w * 3, cut * 3 * sizeof *x);
@@ -11722,29 +11995,42 @@ void db_dreambooth_free(db_dreambooth *d)
     db__free(d->ctx, d);
 }
 
-db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dreambooth_config *config, const db_image *photos, size_t n_photos,
-                               const float *class_images, size_t n_class, db_dreambooth **out)
+db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
+                               const db_dreambooth_config *config, const db_image *photos,
+                               size_t n_photos, const float *class_images, size_t n_class,
+                               db_dreambooth **out)
 {
     db_ctx *ctx = p->ctx;
     db_dreambooth *d;
-    size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S, f = config->upscale, k;
+    size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S,
+           f = config->upscale, k;
     size_t C;
     int latent = p->vae != NULL;
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
     if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
-    if (!text->text_encoder || !text->tokenizer) return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer", text->directory);
+    if (!text->text_encoder || !text->tokenizer)
+        return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer",
+                        text->directory);
     if (config->class_prompt && (!class_images || !n_class))
-        return db__fail(ctx, DB_ERROR_MISSING, "prior preservation needs class images of \"%s\"", config->class_prompt);
-    if (!config->instance_prompt || !S || !config->train_batch_size || !config->class_batch_size || !config->gradient_accumulation_steps)
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "the instance prompt, the resolution and all batch sizes must be given");
-    if (crop > S) return db__fail(ctx, DB_ERROR_ARGUMENT, "crops of %zu pixels do not fit photos scaled to %zu", crop, S);
-    if (p->super_resolution && (!f || S % f || S < f))
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "photos scaled to %zu pixels have no whole small image %zu times smaller", S, f);
-    if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
+        return db__fail(ctx, DB_ERROR_MISSING, "prior preservation needs class images of \"%s\"",
+                        config->class_prompt);
+    if (!config->instance_prompt || !S || !config->train_batch_size || !config->class_batch_size ||
+        !config->gradient_accumulation_steps)
         return db__fail(ctx, DB_ERROR_ARGUMENT,
-                        "resolution %zu and crops of %zu must be multiples of %zu, the pixels to a latent",
-                        S, crop, db_vae_factor(p->vae));
+                        "the instance prompt, the resolution and all batch sizes must be given");
+    if (crop > S)
+        return db__fail(ctx, DB_ERROR_ARGUMENT,
+                        "crops of %zu pixels do not fit photos scaled to %zu", crop, S);
+    if (p->super_resolution && (!f || S % f || S < f))
+        return db__fail(ctx, DB_ERROR_ARGUMENT,
+                        "photos scaled to %zu pixels have no whole small image %zu times smaller",
+                        S, f);
+    if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
+        return db__fail(
+            ctx, DB_ERROR_ARGUMENT,
+            "resolution %zu and crops of %zu must be multiples of %zu, the pixels to a latent", S,
+            crop, db_vae_factor(p->vae));
     C = latent ? p->vae->config.latent_channels : 3;
     if (p->unet->config.in_channels != (p->super_resolution ? 2 * C : C))
         return db__fail(ctx, DB_ERROR_UNSUPPORTED,
@@ -11775,8 +12061,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     }
     if (config->class_prompt) {
         db__term *prior = &d->term[1];
-        if (db__term_init(ctx, prior, config->class_prompt, DB__FOR_PRIOR, config->prior_loss_weight,
-                          config->class_batch_size, n_class) != DB_OK)
+        if (db__term_init(ctx, prior, config->class_prompt, DB__FOR_PRIOR,
+                          config->prior_loss_weight, config->class_batch_size, n_class) != DB_OK)
             goto fail;
         for (k = 0; k < n_class; k++) {
             if (!db__term_room(d, prior, k, S, S)) goto fail;
@@ -11795,7 +12081,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text, const db_dream
     }
     for (k = 0; k < d->n_terms; k++) db__prepare_prompt(d, &d->term[k]);
     db_optimizer_init(&d->opt, db__trained(d, &p->unet->params), &config->optimizer);
-    if (config->train_text_encoder) { /* one norm over both networks' gradients, as train_dreambooth.py clips */
+    if (config->train_text_encoder) { /* one norm over both networks' gradients, as
+                                         train_dreambooth.py clips */
         db_optimizer_init(&d->text_opt, db__trained(d, &text->text_encoder->params),
                           &config->optimizer);
         d->opt.clipped_with = d->text_opt.params;
@@ -11853,10 +12140,18 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     l.total = l.instance + d->term[1].lambda * l.prior;
     if (ctx->result != DB_OK) return ctx->result;
     if (!(fabs((double)l.total) < 1e30))
-        return db__fail(ctx, DB_ERROR_NUMERIC, "the loss is not a number at step %zu: lower the learning rate; the last checkpoint is good", d->step + 1);
-    l.lr = c->learning_rate * (float)db_lr_factor(c->lr_scheduler, d->step, c->lr_warmup_steps, c->max_train_steps, c->lr_num_cycles, c->lr_power);
-    if (db_optimizer_step(&d->opt, l.lr, 1.0f / (float)runs, &l.grad_norm) != DB_OK) return ctx->result;
-    if (c->train_text_encoder && db_optimizer_step(&d->text_opt, l.lr, 1.0f / (float)runs, NULL) != DB_OK) return ctx->result;
+        return db__fail(ctx, DB_ERROR_NUMERIC,
+                        "the loss is not a number at step %zu: lower the learning rate; the last "
+                        "checkpoint is good",
+                        d->step + 1);
+    l.lr = c->learning_rate *
+        (float)db_lr_factor(c->lr_scheduler, d->step, c->lr_warmup_steps, c->max_train_steps,
+                            c->lr_num_cycles, c->lr_power);
+    if (db_optimizer_step(&d->opt, l.lr, 1.0f / (float)runs, &l.grad_norm) != DB_OK)
+        return ctx->result;
+    if (c->train_text_encoder &&
+        db_optimizer_step(&d->text_opt, l.lr, 1.0f / (float)runs, NULL) != DB_OK)
+        return ctx->result;
     d->step++;
     if (losses) *losses = l;
     return db__progress(ctx, "training", d->step, c->max_train_steps);

@@ -1,10 +1,11 @@
 /* Fuzzes what stands between a checkpoint's files and its networks. The input's first byte chooses:
-   U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its forward pass recorded
-   S         a scheduler_config.json, and the timesteps of a few steps
-   L         a list of tensors, which become a single LDM file: each is a letter for a name, a rank and the sizes
+   U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its
+   forward pass recorded S         a scheduler_config.json, and the timesteps of a few steps L a
+   list of tensors, which become a single LDM file: each is a letter for a name, a rank and the
+   sizes
 
-     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -o build/fuzz_checkpoint -lm
-     build/fuzz_checkpoint -max_total_time=120 CORPUS                                             */
+     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -o
+   build/fuzz_checkpoint -lm build/fuzz_checkpoint -max_total_time=120 CORPUS */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "../dreambooth.h"
@@ -70,19 +71,31 @@ static void schedule(db_ctx *ctx, const char *text, size_t n)
     db_json_free(j);
 }
 
-/* A file whose tensors the input lists: names from those that a checkpoint has, shapes as they come. */
+/* A file whose tensors the input lists: names from those that a checkpoint has, shapes as they
+ * come. */
 static void load_ldm(db_ctx *ctx, const uint8_t *data, size_t size)
 {
     static const char *const names[] = {
-        "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.input_blocks.1.0.out_layers.3.weight",
-        "model.diffusion_model.input_blocks.1.1.norm.weight", "model.diffusion_model.input_blocks.2.0.op.weight",
-        "model.diffusion_model.input_blocks.3.0.out_layers.3.weight", "model.diffusion_model.middle_block.1.proj_in.weight",
-        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", "model.diffusion_model.out.2.weight",
-        "first_stage_model.encoder.conv_in.weight", "first_stage_model.decoder.conv_out.weight", "first_stage_model.decoder.conv_in.weight",
-        "first_stage_model.encoder.down.0.block.0.conv1.weight", "first_stage_model.encoder.down.1.block.0.conv1.weight",
-        "cond_stage_model.transformer.text_model.final_layer_norm.weight", "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
-        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight", "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
-        "conditioner.embedders.0.weight", "lora_unet_x.lora_down.weight", "model_ema.decay"};
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.0.out_layers.3.weight",
+        "model.diffusion_model.input_blocks.1.1.norm.weight",
+        "model.diffusion_model.input_blocks.2.0.op.weight",
+        "model.diffusion_model.input_blocks.3.0.out_layers.3.weight",
+        "model.diffusion_model.middle_block.1.proj_in.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.encoder.conv_in.weight",
+        "first_stage_model.decoder.conv_out.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "first_stage_model.encoder.down.0.block.0.conv1.weight",
+        "first_stage_model.encoder.down.1.block.0.conv1.weight",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+        "conditioner.embedders.0.weight",
+        "lora_unet_x.lora_down.weight",
+        "model_ema.decay"};
     enum { NAMES = sizeof names / sizeof *names };
     enum { ROOM = 1 << 20 };
     static char header[1 << 15], file[ROOM + (1 << 15)];
@@ -97,7 +110,8 @@ static void load_ldm(db_ctx *ctx, const uint8_t *data, size_t size)
     while (at < size && count < 64) {
         size_t name = data[at++] % NAMES, rank = at < size ? data[at++] % 5 : 0, k, all;
         if (used[name]++) continue;
-        n += (size_t)sprintf(header + n, "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[", count++ ? "," : "", names[name]);
+        n += (size_t)sprintf(header + n, "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[",
+                             count++ ? "," : "", names[name]);
         for (k = 0, all = 1; k < rank && at < size; k++, at++) {
             size_t d = all * data[at] * 2 > ROOM - bytes ? 1 : data[at];
             all *= d;
@@ -110,7 +124,8 @@ static void load_ldm(db_ctx *ctx, const uint8_t *data, size_t size)
     for (at = 0; at < 8; at++) file[at] = (char)(n >> 8 * at & 255);
     memcpy(file + 8, header, n);
     memset(file + 8 + n, 0, bytes);
-    if (db_safetensors_open_memory(ctx, "fuzz", file, n + 8 + bytes, &st) == DB_OK) db__load_single(p, "fuzz.safetensors", st);
+    if (db_safetensors_open_memory(ctx, "fuzz", file, n + 8 + bytes, &st) == DB_OK)
+        db__load_single(p, "fuzz.safetensors", st);
     db_safetensors_close(st);
     db_pipeline_free(p);
 }

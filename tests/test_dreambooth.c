@@ -1,5 +1,6 @@
-/* test_dreambooth.c - the loss of DreamBooth, its gradients and ten updates against PyTorch (golden/make_dreambooth.py);
-   photos, class images, checkpoints, super-resolution's conditioning; the same on latents, against diffusers. */
+/* test_dreambooth.c - the loss of DreamBooth, its gradients and ten updates against PyTorch
+   (golden/make_dreambooth.py); photos, class images, checkpoints, super-resolution's conditioning;
+   the same on latents, against diffusers. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -9,7 +10,8 @@
 #define GOLDEN "tests/golden/dreambooth/"
 enum { STEPS = 10 };
 
-typedef struct subject { /* a pipeline made of golden configurations and hashed weights, with photos */
+typedef struct subject { /* a pipeline made of golden configurations and hashed weights, with photos
+                          */
     db_ctx *ctx;
     db_pipeline p;
     uint8_t *pixels[3];
@@ -29,7 +31,8 @@ static void hashed_photo(const char *name, size_t n, uint8_t *out)
 }
 
 /* `name` of a golden file; with "sd" in front it is Stable Diffusion in small. */
-static int subject_create(subject *s, const char *name, const char *prediction, size_t size, int threads)
+static int subject_create(subject *s, const char *name, const char *prediction, size_t size,
+                          int threads)
 {
     int latent = !strncmp(name, "sd", 2);
     static const size_t sizes[3][2] = {{24, 24}, {20, 31}, {37, 25}};
@@ -45,18 +48,26 @@ static int subject_create(subject *s, const char *name, const char *prediction, 
     s->p.ctx = s->ctx, s->size = size;
     snprintf(path, sizeof path, GOLDEN "%s.json", latent ? "sd" : name);
     db_unet_config_load(s->ctx, path, &u);
-    db_text_config_load(s->ctx, latent ? GOLDEN "sd_text_encoder.json" : GOLDEN "text_encoder.json", &t);
+    db_text_config_load(s->ctx, latent ? GOLDEN "sd_text_encoder.json" : GOLDEN "text_encoder.json",
+                        &t);
     if (latent) {
         db_vae_config v;
-        if (db_vae_config_load(s->ctx, GOLDEN "sd_vae.json", &v) != DB_OK || db_vae_create(s->ctx, &v, &s->p.vae) != DB_OK) return 0;
+        if (db_vae_config_load(s->ctx, GOLDEN "sd_vae.json", &v) != DB_OK ||
+            db_vae_create(s->ctx, &v, &s->p.vae) != DB_OK)
+            return 0;
         fill_params(&s->p.vae->params);
     }
     db_unet_create(s->ctx, &u, &s->p.unet);
     db_text_encoder_create(s->ctx, &t, &s->p.text_encoder);
-    db_tokenizer_load(s->ctx, latent ? "tests/golden/tokenizers/clip" : "examples/world/base/tokenizer", &s->p.tokenizer);
-    db_schedule_init(s->ctx, latent ? "scaled_linear" : "squaredcos_cap_v2", 0.00085, 0.012, 1000, &s->p.scheduler);
+    db_tokenizer_load(s->ctx,
+                      latent ? "tests/golden/tokenizers/clip" : "examples/world/base/tokenizer",
+                      &s->p.tokenizer);
+    db_schedule_init(s->ctx, latent ? "scaled_linear" : "squaredcos_cap_v2", 0.00085, 0.012, 1000,
+                     &s->p.scheduler);
     db_schedule_init(s->ctx, "squaredcos_cap_v2", 0, 0, 1000, &s->p.image_noising);
-    s->p.scheduler.prediction_type = !strcmp(prediction, "epsilon") ? DB_PREDICT_EPSILON : !strcmp(prediction, "sample") ? DB_PREDICT_SAMPLE : DB_PREDICT_V;
+    s->p.scheduler.prediction_type = !strcmp(prediction, "epsilon") ? DB_PREDICT_EPSILON
+        : !strcmp(prediction, "sample")                             ? DB_PREDICT_SAMPLE
+                                                                    : DB_PREDICT_V;
     s->p.super_resolution = u.class_embed_timestep;
     if (db_status(s->ctx) != DB_OK) return 0;
     fill_params(&s->p.unet->params);
@@ -74,7 +85,8 @@ static int subject_create(subject *s, const char *name, const char *prediction, 
         char image[16];
         snprintf(image, sizeof image, "class%d", (int)k);
         hashed_photo(image, size * size * 3, bytes);
-        for (i = 0; i < size * size * 3; i++) s->classes[k * size * size * 3 + i] = (float)bytes[i] / 127.5f - 1;
+        for (i = 0; i < size * size * 3; i++)
+            s->classes[k * size * size * 3 + i] = (float)bytes[i] / 127.5f - 1;
     }
     free(bytes);
     return 1;
@@ -98,14 +110,18 @@ static void subject_free(subject *s)
 static db_dreambooth_config settings(const subject *s, int prior)
 {
     db_dreambooth_config c = db_dreambooth_config_default();
-    c.instance_prompt = "a zxk dog", c.class_prompt = prior ? "a dog" : NULL, c.prior_loss_weight = 0.7f;
-    c.resolution = s->size, c.crop_size = 8, c.train_batch_size = 2, c.class_batch_size = 3, c.max_train_steps = STEPS;
+    c.instance_prompt = "a zxk dog", c.class_prompt = prior ? "a dog" : NULL,
+    c.prior_loss_weight = 0.7f;
+    c.resolution = s->size, c.crop_size = 8, c.train_batch_size = 2, c.class_batch_size = 3,
+    c.max_train_steps = STEPS;
     c.learning_rate = 1e-3f, c.seed = 7, c.noise_level = -0.5;
     return c;
 }
 
-/* |a - b| / |b| of one parameter: its change against the file's. Parameters without gradient in theory are named. */
-static double delta_error(const db_param *item, const float *before, db_safetensors *st, const char *prefix, double largest, int *zero)
+/* |a - b| / |b| of one parameter: its change against the file's. Parameters without gradient in
+ * theory are named. */
+static double delta_error(const db_param *item, const float *before, db_safetensors *st,
+                          const char *prefix, double largest, int *zero)
 {
     char name[300];
     size_t dim[4], i;
@@ -142,7 +158,9 @@ static double largest_gradient(db_safetensors *st)
     return most;
 }
 
-static void compare_with_pytorch(const char *name, const char *prediction, size_t size, int prior, int text, float lambda, size_t b0, size_t b1, size_t accumulation, size_t rank)
+static void compare_with_pytorch(const char *name, const char *prediction, size_t size, int prior,
+                                 int text, float lambda, size_t b0, size_t b1, size_t accumulation,
+                                 size_t rank)
 {
     subject s;
     db_dreambooth *d = NULL;
@@ -159,33 +177,40 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
         return;
     }
     c = settings(&s, prior);
-    c.train_text_encoder = text, c.prior_loss_weight = lambda, c.train_batch_size = b0, c.class_batch_size = b1, c.gradient_accumulation_steps = accumulation;
+    c.train_text_encoder = text, c.prior_loss_weight = lambda, c.train_batch_size = b0,
+    c.class_batch_size = b1, c.gradient_accumulation_steps = accumulation;
     if (rank) { /* beside the U-Net, its factors hashed: the trainer takes it as it is */
         c.lora_rank = rank;
-        if (db_unet_add_lora(s.p.unet, rank, 6, 0) == DB_OK) fill_params(&s.p.unet->params.lora->params);
+        if (db_unet_add_lora(s.p.unet, rank, 6, 0) == DB_OK)
+            fill_params(&s.p.unet->params.lora->params);
     }
     snprintf(path, sizeof path, GOLDEN "%s.safetensors", name);
     db_safetensors_open(s.ctx, path, &st);
     losses = golden(st, "losses", dim);
     largest = largest_gradient(st);
-    table[0] = rank && s.p.unet->params.lora ? &s.p.unet->params.lora->params : &s.p.unet->params, table[1] = &s.p.text_encoder->params;
+    table[0] = rank && s.p.unet->params.lora ? &s.p.unet->params.lora->params : &s.p.unet->params,
+    table[1] = &s.p.text_encoder->params;
     for (k = 0; k < tables; k++) {
         before[k] = (float *)malloc(table[k]->count * sizeof(float));
         memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
     }
-    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, prior ? s.classes : NULL, prior ? 5 : 0, &d) != DB_OK) goto done;
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, prior ? s.classes : NULL, prior ? 5 : 0,
+                             &d) != DB_OK)
+        goto done;
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
         double e[3];
         db_dreambooth_step(d, &l);
-        e[0] = fabs((double)(l.total / losses[3 * k]) - 1), e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
+        e[0] = fabs((double)(l.total / losses[3 * k]) - 1),
+        e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
         e[2] = prior ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
         for (i = 0; i < 3; i++) {
             worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
             if (!k) first = e[i] > first || e[i] != e[i] ? e[i] : first;
         }
         if (k) continue;
-        for (i = 0; i < tables; i++) { /* gradients are still there after the first update; averaged over the runs */
+        for (i = 0; i < tables;
+             i++) { /* gradients are still there after the first update; averaged over the runs */
             size_t j, m;
             for (j = 0; j < table[i]->n; j++) {
                 db_param *item = &table[i]->item[j];
@@ -196,37 +221,47 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
                 db_param_get(item, item->grad, ours);
                 for (m = 0; m < item->count; m++) ours[m] /= (float)accumulation;
                 err = ref ? test_error(ours, ref, item->count, 1e-4 * largest, NULL) : 1e9;
-                if (err > worst || err != err) worst = err, snprintf(where, sizeof where, "%s", label);
+                if (err > worst || err != err)
+                    worst = err, snprintf(where, sizeof where, "%s", label);
                 n++;
                 free(ours), free(ref);
             }
         }
     }
-    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
+    for (k = 0; k < db_safetensors_count(st); k++)
+        in_file += !strncmp(db_safetensors_at(st, k)->name, "grad.", 5);
     snprintf(label, sizeof label, "%s loss", name);
-    if (db_status(s.ctx) == DB_OK && first <= 1e-5 && worst_loss <= 1e-4) test_pass(label, "first step %.1e, worst of %d steps %.1e", first, STEPS, worst_loss);
-    else test_fail(label, "first step %.1e, worst of %d steps %.1e; %s", first, STEPS, worst_loss, db_last_error(s.ctx));
+    if (db_status(s.ctx) == DB_OK && first <= 1e-5 && worst_loss <= 1e-4)
+        test_pass(label, "first step %.1e, worst of %d steps %.1e", first, STEPS, worst_loss);
+    else
+        test_fail(label, "first step %.1e, worst of %d steps %.1e; %s", first, STEPS, worst_loss,
+                  db_last_error(s.ctx));
     snprintf(label, sizeof label, "%s gradients", name);
-    if (worst <= 1e-3 && n == in_file) test_pass(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
-    else test_fail(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
+    if (worst <= 1e-3 && n == in_file)
+        test_pass(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
+    else
+        test_fail(label, "%zu of %zu tensors compared, worst %.1e at %s", n, in_file, worst, where);
     worst = 0, n = 0;
     for (i = 0; i < tables; i++)
         for (k = 0; k < table[i]->n; k++) {
             float *was = (float *)malloc(table[i]->item[k].count * sizeof(float));
             int zero;
             double e;
-            db_param_get(&table[i]->item[k], before[i] + (table[i]->item[k].data - table[i]->data), was);
+            db_param_get(&table[i]->item[k], before[i] + (table[i]->item[k].data - table[i]->data),
+                         was);
             e = delta_error(&table[i]->item[k], was, st, prefix[i], largest, &zero);
             free(was);
             if (zero) {
                 printf("   no gradient: %s%s\n", prefix[i], table[i]->item[k].name);
                 continue;
             }
-            if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], table[i]->item[k].name);
+            if (e > worst || e != e)
+                worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], table[i]->item[k].name);
             n++;
         }
     snprintf(label, sizeof label, "%s ten updates", name);
-    if (worst <= 1e-2) test_pass(label, "%zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, worst, where);
+    if (worst <= 1e-2)
+        test_pass(label, "%zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, worst, where);
     else test_fail(label, "%zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, worst, where);
 done:
     if (db_status(s.ctx) != DB_OK) test_fail(name, "%s", db_last_error(s.ctx));
@@ -236,7 +271,8 @@ done:
     subject_free(&s);
 }
 
-/* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is released before the first. */
+/* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is
+ * released before the first. */
 static void compare_with_diffusers(const char *name, const char *prediction, db_dreambooth_config c)
 {
     subject s;
@@ -260,22 +296,30 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
         before[k] = (float *)malloc(table[k]->count * sizeof(float));
         memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
     }
-    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, c.class_prompt ? s.classes : NULL, c.class_prompt ? 5 : 0, &d) != DB_OK) goto done;
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, c.class_prompt ? s.classes : NULL,
+                             c.class_prompt ? 5 : 0, &d) != DB_OK)
+        goto done;
     db_pipeline_release(&s.p, !c.train_text_encoder, 1);
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
         double e[3];
         db_dreambooth_step(d, &l);
-        e[0] = fabs((double)(l.total / losses[3 * k]) - 1), e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
+        e[0] = fabs((double)(l.total / losses[3 * k]) - 1),
+        e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
         e[2] = c.class_prompt ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
         for (i = 0; i < 3; i++) worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
         e[0] = fabs((double)(l.grad_norm / norms[k]) - 1);
         worst_norm = e[0] > worst_norm || e[0] != e[0] ? e[0] : worst_norm;
     }
     snprintf(label, sizeof label, "%s%s loss", name, c.in_sequence ? " in sequence" : "");
-    if (db_status(s.ctx) == DB_OK && worst_loss <= 1e-4 && worst_norm <= 1e-4) test_pass(label, "worst of %d steps %.1e; the gradient's norm %.1e", STEPS, worst_loss, worst_norm);
-    else test_fail(label, "worst of %d steps %.1e; the gradient's norm %.1e; %s", STEPS, worst_loss, worst_norm, db_last_error(s.ctx));
-    for (k = 0; k < db_safetensors_count(st); k++) in_file += !strncmp(db_safetensors_at(st, k)->name, "delta.", 6);
+    if (db_status(s.ctx) == DB_OK && worst_loss <= 1e-4 && worst_norm <= 1e-4)
+        test_pass(label, "worst of %d steps %.1e; the gradient's norm %.1e", STEPS, worst_loss,
+                  worst_norm);
+    else
+        test_fail(label, "worst of %d steps %.1e; the gradient's norm %.1e; %s", STEPS, worst_loss,
+                  worst_norm, db_last_error(s.ctx));
+    for (k = 0; k < db_safetensors_count(st); k++)
+        in_file += !strncmp(db_safetensors_at(st, k)->name, "delta.", 6);
     for (i = 0; i < tables; i++)
         for (k = 0; k < table[i]->n; k++) {
             const db_param *item = &table[i]->item[k];
@@ -287,7 +331,8 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
                 continue;
             }
             snprintf(label, sizeof label, "delta.%s%s", prefix[i], item->name);
-            was = (float *)malloc(item->count * sizeof(float)), is = (float *)malloc(item->count * sizeof(float)), ref = golden(st, label, dim);
+            was = (float *)malloc(item->count * sizeof(float)),
+            is = (float *)malloc(item->count * sizeof(float)), ref = golden(st, label, dim);
             db_param_get(item, before[i] + (item->data - table[i]->data), was);
             db_param_get(item, item->data, is);
             for (j = 0; ref && j < item->count; j++) {
@@ -295,13 +340,18 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
                 sum += difference * difference, norm += (double)ref[j] * (double)ref[j];
             }
             e = ref && norm > 0 ? sqrt(sum / norm) : 1e9;
-            if (e > worst || e != e) worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], item->name);
+            if (e > worst || e != e)
+                worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], item->name);
             n++;
             free(was), free(is), free(ref);
         }
     snprintf(label, sizeof label, "%s%s ten updates", name, c.in_sequence ? " in sequence" : "");
-    if (worst <= 1e-2 && n == in_file) test_pass(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file, worst, where);
-    else test_fail(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file, worst, where);
+    if (worst <= 1e-2 && n == in_file)
+        test_pass(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file,
+                  worst, where);
+    else
+        test_fail(label, "%zu of %zu tensors, worst |dw - ref| / |ref| %.1e at %s", n, in_file,
+                  worst, where);
     free(losses), free(norms);
 done:
     if (db_status(s.ctx) != DB_OK) test_fail(name, "%s", db_last_error(s.ctx));
@@ -315,7 +365,8 @@ done:
 static void test_latent(void)
 {
     db_dreambooth_config c = db_dreambooth_config_default(), prior;
-    c.instance_prompt = "a zxk dog", c.resolution = 16, c.train_batch_size = 2, c.class_batch_size = 3, c.max_train_steps = STEPS;
+    c.instance_prompt = "a zxk dog", c.resolution = 16, c.train_batch_size = 2,
+    c.class_batch_size = 3, c.max_train_steps = STEPS;
     c.learning_rate = 1e-3f, c.seed = 7, c.prior_loss_weight = 0.7f;
     prior = c, prior.class_prompt = "a dog";
     c.center_crop = 1;
@@ -333,7 +384,8 @@ static void test_latent(void)
     }
 }
 
-/* In one batch or one term after the other: the same gradient of everything that is trained, in a smaller arena. */
+/* In one batch or one term after the other: the same gradient of everything that is trained, in a
+ * smaller arena. */
 static void test_sequence(void)
 {
     float *grad[2][2] = {{NULL, NULL}, {NULL, NULL}};
@@ -349,9 +401,11 @@ static void test_sequence(void)
             test_fail("in sequence", "no subject");
             return;
         }
-        c = settings(&s, 1), c.in_sequence = i, c.train_text_encoder = 1, c.gradient_accumulation_steps = 2, c.snr_gamma = 5;
+        c = settings(&s, 1), c.in_sequence = i, c.train_text_encoder = 1,
+        c.gradient_accumulation_steps = 2, c.snr_gamma = 5;
         memset(&plan[i], 0, sizeof plan[i]);
-        if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK && db_dreambooth_step(d, NULL) == DB_OK) {
+        if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK &&
+            db_dreambooth_step(d, NULL) == DB_OK) {
             const db_param_table *table[2];
             table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
             db_dreambooth_plan(d, &plan[i]);
@@ -369,9 +423,14 @@ static void test_sequence(void)
         double one = test_error(grad[1][k], grad[0][k], count[k], 1e-9, NULL);
         e = one > e || one != one ? one : e;
     }
-    if (k == 2 && e < 1e-5 && plan[1].arena_bytes < plan[0].arena_bytes) /* 2 samples, then 3, in place of 5 */
-        test_pass("in sequence", "gradients as in one batch (%.1e), arena %zu in place of %zu bytes", e, plan[1].arena_bytes, plan[0].arena_bytes);
-    else test_fail("in sequence", "gradients differ by %.1e, arena %zu and %zu bytes", e, plan[1].arena_bytes, plan[0].arena_bytes);
+    if (k == 2 && e < 1e-5 &&
+        plan[1].arena_bytes < plan[0].arena_bytes) /* 2 samples, then 3, in place of 5 */
+        test_pass("in sequence",
+                  "gradients as in one batch (%.1e), arena %zu in place of %zu bytes", e,
+                  plan[1].arena_bytes, plan[0].arena_bytes);
+    else
+        test_fail("in sequence", "gradients differ by %.1e, arena %zu and %zu bytes", e,
+                  plan[1].arena_bytes, plan[0].arena_bytes);
     for (k = 0; k < 4; k++) free(grad[k / 2][k % 2]);
 }
 
@@ -382,8 +441,8 @@ static void keep_warning(void *user, db_log_level level, const char *line)
     if (level == DB_LOG_WARNING) snprintf(warning, sizeof warning, "%s", line);
 }
 
-/* Prompts: T5's in lower case whatever they are for, CLIP's too by its tokenizer; what IF's pipelines elsewhere would
-   make of an identifier (golden/dreambooth/cleaning.txt). */
+/* Prompts: T5's in lower case whatever they are for, CLIP's too by its tokenizer; what IF's
+   pipelines elsewhere would make of an identifier (golden/dreambooth/cleaning.txt). */
 static void test_prompts(void)
 {
     static const char *const same[2] = {" A ZXK Dog \n", "a zxk dog"};
@@ -405,14 +464,19 @@ static void test_prompts(void)
         else snprintf(wrong, sizeof wrong, "%s", line);
     }
     if (f) fclose(f);
-    if (n > 30 && right == n) test_pass("words that IF's pipelines clean away", "%d of %d", right, n);
+    if (n > 30 && right == n)
+        test_pass("words that IF's pipelines clean away", "%d of %d", right, n);
     else test_fail("words that IF's pipelines clean away", "%d of %d, wrong: %s", right, n, wrong);
 
     states = (float *)malloc(2 * DB_PROMPT_TOKENS * 8 * sizeof *states);
     db_encode(s.p.text_encoder, s.p.tokenizer, same, 2, DB_PROMPT_TOKENS, states, NULL);
-    test_check(db_status(s.ctx) == DB_OK && !memcmp(states, states + DB_PROMPT_TOKENS * 8, DB_PROMPT_TOKENS * 8 * sizeof *states), "prompts for T5", "in lower case, without blanks around");
+    test_check(
+        db_status(s.ctx) == DB_OK &&
+            !memcmp(states, states + DB_PROMPT_TOKENS * 8, DB_PROMPT_TOKENS * 8 * sizeof *states),
+        "prompts for T5", "in lower case, without blanks around");
     lower = db__lower(s.ctx, "\tÉCOLE ŻÓŁĆ ДОМ \xff İ ");
-    test_check(lower && !strcmp(lower, "école żółć дом \xff i\xcc\x87"), "lower case beyond ASCII", "letters of two bytes, bytes that are none");
+    test_check(lower && !strcmp(lower, "école żółć дом \xff i\xcc\x87"), "lower case beyond ASCII",
+               "letters of two bytes, bytes that are none");
     db__free(s.ctx, lower);
 
     s.ctx->config.log = keep_warning;
@@ -422,8 +486,11 @@ static void test_prompts(void)
     db_dreambooth_free(d), d = NULL;
     c.instance_prompt = "a xxy5syt00 dog";
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
-    if (d && strstr(warning, "\"xxy5syt00\"") && strstr(warning, "clean_caption=False")) test_pass("an identifier that cleaning deletes", "%s", warning);
-    else test_fail("an identifier that cleaning deletes", "\"%s\"; %s", warning, db_last_error(s.ctx));
+    if (d && strstr(warning, "\"xxy5syt00\"") && strstr(warning, "clean_caption=False"))
+        test_pass("an identifier that cleaning deletes", "%s", warning);
+    else
+        test_fail("an identifier that cleaning deletes", "\"%s\"; %s", warning,
+                  db_last_error(s.ctx));
     db_dreambooth_free(d);
     free(states);
     subject_free(&s);
@@ -447,7 +514,8 @@ static void test_released(void)
         db_pipeline_save(p, scratch, DB_F16);
         db_pipeline_load(ctx, scratch, &again);
     }
-    if (again && again->text_encoder && again->text_encoder->params.count == count && !memcmp(before, again->text_encoder->params.data, count * sizeof *before))
+    if (again && again->text_encoder && again->text_encoder->params.count == count &&
+        !memcmp(before, again->text_encoder->params.data, count * sizeof *before))
         test_pass("a released text encoder", "is saved from where it was");
     else test_fail("a released text encoder", "%s", db_last_error(ctx));
     free(before);
@@ -476,23 +544,29 @@ static uint64_t hash_of(const db_param_table *p)
 enum { ALL, EIGHT_BIT, LORA };
 
 /* The weights after `steps` updates, saved and resumed on the way if asked, hashed. */
-static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int what, const char *file)
+static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int what,
+                              const char *file)
 {
     subject s;
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
     uint64_t hash = 0;
     int round;
-    for (round = 0; round < (resume_at ? 2 : 1); round++) { /* the second round is another process, as it were */
+    for (round = 0; round < (resume_at ? 2 : 1);
+         round++) { /* the second round is another process, as it were */
         if (!subject_create(&s, "base", "v_prediction", 8, threads)) return 0;
         c = settings(&s, 1);
-        c.train_text_encoder = c.optimizer.use_8bit_adam = what == EIGHT_BIT; /* its embeddings are large enough */
+        c.train_text_encoder = c.optimizer.use_8bit_adam =
+            what == EIGHT_BIT; /* its embeddings are large enough */
         c.lora_rank = what == LORA ? 4 : 0;
         db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
-        if (what == EIGHT_BIT && d && !d->text_opt.m8) printf("   no 8-bit moments\n"), db_dreambooth_free(d), d = NULL;
+        if (what == EIGHT_BIT && d && !d->text_opt.m8)
+            printf("   no 8-bit moments\n"), db_dreambooth_free(d), d = NULL;
         if (!d) return 0;
         if (round) db_dreambooth_resume(d, file);
-        while (db_status(s.ctx) == DB_OK && db_dreambooth_steps_done(d) < (resume_at && !round ? resume_at : steps)) db_dreambooth_step(d, NULL);
+        while (db_status(s.ctx) == DB_OK &&
+               db_dreambooth_steps_done(d) < (resume_at && !round ? resume_at : steps))
+            db_dreambooth_step(d, NULL);
         if (resume_at && !round) db_dreambooth_save(d, file);
         if (db_status(s.ctx) != DB_OK) printf("   %s\n", db_last_error(s.ctx));
         hash = hash_of(d->opt.params) ^ (d->text_opt.params ? 31 * hash_of(d->text_opt.params) : 0);
@@ -508,7 +582,8 @@ static void test_determinism(void)
     const char *file = "build/test_dreambooth.state";
     int what;
     for (what = ALL; what <= LORA; what++) {
-        uint64_t one = weights_after(6, 0, 1, what, file), two = weights_after(6, 0, 2, what, file), resumed = weights_after(6, 3, 2, what, file);
+        uint64_t one = weights_after(6, 0, 1, what, file), two = weights_after(6, 0, 2, what, file),
+                 resumed = weights_after(6, 3, 2, what, file);
         char label[100];
         snprintf(label, sizeof label, "%s after 6 steps, 1 and 2 threads", names[what]);
         test_check(one && one == two, label, "the same bits");
@@ -519,19 +594,25 @@ static void test_determinism(void)
 }
 
 /* The network's output for one picture 16 x 16: channels of x, conditioning, level. */
-static void forward(subject *s, const float *noise, const float *low, float level, size_t step, const char *prompt, float *out)
+static void forward(subject *s, const float *noise, const float *low, float level, size_t step,
+                    const char *prompt, float *out)
 {
     db_tape *t = NULL;
     size_t dim[4] = {1, 16, 16, 6}, text[3] = {1, DB_PROMPT_TOKENS, 8}, k;
-    float *in = (float *)malloc(16 * 16 * 6 * sizeof *in), *words = (float *)malloc(DB_PROMPT_TOKENS * 8 * sizeof *words), time = (float)step;
+    float *in = (float *)malloc(16 * 16 * 6 * sizeof *in),
+          *words = (float *)malloc(DB_PROMPT_TOKENS * 8 * sizeof *words), time = (float)step;
     db_tensor x, ts, w, labels, y;
-    for (k = 0; k < 256; k++) memcpy(in + 6 * k, noise + 3 * k, 3 * sizeof *in), memcpy(in + 6 * k + 3, low + 3 * k, 3 * sizeof *in);
+    for (k = 0; k < 256; k++)
+        memcpy(in + 6 * k, noise + 3 * k, 3 * sizeof *in),
+            memcpy(in + 6 * k + 3, low + 3 * k, 3 * sizeof *in);
     db_encode(s->p.text_encoder, s->p.tokenizer, &prompt, 1, DB_PROMPT_TOKENS, words, NULL);
     db_tape_create(s->ctx, &t);
-    x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim), w = db_input(t, DB_F32, 3, text), labels = db_input(t, DB_F32, 1, dim);
+    x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim),
+    w = db_input(t, DB_F32, 3, text), labels = db_input(t, DB_F32, 1, dim);
     y = db_slice(t, db_unet_forward(t, s->p.unet, x, ts, w, labels, NULL), 0, 3);
     db_keep(t, y);
-    db_upload(t, x, in), db_upload(t, ts, &time), db_upload(t, w, words), db_upload(t, labels, &level);
+    db_upload(t, x, in), db_upload(t, ts, &time), db_upload(t, w, words),
+        db_upload(t, labels, &level);
     db_run(t, 0, 0);
     db_download(t, y, out);
     db_tape_destroy(t);
@@ -542,19 +623,22 @@ static double largest_difference(const float *a, const float *b, size_t n)
 {
     double e = 0;
     size_t k;
-    for (k = 0; k < n; k++) e = fabs((double)a[k] - (double)b[k]) > e ? fabs((double)a[k] - (double)b[k]) : e;
+    for (k = 0; k < n; k++)
+        e = fabs((double)a[k] - (double)b[k]) > e ? fabs((double)a[k] - (double)b[k]) : e;
     return e;
 }
 
-/* Training and sampling feed a super-resolver the same thing at the same level: what db_dreambooth_step
-   draws, and what db_upscale's only step computes, are both held to db_condition_low_res. */
+/* Training and sampling feed a super-resolver the same thing at the same level: what
+   db_dreambooth_step draws, and what db_upscale's only step computes, are both held to
+   db_condition_low_res. */
 static void test_conditioning(void)
 {
     subject s;
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
     db_sample_config sampling = db_sample_config_default();
-    float small[4 * 4 * 3], whole[16 * 16 * 3], expected[16 * 16 * 3], part[8 * 8 * 3], noise[16 * 16 * 3], drawn[16 * 16 * 3], level;
+    float small[4 * 4 * 3], whole[16 * 16 * 3], expected[16 * 16 * 3], part[8 * 8 * 3],
+        noise[16 * 16 * 3], drawn[16 * 16 * 3], level;
     const char *prompt = "a zxk dog";
     size_t k, step = 0;
     double e = 1;
@@ -575,31 +659,44 @@ static void test_conditioning(void)
     if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 1, NULL, 0, &d) == DB_OK) {
         db_dreambooth_step(d, NULL), db_dreambooth_step(d, NULL);
         rng.step = 1, rng.purpose = DB__FOR_INSTANCE + 10;
-        db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8, part);
+        db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8,
+                             part);
         e = largest_difference(d->batch.low, part, 192);
-        if (e == 0 && d->batch.labels[0] == level) test_pass("conditioning in training", "a window of the whole small photo at level %g", (double)level);
-        else test_fail("conditioning in training", "differs by %g, level %g for %g", e, (double)d->batch.labels[0], (double)level);
+        if (e == 0 && d->batch.labels[0] == level)
+            test_pass("conditioning in training", "a window of the whole small photo at level %g",
+                      (double)level);
+        else
+            test_fail("conditioning in training", "differs by %g, level %g for %g", e,
+                      (double)d->batch.labels[0], (double)level);
     }
 
-    sampling.num_inference_steps = 1, sampling.guidance_scale = 1, sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
+    sampling.num_inference_steps = 1, sampling.guidance_scale = 1,
+    sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
     s.p.scheduler.clip_sample = 0;
     db_upscale(&s.p, &s.p, &prompt, 1, &sampling, level, small, 4, 4, 16, 16, drawn);
     rng.step = 0, rng.purpose = DB__FOR_LOW_RES;
-    db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, expected);
+    db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16,
+                         expected);
     rng.purpose = DB__FOR_SAMPLE;
     db_random_normal(&rng, 768, noise);
-    if (db_trajectory_init(&s.p.scheduler, sampling.sampler, 1, 768, &tr) == DB_OK) step = tr.timestep[0];
+    if (db_trajectory_init(&s.p.scheduler, sampling.sampler, 1, 768, &tr) == DB_OK)
+        step = tr.timestep[0];
     db_trajectory_free(&tr);
     forward(&s, noise, expected, level, step, prompt, expected);
     for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k], -1), 1);
     e = largest_difference(drawn, expected, 768);
-    if (db_status(s.ctx) == DB_OK && e <= 1e-5) test_pass("conditioning in sampling", "the whole small photo at level %g (%.1e)", (double)level, e);
-    else test_fail("conditioning in sampling", "the picture differs by %g; %s", e, db_last_error(s.ctx));
+    if (db_status(s.ctx) == DB_OK && e <= 1e-5)
+        test_pass("conditioning in sampling", "the whole small photo at level %g (%.1e)",
+                  (double)level, e);
+    else
+        test_fail("conditioning in sampling", "the picture differs by %g; %s", e,
+                  db_last_error(s.ctx));
 
     /* without noise, a window is the whole's part */
     db_condition_low_res(&s.p.image_noising, -1, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, whole);
     db_condition_low_res(&s.p.image_noising, -1, &rng, small, 4, 4, 3, 16, 16, 4, 4, 8, 8, part);
-    for (e = 0, k = 0; k < 8; k++) e += largest_difference(part + k * 24, whole + ((k + 4) * 16 + 4) * 3, 24);
+    for (e = 0, k = 0; k < 8; k++)
+        e += largest_difference(part + k * 24, whole + ((k + 4) * 16 + 4) * 3, 24);
     test_check(e == 0, "a window of the upscaled photo", "the whole's part");
     db_dreambooth_free(d);
     subject_free(&s);
@@ -651,8 +748,10 @@ static void test_bad_input(void)
     first = s.p.unet->params.data[0];
     for (k = 0; k < 5 * 8 * 8 * 3; k++) s.classes[k] = NAN;
     db_dreambooth_free(d), d = NULL;
-    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK) db_dreambooth_step(d, &l);
-    test_check(d && s.p.unet->params.data[0] == first && !db_dreambooth_steps_done(d), "a loss that is not a number", "changes no weight");
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d) == DB_OK)
+        db_dreambooth_step(d, &l);
+    test_check(d && s.p.unet->params.data[0] == first && !db_dreambooth_steps_done(d),
+               "a loss that is not a number", "changes no weight");
     expect(s.ctx, "a loss that is not a number stops", DB_ERROR_NUMERIC, "step 1", "");
     if (d) db_dreambooth_resume(d, GOLDEN "base.safetensors");
     expect(s.ctx, "a state of another network", DB_ERROR_SHAPE, "base.safetensors", "");
@@ -671,7 +770,8 @@ static void test_bad_latents(void)
     }
     c = settings(&s, 0), c.resolution = 17, c.crop_size = 16;
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
-    expect(s.ctx, "a resolution that is no whole latent", DB_ERROR_ARGUMENT, "17", "multiples of 2");
+    expect(s.ctx, "a resolution that is no whole latent", DB_ERROR_ARGUMENT, "17",
+           "multiples of 2");
     c.resolution = 16, s.p.unet->config.in_channels = 9;
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
     expect(s.ctx, "an inpainting network", DB_ERROR_UNSUPPORTED, "9 channels", "");
@@ -681,8 +781,10 @@ static void test_bad_latents(void)
 
 static void test_class_seeds(void)
 {
-    test_check(db_class_image_seed("a dog", 0) != db_class_image_seed("a cat", 0) && db_class_image_seed("a dog", 7) == db_class_image_seed("a dog", 0) + 7,
-               "class images' seeds", "of (class, index): consecutive in one class, apart between classes");
+    test_check(db_class_image_seed("a dog", 0) != db_class_image_seed("a cat", 0) &&
+                   db_class_image_seed("a dog", 7) == db_class_image_seed("a dog", 0) + 7,
+               "class images' seeds",
+               "of (class, index): consecutive in one class, apart between classes");
 }
 
 int main(void)

@@ -1,6 +1,6 @@
-/* test_lora.c - LoRA and 8-bit AdamW against peft and numpy (golden/make_lora.py); LoRA files, also diffusers' own,
-   and what is no LoRA for a model. `build/test_lora FOLDER` leaves the golden LoRAs in FOLDER/if1_a and FOLDER/sd_a, as
-   we write them, for check_sd.py. */
+/* test_lora.c - LoRA and 8-bit AdamW against peft and numpy (golden/make_lora.py); LoRA files, also
+   diffusers' own, and what is no LoRA for a model. `build/test_lora FOLDER` leaves the golden LoRAs
+   in FOLDER/if1_a and FOLDER/sd_a, as we write them, for check_sd.py. */
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 
@@ -19,10 +19,12 @@ static db_safetensors *lora_golden(db_ctx *ctx, const char *name)
 }
 
 /* Runs the tape and compares the output and, unless the LoRA is merged, the factors' gradients. */
-static void check(db_ctx *ctx, const char *name, db_tape *t, db_tensor out, const db_param_table *p, db_safetensors *st)
+static void check(db_ctx *ctx, const char *name, db_tape *t, db_tensor out, const db_param_table *p,
+                  db_safetensors *st)
 {
     size_t n = db_count(out), dim[4], k;
-    float *ref = golden(st, "out", dim), *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float));
+    float *ref = golden(st, "out", dim), *a = (float *)malloc(n * sizeof(float)),
+          *b = (float *)malloc(n * sizeof(float));
     db_run(t, 0, 0);
     db_download(t, out, a);
     if (out.n_dims == 4) to_nhwc(ref, dim, b);
@@ -38,12 +40,15 @@ static void check_unet_lora(db_ctx *ctx, const char *name, int merged)
 {
     db_unet_config c;
     db_unet *u = NULL;
-    db_safetensors *in = test_golden(ctx, network_path(name, "golden.safetensors")), *st = lora_golden(ctx, name);
+    db_safetensors *in = test_golden(ctx, network_path(name, "golden.safetensors")),
+                   *st = lora_golden(ctx, name);
     db_tape *t = NULL;
     db_tensor x, ts, text, labels, out, target, l;
     size_t dx[4], dt[4], dc[4], one[4], d[4], dg[4];
-    float *sample = golden(in, "in.sample", dx), *time = golden(in, "in.timestep", one), *words = golden(in, "in.encoder_hidden_states", dt);
-    float *classes = golden(in, "in.class_labels", dc), *goal = golden(in, "target", dg), *image = (float *)malloc((dx[0] * dx[1] + dg[0] * dg[1]) * dx[2] * dx[3] * sizeof(float));
+    float *sample = golden(in, "in.sample", dx), *time = golden(in, "in.timestep", one),
+          *words = golden(in, "in.encoder_hidden_states", dt);
+    float *classes = golden(in, "in.class_labels", dc), *goal = golden(in, "target", dg),
+          *image = (float *)malloc((dx[0] * dx[1] + dg[0] * dg[1]) * dx[2] * dx[3] * sizeof(float));
     char label[100];
     snprintf(label, sizeof label, "%s with a LoRA%s", name, merged ? " merged" : "");
     db_unet_config_load(ctx, network_path(name, "config.json"), &c);
@@ -57,7 +62,8 @@ static void check_unet_lora(db_ctx *ctx, const char *name, int merged)
     else db_params_require_grad(&u->params.lora->params);
     d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
     db_tape_create(ctx, &t);
-    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d), text = db_input(t, DB_F32, 3, dt);
+    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d),
+    text = db_input(t, DB_F32, 3, dt);
     labels = classes ? db_input(t, DB_F32, 1, d) : db_none;
     out = db_unet_forward(t, u, x, ts, text, labels, NULL);
     d[3] = c.out_channels;
@@ -81,11 +87,13 @@ static void check_text_lora(db_ctx *ctx, const char *name)
 {
     db_text_config c;
     db_text_encoder *e = NULL;
-    db_safetensors *in = test_golden(ctx, network_path(name, "golden.safetensors")), *st = lora_golden(ctx, name);
+    db_safetensors *in = test_golden(ctx, network_path(name, "golden.safetensors")),
+                   *st = lora_golden(ctx, name);
     db_tape *t = NULL;
     db_tensor ids, mask, out, target, l;
     size_t d[4], dm[4], dg[4], k;
-    float *words = golden(in, "in.input_ids", d), *valid = golden(in, "in.attention_mask", dm), *goal = golden(in, "target", dg);
+    float *words = golden(in, "in.input_ids", d), *valid = golden(in, "in.attention_mask", dm),
+          *goal = golden(in, "target", dg);
     int32_t *numbers = (int32_t *)malloc(d[0] * d[1] * sizeof *numbers);
     for (k = 0; k < d[0] * d[1]; k++) numbers[k] = (int32_t)words[k];
     for (k = 0; valid && k < d[0] * d[1]; k++) valid[k] = valid[k] > 0 ? 0.0f : -1e9f;
@@ -128,10 +136,13 @@ static void check_8bit(db_ctx *ctx)
     double scales = 0;
     memset(item, 0, sizeof item), memset(&table, 0, sizeof table);
     item[0].name = name[0], item[1].name = name[1];
-    item[0].count = item[0].dim[0] = LARGE, item[1].count = item[1].dim[0] = SMALL, item[0].n_dims = item[1].n_dims = 1;
+    item[0].count = item[0].dim[0] = LARGE, item[1].count = item[1].dim[0] = SMALL,
+    item[0].n_dims = item[1].n_dims = 1;
     item[0].data = data, item[1].data = data + PADDED;
-    item[0].grad = table.grad = data + PADDED + SMALL, item[1].grad = table.grad + PADDED; /* room of ours, not the library's */
-    table.ctx = ctx, table.item = item, table.n = 2, table.count = PADDED + SMALL, table.data = data;
+    item[0].grad = table.grad = data + PADDED + SMALL,
+    item[1].grad = table.grad + PADDED; /* room of ours, not the library's */
+    table.ctx = ctx, table.item = item, table.n = 2, table.count = PADDED + SMALL,
+    table.data = data;
     c.use_8bit_adam = 1, c.max_grad_norm = 0;
     for (k = 0; k < 2; k++) hashed(name[k], item[k].count, 1, item[k].data);
     db_optimizer_init(&o, &table, &c);
@@ -149,12 +160,16 @@ static void check_8bit(db_ctx *ctx)
         ref = golden(st, name[k], dim);
         hashed(name[k], item[k].count, 1, start);
         for (i = 0; i < item[k].count; i++) {
-            double d = fabs((double)(item[k].data[i] - ref[i])), s = fabs((double)(ref[i] - start[i]));
+            double d = fabs((double)(item[k].data[i] - ref[i])),
+                   s = fabs((double)(ref[i] - start[i]));
             worst = d > worst || d != d ? d : worst, largest = s > largest ? s : largest;
         }
         snprintf(label, sizeof label, "ten updates with 8-bit moments, %s", name[k]);
-        if (db_status(ctx) == DB_OK && worst <= 1e-4 * largest) test_pass(label, "worst %.1e of the largest change", worst / largest);
-        else test_fail(label, "worst %.1e of the largest change; %s", worst / largest, db_last_error(ctx));
+        if (db_status(ctx) == DB_OK && worst <= 1e-4 * largest)
+            test_pass(label, "worst %.1e of the largest change", worst / largest);
+        else
+            test_fail(label, "worst %.1e of the largest change; %s", worst / largest,
+                      db_last_error(ctx));
         free(ref);
     }
     for (k = 0; k < 2; k++) {
@@ -163,12 +178,20 @@ static void check_8bit(db_ctx *ctx)
             double d = fabs((double)(k ? o.v8 : o.m8)[i] - (double)code[i]);
             off += d > 0, far += d > 1;
         }
-        for (i = 0; i < BLOCKS; i++) scales = fmax(scales, fabs((double)((k ? o.v : o.m)[i] / scale[i]) - 1));
+        for (i = 0; i < BLOCKS; i++)
+            scales = fmax(scales, fabs((double)((k ? o.v : o.m)[i] / scale[i]) - 1));
         free(code), free(scale);
     }
-    if (off <= 10 && !far && scales <= 1e-4) test_pass("codes and scales of 8-bit moments", "%zu of %d codes one off, scales within %.1e", off, 2 * LARGE, scales);
-    else test_fail("codes and scales of 8-bit moments", "%zu of %d codes off, %zu by more than one; scales within %.1e", off, 2 * LARGE, far, scales);
-    test_check(o.at[1] == BLOCKS && o.at[2] == BLOCKS + SMALL && o.at8[2] == LARGE, "8-bit moments' memory", "a byte for each number of a large parameter, four for each block");
+    if (off <= 10 && !far && scales <= 1e-4)
+        test_pass("codes and scales of 8-bit moments",
+                  "%zu of %d codes one off, scales within %.1e", off, 2 * LARGE, scales);
+    else
+        test_fail("codes and scales of 8-bit moments",
+                  "%zu of %d codes off, %zu by more than one; scales within %.1e", off, 2 * LARGE,
+                  far, scales);
+    test_check(o.at[1] == BLOCKS && o.at[2] == BLOCKS + SMALL && o.at8[2] == LARGE,
+               "8-bit moments' memory",
+               "a byte for each number of a large parameter, four for each block");
     db_optimizer_free(&o);
     free(data);
     db_safetensors_close(st);
@@ -181,8 +204,10 @@ static void pipeline(db_ctx *ctx, db_pipeline *p)
     db_text_config e;
     memset(p, 0, sizeof *p);
     p->ctx = ctx;
-    db_unet_config_load(ctx, network_path("sd_a", "config.json"), &u), db_unet_create(ctx, &u, &p->unet);
-    db_text_config_load(ctx, network_path("clip_a", "config.json"), &e), db_text_encoder_create(ctx, &e, &p->text_encoder);
+    db_unet_config_load(ctx, network_path("sd_a", "config.json"), &u),
+        db_unet_create(ctx, &u, &p->unet);
+    db_text_config_load(ctx, network_path("clip_a", "config.json"), &e),
+        db_text_encoder_create(ctx, &e, &p->text_encoder);
     if (db_status(ctx) != DB_OK) {
         test_fail("pipeline", "%s", db_last_error(ctx));
         exit(test_summary());
@@ -195,7 +220,8 @@ static void pipeline_free(db_pipeline *p)
     db_unet_free(p->unet), db_text_encoder_free(p->text_encoder);
 }
 
-/* The largest difference of a LoRA's factors from the hash; 1e9 where there is none of that rank and alpha. */
+/* The largest difference of a LoRA's factors from the hash; 1e9 where there is none of that rank
+ * and alpha. */
 static double difference(const db_lora *lora)
 {
     double worst = 0;
@@ -205,7 +231,8 @@ static double difference(const db_lora *lora)
         const db_param *item = &lora->params.item[k];
         float *ref = (float *)malloc(item->count * sizeof *ref);
         hashed(item->name, item->count, sqrtf(3.0f / (float)item->dim[1]), ref);
-        for (i = 0; i < item->count; i++) worst = fmax(worst, fabs((double)(item->data[i] - ref[i])));
+        for (i = 0; i < item->count; i++)
+            worst = fmax(worst, fabs((double)(item->data[i] - ref[i])));
         free(ref);
     }
     return worst;
@@ -227,7 +254,9 @@ static void check_files(db_ctx *ctx)
     pipeline(ctx, &p);
     db_pipeline_load_lora(&p, GOLDEN "diffusers.safetensors");
     e = fmax(difference(p.unet->params.lora), difference(p.text_encoder->params.lora));
-    if (db_status(ctx) == DB_OK && e <= 1e-3) test_pass("diffusers' LoRA file", "factors as f16, within %.1e; rank and alpha from its metadata", e);
+    if (db_status(ctx) == DB_OK && e <= 1e-3)
+        test_pass("diffusers' LoRA file",
+                  "factors as f16, within %.1e; rank and alpha from its metadata", e);
     else test_fail("diffusers' LoRA file", "factors within %.1e; %s", e, db_last_error(ctx));
     db_pipeline_load_lora(&p, GOLDEN "diffusers.safetensors");
     test_check(p.unet->params.lora != NULL, "a second LoRA leaves the first", "there");
@@ -238,7 +267,8 @@ static void check_files(db_ctx *ctx)
     pipeline(ctx, &q);
     db_pipeline_load_lora(&q, at("lora"));
     e = fmax(difference(q.unet->params.lora), difference(q.text_encoder->params.lora));
-    if (db_status(ctx) == DB_OK && e == 0) test_pass("a LoRA there and back", "the same bits, rank and alpha");
+    if (db_status(ctx) == DB_OK && e == 0)
+        test_pass("a LoRA there and back", "the same bits, rank and alpha");
     else test_fail("a LoRA there and back", "factors within %.1e; %s", e, db_last_error(ctx));
     pipeline_free(&q);
 
@@ -257,11 +287,13 @@ static void check_files(db_ctx *ctx)
             const char *name = db_safetensors_at(theirs, k)->name;
             char other[400];
             snprintf(other, sizeof other, "%s", name);
-            if (!db_safetensors_find(st, name) && !strncmp(name, "text_encoder.", 13)) /* transformers 5 */
+            if (!db_safetensors_find(st, name) &&
+                !strncmp(name, "text_encoder.", 13)) /* transformers 5 */
                 snprintf(other, sizeof other, "text_encoder.text_model.%s", name + 13);
             found += db_safetensors_find(st, other) != NULL;
         }
-        test_check(found == db_safetensors_count(theirs) && found == db_safetensors_count(st), "a LoRA file's tensor names", "diffusers' own");
+        test_check(found == db_safetensors_count(theirs) && found == db_safetensors_count(st),
+                   "a LoRA file's tensor names", "diffusers' own");
         db_safetensors_close(theirs);
     }
     db_safetensors_close(st);
@@ -269,25 +301,38 @@ static void check_files(db_ctx *ctx)
 
     pipeline(ctx, &p);
     w = db_safetensors_create(ctx, at("kohya.safetensors"));
-    db_safetensors_declare(w, "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", DB_F32, 2, dim);
-    db_safetensors_write_f32(w, "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", zeros);
+    db_safetensors_declare(w, "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+                           DB_F32, 2, dim);
+    db_safetensors_write_f32(w, "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+                             zeros);
     db_safetensors_finish(w);
     db_pipeline_load_lora(&p, at("kohya.safetensors"));
-    expect(ctx, "a LoRA with kohya's names", DB_ERROR_UNSUPPORTED, "kohya.safetensors", "save_lora_weights");
+    expect(ctx, "a LoRA with kohya's names", DB_ERROR_UNSUPPORTED, "kohya.safetensors",
+           "save_lora_weights");
     w = db_safetensors_create(ctx, at("part.safetensors"));
-    db_safetensors_declare(w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight", DB_F32, 2, dim);
-    db_safetensors_write_f32(w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight", zeros);
+    db_safetensors_declare(
+        w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",
+        DB_F32, 2, dim);
+    db_safetensors_write_f32(
+        w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",
+        zeros);
     db_safetensors_finish(w);
     db_pipeline_load_lora(&p, at("part.safetensors"));
     test_check(!p.unet->params.lora, "a LoRA that failed to load", "leaves nothing behind");
     expect(ctx, "a LoRA with factors missing", DB_ERROR_MISSING, "part.safetensors", "is missing");
     w = db_safetensors_create(ctx, at("alphas.safetensors"));
-    db_safetensors_add_metadata(w, "lora_adapter_metadata", "{\"unet.r\": 3, \"unet.alpha_pattern\": {\"to_q\": 1}}");
-    db_safetensors_declare(w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight", DB_F32, 2, dim);
-    db_safetensors_write_f32(w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight", zeros);
+    db_safetensors_add_metadata(w, "lora_adapter_metadata",
+                                "{\"unet.r\": 3, \"unet.alpha_pattern\": {\"to_q\": 1}}");
+    db_safetensors_declare(
+        w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",
+        DB_F32, 2, dim);
+    db_safetensors_write_f32(
+        w, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight",
+        zeros);
     db_safetensors_finish(w);
     db_pipeline_load_lora(&p, at("alphas.safetensors"));
-    expect(ctx, "a LoRA with layers' own alphas", DB_ERROR_UNSUPPORTED, "alphas.safetensors", "alpha_pattern");
+    expect(ctx, "a LoRA with layers' own alphas", DB_ERROR_UNSUPPORTED, "alphas.safetensors",
+           "alpha_pattern");
     db_pipeline_load_lora(&p, at("nowhere"));
     expect(ctx, "a LoRA that is not there", DB_ERROR_FILE, "nowhere", "");
     db_pipeline_save_lora(&p, at("none"), DB_F32);
@@ -295,7 +340,8 @@ static void check_files(db_ctx *ctx)
     db_unet_add_lora(p.unet, 0, 1, 0);
     expect(ctx, "a LoRA of rank 0", DB_ERROR_ARGUMENT, "rank 0", "");
     pipeline_free(&p);
-    db_text_config_load(ctx, network_path("t5_a", "config.json"), &t5), db_text_encoder_create(ctx, &t5, &text);
+    db_text_config_load(ctx, network_path("t5_a", "config.json"), &t5),
+        db_text_encoder_create(ctx, &t5, &text);
     db_text_encoder_add_lora(text, 4, 4, 0);
     expect(ctx, "a LoRA for T5", DB_ERROR_UNSUPPORTED, "T5", "");
     db_text_encoder_free(text);
@@ -308,12 +354,14 @@ static void leave(db_ctx *ctx, const char *folder)
     db_unet_config c;
     char path[400];
     pipeline(ctx, &p);
-    db_unet_add_lora(p.unet, RANK, ALPHA, 0), db_text_encoder_add_lora(p.text_encoder, RANK, ALPHA, 0);
+    db_unet_add_lora(p.unet, RANK, ALPHA, 0),
+        db_text_encoder_add_lora(p.text_encoder, RANK, ALPHA, 0);
     fill_params(&p.unet->params.lora->params), fill_params(&p.text_encoder->params.lora->params);
     snprintf(path, sizeof path, "%s/sd_a", folder), db_pipeline_save_lora(&p, path, DB_F32);
     pipeline_free(&p);
     memset(&p, 0, sizeof p), p.ctx = ctx;
-    db_unet_config_load(ctx, network_path("if1_a", "config.json"), &c), db_unet_create(ctx, &c, &p.unet);
+    db_unet_config_load(ctx, network_path("if1_a", "config.json"), &c),
+        db_unet_create(ctx, &c, &p.unet);
     db_unet_add_lora(p.unet, RANK, ALPHA, 0);
     fill_params(&p.unet->params.lora->params);
     snprintf(path, sizeof path, "%s/if1_a", folder), db_pipeline_save_lora(&p, path, DB_F32);
@@ -338,8 +386,11 @@ static void check_start(db_ctx *ctx)
         }
     }
     sum /= (double)n, square = sqrt(square / (double)n);
-    if (b == 0 && fabs(sum) < 0.02 && fabs(square * 8 - 1) < 0.1) test_pass("a new LoRA", "A has deviation %.3f = 1 / %.2f, B is zero", square, 1 / square);
-    else test_fail("a new LoRA", "A has mean %.3f, deviation %.3f, B up to %.1e; %s", sum, square, b, db_last_error(ctx));
+    if (b == 0 && fabs(sum) < 0.02 && fabs(square * 8 - 1) < 0.1)
+        test_pass("a new LoRA", "A has deviation %.3f = 1 / %.2f, B is zero", square, 1 / square);
+    else
+        test_fail("a new LoRA", "A has mean %.3f, deviation %.3f, B up to %.1e; %s", sum, square, b,
+                  db_last_error(ctx));
     pipeline_free(&p);
 }
 
@@ -351,7 +402,8 @@ int main(int argc, char **argv)
     size_t k;
     let_threads_sleep(argv);
     if (db_create(&ctx, &config) != DB_OK || !make_scratch("lora")) return 1;
-    for (k = 0; k < sizeof unets / sizeof *unets; k++) check_unet_lora(ctx, unets[k], 0), check_unet_lora(ctx, unets[k], 1);
+    for (k = 0; k < sizeof unets / sizeof *unets; k++)
+        check_unet_lora(ctx, unets[k], 0), check_unet_lora(ctx, unets[k], 1);
     check_text_lora(ctx, "clip_a");
     check_start(ctx);
     check_8bit(ctx);

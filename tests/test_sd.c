@@ -1,8 +1,10 @@
-/* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs and the
-   gradient of every parameter, for what golden/make_sd.py computed; and what bad input gets.
+/* Stable Diffusion's networks, schedulers and pipelines against diffusers and transformers: outputs
+   and the gradient of every parameter, for what golden/make_sd.py computed; and what bad input
+   gets.
 
    build/test_sd FOLDER leaves the files that it writes in FOLDER, for tool_sd.sh and check_sd.py;
-   build/test_sd FOLDER PICTURES compares pictures that the tool drew from FOLDER/sd with diffusers'. */
+   build/test_sd FOLDER PICTURES compares pictures that the tool drew from FOLDER/sd with
+   diffusers'. */
 #define _POSIX_C_SOURCE 200809L
 #include <sys/stat.h>
 #include "dreambooth.h"
@@ -12,17 +14,20 @@
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
 
-/* ---- the autoencoder ------------------------------------------------------------------------------------------ */
+/* ---- the autoencoder ------------------------------------------------------------------------- */
 
-/* Opens networks/NAME: its network with the hashed weights, its golden file, its input as [B,H,W,C]. */
-static db_vae *open_vae(db_ctx *ctx, const char *name, db_safetensors **st, float **image, size_t d[4])
+/* Opens networks/NAME: its network with the hashed weights, its golden file, its input as
+ * [B,H,W,C]. */
+static db_vae *open_vae(db_ctx *ctx, const char *name, db_safetensors **st, float **image,
+                        size_t d[4])
 {
     db_vae_config c;
     db_vae *v = NULL;
     float *x;
     size_t file[4];
     *image = NULL;
-    if (db_vae_config_load(ctx, network_path(name, "config.json"), &c) == DB_OK) db_vae_create(ctx, &c, &v);
+    if (db_vae_config_load(ctx, network_path(name, "config.json"), &c) == DB_OK)
+        db_vae_create(ctx, &c, &v);
     if (db_safetensors_open(ctx, network_path(name, "golden.safetensors"), st) != DB_OK) return v;
     fill_params(&v->params);
     x = golden(*st, "in.sample", file);
@@ -44,7 +49,8 @@ static void check_vae(db_ctx *ctx, const char *base, int decoder)
     db_tensor x, y, target, loss;
     snprintf(name, sizeof name, "%s_%s", base, decoder ? "decoder" : "encoder");
     v = open_vae(ctx, name, &st, &image, d);
-    if (db_status(ctx) != DB_OK || db_params_require_grad(&v->params) != DB_OK || db_tape_create(ctx, &t) != DB_OK) {
+    if (db_status(ctx) != DB_OK || db_params_require_grad(&v->params) != DB_OK ||
+        db_tape_create(ctx, &t) != DB_OK) {
         test_fail(name, "%s", db_last_error(ctx));
         db_clear_error(ctx);
         return;
@@ -67,7 +73,9 @@ static void check_vae(db_ctx *ctx, const char *base, int decoder)
     ref = (float *)malloc(db_count(y) * sizeof(float));
     to_nhwc(goal, file, ref);
     check_output(ctx, name, a, ref, db_count(y), 1e-4);
-    if (db_status(ctx) == DB_OK) check_gradients(name, &v->params, decoder ? "decoder.|post_quant_conv." : "encoder.|quant_conv.", st, 1e-3);
+    if (db_status(ctx) == DB_OK)
+        check_gradients(name, &v->params,
+                        decoder ? "decoder.|post_quant_conv." : "encoder.|quant_conv.", st, 1e-3);
     free(image), free(ref), free(goal), free(a);
     db_tape_destroy(t);
     db_safetensors_close(st);
@@ -86,7 +94,8 @@ static void check_vae_tiled(db_ctx *ctx)
     n = file[0] * file[1] * file[2] * file[3];
     ref = (float *)malloc(n * sizeof(float)), out = (float *)calloc(n, sizeof(float));
     to_nhwc(goal, file, ref);
-    if (file[2] != d[1] * f || file[3] != d[2] * f) test_fail("vae_tiled", "the golden file has another size");
+    if (file[2] != d[1] * f || file[3] != d[2] * f)
+        test_fail("vae_tiled", "the golden file has another size");
     db_vae_decode(v, image, d[0], d[1], d[2], v->config.sample_size / f, out);
     check_output(ctx, "vae_tiled", out, ref, n, 1e-4);
     free(image), free(out), free(ref), free(goal);
@@ -94,7 +103,7 @@ static void check_vae_tiled(db_ctx *ctx)
     db_vae_free(v);
 }
 
-/* ---- files ---------------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 /* Writes a table as two shards with their index. */
 static void write_shards(db_ctx *ctx, const db_param_table *p, const char *folder)
@@ -105,10 +114,12 @@ static void write_shards(db_ctx *ctx, const db_param_table *p, const char *folde
     for (shard = 0; shard < 2; shard++) {
         db_param_table part = *p;
         part.item += shard * half, part.n = shard ? p->n - half : half;
-        snprintf(name, sizeof name, "%s/diffusion_pytorch_model-0000%zu-of-00002.safetensors", folder, shard + 1);
+        snprintf(name, sizeof name, "%s/diffusion_pytorch_model-0000%zu-of-00002.safetensors",
+                 folder, shard + 1);
         write_params(ctx, &part, name, 0, NULL, NULL);
         for (k = 0; k < part.n; k++)
-            n += (size_t)sprintf(index + n, "%s\"%s\": \"%s\"", n > 40 ? ", " : "", part.item[k].name, strrchr(name, '/') + 1);
+            n += (size_t)sprintf(index + n, "%s\"%s\": \"%s\"", n > 40 ? ", " : "",
+                                 part.item[k].name, strrchr(name, '/') + 1);
     }
     sprintf(index + n, "}}");
     snprintf(name, sizeof name, "%s/diffusion_pytorch_model.safetensors.index.json", folder);
@@ -118,8 +129,10 @@ static void write_shards(db_ctx *ctx, const db_param_table *p, const char *folde
 
 static void check_text_files(db_ctx *ctx)
 {
-    static const char config[] = "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 16, \"intermediate_size\": 24, "
-                                 "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"hidden_act\": \"quick_gelu\"}";
+    static const char config[] =
+        "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 16, "
+        "\"intermediate_size\": 24, "
+        "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"hidden_act\": \"quick_gelu\"}";
     static const char bias[] = "text_model.encoder.layers.0.mlp.fc1.bias";
     db_text_encoder *e = NULL, *f = NULL;
     db_text_config c;
@@ -133,7 +146,8 @@ static void check_text_files(db_ctx *ctx)
     fill_params(&e->params);
     write_params(ctx, &e->params, "model.safetensors", strlen("text_model."), NULL, NULL);
     db_text_encoder_load(ctx, scratch, &f);
-    test_check(f && !memcmp(e->params.data, f->params.data, e->params.count * sizeof(float)), "clip without the prefix text_model.", "the same weights");
+    test_check(f && !memcmp(e->params.data, f->params.data, e->params.count * sizeof(float)),
+               "clip without the prefix text_model.", "the same weights");
     db_text_encoder_free(f);
     db_clear_error(ctx);
     write_params(ctx, &e->params, "model.safetensors", 0, bias, NULL);
@@ -143,14 +157,20 @@ static void check_text_files(db_ctx *ctx)
     db_text_encoder_load(ctx, scratch, &f);
     expect(ctx, "clip, a tensor misshaped", DB_ERROR_SHAPE, "has shape [25]", "asks for [24]");
     remove(at("model.safetensors"));
-    write_text("model.safetensors.index.json", "{\"metadata\": {}, \"weight_map\": {\"text_model.final_layer_norm.bias\": \"model-0000");
+    write_text(
+        "model.safetensors.index.json",
+        "{\"metadata\": {}, \"weight_map\": {\"text_model.final_layer_norm.bias\": \"model-0000");
     db_text_encoder_load(ctx, scratch, &f);
-    expect(ctx, "clip, a truncated shard index", DB_ERROR_FORMAT, "model.safetensors.index.json", "");
+    expect(ctx, "clip, a truncated shard index", DB_ERROR_FORMAT, "model.safetensors.index.json",
+           "");
     write_text("config.json", "{\"model_type\": \"siglip_text_model\"}");
     db_text_encoder_load(ctx, scratch, &f);
-    expect(ctx, "a text encoder of another kind", DB_ERROR_UNSUPPORTED, "config.json", "siglip_text_model");
-    write_text("config.json", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 15, \"intermediate_size\": 24, "
-                              "\"num_hidden_layers\": 1, \"num_attention_heads\": 2}");
+    expect(ctx, "a text encoder of another kind", DB_ERROR_UNSUPPORTED, "config.json",
+           "siglip_text_model");
+    write_text("config.json",
+               "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 15, "
+               "\"intermediate_size\": 24, "
+               "\"num_hidden_layers\": 1, \"num_attention_heads\": 2}");
     db_text_encoder_load(ctx, scratch, &f);
     expect(ctx, "clip, heads that do not fit", DB_ERROR_FORMAT, "config.json", "hidden_size");
     remove(at("model.safetensors.index.json"));
@@ -158,8 +178,10 @@ static void check_text_files(db_ctx *ctx)
     db_text_encoder_free(e);
 }
 
-/* networks/NAME/config.json with `to` in place of `from` must be refused with a sentence that holds `word`. */
-static void refuse_config(db_ctx *ctx, const char *name, const char *from, const char *to, const char *word)
+/* networks/NAME/config.json with `to` in place of `from` must be refused with a sentence that holds
+ * `word`. */
+static void refuse_config(db_ctx *ctx, const char *name, const char *from, const char *to,
+                          const char *word)
 {
     char path[300], text[8192], changed[8192], label[200];
     FILE *f;
@@ -178,36 +200,52 @@ static void refuse_config(db_ctx *ctx, const char *name, const char *from, const
         test_fail(label, "%s does not hold %s", path, from);
         return;
     }
-    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(where - text), text, to, where + strlen(from));
+    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(where - text), text, to,
+             where + strlen(from));
     write_text("config.json", changed);
     if (strncmp(name, "vae", 3)) db_unet_config_load(ctx, at("config.json"), &c);
     else db_vae_config_load(ctx, at("config.json"), &v);
-    expect(ctx, label, strstr(word, "level") || strstr(word, "head") ? DB_ERROR_FORMAT : DB_ERROR_UNSUPPORTED, "config.json", word);
+    expect(ctx, label,
+           strstr(word, "level") || strstr(word, "head") ? DB_ERROR_FORMAT : DB_ERROR_UNSUPPORTED,
+           "config.json", word);
     remove(at("config.json"));
 }
 
 static void check_configs(db_ctx *ctx)
 {
-    refuse_config(ctx, "sd_a", "\"CrossAttnDownBlock2D\"", "\"AttnDownBlock2D\"", "AttnDownBlock2D");
-    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"", "UNetMidBlock2D");
-    refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3", "attention_head_dim");
+    refuse_config(ctx, "sd_a", "\"CrossAttnDownBlock2D\"", "\"AttnDownBlock2D\"",
+                  "AttnDownBlock2D");
+    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"",
+                  "UNetMidBlock2D");
+    refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3",
+                  "attention_head_dim");
     refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1]", "2 levels");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"center_input_sample\": true", "center_input_sample");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
-    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
-    refuse_config(ctx, "vae_a_encoder", "\"DownEncoderBlock2D\"", "\"AttnDownEncoderBlock2D\"", "AttnDownEncoderBlock2D");
-    refuse_config(ctx, "vae_a_encoder", "\"latent_channels\": 4", "\"latent_channels\": 4, \"shift_factor\": 0.1", "shift_factor");
-    refuse_config(ctx, "vae_a_encoder", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"conv_in_kernel\": 1", "conv_in_kernel");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"center_input_sample\": true", "center_input_sample");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"num_class_embeds\": 10", "num_class_embeds");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"resnet_time_scale_shift\": \"spatial\"", "spatial");
+    refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
+                  "\"norm_num_groups\": 2, \"resnet_skip_time_act\": true", "resnet_skip_time_act");
+    refuse_config(ctx, "vae_a_encoder", "\"DownEncoderBlock2D\"", "\"AttnDownEncoderBlock2D\"",
+                  "AttnDownEncoderBlock2D");
+    refuse_config(ctx, "vae_a_encoder", "\"latent_channels\": 4",
+                  "\"latent_channels\": 4, \"shift_factor\": 0.1", "shift_factor");
+    refuse_config(ctx, "vae_a_encoder", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3",
+                  "level 0");
     refuse_config(ctx, "if1_a", "\"text_proj\"", "\"image_proj\"", "image_proj");
 }
 
-/* ---- schedulers ------------------------------------------------------------------------------------------------- */
+/* ---- schedulers ------------------------------------------------------------------------------ */
 
-/* One of diffusers' trajectories, with the linear network of make_sd.py: every step, and the timesteps. */
+/* One of diffusers' trajectories, with the linear network of make_sd.py: every step, and the
+ * timesteps. */
 static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
 {
     enum { B = 2, C = 3, P = 4, N = B * C * P };
@@ -223,17 +261,23 @@ static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
     db_trajectory tr;
     snprintf(label, sizeof label, "scheduler %s", name);
     snprintf(key, sizeof key, "%s.run", name);
-    run = db_json_parse(ctx, key, db_safetensors_metadata(st, key), strlen(db_safetensors_metadata(st, key)));
+    run = db_json_parse(ctx, key, db_safetensors_metadata(st, key),
+                        strlen(db_safetensors_metadata(st, key)));
     write_text("scheduler_config.json", db_safetensors_metadata(st, name));
     db_schedule_load(ctx, at("scheduler_config.json"), &s);
     remove(at("scheduler_config.json"));
     steps = (size_t)db_json_int(run, "steps", 0), sampler = db_json_string(run, "sampler", "");
-    if (db_trajectory_init(&s, !strncmp(sampler, "DDPM", 4) ? DB_SAMPLER_DDPM : !strncmp(sampler, "DDIM", 4) ? DB_SAMPLER_DDIM : DB_SAMPLER_DPMSOLVER, steps, N, &tr) != DB_OK) {
+    if (db_trajectory_init(&s,
+                           !strncmp(sampler, "DDPM", 4)       ? DB_SAMPLER_DDPM
+                               : !strncmp(sampler, "DDIM", 4) ? DB_SAMPLER_DDIM
+                                                              : DB_SAMPLER_DPMSOLVER,
+                           steps, N, &tr) != DB_OK) {
         test_fail(label, "%s", db_last_error(ctx));
         db_clear_error(ctx);
         return;
     }
-    tr.eta = (float)db_json_number(run, "eta", 0), tr.use_clipped_model_output = (int)db_json_int(run, "clipped", 0);
+    tr.eta = (float)db_json_number(run, "eta", 0),
+    tr.use_clipped_model_output = (int)db_json_int(run, "clipped", 0);
     CP = db_json_int(run, "learned", 0) && tr.sampler != DB_SAMPLER_DDIM ? 2 * C : C;
     hashed("trajectory.x", N, 1.7f, row), to_nhwc(row, dims, x);
     hashed("trajectory.field", N, 0.5f, row), to_nhwc(row, dims, field);
@@ -249,15 +293,19 @@ static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
         snprintf(key, sizeof key, "trajectory.noise.%zu", k);
         hashed(key, N, 1.7f, row), to_nhwc(row, dims, noise);
         for (i = 0; i < N; i++) {
-            pred[i / C * CP + i % C] = (float)db_json_number(run, "network", 1) * 0.4f * x[i] + field[i];
-            if (CP > C) pred[i / C * CP + C + i % C] = s.variance_type == DB_VARIANCE_LEARNED ? fabsf(field[i] * 0.2f) : field[i];
+            pred[i / C * CP + i % C] =
+                (float)db_json_number(run, "network", 1) * 0.4f * x[i] + field[i];
+            if (CP > C)
+                pred[i / C * CP + C + i % C] =
+                    s.variance_type == DB_VARIANCE_LEARNED ? fabsf(field[i] * 0.2f) : field[i];
         }
         db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, x);
         to_nhwc(ref + k * N, dims, want);
         e = test_error(x, want, N, 1e-6, NULL);
         worst = e > worst ? e : worst;
     }
-    if (wrong || tr.n != steps) test_fail(label, "%zu of %zu timesteps differ, there should be %zu", wrong, tr.n, steps);
+    if (wrong || tr.n != steps)
+        test_fail(label, "%zu of %zu timesteps differ, there should be %zu", wrong, tr.n, steps);
     else if (!(worst <= 1e-5)) test_fail(label, "error %.1e over %zu steps", worst, tr.n);
     else test_pass(label, "error %.1e over %zu steps", worst, tr.n);
     free(times), free(ref);
@@ -269,10 +317,17 @@ static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
 
 static void check_schedulers(db_ctx *ctx)
 {
-    static const char *const bad[][2] = {{"\"beta_schedule\": \"sigmoid\"", "sigmoid"}, {"\"prediction_type\": \"flow_prediction\"", "flow_prediction"},
-        {"\"timestep_spacing\": \"karras\"", "karras"}, {"\"variance_type\": \"huge\"", "huge"}, {"\"solver_order\": 3", "solver_order 3"},
-        {"\"solver_type\": \"bh2\"", "bh2"}, {"\"use_karras_sigmas\": true", "use_karras_sigmas"}, {"\"algorithm_type\": \"sde-dpmsolver++\"", "sde-dpmsolver++"},
-        {"\"trained_betas\": [0.1]", "trained_betas"}, {"\"final_sigmas_type\": \"half\"", "half"}};
+    static const char *const bad[][2] = {
+        {"\"beta_schedule\": \"sigmoid\"", "sigmoid"},
+        {"\"prediction_type\": \"flow_prediction\"", "flow_prediction"},
+        {"\"timestep_spacing\": \"karras\"", "karras"},
+        {"\"variance_type\": \"huge\"", "huge"},
+        {"\"solver_order\": 3", "solver_order 3"},
+        {"\"solver_type\": \"bh2\"", "bh2"},
+        {"\"use_karras_sigmas\": true", "use_karras_sigmas"},
+        {"\"algorithm_type\": \"sde-dpmsolver++\"", "sde-dpmsolver++"},
+        {"\"trained_betas\": [0.1]", "trained_betas"},
+        {"\"final_sigmas_type\": \"half\"", "half"}};
     db_safetensors *st = test_golden(ctx, "tests/golden/schedulers.safetensors");
     const char *cases = db_safetensors_metadata(st, "cases");
     const db_json *list = db_json_parse(ctx, "cases", cases, strlen(cases)), *item;
@@ -281,7 +336,8 @@ static void check_schedulers(db_ctx *ctx)
     for (item = list->first; item; item = item->next) check_trajectory(ctx, st, item->string);
     for (k = 0; k < sizeof bad / sizeof *bad; k++) {
         char text[200];
-        snprintf(text, sizeof text, "{\"_class_name\": \"DPMSolverMultistepScheduler\", %s}", bad[k][0]);
+        snprintf(text, sizeof text, "{\"_class_name\": \"DPMSolverMultistepScheduler\", %s}",
+                 bad[k][0]);
         write_text("scheduler_config.json", text);
         db_schedule_load(ctx, at("scheduler_config.json"), &s);
         snprintf(text, sizeof text, "scheduler with %s", bad[k][0]);
@@ -289,7 +345,8 @@ static void check_schedulers(db_ctx *ctx)
     }
     write_text("scheduler_config.json", "{\"beta_end\": 1.5}");
     db_schedule_load(ctx, at("scheduler_config.json"), &s);
-    expect(ctx, "scheduler with a beta above 1", DB_ERROR_FORMAT, "scheduler_config.json", "beta_end");
+    expect(ctx, "scheduler with a beta above 1", DB_ERROR_FORMAT, "scheduler_config.json",
+           "beta_end");
     remove(at("scheduler_config.json"));
     db_json_free(list);
     db_safetensors_close(st);
@@ -298,7 +355,10 @@ static void check_schedulers(db_ctx *ctx)
 /* The attention's weights under their names of before 2023, as 1x1 convolutions too. */
 static void check_vae_files(db_ctx *ctx)
 {
-    static const char *const old[4][2] = {{".to_q.", ".query."}, {".to_k.", ".key."}, {".to_v.", ".value."}, {".to_out.0.", ".proj_attn."}};
+    static const char *const old[4][2] = {{".to_q.", ".query."},
+                                          {".to_k.", ".key."},
+                                          {".to_v.", ".value."},
+                                          {".to_out.0.", ".proj_attn."}};
     db_vae *v = NULL, *u = NULL;
     db_vae_config c;
     db_safetensors_writer *w;
@@ -320,7 +380,8 @@ static void check_vae_files(db_ctx *ctx)
             for (j = 0; j < 4; j++) {
                 found = strstr(p->name, old[j][0]);
                 if (!found) continue;
-                snprintf(name, sizeof name, "%.*s%s%s", (int)(found - p->name), p->name, old[j][1], found + strlen(old[j][0]));
+                snprintf(name, sizeof name, "%.*s%s%s", (int)(found - p->name), p->name, old[j][1],
+                         found + strlen(old[j][0]));
                 if (rank == 2) rank = 4;
                 renamed++;
             }
@@ -339,7 +400,9 @@ static void check_vae_files(db_ctx *ctx)
         write_text("config.json", text);
     }
     db_vae_load(ctx, scratch, &u);
-    test_check(u && renamed == 32 && !memcmp(u->params.data, v->params.data, v->params.count * sizeof(float)), "vae, attention under its old names", "the same weights");
+    test_check(u && renamed == 32 &&
+                   !memcmp(u->params.data, v->params.data, v->params.count * sizeof(float)),
+               "vae, attention under its old names", "the same weights");
     db_clear_error(ctx);
     remove(at("config.json"));
     remove(at("diffusion_pytorch_model.safetensors"));
@@ -347,7 +410,7 @@ static void check_vae_files(db_ctx *ctx)
     db_vae_free(v);
 }
 
-/* ---- pipelines ---------------------------------------------------------------------------------------------------- */
+/* ---- pipelines ------------------------------------------------------------------------------- */
 
 static void copy_file(const char *from, const char *name)
 {
@@ -359,11 +422,15 @@ static void copy_file(const char *from, const char *name)
     if (out) fclose(out);
 }
 
-/* Makes the pipeline of golden/pipelines/sd in scratch/sd, with the hashed weights in shards and variants. */
+/* Makes the pipeline of golden/pipelines/sd in scratch/sd, with the hashed weights in shards and
+ * variants. */
 static db_pipeline *make_pipeline(db_ctx *ctx)
 {
-    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json", "vae/config.json"};
-    static const char *const folders[] = {"sd", "sd/scheduler", "sd/text_encoder", "sd/tokenizer", "sd/unet", "sd/vae"};
+    static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json",
+                                        "text_encoder/config.json", "unet/config.json",
+                                        "vae/config.json"};
+    static const char *const folders[] = {"sd",           "sd/scheduler", "sd/text_encoder",
+                                          "sd/tokenizer", "sd/unet",      "sd/vae"};
     db_text_config tc;
     db_unet_config uc;
     db_vae_config vc;
@@ -381,12 +448,17 @@ static db_pipeline *make_pipeline(db_ctx *ctx)
     }
     copy_file("tests/golden/tokenizers/clip/vocab.json", "sd/tokenizer/vocab.json");
     copy_file("tests/golden/tokenizers/clip/merges.txt", "sd/tokenizer/merges.txt");
-    if (db_text_config_load(ctx, at("sd/text_encoder/config.json"), &tc) == DB_OK && db_text_encoder_create(ctx, &tc, &e) == DB_OK &&
-        db_unet_config_load(ctx, at("sd/unet/config.json"), &uc) == DB_OK && db_unet_create(ctx, &uc, &u) == DB_OK &&
-        db_vae_config_load(ctx, at("sd/vae/config.json"), &vc) == DB_OK && db_vae_create(ctx, &vc, &v) == DB_OK) {
+    if (db_text_config_load(ctx, at("sd/text_encoder/config.json"), &tc) == DB_OK &&
+        db_text_encoder_create(ctx, &tc, &e) == DB_OK &&
+        db_unet_config_load(ctx, at("sd/unet/config.json"), &uc) == DB_OK &&
+        db_unet_create(ctx, &uc, &u) == DB_OK &&
+        db_vae_config_load(ctx, at("sd/vae/config.json"), &vc) == DB_OK &&
+        db_vae_create(ctx, &vc, &v) == DB_OK) {
         fill_params(&e->params), fill_params(&u->params), fill_params(&v->params);
-        write_params(ctx, &e->params, "sd/text_encoder/model.safetensors", strlen("text_model."), NULL, NULL);
-        write_params(ctx, &v->params, "sd/vae/diffusion_pytorch_model.fp16.safetensors", 0, NULL, NULL);
+        write_params(ctx, &e->params, "sd/text_encoder/model.safetensors", strlen("text_model."),
+                     NULL, NULL);
+        write_params(ctx, &v->params, "sd/vae/diffusion_pytorch_model.fp16.safetensors", 0, NULL,
+                     NULL);
         write_shards(ctx, &u->params, "sd/unet");
         db_pipeline_load(ctx, at("sd"), &p);
     }
@@ -396,9 +468,12 @@ static db_pipeline *make_pipeline(db_ctx *ctx)
 
 static int same_weights(const db_pipeline *a, const db_pipeline *b)
 {
-    return a && b && !memcmp(a->unet->params.data, b->unet->params.data, a->unet->params.count * sizeof(float)) &&
-           !memcmp(a->vae->params.data, b->vae->params.data, a->vae->params.count * sizeof(float)) &&
-           !memcmp(a->text_encoder->params.data, b->text_encoder->params.data, a->text_encoder->params.count * sizeof(float));
+    return a && b &&
+        !memcmp(a->unet->params.data, b->unet->params.data,
+                a->unet->params.count * sizeof(float)) &&
+        !memcmp(a->vae->params.data, b->vae->params.data, a->vae->params.count * sizeof(float)) &&
+        !memcmp(a->text_encoder->params.data, b->text_encoder->params.data,
+                a->text_encoder->params.count * sizeof(float));
 }
 
 static const struct {
@@ -406,9 +481,12 @@ static const struct {
     db_sampler sampler;
     size_t steps;
     float guidance;
-} runs[] = {{"ddim", DB_SAMPLER_DDIM, 7, 3}, {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5}, {"unguided", DB_SAMPLER_DDIM, 4, 1}};
+} runs[] = {{"ddim", DB_SAMPLER_DDIM, 7, 3},
+            {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5},
+            {"unguided", DB_SAMPLER_DDIM, 4, 1}};
 
-/* Pictures FOLDER/NAME/0000K.png, that the tool drew, against diffusers': at most 2 of 255 apart. */
+/* Pictures FOLDER/NAME/0000K.png, that the tool drew, against diffusers': at most 2 of 255 apart.
+ */
 static void check_drawn(db_ctx *ctx, const char *folder)
 {
     db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");
@@ -424,7 +502,9 @@ static void check_drawn(db_ctx *ctx, const char *folder)
                 worst = HUGE_VAL;
                 continue;
             }
-            for (i = 0; i < n / 2; i++) worst = fmax(worst, fabs((double)image.rgb[i] - 255 * (double)ref[b * (n / 2) + i]));
+            for (i = 0; i < n / 2; i++)
+                worst =
+                    fmax(worst, fabs((double)image.rgb[i] - 255 * (double)ref[b * (n / 2) + i]));
             img_free(&image);
         }
         snprintf(label, sizeof label, "drawn by the tool, %s", runs[k].name);
@@ -442,7 +522,8 @@ static void check_pipeline(db_ctx *ctx)
     enum { H = 16, W = 24, N = 2 * H * W * 3 };
     db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");
     db_pipeline *p = make_pipeline(ctx), *q = NULL, *r = NULL;
-    float latents[2 * 4 * 8 * 12], *out = (float *)calloc(N, sizeof *out), *again = (float *)calloc(N, sizeof *again);
+    float latents[2 * 4 * 8 * 12], *out = (float *)calloc(N, sizeof *out),
+                                   *again = (float *)calloc(N, sizeof *again);
     size_t k, i;
     if (!p) {
         test_fail("pipeline", "%s", db_last_error(ctx));
@@ -457,19 +538,22 @@ static void check_pipeline(db_ctx *ctx)
         db_safetensors_write_f32(w, "latents", latents);
         db_safetensors_finish(w);
     }
-    test_check(p->scheduler.sampler == DB_SAMPLER_DPMSOLVER, "pipeline with PNDM", "DPM-Solver++ stands in for it");
+    test_check(p->scheduler.sampler == DB_SAMPLER_DPMSOLVER, "pipeline with PNDM",
+               "DPM-Solver++ stands in for it");
     for (k = 0; k < sizeof runs / sizeof *runs; k++) {
         db_sample_config c = db_sample_config_default();
         char label[100];
         size_t n;
         float *ref = test_golden_values(st, runs[k].name, &n);
         double e;
-        c.sampler = runs[k].sampler, c.num_inference_steps = runs[k].steps, c.guidance_scale = runs[k].guidance, c.latents = latents;
+        c.sampler = runs[k].sampler, c.num_inference_steps = runs[k].steps,
+        c.guidance_scale = runs[k].guidance, c.latents = latents;
         snprintf(label, sizeof label, "pipeline %s", runs[k].name);
         db_generate(p, prompts, 2, "blurry", &c, H, W, out);
         for (i = 0; i < N; i++) again[i] = (out[i] + 1) / 2;
         e = test_error(again, ref, N, 0, &i);
-        if (db_status(ctx) != DB_OK || n != N || !(e <= 1e-3)) test_fail(label, "error %.1e at %zu: %s", e, i, db_last_error(ctx));
+        if (db_status(ctx) != DB_OK || n != N || !(e <= 1e-3))
+            test_fail(label, "error %.1e at %zu: %s", e, i, db_last_error(ctx));
         else test_pass(label, "error %.1e", e);
         free(ref);
         db_clear_error(ctx);
@@ -480,10 +564,12 @@ static void check_pipeline(db_ctx *ctx)
         db_generate(p, prompts, 2, NULL, &c, H, W, out);
         c.seed = 6;
         db_generate(p, prompts + 1, 1, NULL, &c, H, W, again);
-        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) < 1e-5, "pipeline, one picture of two", "the same picture");
+        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) < 1e-5,
+                   "pipeline, one picture of two", "the same picture");
         c.vae_tile = 8;
         db_generate(p, prompts + 1, 1, NULL, &c, H, W, again);
-        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) > 1e-5, "pipeline, decoded in tiles", "another picture");
+        test_check(test_error(again, out + N / 2, N / 2, 0, NULL) > 1e-5,
+                   "pipeline, decoded in tiles", "another picture");
         db_generate(p, prompts, 1, NULL, &c, H + 1, W, again);
         expect(ctx, "pipeline, an odd height", DB_ERROR_ARGUMENT, "height 17", "multiples of 2");
     }
@@ -493,12 +579,14 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_release(q, 1, 1);
     db_pipeline_save(q, at("released"), DB_F32);
     db_pipeline_load(ctx, at("released"), &r);
-    test_check(q && !q->vae && !q->text_encoder && same_weights(p, r), "pipeline saved after a release", "the same weights");
+    test_check(q && !q->vae && !q->text_encoder && same_weights(p, r),
+               "pipeline saved after a release", "the same weights");
     db_pipeline_free(r), r = NULL;
     db_pipeline_free(q);
     db_pipeline_save_ldm(p, at("ldm.safetensors"), DB_F32);
     db_pipeline_load(ctx, at("ldm.safetensors"), &q);
-    test_check(same_weights(p, q) && !q->tokenizer && q->scheduler.steps_offset == 1, "pipeline saved as one file", "the same weights");
+    test_check(same_weights(p, q) && !q->tokenizer && q->scheduler.steps_offset == 1,
+               "pipeline saved as one file", "the same weights");
     mkdir(at("tokenizer"), 0777);
     copy_file("tests/golden/tokenizers/clip/vocab.json", "tokenizer/vocab.json");
     copy_file("tests/golden/tokenizers/clip/merges.txt", "tokenizer/merges.txt");
@@ -506,7 +594,8 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_load(ctx, at("ldm.safetensors"), &q);
     if (q) db_pipeline_save(q, at("back"), DB_F32);
     db_pipeline_load(ctx, at("back"), &r);
-    test_check(same_weights(p, r) && r->tokenizer, "one file as a directory again", "the same weights and a tokenizer");
+    test_check(same_weights(p, r) && r->tokenizer, "one file as a directory again",
+               "the same weights and a tokenizer");
     if (db_status(ctx) != DB_OK) test_fail("pipeline files", "%s", db_last_error(ctx));
     db_clear_error(ctx);
     db_pipeline_free(p), db_pipeline_free(q), db_pipeline_free(r);
@@ -514,25 +603,51 @@ static void check_pipeline(db_ctx *ctx)
     free(out), free(again);
 }
 
-/* A Stable Diffusion 1.x file without our metadata: the configuration comes from the tensors' shapes. */
+/* A Stable Diffusion 1.x file without our metadata: the configuration comes from the tensors'
+ * shapes. */
 static void check_ldm_inference(db_ctx *ctx)
 {
     static const char *const configs[][2] = {
-        {"unet", "{\"in_channels\": 4, \"out_channels\": 4, \"sample_size\": 64, \"block_out_channels\": [32, 64, 64, 64], \"layers_per_block\": 2, \"attention_head_dim\": 8, "
-                 "\"cross_attention_dim\": 64, \"down_block_types\": [\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", "
-                 "\"DownBlock2D\"], \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"]}"},
-        {"vae", "{\"block_out_channels\": [32, 64], \"layers_per_block\": 2, \"latent_channels\": 4, \"sample_size\": 512, \"down_block_types\": [\"DownEncoderBlock2D\", "
-                "\"DownEncoderBlock2D\"], \"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\"]}"},
-        {"text", "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 64, \"intermediate_size\": 24, \"num_hidden_layers\": 3, "
-                 "\"num_attention_heads\": 1}"}};
-    static const char *const original[] = {"model.diffusion_model.time_embed.2.bias", "model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight",
-        "model.diffusion_model.input_blocks.1.0.in_layers.0.weight", "model.diffusion_model.input_blocks.3.0.op.weight", "model.diffusion_model.input_blocks.4.0.skip_connection.weight",
-        "model.diffusion_model.input_blocks.11.0.emb_layers.1.weight", "model.diffusion_model.middle_block.1.proj_in.weight", "model.diffusion_model.middle_block.2.out_layers.3.weight",
-        "model.diffusion_model.output_blocks.2.1.conv.weight", "model.diffusion_model.output_blocks.5.2.conv.weight", "model.diffusion_model.output_blocks.8.2.conv.bias",
-        "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight", "first_stage_model.encoder.down.0.downsample.conv.weight",
-        "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight", "first_stage_model.encoder.mid.block_1.conv1.weight", "first_stage_model.encoder.mid.attn_1.norm.weight",
-        "first_stage_model.decoder.mid.attn_1.proj_out.bias", "first_stage_model.decoder.up.1.upsample.conv.weight", "first_stage_model.decoder.up.0.block.2.conv2.weight",
-        "first_stage_model.decoder.norm_out.weight", "first_stage_model.quant_conv.weight", "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        {"unet",
+         "{\"in_channels\": 4, \"out_channels\": 4, \"sample_size\": 64, \"block_out_channels\": "
+         "[32, 64, 64, 64], \"layers_per_block\": 2, \"attention_head_dim\": 8, "
+         "\"cross_attention_dim\": 64, \"down_block_types\": [\"CrossAttnDownBlock2D\", "
+         "\"CrossAttnDownBlock2D\", \"CrossAttnDownBlock2D\", "
+         "\"DownBlock2D\"], \"up_block_types\": [\"UpBlock2D\", \"CrossAttnUpBlock2D\", "
+         "\"CrossAttnUpBlock2D\", \"CrossAttnUpBlock2D\"]}"},
+        {"vae",
+         "{\"block_out_channels\": [32, 64], \"layers_per_block\": 2, \"latent_channels\": 4, "
+         "\"sample_size\": 512, \"down_block_types\": [\"DownEncoderBlock2D\", "
+         "\"DownEncoderBlock2D\"], \"up_block_types\": [\"UpDecoderBlock2D\", "
+         "\"UpDecoderBlock2D\"]}"},
+        {"text",
+         "{\"model_type\": \"clip_text_model\", \"vocab_size\": 40, \"hidden_size\": 64, "
+         "\"intermediate_size\": 24, \"num_hidden_layers\": 3, "
+         "\"num_attention_heads\": 1}"}};
+    static const char *const original[] = {
+        "model.diffusion_model.time_embed.2.bias",
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.out.2.weight",
+        "model.diffusion_model.input_blocks.1.0.in_layers.0.weight",
+        "model.diffusion_model.input_blocks.3.0.op.weight",
+        "model.diffusion_model.input_blocks.4.0.skip_connection.weight",
+        "model.diffusion_model.input_blocks.11.0.emb_layers.1.weight",
+        "model.diffusion_model.middle_block.1.proj_in.weight",
+        "model.diffusion_model.middle_block.2.out_layers.3.weight",
+        "model.diffusion_model.output_blocks.2.1.conv.weight",
+        "model.diffusion_model.output_blocks.5.2.conv.weight",
+        "model.diffusion_model.output_blocks.8.2.conv.bias",
+        "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight",
+        "first_stage_model.encoder.down.0.downsample.conv.weight",
+        "first_stage_model.encoder.down.1.block.0.nin_shortcut.weight",
+        "first_stage_model.encoder.mid.block_1.conv1.weight",
+        "first_stage_model.encoder.mid.attn_1.norm.weight",
+        "first_stage_model.decoder.mid.attn_1.proj_out.bias",
+        "first_stage_model.decoder.up.1.upsample.conv.weight",
+        "first_stage_model.decoder.up.0.block.2.conv2.weight",
+        "first_stage_model.decoder.norm_out.weight",
+        "first_stage_model.quant_conv.weight",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
         "cond_stage_model.transformer.text_model.encoder.layers.2.self_attn.q_proj.weight"};
     db_safetensors *st = NULL;
     const db_file_tensor *f = NULL;
@@ -543,25 +658,34 @@ static void check_ldm_inference(db_ctx *ctx)
     db_text_config tc;
     memset(&p, 0, sizeof p);
     p.ctx = ctx, p.directory = (char *)"";
-    write_text("unet.json", configs[0][1]), write_text("vae.json", configs[1][1]), write_text("text.json", configs[2][1]);
-    db_unet_config_load(ctx, at("unet.json"), &uc), db_vae_config_load(ctx, at("vae.json"), &vc), db_text_config_load(ctx, at("text.json"), &tc);
-    db_unet_create(ctx, &uc, &p.unet), db_vae_create(ctx, &vc, &p.vae), db_text_encoder_create(ctx, &tc, &p.text_encoder);
+    write_text("unet.json", configs[0][1]), write_text("vae.json", configs[1][1]),
+        write_text("text.json", configs[2][1]);
+    db_unet_config_load(ctx, at("unet.json"), &uc), db_vae_config_load(ctx, at("vae.json"), &vc),
+        db_text_config_load(ctx, at("text.json"), &tc);
+    db_unet_create(ctx, &uc, &p.unet), db_vae_create(ctx, &vc, &p.vae),
+        db_text_encoder_create(ctx, &tc, &p.text_encoder);
     if (db_status(ctx) == DB_OK) {
-        fill_params(&p.unet->params), fill_params(&p.vae->params), fill_params(&p.text_encoder->params);
+        fill_params(&p.unet->params), fill_params(&p.vae->params),
+            fill_params(&p.text_encoder->params);
         db_pipeline_save_ldm(&p, at("bare.safetensors"), DB_F32);
         db_pipeline_load(ctx, at("bare.safetensors"), &q);
     }
     if (!q) test_fail("a file without metadata", "%s", db_last_error(ctx));
     else {
         test_check(same_weights(&p, q), "a file without metadata", "the same weights");
-        test_check(!memcmp(&q->unet->config, &uc, sizeof uc) && !memcmp(&q->vae->config, &vc, sizeof vc) && !memcmp(&q->text_encoder->config, &tc, sizeof tc),
+        test_check(!memcmp(&q->unet->config, &uc, sizeof uc) &&
+                       !memcmp(&q->vae->config, &vc, sizeof vc) &&
+                       !memcmp(&q->text_encoder->config, &tc, sizeof tc),
                    "its configuration", "the one it was made with");
     }
     if (db_safetensors_open(ctx, at("bare.safetensors"), &st) == DB_OK) {
-        for (k = 0; k < sizeof original / sizeof *original && db_safetensors_find(st, original[k]); k++) {}
-        test_check(k == sizeof original / sizeof *original, "the original layout's names", k < sizeof original / sizeof *original ? original[k] : "");
+        for (k = 0; k < sizeof original / sizeof *original && db_safetensors_find(st, original[k]);
+             k++) {}
+        test_check(k == sizeof original / sizeof *original, "the original layout's names",
+                   k < sizeof original / sizeof *original ? original[k] : "");
         f = db_safetensors_find(st, "first_stage_model.decoder.mid.attn_1.q.weight");
-        test_check(f && f->rank == 4 && f->dim[0] == 64 && f->dim[3] == 1, "the original autoencoder's attention", "1x1 convolutions");
+        test_check(f && f->rank == 4 && f->dim[0] == 64 && f->dim[3] == 1,
+                   "the original autoencoder's attention", "1x1 convolutions");
     }
     db_safetensors_close(st);
     db_clear_error(ctx);
@@ -569,7 +693,8 @@ static void check_ldm_inference(db_ctx *ctx)
     db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
 }
 
-/* Every 41st allocation of loading, drawing and saving fails once; the files are those of check_pipeline. */
+/* Every 41st allocation of loading, drawing and saving fails once; the files are those of
+ * check_pipeline. */
 static void check_memory(void)
 {
     static const char *const prompt[] = {"a dog"};
@@ -582,15 +707,21 @@ static void check_memory(void)
         db_sample_config c = db_sample_config_default();
         c.sampler = DB_SAMPLER_DPMSOLVER, c.num_inference_steps = 2, c.vae_tile = 8;
         counting_fail_at = counting_calls + i;
-        if (db_pipeline_load(ctx, at("sd"), &p) == DB_OK && db_generate(p, prompt, 1, NULL, &c, 16, 24, out) == DB_OK &&
-            db_pipeline_save(p, at("again"), DB_F16) == DB_OK && db_pipeline_save_ldm(p, at("again.safetensors"), DB_BF16) == DB_OK)
+        if (db_pipeline_load(ctx, at("sd"), &p) == DB_OK &&
+            db_generate(p, prompt, 1, NULL, &c, 16, 24, out) == DB_OK &&
+            db_pipeline_save(p, at("again"), DB_F16) == DB_OK &&
+            db_pipeline_save_ldm(p, at("again.safetensors"), DB_BF16) == DB_OK)
             db_pipeline_load(ctx, at("again.safetensors"), &q);
         counting_fail_at = -1;
         db_pipeline_free(p), db_pipeline_free(q);
         r = db_status(ctx);
         failures += r == DB_ERROR_MEMORY;
-        if (r != DB_ERROR_MEMORY && r != DB_OK) test_fail("failing allocations", "allocation %ld: %s", i, db_last_error(ctx));
-        if (counting_live != before) test_fail("failing allocations", "allocation %ld leaves %ld blocks", i, counting_live - before), before = counting_live;
+        if (r != DB_ERROR_MEMORY && r != DB_OK)
+            test_fail("failing allocations", "allocation %ld: %s", i, db_last_error(ctx));
+        if (counting_live != before)
+            test_fail("failing allocations", "allocation %ld leaves %ld blocks", i,
+                      counting_live - before),
+                before = counting_live;
         db_clear_error(ctx);
     }
     test_pass("failing allocations", "%ld of them", failures);
@@ -601,11 +732,21 @@ static void check_memory(void)
 /* Checkpoints of other kinds, by one tensor that is typical of each. */
 static void check_refusals(db_ctx *ctx)
 {
-    static const char *const files[][2] = {{"conditioner.embedders.1.model.positional_embedding", "XL"}, {"cond_stage_model.model.token_embedding.weight", "OpenCLIP"},
-        {"lora_unet_down_blocks_0.lora_down.weight", "LoRA"}, {"unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "LoRA"}, {"double_blocks.0.img_attn.qkv.weight", "FLUX"},
-        {"model.diffusion_model.joint_blocks.0.x", "Stable Diffusion 3"}, {"control_model.time_embed.0.weight", "ControlNet"}, {"emb_params", "Textual Inversion"},
-        {"down_blocks.0.resnets.0.conv1.weight", "model_index.json"}, {"text_model.encoder.layers.0.mlp.fc1.bias", "model_index.json"}, {"something", "lacks"}};
-    static const char *const classes[] = {"StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionInpaintPipeline", "KandinskyPipeline"};
+    static const char *const files[][2] = {
+        {"conditioner.embedders.1.model.positional_embedding", "XL"},
+        {"cond_stage_model.model.token_embedding.weight", "OpenCLIP"},
+        {"lora_unet_down_blocks_0.lora_down.weight", "LoRA"},
+        {"unet.down_blocks.0.attentions.0.to_q.lora_A.weight", "LoRA"},
+        {"double_blocks.0.img_attn.qkv.weight", "FLUX"},
+        {"model.diffusion_model.joint_blocks.0.x", "Stable Diffusion 3"},
+        {"control_model.time_embed.0.weight", "ControlNet"},
+        {"emb_params", "Textual Inversion"},
+        {"down_blocks.0.resnets.0.conv1.weight", "model_index.json"},
+        {"text_model.encoder.layers.0.mlp.fc1.bias", "model_index.json"},
+        {"something", "lacks"}};
+    static const char *const classes[] = {"StableDiffusionXLPipeline", "StableDiffusion3Pipeline",
+                                          "FluxPipeline", "StableDiffusionInpaintPipeline",
+                                          "KandinskyPipeline"};
     db_pipeline *p = NULL;
     size_t k, one = 1;
     char text[200];
@@ -645,7 +786,9 @@ static void check_refusals(db_ctx *ctx)
 
 int main(int argc, char **argv)
 {
-    static const char *const clips[] = {"clip_a", "clip_b", "clip_c"}, *const unets[] = {"sd_a", "sd_b", "sd_c"}, *const vaes[] = {"vae_a", "vae_b", "vae_c"};
+    static const char *const clips[] = {"clip_a", "clip_b", "clip_c"},
+                             *const unets[] = {"sd_a", "sd_b", "sd_c"},
+                             *const vaes[] = {"vae_a", "vae_b", "vae_c"};
     size_t k;
     db_ctx *ctx;
     let_threads_sleep(argv);

@@ -37,7 +37,8 @@ static int file_exists(const char *path)
 
 enum { MAX_LIST = 256 };
 
-/* The last two are diffusers' flags that have no meaning here: one is told and skipped, the other an error. */
+/* The last two are diffusers' flags that have no meaning here: one is told and skipped, the other
+ * an error. */
 typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST, IGNORED, REFUSED } kind;
 
 typedef struct list {
@@ -236,10 +237,12 @@ static db_ctx *open_context(const common *c)
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
     if (!strcmp(c->precision, "fp16")) {
-        fail("--mixed_precision fp16: processors do not compute in it; bf16 is as small and has f32's range");
+        fail("--mixed_precision fp16: processors do not compute in it; bf16 is as small and has "
+             "f32's range");
         return NULL;
     }
-    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") && strcmp(c->precision, "auto")) {
+    if (strcmp(c->precision, "no") && strcmp(c->precision, "bf16") &&
+        strcmp(c->precision, "auto")) {
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;
     }
@@ -323,12 +326,14 @@ static int copy_file(const char *from, const char *to, const char *name)
     size_t n;
     int bad;
     if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
-        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096) return fail("the path %s is too long", to);
+        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
+        return fail("the path %s is too long", to);
     in = fopen(source, "rb");
     if (!in) return 0;
     out = fopen(target, "wb");
     bad = !out;
-    while (!bad && (n = fread(buffer, 1, sizeof buffer, in)) > 0) bad = fwrite(buffer, 1, n, out) != n;
+    while (!bad && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
+        bad = fwrite(buffer, 1, n, out) != n;
     if (out) bad = fclose(out) || bad;
     fclose(in);
     return bad ? fail("cannot write %s: %s", target, strerror(errno)) : 0;

@@ -1,7 +1,8 @@
 /* dreambooth - the command-line tool: `build/dreambooth COMMAND --flag value ...`
 
    Each command is one function below, in the order of the work: train, generate, upscale, the
-   identifier's choice, and what looks inside a model; `demo` does all of it. `--help` at each level. */
+   identifier's choice, and what looks inside a model; `demo` does all of it. `--help` at each
+   level. */
 
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
@@ -10,7 +11,7 @@
 #include "cli.h"
 #include "threads.h"
 
-/* ---- models: one stage, or a cascade of them --------------------------------------------------- */
+/* ---- models: one stage, or a cascade of them ------------------------------------------------- */
 
 enum { MAX_STAGES = 3 };
 
@@ -80,7 +81,7 @@ static size_t stage_size(const db_pipeline *p)
     return p->unet->config.sample_size * (p->vae ? db_vae_factor(p->vae) : 1);
 }
 
-/* ---- generate ---------------------------------------------------------------------------------- */
+/* ---- generate -------------------------------------------------------------------------------- */
 
 typedef struct drawing {
     const char *negative, *scheduler;
@@ -137,7 +138,8 @@ static int check_drawing(const drawing *d)
 static void complete_drawing(drawing *d, const db_pipeline *base)
 {
     int latent = base->vae != NULL;
-    if (!d->scheduler) d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DDIM][0];
+    if (!d->scheduler)
+        d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DDIM][0];
     if (!d->steps) d->steps = latent ? 50 : 30;
     if (d->guidance < 0) d->guidance = latent ? 7.5 : 3;
 }
@@ -149,7 +151,8 @@ static db_sample_config sampling(const drawing *d, int upscaling)
     s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
     s.guidance_scale = (float)MAX(upscaling ? d->upscale_guidance : d->guidance, 1.0);
     s.seed = (uint64_t)d->seed;
-    if (!upscaling && d->latents) /* who gives the noise wants diffusers' picture: then its DDIM, too */
+    if (!upscaling &&
+        d->latents) /* who gives the noise wants diffusers' picture: then its DDIM, too */
         s.latents = d->latents, s.use_clipped_model_output = 0;
     return s;
 }
@@ -182,25 +185,29 @@ static int draw(const cascade *c, const drawing *d, const char *const *prompts, 
     return db_status(ctx) != DB_OK;
 }
 
-/* The initial noise of n pictures, diffusers' argument `latents` [n,C,h,w], from a file's tensor of that name. It
-   also says how large the pictures are, unless --height and --width did. */
+/* The initial noise of n pictures, diffusers' argument `latents` [n,C,h,w], from a file's tensor of
+   that name. It also says how large the pictures are, unless --height and --width did. */
 static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *d)
 {
-    size_t C = base->vae ? base->vae->config.latent_channels : 3, f = base->vae ? db_vae_factor(base->vae) : 1;
+    size_t C = base->vae ? base->vae->config.latent_channels : 3,
+           f = base->vae ? db_vae_factor(base->vae) : 1;
     const db_file_tensor *t;
     db_safetensors *st = NULL;
     int bad = 0;
     if (db_safetensors_open(base->ctx, path, &st) != DB_OK) return 1;
     t = db_safetensors_find(st, "latents");
     if (!t || t->rank != 4) {
-        bad = fail("%s holds no tensor \"latents\" of shape [pictures, channels, height, width]", path);
+        bad = fail("%s holds no tensor \"latents\" of shape [pictures, channels, height, width]",
+                   path);
     } else {
         if (!d->height) d->height = (long)(t->dim[2] * f);
         if (!d->width) d->width = (long)(t->dim[3] * f);
-        if (t->dim[0] != n || t->dim[1] != C || t->dim[2] * f != (size_t)d->height || t->dim[3] * f != (size_t)d->width)
-            bad = fail("%s: latents of shape [%zu,%zu,%zu,%zu], but %zu pictures of %ld x %ld pixels need [%zu,%zu,%ld,%ld]",
-                       path, t->dim[0], t->dim[1], t->dim[2], t->dim[3], n, d->width, d->height, n, C,
-                       d->height / (long)f, d->width / (long)f);
+        if (t->dim[0] != n || t->dim[1] != C || t->dim[2] * f != (size_t)d->height ||
+            t->dim[3] * f != (size_t)d->width)
+            bad = fail("%s: latents of shape [%zu,%zu,%zu,%zu], but %zu pictures of %ld x %ld "
+                       "pixels need [%zu,%zu,%ld,%ld]",
+                       path, t->dim[0], t->dim[1], t->dim[2], t->dim[3], n, d->width, d->height, n,
+                       C, d->height / (long)f, d->width / (long)f);
     }
     if (!bad) {
         d->latents = (float *)malloc((t->count + 1) * sizeof(float));
@@ -222,11 +229,13 @@ static int generate(int argc, char **argv)
         {"num_images", WHOLE, &each, "of each prompt"},
         {"height", WHOLE, &d.height, "in pixels; 0: the model's"},
         {"width", WHOLE, &d.width, "in pixels; 0: the model's"},
-        {"latents", TEXT, &latents, "safetensors with diffusers' initial noise \"latents\" [n,C,h,w]"},
+        {"latents", TEXT, &latents,
+         "safetensors with diffusers' initial noise \"latents\" [n,C,h,w]"},
         {"lora", TEXT, &lora, "folder or file of a LoRA beside the model's weights"},
         {"upscalers", LIST, &upscalers, "directories of further stages"},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
-        DRAWING_FLAGS(d), COMMON_FLAGS(c)};
+        DRAWING_FLAGS(d),
+        COMMON_FLAGS(c)};
     int status = parse(argc, argv, "generate", "draws pictures of prompts", flags, NULL);
     float *pictures[MAX_STAGES] = {NULL, NULL, NULL};
     size_t h[MAX_STAGES], w[MAX_STAGES], n, k;
@@ -249,9 +258,9 @@ static int generate(int argc, char **argv)
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
     if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
     for (k = 0; k < m.n && !status; k++) {
-        snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model, w[k],
-                 d.scheduler, k ? d.upscale_steps : d.steps, k ? d.upscale_guidance : d.guidance,
-                 d.seed);
+        snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model,
+                 w[k], d.scheduler, k ? d.upscale_steps : d.steps,
+                 k ? d.upscale_guidance : d.guidance, d.seed);
         snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
         status = save_grid(pictures[k], n, h[k], w[k], all, 8, title, path);
     }
@@ -269,7 +278,7 @@ static int generate(int argc, char **argv)
     return finish(ctx) || status;
 }
 
-/* ---- upscale ----------------------------------------------------------------------------------- */
+/* ---- upscale --------------------------------------------------------------------------------- */
 
 /* The pixels of a small picture [h][w][3] as blocks of f x f, to see what was given. */
 static void show_small(const float *small, size_t h, size_t w, size_t f, float *blocks)
@@ -277,7 +286,8 @@ static void show_small(const float *small, size_t h, size_t w, size_t f, float *
     size_t y, x;
     for (y = 0; y < h * f; y++)
         for (x = 0; x < w * f; x++)
-            memcpy(blocks + (y * w * f + x) * 3, small + (y / f * w + x / f) * 3, 3 * sizeof *small);
+            memcpy(blocks + (y * w * f + x) * 3, small + (y / f * w + x / f) * 3,
+                   3 * sizeof *small);
 }
 
 static int upscale(int argc, char **argv)
@@ -347,7 +357,7 @@ static int upscale(int argc, char **argv)
     return finish(ctx) || status;
 }
 
-/* ---- eval --------------------------------------------------------------------------------------- */
+/* ---- eval ------------------------------------------------------------------------------------ */
 
 /* The picture that a file of a generated folder is: 00012.png -> 12. */
 static size_t picture_number(const char *name) { return (size_t)strtoul(name, NULL, 10); }
@@ -358,7 +368,7 @@ static void print_scores(const db_scores *s, FILE *json)
     if (json) fprintf(json, "{");
 #define SCORE(field, name, what)                                                                   \
     if (s->field == s->field) {                                                                    \
-        if (json) fprintf(json, "%s\n  \"%s\": %.6f", first ? "" : ",", #field, s->field);          \
+        if (json) fprintf(json, "%s\n  \"%s\": %.6f", first ? "" : ",", #field, s->field);         \
         else printf("%-26s %7.4f  %s\n", name, s->field, what);                                    \
         first = 0;                                                                                 \
     }
@@ -370,7 +380,8 @@ static void print_scores(const db_scores *s, FILE *json)
 static int eval(int argc, char **argv)
 {
     common c = common_default;
-    const char *dino = NULL, *clip = NULL, *lpips = NULL, *folder[5] = {NULL, NULL, NULL, NULL, NULL};
+    const char *dino = NULL, *clip = NULL, *lpips = NULL,
+               *folder[5] = {NULL, NULL, NULL, NULL, NULL};
     const char *prompt_file = NULL, *out = NULL;
     const flag flags[] = {
         {"generated_dir", TEXT, &folder[0], "pictures of the subject, as generate writes them"},
@@ -378,11 +389,15 @@ static int eval(int argc, char **argv)
         {"held_out_dir", TEXT, &folder[2], "photos it was not"},
         {"class_dir", TEXT, &folder[3], "the tuned model's \"a [class]\""},
         {"original_class_dir", TEXT, &folder[4], "the original model's"},
-        {"prompts", TEXT, &prompt_file, "a line for each generated picture, without the identifier"},
+        {"prompts", TEXT, &prompt_file,
+         "a line for each generated picture, without the identifier"},
         {"dino", TEXT, &dino, "directory of ViT-S/16 (DINO)"},
-        {"clip", TEXT, &clip, "directory of CLIP"}, {"lpips", TEXT, &lpips, "directory of LPIPS"},
-        {"output_file", TEXT, &out, "the same as JSON"}, COMMON_FLAGS(c)};
-    int status = parse(argc, argv, "eval", "DINO, CLIP-I, CLIP-T, PRES, DIV of given folders", flags, NULL);
+        {"clip", TEXT, &clip, "directory of CLIP"},
+        {"lpips", TEXT, &lpips, "directory of LPIPS"},
+        {"output_file", TEXT, &out, "the same as JSON"},
+        COMMON_FLAGS(c)};
+    int status =
+        parse(argc, argv, "eval", "DINO, CLIP-I, CLIP-T, PRES, DIV of given folders", flags, NULL);
     photos set[5];
     db_evaluation e;
     db_scores scores;
@@ -417,7 +432,8 @@ static int eval(int argc, char **argv)
         if (!lines) status = fail("cannot read %s", prompt_file);
         for (k = 0; k < e.n_generated && !status; k++) {
             size_t at = picture_number(set[0].name[k]);
-            if (at >= n_lines) status = fail("%s has no line %zu for %s", prompt_file, at + 1, set[0].name[k]);
+            if (at >= n_lines)
+                status = fail("%s has no line %zu for %s", prompt_file, at + 1, set[0].name[k]);
             else each[k] = lines[at];
         }
         e.prompts = each;
@@ -429,7 +445,8 @@ static int eval(int argc, char **argv)
         FILE *json = out ? fopen(out, "w") : NULL;
         print_scores(&scores, NULL);
         if (json) print_scores(&scores, json);
-        if (out && (!json || fclose(json))) status = fail("cannot write %s: %s", out, strerror(errno));
+        if (out && (!json || fclose(json)))
+            status = fail("cannot write %s: %s", out, strerror(errno));
     }
     for (k = 0; k < 5; k++) free_photos(&set[k]);
     for (k = 0; k < n_lines; k++) free(lines[k]);
@@ -438,7 +455,7 @@ static int eval(int argc, char **argv)
     return finish(ctx) || status;
 }
 
-/* ---- identifiers ------------------------------------------------------------------------------- */
+/* ---- identifiers ----------------------------------------------------------------------------- */
 
 /* The letters of a piece, without the mark of a word's beginning (SentencePiece) or end (CLIP);
    NULL when it is no whole word of lower-case letters. */
@@ -496,11 +513,13 @@ static const char *identifier_fault(const db_tokenizer *tok, const char *word)
     if (!n) return "disappears: the tokenizer drops it";
     for (k = 0; k < n && k < 256; k++) {
         const char *p = db_tokenizer_piece(tok, ids[k]);
-        if (ids[k] == db_tokenizer_special(tok, DB_SPECIAL_UNK)) return "is unknown to the tokenizer";
+        if (ids[k] == db_tokenizer_special(tok, DB_SPECIAL_UNK))
+            return "is unknown to the tokenizer";
         if (p && !strncmp(p, "\xe2\x96\x81", 3)) p += 3;
         letters += p && (strlen(p) <= 1 || !strcmp(p + 1, "</w>"));
     }
-    if (n > 2 && letters + 1 >= n) return "splits into single letters, which have meanings of their own";
+    if (n > 2 && letters + 1 >= n)
+        return "splits into single letters, which have meanings of their own";
     if (n > 1) return NULL;
     for (id = 0; id < db_tokenizer_size(tok); id++) {
         if (!whole_word(tok, (int32_t)id, text, sizeof text)) continue;
@@ -530,8 +549,8 @@ static void check_identifier(const db_tokenizer *tok, const char *prompt, const 
         if (!fault) continue;
         n = rare_words(tok, rare, 3);
         for (k = 0; k < n; k++) whole_word(tok, rare[k].id, name[k], sizeof name[k]);
-        fprintf(stderr, "warning: the identifier \"%s\" %s; better: %s%s%s%s%s\n", word, fault, name[0],
-                n > 1 ? ", " : "", name[1], n > 2 ? ", " : "", name[2]);
+        fprintf(stderr, "warning: the identifier \"%s\" %s; better: %s%s%s%s%s\n", word, fault,
+                name[0], n > 1 ? ", " : "", name[1], n > 2 ? ", " : "", name[2]);
     }
 }
 
@@ -556,25 +575,28 @@ static int identifier(int argc, char **argv)
     }
     for (k = 0; k < words.n; k++) {
         int32_t ids[256];
-        size_t pieces = MIN(db_tokenizer_split(m.text->tokenizer, words.item[k], ids, 256), (size_t)256);
+        size_t pieces =
+            MIN(db_tokenizer_split(m.text->tokenizer, words.item[k], ids, 256), (size_t)256);
         const char *fault = identifier_fault(m.text->tokenizer, words.item[k]);
         printf("%s:", words.item[k]);
-        for (i = 0; i < pieces; i++) printf(" %s(%d)", db_tokenizer_piece(m.text->tokenizer, ids[i]), (int)ids[i]);
+        for (i = 0; i < pieces; i++)
+            printf(" %s(%d)", db_tokenizer_piece(m.text->tokenizer, ids[i]), (int)ids[i]);
         printf("; %s\n", fault ? fault : "a usable identifier");
     }
     rare = (candidate *)calloc((size_t)n + 1, sizeof *rare);
     found = words.n ? 0 : rare_words(m.text->tokenizer, rare, (size_t)n);
     for (k = 0; k < found; k++) {
         char text[8];
-        printf("%-6s id %d, score %.3f\n", whole_word(m.text->tokenizer, rare[k].id, text, sizeof text),
-               (int)rare[k].id, (double)rare[k].score);
+        printf("%-6s id %d, score %.3f\n",
+               whole_word(m.text->tokenizer, rare[k].id, text, sizeof text), (int)rare[k].id,
+               (double)rare[k].score);
     }
     free(rare);
     free_cascade(&m);
     return finish(ctx);
 }
 
-/* ---- train ------------------------------------------------------------------------------------- */
+/* ---- train ----------------------------------------------------------------------------------- */
 
 typedef struct training {
     db_dreambooth_config config;
@@ -603,7 +625,8 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
 {
     enum { AT_ONCE = 64 };
     const char *prompts[AT_ONCE];
-    size_t n = (size_t)t->n_class, k, i, j, missing = 0, at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
+    size_t n = (size_t)t->n_class, k, i, j, missing = 0,
+           at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
     float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
     char path[4096], err[IMG_ERROR_SIZE];
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
@@ -623,7 +646,8 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
         }
         s.seed = db_class_image_seed(t->config.class_prompt, k);
         bar_start("class images");
-        if (j && db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK) return free(pixels), NULL;
+        if (j && db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK)
+            return free(pixels), NULL;
         for (i = 0; i < j; i++) {
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
             if (save_picture(pixels + i * S * S * 3, S, S, path)) return free(pixels), NULL;
@@ -633,12 +657,15 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
     for (k = 0; k < n; k++) { /* what is stored is what is trained on */
         img_image image;
         snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k);
-        if (img_load(path, &image, err, sizeof err) != IMG_OK) return fail("%s", err), free(pixels), NULL;
+        if (img_load(path, &image, err, sizeof err) != IMG_OK)
+            return fail("%s", err), free(pixels), NULL;
         if (image.w != S || image.h != S) {
-            fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path, S, S);
+            fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path,
+                 S, S);
             return img_free(&image), free(pixels), NULL;
         }
-        for (i = 0; i < S * S * 3; i++) pixels[k * S * S * 3 + i] = (float)image.rgb[i] / 127.5f - 1;
+        for (i = 0; i < S * S * 3; i++)
+            pixels[k * S * S * 3 + i] = (float)image.rgb[i] / 127.5f - 1;
         img_free(&image);
     }
     printf("%zu class images of \"%s\", %zu of them new\n", n, t->config.class_prompt, missing);
@@ -664,7 +691,8 @@ static long newest_checkpoint(const char *out, long keep)
         best = MAX(best, steps[i]);
         for (j = 0; j < n; j++) newer += steps[j] > steps[i];
         if (keep <= 0 || newer < keep) continue;
-        snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]), remove(path);
+        snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]),
+            remove(path);
         snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
     }
     return best;
@@ -706,31 +734,40 @@ static int draw_curves(float *const curve[3], size_t n, int prior, const char *p
     int bad;
     memset(curves, 0, sizeof curves);
     for (k = 0; k < 3; k++) curves[k].label = labels[k], curves[k].y = curve[k], curves[k].n = n;
-    plot.title = "Denoising loss", plot.x_label = "step", plot.y_label = "mean squared error", plot.smooth = 20;
+    plot.title = "Denoising loss", plot.x_label = "step", plot.y_label = "mean squared error",
+    plot.smooth = 20;
     if (!n) return 0;
-    if (img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) != IMG_OK) return fail("%s", err);
+    if (img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) != IMG_OK)
+        return fail("%s", err);
     bad = img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err) != IMG_OK;
     img_free(&picture);
     return bad ? fail("%s", err) : 0;
 }
 
-static void print_plan(const db_pipeline *p, const training *t, const db_memory_plan *plan, double step)
+static void print_plan(const db_pipeline *p, const training *t, const db_memory_plan *plan,
+                       double step)
 {
     const db_dreambooth_config *c = &t->config;
-    size_t weights = p->unet->params.count + (c->train_text_encoder ? p->text_encoder->params.count : 0);
-    size_t trained = weights, each = c->optimizer.use_8bit_adam ? 6 : 12; /* bytes beside a weight's own 4 */
+    size_t weights =
+        p->unet->params.count + (c->train_text_encoder ? p->text_encoder->params.count : 0);
+    size_t trained = weights,
+           each = c->optimizer.use_8bit_adam ? 6 : 12; /* bytes beside a weight's own 4 */
     if (c->lora_rank)
-        trained = p->unet->params.lora->params.count + (c->train_text_encoder ? p->text_encoder->params.lora->params.count : 0);
-    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations %.0f MB, kernels %.0f MB; "
+        trained = p->unet->params.lora->params.count +
+            (c->train_text_encoder ? p->text_encoder->params.lora->params.count : 0);
+    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations %.0f MB, "
+           "kernels %.0f MB; "
            "%zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
-           (double)trained / 1e6, (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6, (double)plan->arena_bytes / 1e6,
-           (double)plan->scratch_bytes / 1e6, plan->n_operations,
+           (double)trained / 1e6,
+           (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6,
+           (double)plan->arena_bytes / 1e6, (double)plan->scratch_bytes / 1e6, plan->n_operations,
            plan->flops * (double)c->gradient_accumulation_steps / 1e9,
            step * (double)c->max_train_steps, c->max_train_steps);
     fflush(stdout);
 }
 
-/* Draws pictures with the weights of now, always from the same noise, into OUTPUT/validation-STEP.png. */
+/* Draws pictures with the weights of now, always from the same noise, into
+ * OUTPUT/validation-STEP.png. */
 static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t step)
 {
     size_t S = t->config.resolution, n = (size_t)t->validation.n, k, small = 0;
@@ -759,10 +796,13 @@ static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t
     for (k = 0; k < n; k++) prompts[k] = t->validation.prompt;
     bar_start("validation");
     if (status) done = 0;
-    else if (low) done = db_upscale(p, text, prompts, n, &s, t->config.noise_level, low, small, small, S, S, pictures) == DB_OK;
+    else if (low)
+        done = db_upscale(p, text, prompts, n, &s, t->config.noise_level, low, small, small, S, S,
+                          pictures) == DB_OK;
     else done = db_generate(p, prompts, n, NULL, &s, S, S, pictures) == DB_OK;
-    snprintf(title, sizeof title, "after %zu steps: %s %zu steps, guidance %g, seed %llu", step, t->validation.scheduler, s.num_inference_steps,
-             (double)s.guidance_scale, (unsigned long long)s.seed);
+    snprintf(title, sizeof title, "after %zu steps: %s %zu steps, guidance %g, seed %llu", step,
+             t->validation.scheduler, s.num_inference_steps, (double)s.guidance_scale,
+             (unsigned long long)s.seed);
     snprintf(path, sizeof path, "%s/validation-%zu.png", t->out, step);
     status = !done || save_grid(pictures, n, S, S, prompts, 4, title, path);
     free((void *)prompts), free(pictures), free(low);
@@ -772,7 +812,8 @@ static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t
 
 /* Fine-tunes p in place, with class images, checkpoints and resume, and writes it to t->out with
    its loss curve. */
-static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t, outcome *o)
+static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t,
+                     outcome *o)
 {
     const db_dreambooth_config *c = &t->config;
     db_ctx *ctx = p->ctx;
@@ -789,7 +830,8 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         if (!classes) return 1;
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
-    status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class, &d) != DB_OK;
+    status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class,
+                                  &d) != DB_OK;
     if (!status && t->release && !t->validation.prompt) /* which draws with them */
         db_pipeline_release(text, !c->train_text_encoder && !t->skip_text_encoder, 1);
     if (!status && t->resume) status = resume(d, t);
@@ -823,18 +865,23 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             snprintf(bar.detail, sizeof bar.detail, "loss %.4f = %.4f + %g x %.4f", (double)l.total,
                      (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
         bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
-        if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0) status = save_checkpoint(d, t);
-        if (!status && t->validation.prompt && db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
+        if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0)
+            status = save_checkpoint(d, t);
+        if (!status && t->validation.prompt &&
+            db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
             status = validate(p, text, t, db_dreambooth_steps_done(d));
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
         tenth = MAX(done / 10, (size_t)1);
-        for (k = 0; k < tenth && done; k++) o->first += curve[0][k] / (float)tenth, o->last += curve[0][done - 1 - k] / (float)tenth;
+        for (k = 0; k < tenth && done; k++)
+            o->first += curve[0][k] / (float)tenth,
+                o->last += curve[0][done - 1 - k] / (float)tenth;
         snprintf(path, sizeof path, "%s/loss.png", t->out);
         db_text_encoder *own = p->text_encoder;
         if (t->skip_text_encoder) p->text_encoder = NULL;
-        status = (c->lora_rank ? db_pipeline_save_lora(p, t->out, DB_F32) : db_pipeline_save(p, t->out, DB_F16)) != DB_OK;
+        status = (c->lora_rank ? db_pipeline_save_lora(p, t->out, DB_F32)
+                               : db_pipeline_save(p, t->out, DB_F16)) != DB_OK;
         p->text_encoder = own;
         status = status || draw_curves(curve, done, c->class_prompt != NULL, path);
     }
@@ -852,55 +899,70 @@ static training training_default(void)
     t.config = db_dreambooth_config_default();
     t.class_dir = "class_images", t.out = "dreambooth-model";
     t.n_class = 100, t.class_steps = 100, t.class_guidance = 1, t.every = 500, t.sample_batch = 4;
-    t.validation.scheduler = "DPMSolverMultistepScheduler", t.validation.n = 4, t.validation.every = 100;
+    t.validation.scheduler = "DPMSolverMultistepScheduler", t.validation.n = 4,
+    t.validation.every = 100;
     return t;
 }
 
 /* train_dreambooth.py's flags that have no meaning here. */
 #define OTHER_FLAGS                                                                                \
     {"class_labels_conditioning", REFUSED, NULL,                                                   \
-     "a super-resolver's class label is the noise level of its small image, in training as in sampling; set it with --noise_variance"}, \
-    {"push_to_hub", REFUSED, NULL, "nothing here uses a network; upload --output_dir with huggingface-cli"}, \
+     "a super-resolver's class label is the noise level of its small image, \
+         in training as in sampling; set it with --noise_variance"}, \
+    {"push_to_hub", REFUSED, NULL, "nothing here uses a network; \
+        upload --output_dir with huggingface-cli"}, \
     {"hub_token", REFUSED, NULL, "nothing here uses a network"},                                   \
     {"hub_model_id", REFUSED, NULL, "nothing here uses a network"},                                \
     {"revision", REFUSED, NULL, "nothing here uses a network: name a directory on this machine"},  \
-    {"tokenizer_name", REFUSED, NULL, "the tokenizer is read from the model's directory; put another one there"}, \
+    {"tokenizer_name", REFUSED, NULL, "the tokenizer is read from the model's directory; \
+        put another one there"}, \
     {"variant", IGNORED, NULL, "the variant that is there is read"},                               \
-    {"prior_generation_precision", IGNORED, NULL, "class images are drawn as --mixed_precision says"}, \
+    {"prior_generation_precision", IGNORED, NULL, \
+        "class images are drawn as --mixed_precision says"}, \
     {"report_to", IGNORED, NULL, "losses go to --output_dir/loss.png"},                            \
     {"logging_dir", IGNORED, NULL, "losses go to --output_dir/loss.png"},                          \
     {"dataloader_num_workers", IGNORED, NULL, "photos are read once, before the first step"},      \
     {"allow_tf32", IGNORED, NULL, "it concerns PyTorch on a GPU"},                                 \
-    {"enable_xformers_memory_efficient_attention", IGNORED, NULL, "attention never stores its whole matrix anyway"}, \
+    {"enable_xformers_memory_efficient_attention", IGNORED, NULL, \
+        "attention never stores its whole matrix anyway"}, \
     {"set_grads_to_none", IGNORED, NULL, "it concerns PyTorch"},                                   \
     {"local_rank", IGNORED, NULL, "there is one process"}
 
-/* The steps of so many epochs: train_dreambooth.py's count, an epoch being the longer of photos and class images. */
-static size_t epoch_steps(size_t epochs, size_t n_photos, size_t n_class, size_t batch, size_t accumulation)
+/* The steps of so many epochs: train_dreambooth.py's count, an epoch being the longer of photos and
+ * class images. */
+static size_t epoch_steps(size_t epochs, size_t n_photos, size_t n_class, size_t batch,
+                          size_t accumulation)
 {
     size_t batches = (MAX(n_photos, n_class) + batch - 1) / batch;
     return epochs * ((batches + accumulation - 1) / accumulation);
 }
 
 /* Flags whose meaning depends on the model. */
-static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, const training *t, long tokens, int text_mask)
+static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, const training *t,
+                             long tokens, int text_mask)
 {
     int clip = e && e->config.kind == DB_TEXT_CLIP;
     size_t own = clip ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
     if (tokens && (size_t)tokens != own)
-        return fail("--tokenizer_max_length %ld: this model is sampled with %zu tokens, and so it is trained", tokens, own);
+        return fail("--tokenizer_max_length %ld: this model is sampled with %zu tokens, and so it "
+                    "is trained",
+                    tokens, own);
     if (text_mask && clip)
-        return fail("--text_encoder_use_attention_mask: Stable Diffusion is sampled without a mask, and so it is trained");
+        return fail("--text_encoder_use_attention_mask: Stable Diffusion is sampled without a "
+                    "mask, and so it is trained");
     if (t->validation.prompt && p->super_resolution && !t->validation.images.n)
-        return fail("a super-resolver's --validation_prompt needs --validation_images: the pictures to enlarge");
+        return fail("a super-resolver's --validation_prompt needs --validation_images: the "
+                    "pictures to enlarge");
     if (t->validation.images.n && !p->super_resolution)
-        return fail("--validation_images are for a super-resolver; %s draws from the prompt alone", p->directory);
+        return fail("--validation_images are for a super-resolver; %s draws from the prompt alone",
+                    p->directory);
     return 0;
 }
 
 static int train(int argc, char **argv)
 {
-    static const char *const schedules[] = {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"};
+    static const char *const schedules[] = {"constant", "constant_with_warmup", "linear",
+                                            "cosine",   "cosine_with_restarts", "polynomial"};
     common c = common_default;
     training t = training_default();
     db_dreambooth_config *k = &t.config;
@@ -909,7 +971,8 @@ static int train(int argc, char **argv)
     long epochs = 0, tokens = 0, rank = 0;
     int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0, offset_noise = 0;
     double gamma = 0, offset = 0, alpha = 0;
-    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1, cycles = 1, power = 1, variance = 1e-5, dropout = 0;
+    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1,
+           cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
         {"instance_prompt", TEXT, &k->instance_prompt, "\"a zxk dog\""},
@@ -927,13 +990,15 @@ static int train(int argc, char **argv)
         {"center_crop", SWITCH, &k->center_crop, "instead of random crops"},
         {"noise_variance", REAL, &variance, "super-resolution: on the small image"},
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
-        {"sequential", SWITCH, &k->in_sequence, "class samples after the photos': less memory, more time"},
+        {"sequential", SWITCH, &k->in_sequence,
+         "class samples after the photos': less memory, more time"},
         {"snr_gamma", REAL, &gamma, "min-SNR weights, usually 5; 0: none"},
         {"noise_offset", REAL, &offset, "of each channel's noise, usually 0.1"},
         {"offset_noise", SWITCH, &offset_noise, "--noise_offset 0.1, by diffusers' name"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
         {"max_train_steps", WHOLE, &steps, "0: of --num_train_epochs, or 400"},
-        {"num_train_epochs", WHOLE, &epochs, "passes through the photos, or the class images if more"},
+        {"num_train_epochs", WHOLE, &epochs,
+         "passes through the photos, or the class images if more"},
         {"learning_rate", REAL, &rate, ""},
         {"scale_lr", SWITCH, &scale_lr, "times batch size and accumulation steps"},
         {"lr_scheduler", TEXT, &schedule, "constant, constant_with_warmup, linear, cosine, ..."},
@@ -942,52 +1007,77 @@ static int train(int argc, char **argv)
         {"lr_power", REAL, &power, "of polynomial"},
         {"gradient_accumulation_steps", WHOLE, &accumulation, ""},
         {"gradient_checkpointing", SWITCH, &k->gradient_checkpointing, "less memory, more time"},
-        {"adam_beta1", REAL, &b1, ""}, {"adam_beta2", REAL, &b2, ""},
-        {"adam_weight_decay", REAL, &decay, ""}, {"adam_epsilon", REAL, &eps, ""},
+        {"adam_beta1", REAL, &b1, ""},
+        {"adam_beta2", REAL, &b2, ""},
+        {"adam_weight_decay", REAL, &decay, ""},
+        {"adam_epsilon", REAL, &eps, ""},
         {"max_grad_norm", REAL, &norm, "0: no clipping"},
         {"checkpointing_steps", WHOLE, &t.every, "0: none"},
         {"checkpoints_total_limit", WHOLE, &t.limit, "0: keep all"},
         {"resume_from_checkpoint", TEXT, &t.resume, "a checkpoint folder, or latest"},
         {"seed", WHOLE, &seed, ""},
         {"sample_batch_size", WHOLE, &t.sample_batch, "class images drawn together"},
-        {"validation_prompt", TEXT, &t.validation.prompt, "draws it while training, into validation-STEP.png"},
+        {"validation_prompt", TEXT, &t.validation.prompt,
+         "draws it while training, into validation-STEP.png"},
         {"num_validation_images", WHOLE, &t.validation.n, ""},
         {"validation_steps", WHOLE, &t.validation.every, "how often"},
-        {"validation_scheduler", TEXT, &t.validation.scheduler, "or DDPMScheduler, or DDIMScheduler"},
-        {"validation_images", LIST, &t.validation.images, "super-resolution: small pictures to enlarge"},
-        {"pre_compute_text_embeddings", SWITCH, &cached_text, "always, if the text encoder is frozen"},
+        {"validation_scheduler", TEXT, &t.validation.scheduler,
+         "or DDPMScheduler, or DDIMScheduler"},
+        {"validation_images", LIST, &t.validation.images,
+         "super-resolution: small pictures to enlarge"},
+        {"pre_compute_text_embeddings", SWITCH, &cached_text,
+         "always, if the text encoder is frozen"},
         {"tokenizer_max_length", WHOLE, &tokens, "the model's; others are refused"},
-        {"text_encoder_use_attention_mask", SWITCH, &text_mask, "T5 always, CLIP never, as in sampling"},
+        {"text_encoder_use_attention_mask", SWITCH, &text_mask,
+         "T5 always, CLIP never, as in sampling"},
         {"rank", WHOLE, &rank, "a LoRA of that rank is trained, not the weights; 0: none"},
         {"lora_alpha", REAL, &alpha, "its factor is alpha / rank; 0: the rank"},
-        {"use_8bit_adam", SWITCH, &k->optimizer.use_8bit_adam, "moments in a quarter of the memory"},
+        {"use_8bit_adam", SWITCH, &k->optimizer.use_8bit_adam,
+         "moments in a quarter of the memory"},
         {"lora_dropout", REAL, &dropout, "0; others are refused"},
         {"skip_save_text_encoder", SWITCH, &t.skip_text_encoder, ""},
-        OTHER_FLAGS, COMMON_FLAGS(c)};
-    int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos", flags, NULL), i;
+        OTHER_FLAGS,
+        COMMON_FLAGS(c)};
+    int status = parse(argc, argv, "train", "teaches a model a subject from a folder of photos",
+                       flags, NULL),
+        i;
     photos photo;
     outcome o;
     cascade m;
     db_ctx *ctx;
     if (status) return status == 1;
-    if (!folder || !k->instance_prompt) return fail("train needs --instance_data_dir and --instance_prompt");
-    if (prior && !k->class_prompt) return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
+    if (!folder || !k->instance_prompt)
+        return fail("train needs --instance_data_dir and --instance_prompt");
+    if (prior && !k->class_prompt)
+        return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
     if (!prior) k->class_prompt = NULL;
     if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
-    if (dropout != 0) return fail("--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too", dropout);
+    if (dropout != 0)
+        return fail(
+            "--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too",
+            dropout);
     if (gamma < 0 || offset < 0) return fail("--snr_gamma and --noise_offset must not be negative");
-    k->snr_gamma = (float)gamma, k->noise_offset = (float)(offset_noise && offset == 0 ? 0.1 : offset);
+    k->snr_gamma = (float)gamma,
+    k->noise_offset = (float)(offset_noise && offset == 0 ? 0.1 : offset);
     t.release = !t.validation.prompt && !t.skip_text_encoder;
     if (cached_text && k->train_text_encoder)
-        return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: embeddings that were computed before cannot be trained");
-    if (t.validation.prompt && (!t.validation.n || !t.validation.every || find_sampler(t.validation.scheduler, "validation_scheduler") < 0))
+        return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: "
+                    "embeddings that were computed before cannot be trained");
+    if (t.validation.prompt &&
+        (!t.validation.n || !t.validation.every ||
+         find_sampler(t.validation.scheduler, "validation_scheduler") < 0))
         return fail("validation needs a scheduler, at least one picture and at least one step");
     for (i = 0; i < 6 && strcmp(schedules[i], schedule); i++) {}
-    if (i == 6) return fail("--lr_scheduler takes constant, constant_with_warmup, linear, cosine, cosine_with_restarts or polynomial, not \"%s\"", schedule);
+    if (i == 6)
+        return fail("--lr_scheduler takes constant, constant_with_warmup, linear, cosine, "
+                    "cosine_with_restarts or polynomial, not \"%s\"",
+                    schedule);
     k->lr_scheduler = (db_lr_schedule)i; /* the table has the enumeration's order */
     if (!t.resume && !overwrite && is_folder_in_use(t.out))
-        return fail("%s exists and holds something: choose another --output_dir, go on with --resume_from_checkpoint latest, or --overwrite", t.out);
+        return fail("%s exists and holds something: choose another --output_dir, go on with "
+                    "--resume_from_checkpoint latest, or --overwrite",
+                    t.out);
     c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
     if (!ctx) return 1;
@@ -996,23 +1086,29 @@ static int train(int argc, char **argv)
     if (status) goto done;
     if (m.stage[0]->super_resolution) t.validation.n = (long)t.validation.images.n;
     k->resolution = resolution ? (size_t)resolution : stage_size(m.stage[0]);
-    k->crop_size = crop ? (size_t)crop : m.stage[0]->super_resolution ? MIN(k->resolution, (size_t)64) : k->resolution;
+    k->crop_size = crop                ? (size_t)crop
+        : m.stage[0]->super_resolution ? MIN(k->resolution, (size_t)64)
+                                       : k->resolution;
     k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
     k->gradient_accumulation_steps = (size_t)accumulation;
     if (scale_lr) rate *= (double)batch * (double)accumulation;
-    k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles, k->lr_power = power;
+    k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles,
+    k->lr_power = power;
     k->seed = (uint64_t)seed;
     k->lora_rank = (size_t)rank, k->lora_alpha = (float)alpha;
-    k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2, k->optimizer.weight_decay = (float)decay;
+    k->optimizer.beta1 = (float)b1, k->optimizer.beta2 = (float)b2,
+    k->optimizer.weight_decay = (float)decay;
     k->optimizer.eps = (float)eps, k->optimizer.max_grad_norm = (float)norm;
-    if (m.stage[0]->super_resolution) k->noise_level = db_noise_level(&m.stage[0]->image_noising, variance);
+    if (m.stage[0]->super_resolution)
+        k->noise_level = db_noise_level(&m.stage[0]->image_noising, variance);
     if (load_photos(folder, k->resolution, &photo)) {
         status = 1;
         goto done;
     }
-    k->max_train_steps = steps    ? (size_t)steps
-                         : epochs ? epoch_steps((size_t)epochs, photo.n, prior ? (size_t)t.n_class : 0, (size_t)batch, (size_t)accumulation)
-                                  : 400;
+    k->max_train_steps = steps ? (size_t)steps
+        : epochs               ? epoch_steps((size_t)epochs, photo.n, prior ? (size_t)t.n_class : 0,
+                                             (size_t)batch, (size_t)accumulation)
+                               : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
     status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
@@ -1021,7 +1117,7 @@ done:
     return finish(ctx) || status;
 }
 
-/* ---- tokenize, info ------------------------------------------------------------------------------------- */
+/* ---- tokenize, info -------------------------------------------------------------------------- */
 
 static int tokenize(int argc, char **argv)
 {
@@ -1039,8 +1135,11 @@ static int tokenize(int argc, char **argv)
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (is_folder(c.model)) snprintf(path, sizeof path, "%s/tokenizer", c.model);
-    else snprintf(path, sizeof path, "%s/tokenizer", folder_of(c.model)); /* of a single file: beside it */
-    if (!is_folder(path)) snprintf(path, sizeof path, "%s", c.model); /* the tokenizer's own directory */
+    else
+        snprintf(path, sizeof path, "%s/tokenizer",
+                 folder_of(c.model)); /* of a single file: beside it */
+    if (!is_folder(path))
+        snprintf(path, sizeof path, "%s", c.model); /* the tokenizer's own directory */
     db_tokenizer_load(ctx, path, &tok);
     for (k = 0; k < texts.n && db_status(ctx) == DB_OK; k++) {
         int32_t ids[4096];
@@ -1074,22 +1173,25 @@ static void describe(const db_pipeline *p, const char *path, const char *precisi
     else printf("tokenizer      %zu pieces\n", db_tokenizer_size(p->tokenizer));
     if (p->vae)
         printf("autoencoder    %.2fM parameters, %zu pixels to a latent of %zu numbers, scale %g\n",
-               (double)p->vae->params.count / 1e6, db_vae_factor(p->vae), p->vae->config.latent_channels,
-               (double)p->vae->config.scaling_factor);
-    printf("unet           %.2fM parameters, %zu tensors, channels", (double)p->unet->params.count / 1e6,
-           p->unet->params.n);
+               (double)p->vae->params.count / 1e6, db_vae_factor(p->vae),
+               p->vae->config.latent_channels, (double)p->vae->config.scaling_factor);
+    printf("unet           %.2fM parameters, %zu tensors, channels",
+           (double)p->unet->params.count / 1e6, p->unet->params.n);
     for (k = 0; k < u->n_levels; k++) printf(" %zu", u->block_out_channels[k]);
     printf(", %zu -> %zu, %zu px\n", u->in_channels, u->out_channels, stage_size(p));
     if (db_tape_create(p->ctx, &t) != DB_OK) return;
     dim[0] = 1, dim[1] = dim[2] = u->sample_size, dim[3] = u->in_channels;
-    text[0] = 1, text[1] = DB_PROMPT_TOKENS, text[2] = u->encoder_hid_dim ? u->encoder_hid_dim : u->cross_attention_dim;
-    x = db_input(t, DB_F32, 4, dim), time = db_input(t, DB_F32, 1, dim), words = db_input(t, DB_F32, 3, text);
+    text[0] = 1, text[1] = DB_PROMPT_TOKENS,
+    text[2] = u->encoder_hid_dim ? u->encoder_hid_dim : u->cross_attention_dim;
+    x = db_input(t, DB_F32, 4, dim), time = db_input(t, DB_F32, 1, dim),
+    words = db_input(t, DB_F32, 3, text);
     if (u->class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
     db_unet_forward(t, p->unet, x, time, words, labels, NULL);
     if (db_plan(t, &plan) == DB_OK)
-        printf("forward pass   %.2f GFLOP, %.1f MB of activations, %.1f MB of scratch (one picture, %s, %s)\n",
-               plan.flops / 1e9, (double)plan.arena_bytes / 1e6, (double)plan.scratch_bytes / 1e6, precision,
-               db_isa(p->ctx));
+        printf("forward pass   %.2f GFLOP, %.1f MB of activations, %.1f MB of scratch (one "
+               "picture, %s, %s)\n",
+               plan.flops / 1e9, (double)plan.arena_bytes / 1e6, (double)plan.scratch_bytes / 1e6,
+               precision, db_isa(p->ctx));
     db_tape_destroy(t);
 }
 
@@ -1097,7 +1199,8 @@ static int info(int argc, char **argv)
 {
     common c = common_default;
     const flag flags[] = {COMMON_FLAGS(c)};
-    int status = parse(argc, argv, "info", "what a model directory holds, and what a step of it needs", flags, NULL);
+    int status = parse(argc, argv, "info",
+                       "what a model directory holds, and what a step of it needs", flags, NULL);
     size_t k;
     cascade m;
     db_ctx *ctx;
@@ -1110,9 +1213,10 @@ static int info(int argc, char **argv)
     return finish(ctx) || status;
 }
 
-/* ---- convert --------------------------------------------------------------------------------------------- */
+/* ---- convert --------------------------------------------------------------------------------- */
 
-/* The smallest of f16, bf16 and f32 that holds every weight of an open file and of `so_far` (F64: nothing yet). */
+/* The smallest of f16, bf16 and f32 that holds every weight of an open file and of `so_far` (F64:
+ * nothing yet). */
 static db_dtype widest(const db_safetensors *st, db_dtype so_far)
 {
     size_t k;
@@ -1128,7 +1232,9 @@ static db_dtype widest(const db_safetensors *st, db_dtype so_far)
 /* The data type of a pipeline's weights, in a directory or a file. */
 static db_dtype stored_dtype(db_ctx *ctx, const char *path)
 {
-    static const char *const parts[][2] = {{"unet", "diffusion_pytorch_model"}, {"vae", "diffusion_pytorch_model"}, {"text_encoder", "model"}};
+    static const char *const parts[][2] = {{"unet", "diffusion_pytorch_model"},
+                                           {"vae", "diffusion_pytorch_model"},
+                                           {"text_encoder", "model"}};
     db_dtype dtype = DB_F64;
     db_safetensors *st = NULL;
     char folder[4096];
@@ -1146,29 +1252,40 @@ static db_dtype stored_dtype(db_ctx *ctx, const char *path)
 
 static int convert(int argc, char **argv)
 {
-    static const struct { const char *name; db_dtype dtype; } types[] = {{"f32", DB_F32}, {"f16", DB_F16}, {"bf16", DB_BF16}};
-    static const char *const words[] = {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"};
+    static const struct {
+        const char *name;
+        db_dtype dtype;
+    } types[] = {{"f32", DB_F32}, {"f16", DB_F16}, {"bf16", DB_BF16}};
+    static const char *const words[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
+                                        "special_tokens_map.json"};
     common c = common_default;
     const char *out = NULL, *type = NULL;
     int overwrite = 0, status, file;
     const flag flags[] = {
-        {"output_dir", TEXT, &out, "a directory in diffusers' layout; a name that ends in .safetensors: one LDM file"},
+        {"output_dir", TEXT, &out,
+         "a directory in diffusers' layout; a name that ends in .safetensors: one LDM file"},
         {"dtype", TEXT, &type, "f32, f16 or bf16; without: as it is"},
-        {"overwrite", SWITCH, &overwrite, "even if it exists"}, COMMON_FLAGS(c)};
+        {"overwrite", SWITCH, &overwrite, "even if it exists"},
+        COMMON_FLAGS(c)};
     db_dtype dtype = DB_F32;
     db_pipeline *p = NULL;
     db_ctx *ctx;
     size_t k, n;
     char from[4096], to[4096];
-    status = parse(argc, argv, "convert", "a model from diffusers' layout to a single file, and back; to another data type", flags, NULL);
+    status =
+        parse(argc, argv, "convert",
+              "a model from diffusers' layout to a single file, and back; to another data type",
+              flags, NULL);
     if (status) return status == 1;
-    if (!out) return fail("convert needs --output_dir: a directory, or a name that ends in .safetensors");
+    if (!out)
+        return fail("convert needs --output_dir: a directory, or a name that ends in .safetensors");
     for (k = 0; type && k < 3 && strcmp(types[k].name, type); k++) {}
     if (type && k == 3) return fail("--dtype takes f32, f16 or bf16, not \"%s\"", type);
     n = strlen(out), file = n > 12 && !strcmp(out + n - 12, ".safetensors");
     if (!overwrite && (file ? file_exists(out) : is_folder_in_use(out)))
         return fail("%s exists: choose another --output_dir, or --overwrite", out);
-    if (strrchr(out, '.') && (!strcmp(strrchr(out, '.'), ".ckpt") || !strcmp(strrchr(out, '.'), ".pt")))
+    if (strrchr(out, '.') &&
+        (!strcmp(strrchr(out, '.'), ".ckpt") || !strcmp(strrchr(out, '.'), ".pt")))
         return fail("%s: pickles are not written; give a name that ends in .safetensors", out);
     c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
@@ -1179,26 +1296,35 @@ static int convert(int argc, char **argv)
     if (p && file) {
         db_pipeline_save_ldm(p, out, dtype);
         snprintf(from, sizeof from, "%s/tokenizer", p->directory);
-        snprintf(to, sizeof to, "%s/tokenizer", folder_of(out)); /* a single file has none: it goes beside it */
+        snprintf(to, sizeof to, "%s/tokenizer",
+                 folder_of(out)); /* a single file has none: it goes beside it */
         if (db_status(ctx) == DB_OK && !is_folder(to) && is_folder(from)) {
             status = make_folder(to);
-            for (k = 0; k < sizeof words / sizeof *words && !status; k++) status = copy_file(from, to, words[k]);
+            for (k = 0; k < sizeof words / sizeof *words && !status; k++)
+                status = copy_file(from, to, words[k]);
         }
     } else if (p) {
         db_pipeline_save(p, out, dtype);
         if (!p->tokenizer)
-            fprintf(stderr, "warning: no tokenizer lies beside %s: put vocab.json and merges.txt of another Stable Diffusion 1.x "
-                            "model into %s/tokenizer\n", c.model, out);
+            fprintf(stderr,
+                    "warning: no tokenizer lies beside %s: put vocab.json and merges.txt of "
+                    "another Stable Diffusion 1.x "
+                    "model into %s/tokenizer\n",
+                    c.model, out);
     }
     if (db_status(ctx) == DB_OK && !status)
-        printf("%s -> %s, %s\n", c.model, out, dtype == DB_F32 ? "f32" : dtype == DB_F16 ? "f16" : "bf16");
+        printf("%s -> %s, %s\n", c.model, out,
+               dtype == DB_F32       ? "f32"
+                   : dtype == DB_F16 ? "f16"
+                                     : "bf16");
     db_pipeline_free(p);
     return finish(ctx) || status;
 }
 
-/* ---- probe ------------------------------------------------------------------------------------------------ */
+/* ---- probe ----------------------------------------------------------------------------------- */
 
-/* A tensor of the input file as floats; 4-dimensional ones from [B,C,H,W] to [B,H,W,C]. NULL when there is none. */
+/* A tensor of the input file as floats; 4-dimensional ones from [B,C,H,W] to [B,H,W,C]. NULL when
+ * there is none. */
 static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
@@ -1220,7 +1346,8 @@ static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
     return y;
 }
 
-/* One number for each of B samples, from a tensor that has one for all or one for each. NULL when it has neither. */
+/* One number for each of B samples, from a tensor that has one for all or one for each. NULL when
+ * it has neither. */
 static float *read_each(db_safetensors *st, const char *name, size_t B)
 {
     size_t dim[4], k;
@@ -1234,7 +1361,8 @@ static float *read_each(db_safetensors *st, const char *name, size_t B)
     return each;
 }
 
-static void write_output(db_ctx *ctx, const char *path, const char *name, const float *y, int n_dims, const size_t *d, const float *loss)
+static void write_output(db_ctx *ctx, const char *path, const char *name, const float *y,
+                         int n_dims, const size_t *d, const float *loss)
 {
     db_safetensors_writer *w = db_safetensors_create(ctx, path);
     size_t dim[4], n = 1, b, ch, p, one = 1;
@@ -1269,10 +1397,11 @@ typedef struct part {
 } part;
 
 /* What the parts are called; the parameters that each has begin with ... ; its output. */
-static const struct { const char *name, *folder, *prefix[2], *output; } part_kinds[] = {
-    {"unet", "unet", {"", ""}, "sample"}, {"text_encoder", "text_encoder", {"", ""}, "last_hidden_state"},
-    {"vae_encoder", "vae", {"encoder.", "quant_conv."}, "moments"},
-    {"vae_decoder", "vae", {"decoder.", "post_quant_conv."}, "sample"}};
+static const struct { const char *name, *folder, *prefix[2], *output;
+} part_kinds[] = {{"unet", "unet", {"", ""}, "sample"},
+                  {"text_encoder", "text_encoder", {"", ""}, "last_hidden_state"},
+                  {"vae_encoder", "vae", {"encoder.", "quant_conv."}, "moments"},
+                  {"vae_decoder", "vae", {"decoder.", "post_quant_conv."}, "sample"}};
 
 static void load_part(db_ctx *ctx, const char *model, part *p)
 {
@@ -1282,14 +1411,17 @@ static void load_part(db_ctx *ctx, const char *model, part *p)
         if (db_pipeline_load(ctx, model, &p->owner) != DB_OK) return;
         p->unet = p->owner->unet, p->text = p->owner->text_encoder, p->vae = p->owner->vae;
     } else {
-        if (file_exists(path)) snprintf(path, sizeof path, "%s/%s", model, part_kinds[p->kind].folder);
+        if (file_exists(path))
+            snprintf(path, sizeof path, "%s/%s", model, part_kinds[p->kind].folder);
         else snprintf(path, sizeof path, "%s", model); /* the part's own directory */
         if (p->kind == PART_UNET) db_unet_load(ctx, path, &p->unet);
         else if (p->kind == PART_TEXT) db_text_encoder_load(ctx, path, &p->text);
         else db_vae_load(ctx, path, &p->vae);
     }
     if (db_status(ctx) != DB_OK) return;
-    p->params = p->kind == PART_UNET ? &p->unet->params : p->kind == PART_TEXT ? &p->text->params : &p->vae->params;
+    p->params = p->kind == PART_UNET ? &p->unet->params
+        : p->kind == PART_TEXT       ? &p->text->params
+                                     : &p->vae->params;
 }
 
 static void free_part(part *p)
@@ -1298,21 +1430,23 @@ static void free_part(part *p)
     db_pipeline_free(p->owner);
 }
 
-/* Records the part's forward pass on the input file's tensors, and uploads them when the tape is complete: `after`
-   holds them until then. Returns the output, or none after a complaint. */
+/* Records the part's forward pass on the input file's tensors, and uploads them when the tape is
+   complete: `after` holds them until then. Returns the output, or none after a complaint. */
 typedef struct uploads {
     db_tensor to[4];
     void *data[4]; /* owned */
     size_t n;
 } uploads;
 
-static db_tensor add_input(db_tape *t, uploads *u, db_dtype dtype, int n_dims, const size_t *dim, void *data)
+static db_tensor add_input(db_tape *t, uploads *u, db_dtype dtype, int n_dims, const size_t *dim,
+                           void *data)
 {
     u->data[u->n] = data;
     return u->to[u->n++] = db_input(t, dtype, n_dims, dim);
 }
 
-static int record_part(db_tape *t, const part *p, db_safetensors *st, const char *in, uploads *u, db_tensor *y)
+static int record_part(db_tape *t, const part *p, db_safetensors *st, const char *in, uploads *u,
+                       db_tensor *y)
 {
     int is_text = p->kind == PART_TEXT;
     const char *name = is_text ? "input_ids" : "sample";
@@ -1320,7 +1454,8 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
     size_t d[4], dt[4], k;
     db_tensor x, second = db_none, words = db_none, labels = db_none;
     float *a, *b;
-    if (!f || f->rank != (is_text ? 2 : 4)) return fail("%s: %s must be there, with %d dimensions", in, name, is_text ? 2 : 4);
+    if (!f || f->rank != (is_text ? 2 : 4))
+        return fail("%s: %s must be there, with %d dimensions", in, name, is_text ? 2 : 4);
     a = read_tensor(st, name, d);
     if (is_text) {
         int32_t *ids = (int32_t *)malloc((f->count + 1) * sizeof *ids);
@@ -1329,11 +1464,13 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
         x = add_input(t, u, DB_I32, 2, d, ids);
         for (k = 0; k < f->count; k++)
             if (ids[k] < 0 || (size_t)ids[k] >= p->text->config.vocab_size)
-                return fail("%s: input_ids holds %d; the vocabulary has %zu entries", in, (int)ids[k], p->text->config.vocab_size);
+                return fail("%s: input_ids holds %d; the vocabulary has %zu entries", in,
+                            (int)ids[k], p->text->config.vocab_size);
         b = read_tensor(st, "attention_mask", dt);
         if (b) {
             second = add_input(t, u, DB_F32, 2, d, b);
-            if (dt[0] != d[0] || dt[1] != d[1]) return fail("%s: attention_mask must have input_ids' shape", in);
+            if (dt[0] != d[0] || dt[1] != d[1])
+                return fail("%s: attention_mask must have input_ids' shape", in);
             for (k = 0; k < f->count; k++) b[k] = b[k] > 0 ? 0.0f : -1e9f;
         }
         *y = db_text_forward(t, p->text, x, second);
@@ -1347,7 +1484,8 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
     if (!b) return fail("%s: timestep must be there, one for all samples or one for each", in);
     second = add_input(t, u, DB_F32, 1, d, b);
     f = db_safetensors_find(st, "encoder_hidden_states");
-    if (!f || f->rank != 3 || f->dim[0] != d[0]) return fail("%s: encoder_hidden_states must be there, [%zu,tokens,width]", in, d[0]);
+    if (!f || f->rank != 3 || f->dim[0] != d[0])
+        return fail("%s: encoder_hidden_states must be there, [%zu,tokens,width]", in, d[0]);
     b = read_tensor(st, "encoder_hidden_states", dt);
     words = add_input(t, u, DB_F32, 3, dt, b);
     b = p->unet->config.class_embed_timestep ? read_each(st, "class_labels", d[0]) : NULL;
@@ -1358,8 +1496,8 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
     return 0;
 }
 
-/* Writes the gradients of the part's parameters under the names that its file has: transformers 5 saves CLIP without
-   the prefix text_model. */
+/* Writes the gradients of the part's parameters under the names that its file has: transformers 5
+   saves CLIP without the prefix text_model. */
 static void save_gradients(db_ctx *ctx, const part *p, const char *model, const char *path)
 {
     db_param_table own = *p->params;
@@ -1367,14 +1505,20 @@ static void save_gradients(db_ctx *ctx, const part *p, const char *model, const 
     char folder[4096];
     size_t k, bare = 0;
     snprintf(folder, sizeof folder, "%s/text_encoder", model);
-    if (p->kind == PART_TEXT && !p->owner && db_weights_open(ctx, is_folder(folder) ? folder : model, "model", &st) == DB_OK)
-        bare = db_safetensors_find(st, p->params->item[0].name) || strncmp(p->params->item[0].name, "text_model.", 11) ? 0 : 11;
+    if (p->kind == PART_TEXT && !p->owner &&
+        db_weights_open(ctx, is_folder(folder) ? folder : model, "model", &st) == DB_OK)
+        bare = db_safetensors_find(st, p->params->item[0].name) ||
+                strncmp(p->params->item[0].name, "text_model.", 11)
+            ? 0
+            : 11;
     db_safetensors_close(st);
     own.item = (db_param *)malloc((own.n + 1) * sizeof *own.item), own.n = 0;
     for (k = 0; k < p->params->n; k++) {
         const char *const *prefix = part_kinds[p->kind].prefix;
         db_param item = p->params->item[k];
-        if (strncmp(item.name, prefix[0], strlen(prefix[0])) && strncmp(item.name, prefix[1], strlen(prefix[1]))) continue;
+        if (strncmp(item.name, prefix[0], strlen(prefix[0])) &&
+            strncmp(item.name, prefix[1], strlen(prefix[1])))
+            continue;
         item.name += bare;
         own.item[own.n++] = item;
     }
@@ -1386,9 +1530,12 @@ static int probe(int argc, char **argv)
 {
     common c = common_default;
     const char *name = "unet", *in = NULL, *out = NULL, *grads = NULL;
-    const flag flags[] = {{"part", TEXT, &name, "unet, text_encoder, vae_encoder or vae_decoder"},
-        {"in", TEXT, &in, "safetensors with diffusers' argument names"}, {"out", TEXT, &out, "safetensors with the output"},
-        {"grads", TEXT, &grads, "also write the gradients of mean((output - target)^2)"}, COMMON_FLAGS(c)};
+    const flag flags[] = {
+        {"part", TEXT, &name, "unet, text_encoder, vae_encoder or vae_decoder"},
+        {"in", TEXT, &in, "safetensors with diffusers' argument names"},
+        {"out", TEXT, &out, "safetensors with the output"},
+        {"grads", TEXT, &grads, "also write the gradients of mean((output - target)^2)"},
+        COMMON_FLAGS(c)};
     int status = parse(argc, argv, "probe", "runs one network on given tensors", flags, NULL);
     db_ctx *ctx;
     db_safetensors *st = NULL;
@@ -1402,7 +1549,9 @@ static int probe(int argc, char **argv)
     if (status) return status == 1;
     memset(&p, 0, sizeof p), memset(&u, 0, sizeof u);
     for (k = 0; k < 4 && strcmp(name, part_kinds[k].name); k++) {}
-    if (k == 4) return fail("--part takes unet, text_encoder, vae_encoder or vae_decoder, not \"%s\"", name);
+    if (k == 4)
+        return fail("--part takes unet, text_encoder, vae_encoder or vae_decoder, not \"%s\"",
+                    name);
     if (!in || !out) return fail("probe needs --in and --out");
     p.kind = k == 0 ? PART_UNET : k == 1 ? PART_TEXT : k == 2 ? PART_ENCODER : PART_DECODER;
     ctx = open_context(&c);
@@ -1419,7 +1568,8 @@ static int probe(int argc, char **argv)
         if (grads) {
             goal = read_tensor(st, "target", d);
             for (k = 0; k < 4; k++) status = status || d[k] != ((int)k < y.n_dims ? y.dim[k] : 1);
-            if (!goal || status) status = fail("%s: --grads needs the tensor target, of the output's shape", in);
+            if (!goal || status)
+                status = fail("%s: --grads needs the tensor target, of the output's shape", in);
         }
     }
     if (db_status(ctx) == DB_OK && !status) {
@@ -1433,10 +1583,13 @@ static int probe(int argc, char **argv)
         db_run(t, 0, 0);
         result = (float *)malloc((db_count(y) + 1) * sizeof(float));
         db_download(t, y, result), db_download(t, loss, &value);
-        if (db_status(ctx) == DB_OK) write_output(ctx, out, part_kinds[p.kind].output, result, y.n_dims, y.dim, grads ? &value : NULL);
+        if (db_status(ctx) == DB_OK)
+            write_output(ctx, out, part_kinds[p.kind].output, result, y.n_dims, y.dim,
+                         grads ? &value : NULL);
         if (grads && db_status(ctx) == DB_OK) save_gradients(ctx, &p, c.model, grads);
         if (!c.quiet && db_status(ctx) == DB_OK)
-            printf("%s: %.2fM parameters loaded in %.2f s, computed in %.2f s\n", name, (double)p.params->count / 1e6, loaded - began, now() - loaded);
+            printf("%s: %.2fM parameters loaded in %.2f s, computed in %.2f s\n", name,
+                   (double)p.params->count / 1e6, loaded - began, now() - loaded);
     }
     db_tape_destroy(t);
     for (k = 0; k < u.n; k++) free(u.data[k]);
@@ -1446,20 +1599,40 @@ static int probe(int argc, char **argv)
     return finish(ctx) || status;
 }
 
-/* ---- demo: all of it, on one subject ------------------------------------------------------------- */
+/* ---- demo: all of it, on one subject --------------------------------------------------------- */
 
 /* What is asked of the subject: PREFIX a[n] [adjective] zxk dog SUFFIX. Rows of six. */
-static const struct { const char *before, *after, *shows; int animals; } scenes[] = {
-    {"", "on the moon", "new places", -1}, {"", "in the snow", "", -1}, {"", "in the forest", "", -1},
-    {"", "under water", "", -1}, {"", "on a cobblestone street", "", -1}, {"", "on pink fabric", "", -1},
-    {"", "seen from the side", "new views", -1}, {"", "seen from the back", "", -1}, {"", "seen from above", "", -1},
-    {"", "wearing a hat", "accessories", -1}, {"", "wearing a crown", "", -1}, {"", "wearing sunglasses", "", -1},
-    {"a pencil sketch of", "", "styles", -1}, {"pixel art of", "", "", -1}, {"a poster of", "", "", -1},
-    {"a watercolour of", "", "", -1}, {"purple", "", "colours", -1}, {"green", "", "", -1},
-    {"smiling", "", "expressions", 1}, {"surprised", "", "", 1}, {"angry", "", "", 1},
-    {"sleeping", "", "", 1}, {"jumping", "in the desert", "", 1}, {"", "sitting on a red carpet", "", 1},
-    {"red", "", "", 0}, {"blue", "", "", 0}, {"black", "", "", 0},
-    {"striped", "", "patterns", 0}, {"spotted", "", "", 0}, {"yellow", "", "", 0}};
+static const struct { const char *before, *after, *shows; int animals;
+} scenes[] = {{"", "on the moon", "new places", -1},
+              {"", "in the snow", "", -1},
+              {"", "in the forest", "", -1},
+              {"", "under water", "", -1},
+              {"", "on a cobblestone street", "", -1},
+              {"", "on pink fabric", "", -1},
+              {"", "seen from the side", "new views", -1},
+              {"", "seen from the back", "", -1},
+              {"", "seen from above", "", -1},
+              {"", "wearing a hat", "accessories", -1},
+              {"", "wearing a crown", "", -1},
+              {"", "wearing sunglasses", "", -1},
+              {"a pencil sketch of", "", "styles", -1},
+              {"pixel art of", "", "", -1},
+              {"a poster of", "", "", -1},
+              {"a watercolour of", "", "", -1},
+              {"purple", "", "colours", -1},
+              {"green", "", "", -1},
+              {"smiling", "", "expressions", 1},
+              {"surprised", "", "", 1},
+              {"angry", "", "", 1},
+              {"sleeping", "", "", 1},
+              {"jumping", "in the desert", "", 1},
+              {"", "sitting on a red carpet", "", 1},
+              {"red", "", "", 0},
+              {"blue", "", "", 0},
+              {"black", "", "", 0},
+              {"striped", "", "patterns", 0},
+              {"spotted", "", "", 0},
+              {"yellow", "", "", 0}};
 enum { COLUMNS = 6, SCENES = sizeof scenes / sizeof scenes[0], CLASS_PICTURES = 6 };
 
 static int is_animal(const char *class_noun)
@@ -1476,9 +1649,9 @@ static void scene_prompt(size_t k, const char *subject, char *out, size_t size)
 {
     const char *before = scenes[k].before;
     int style = strstr(before, " of") != NULL, vowel = *before == 'a' && !style;
-    snprintf(out, size, "%s%sa%s %s%s%s%s%s", style ? before : "", style ? " " : "", vowel ? "n" : "",
-             style ? "" : before, *before && !style ? " " : "", subject, *scenes[k].after ? " " : "",
-             scenes[k].after);
+    snprintf(out, size, "%s%sa%s %s%s%s%s%s", style ? before : "", style ? " " : "",
+             vowel ? "n" : "", style ? "" : before, *before && !style ? " " : "", subject,
+             *scenes[k].after ? " " : "", scenes[k].after);
 }
 
 /* The photos of the first row and all pictures of one stage, labelled. */
@@ -1504,7 +1677,8 @@ static int demo_grid(db_ctx *ctx, const photos *photo, const float *pictures, si
 }
 
 /* Six pictures of "a dog" before and after, from the same noise. */
-static int class_grid(const float *before, const float *after, size_t size, const char *prompt, const char *path)
+static int class_grid(const float *before, const float *after, size_t size, const char *prompt,
+                      const char *path)
 {
     size_t P = size * size * 3, k;
     float *all = (float *)malloc(2 * CLASS_PICTURES * P * sizeof *all);
@@ -1520,15 +1694,18 @@ static int class_grid(const float *before, const float *after, size_t size, cons
     return bad;
 }
 
-/* A photo [S][S][3] made small as pictures of the base are, and restored by the super-resolver: what the fine-tuning
-   adds. */
-static int restore(const cascade *m, const drawing *d, const char *prompt, const float *small, float *out)
+/* A photo [S][S][3] made small as pictures of the base are, and restored by the super-resolver:
+   what the fine-tuning adds. */
+static int restore(const cascade *m, const drawing *d, const char *prompt, const float *small,
+                   float *out)
 {
     db_pipeline *p = m->stage[1];
     db_sample_config s = sampling(d, 1);
     size_t S = stage_size(p), from = stage_size(m->stage[0]);
     bar_start("restoring");
-    return db_upscale(p, m->text, &prompt, 1, &s, db_noise_level(&p->image_noising, d->noise_variance), small, from, from, S, S, out) != DB_OK;
+    return db_upscale(p, m->text, &prompt, 1, &s,
+                      db_noise_level(&p->image_noising, d->noise_variance), small, from, from, S, S,
+                      out) != DB_OK;
 }
 
 static int demo(int argc, char **argv)
@@ -1539,19 +1716,25 @@ static int demo(int argc, char **argv)
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
     long steps = 250, sr_steps = 600, batch = 4;
     double rate = 1.5e-4, sr_rate = 2e-3, variance = 1e-5;
-    const flag flags[] = {
-        {"instance_data_dir", TEXT, &folder, "photos of the subject"},
-        {"class_noun", TEXT, &noun, "what it is"}, {"identifier", TEXT, &word, "a rare word for it"},
-        {"output_dir", TEXT, &out, "all results; must be empty or not exist"},
-        {"max_train_steps", WHOLE, &steps, "of the base"}, {"learning_rate", REAL, &rate, ""},
-        {"upscaler_train_steps", WHOLE, &sr_steps, "of the super-resolver"},
-        {"upscaler_learning_rate", REAL, &sr_rate, ""}, {"train_batch_size", WHOLE, &batch, ""},
-        {"num_class_images", WHOLE, &base.n_class, ""}, {"class_steps", WHOLE, &base.class_steps, ""},
-        DRAWING_FLAGS(d), COMMON_FLAGS(c)};
-    char path[4096], class_dir[4096], base_dir[4096], sr_dir[4096], subject[64], class_prompt[72], instance[72], title[256];
+    const flag flags[] = {{"instance_data_dir", TEXT, &folder, "photos of the subject"},
+                          {"class_noun", TEXT, &noun, "what it is"},
+                          {"identifier", TEXT, &word, "a rare word for it"},
+                          {"output_dir", TEXT, &out, "all results; must be empty or not exist"},
+                          {"max_train_steps", WHOLE, &steps, "of the base"},
+                          {"learning_rate", REAL, &rate, ""},
+                          {"upscaler_train_steps", WHOLE, &sr_steps, "of the super-resolver"},
+                          {"upscaler_learning_rate", REAL, &sr_rate, ""},
+                          {"train_batch_size", WHOLE, &batch, ""},
+                          {"num_class_images", WHOLE, &base.n_class, ""},
+                          {"class_steps", WHOLE, &base.class_steps, ""},
+                          DRAWING_FLAGS(d),
+                          COMMON_FLAGS(c)};
+    char path[4096], class_dir[4096], base_dir[4096], sr_dir[4096], subject[64], class_prompt[72],
+        instance[72], title[256];
     char prompts[SCENES][96];
     const char *each[SCENES], *classes[CLASS_PICTURES];
-    float *before[MAX_STAGES] = {NULL, NULL, NULL}, *after[MAX_STAGES] = {NULL, NULL, NULL}, *pictures[MAX_STAGES] = {NULL, NULL, NULL};
+    float *before[MAX_STAGES] = {NULL, NULL, NULL}, *after[MAX_STAGES] = {NULL, NULL, NULL},
+          *pictures[MAX_STAGES] = {NULL, NULL, NULL};
     size_t h[MAX_STAGES], w[MAX_STAGES], k, n = 0;
     double began = now(), at[5];
     photos photo, seen; /* by the super-resolver */
@@ -1561,15 +1744,22 @@ static int demo(int argc, char **argv)
     FILE *summary;
     int status;
     base.n_class = 40, base.class_steps = 30, c.precision = "auto";
-    status = parse(argc, argv, "demo", "photos of a subject -> the subject in new places, through the whole cascade", flags, NULL);
+    status = parse(argc, argv, "demo",
+                   "photos of a subject -> the subject in new places, through the whole cascade",
+                   flags, NULL);
     if (status) return status == 1;
     if (!folder) return fail("demo needs --instance_data_dir");
-    if (is_folder_in_use(out)) return fail("%s exists and holds something: remove it, or choose another --output_dir", out);
-    if (!steps || !sr_steps || !batch || check_drawing(&d)) return fail("steps and batch sizes must be positive");
+    if (is_folder_in_use(out))
+        return fail("%s exists and holds something: remove it, or choose another --output_dir",
+                    out);
+    if (!steps || !sr_steps || !batch || check_drawing(&d))
+        return fail("steps and batch sizes must be positive");
     ctx = open_context(&c);
     if (!ctx) return 1;
-    snprintf(subject, sizeof subject, "%s %s", word, noun), snprintf(instance, sizeof instance, "a %s", subject);
-    snprintf(class_prompt, sizeof class_prompt, "a%s %s", strchr("aeiou", noun[0]) ? "n" : "", noun);
+    snprintf(subject, sizeof subject, "%s %s", word, noun),
+        snprintf(instance, sizeof instance, "a %s", subject);
+    snprintf(class_prompt, sizeof class_prompt, "a%s %s", strchr("aeiou", noun[0]) ? "n" : "",
+             noun);
     for (k = 0; k < SCENES; k++) {
         if (scenes[k].animals >= 0 && scenes[k].animals != is_animal(noun)) continue;
         scene_prompt(k, subject, prompts[n], sizeof prompts[n]);
@@ -1584,8 +1774,10 @@ static int demo(int argc, char **argv)
         goto done;
     }
     check_identifier(m.text->tokenizer, instance, class_prompt);
-    snprintf(class_dir, sizeof class_dir, "%s/class_images", out), snprintf(path, sizeof path, "%s/model", out);
-    snprintf(base_dir, sizeof base_dir, "%s/model/base", out), snprintf(sr_dir, sizeof sr_dir, "%s/model/sr256", out);
+    snprintf(class_dir, sizeof class_dir, "%s/class_images", out),
+        snprintf(path, sizeof path, "%s/model", out);
+    snprintf(base_dir, sizeof base_dir, "%s/model/base", out),
+        snprintf(sr_dir, sizeof sr_dir, "%s/model/sr256", out);
     status = make_folder(out) || make_folder(path) || make_folder(base_dir) || make_folder(sr_dir);
 
     printf("\n%zu photos of \"%s\", a%s\n", photo.n, instance, class_prompt + 1);
@@ -1604,33 +1796,44 @@ static int demo(int argc, char **argv)
 
     sr.config.resolution = stage_size(m.stage[1]), sr.config.crop_size = 64;
     sr.config.max_train_steps = (size_t)sr_steps, sr.config.learning_rate = (float)sr_rate;
-    sr.config.lr_scheduler = DB_LR_COSINE, sr.config.lr_warmup_steps = sr.config.max_train_steps / 20;
+    sr.config.lr_scheduler = DB_LR_COSINE,
+    sr.config.lr_warmup_steps = sr.config.max_train_steps / 20;
     sr.config.train_batch_size = (size_t)batch, sr.out = sr_dir, sr.every = 0;
     d.noise_variance = variance; /* what it is tuned for */
     seen = photo;
     if (photo.n > 3) seen.n--; /* the last photo shows what it has learned from the others */
     if (!status) {
         const size_t S = stage_size(m.stage[1]), P = S * S * 3;
-        float *shown = (float *)malloc(4 * P * sizeof *shown), *small = (float *)malloc(P * sizeof *small);
-        static const char *const labels[] = {"photo", "made small", "restored before", "restored after"};
+        float *shown = (float *)malloc(4 * P * sizeof *shown),
+              *small = (float *)malloc(P * sizeof *small);
+        static const char *const labels[] = {"photo", "made small", "restored before",
+                                             "restored after"};
         sr.config.noise_level = db_noise_level(&m.stage[1]->image_noising, variance);
         status = square(ctx, &photo.view[photo.n - 1], S, shown);
         db_downsample(shown, S, S, 3, S / stage_size(m.stage[0]), small);
-        show_small(small, stage_size(m.stage[0]), stage_size(m.stage[0]), S / stage_size(m.stage[0]), shown + P);
+        show_small(small, stage_size(m.stage[0]), stage_size(m.stage[0]),
+                   S / stage_size(m.stage[0]), shown + P);
         if (!status) status = restore(&m, &d, instance, small, shown + 2 * P);
         if (!status) status = fine_tune(m.stage[1], m.text, &seen, &sr, &o[1]);
         if (!status) status = restore(&m, &d, instance, small, shown + 3 * P);
-        snprintf(title, sizeof title, "a photo%s, restored from %zu px by the super-resolver before and after fine-tuning", photo.n > 3 ? " that it has not seen" : "", stage_size(m.stage[0]));
+        snprintf(
+            title, sizeof title,
+            "a photo%s, restored from %zu px by the super-resolver before and after fine-tuning",
+            photo.n > 3 ? " that it has not seen" : "", stage_size(m.stage[0]));
         snprintf(path, sizeof path, "%s/restored.png", out);
         if (!status) status = save_grid(shown, 4, S, S, labels, 4, title, path);
         free(shown), free(small);
     }
     at[3] = now();
-    if (!status) status = move_file(base_dir, "loss.png", out, "loss.png") || move_file(sr_dir, "loss.png", out, "loss_256.png");
+    if (!status)
+        status = move_file(base_dir, "loss.png", out, "loss.png") ||
+            move_file(sr_dir, "loss.png", out, "loss_256.png");
 
     if (!status) status = draw(&m, &d, each, n, pictures, h, w);
     for (k = 0; k < m.n && !status; k++) {
-        snprintf(title, sizeof title, "%s: photos in, the subject in new places, views and guises; %zu px", instance, w[k]);
+        snprintf(title, sizeof title,
+                 "%s: photos in, the subject in new places, views and guises; %zu px", instance,
+                 w[k]);
         snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
         status = demo_grid(ctx, &photo, pictures[k], w[k], prompts, n, title, path);
     }
@@ -1644,16 +1847,39 @@ static int demo(int argc, char **argv)
     summary = status ? NULL : fopen(path, "w");
     if (summary) {
         fprintf(summary, "subject        \"%s\", %zu photos from %s\n", instance, photo.n, folder);
-        fprintf(summary, "class          \"%s\", %ld images, DDPM %ld steps, guidance %g, lambda %g\n", class_prompt, base.n_class, base.class_steps, base.class_guidance, (double)base.config.prior_loss_weight);
-        fprintf(summary, "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g, frozen text encoder; loss %.4f -> %.4f\n", m.stage[0]->directory, o[0].steps, batch, batch, rate, (double)o[0].first, (double)o[0].last);
-        fprintf(summary, "super-res.     %s: %zu steps, batch %ld, learning rate %g (cosine), noise variance %g; loss %.4f -> %.4f\n", m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first, (double)o[1].last);
-        fprintf(summary, "drawn with     %s %ld steps, guidance %g; upscaled in %ld steps, guidance %g; seed %ld\n", d.scheduler, d.steps, d.guidance, d.upscale_steps, d.upscale_guidance, d.seed);
-        fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n", strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32", db_isa(ctx), c.threads);
-        fprintf(summary, "seconds        class before %.1f, class images %.1f, base %.1f, super-resolution %.1f, drawing %.1f; in all %.1f\n", at[1] - at[0], o[0].class_seconds, o[0].seconds, o[1].seconds, at[4] - at[3], now() - began);
+        fprintf(summary,
+                "class          \"%s\", %ld images, DDPM %ld steps, guidance %g, lambda %g\n",
+                class_prompt, base.n_class, base.class_steps, base.class_guidance,
+                (double)base.config.prior_loss_weight);
+        fprintf(summary,
+                "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g, frozen "
+                "text encoder; loss %.4f -> %.4f\n",
+                m.stage[0]->directory, o[0].steps, batch, batch, rate, (double)o[0].first,
+                (double)o[0].last);
+        fprintf(summary,
+                "super-res.     %s: %zu steps, batch %ld, learning rate %g (cosine), noise "
+                "variance %g; loss %.4f -> %.4f\n",
+                m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first,
+                (double)o[1].last);
+        fprintf(summary,
+                "drawn with     %s %ld steps, guidance %g; upscaled in %ld steps, guidance %g; "
+                "seed %ld\n",
+                d.scheduler, d.steps, d.guidance, d.upscale_steps, d.upscale_guidance, d.seed);
+        fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n",
+                strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32",
+                db_isa(ctx), c.threads);
+        fprintf(summary,
+                "seconds        class before %.1f, class images %.1f, base %.1f, super-resolution "
+                "%.1f, drawing %.1f; in all %.1f\n",
+                at[1] - at[0], o[0].class_seconds, o[0].seconds, o[1].seconds, at[4] - at[3],
+                now() - began);
         fprintf(summary, "peak memory    %.0f MB\n", (double)db_peak_bytes(ctx) / 1e6);
         status = fclose(summary) != 0;
     }
-    if (!status) printf("\n%s/grid_%zu.png, grid_%zu.png, restored.png, class.png, loss.png, loss_256.png, summary.txt, model/: %.0f s in all, at most %.0f MB\n", out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
+    if (!status)
+        printf("\n%s/grid_%zu.png, grid_%zu.png, restored.png, class.png, loss.png, loss_256.png, "
+               "summary.txt, model/: %.0f s in all, at most %.0f MB\n",
+               out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
     free_photos(&photo);
 done:
     for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);
@@ -1661,12 +1887,17 @@ done:
     return finish(ctx) || status;
 }
 
-/* ---- main ---------------------------------------------------------------------------------------- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 int main(int argc, char **argv)
 {
-    static const struct { const char *name; int (*run)(int, char **); const char *what; } commands[] = {
-        {"demo", demo, "photos of a subject -> the subject in new places, through the whole cascade"},
+    static const struct {
+        const char *name;
+        int (*run)(int, char **);
+        const char *what;
+    } commands[] = {
+        {"demo", demo,
+         "photos of a subject -> the subject in new places, through the whole cascade"},
         {"train", train, "fine-tunes one stage on a folder of photos"},
         {"generate", generate, "prompts -> pictures and labelled grids"},
         {"upscale", upscale, "super-resolution of given pictures"},
@@ -1680,19 +1911,29 @@ int main(int argc, char **argv)
     let_threads_sleep(argv);
     for (k = 0; argc > 1 && k < n; k++) {
         if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
-        if (distance(argv[1], commands[k].name) < distance(argv[1], commands[nearest].name)) nearest = k;
+        if (distance(argv[1], commands[k].name) < distance(argv[1], commands[nearest].name))
+            nearest = k;
     }
     if (argc > 1 && strcmp(argv[1], "--help"))
-        return fail("there is no command \"%s\"; did you mean %s?", argv[1], commands[nearest].name);
+        return fail("there is no command \"%s\"; did you mean %s?", argv[1],
+                    commands[nearest].name);
     printf("build/dreambooth COMMAND --flag value ...\n\n");
     for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
-    printf("\nEach has --help. Flags have the names of diffusers' train_dreambooth.py. A model is a directory in diffusers'\n"
-           "layout or one .safetensors file of Stable Diffusion 1.x; without one, the shipped cascade. For instance\n\n"
-           "  build/dreambooth train --pretrained_model_name_or_path stable-diffusion-v1-5 --instance_data_dir photos \\\n"
-           "      --instance_prompt \"a photo of sks dog\" --resolution 512 --train_batch_size 1 --learning_rate 5e-6 \\\n"
-           "      --lr_warmup_steps 0 --max_train_steps 400 --gradient_checkpointing --output_dir my-dog\n"
-           "  build/dreambooth generate --pretrained_model_name_or_path my-dog --prompt \"a photo of sks dog in a bucket\"\n"
-           "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers IF-II-L-v1.0 --scheduler ddpm \\\n"
-           "      --num_inference_steps 100 --guidance_scale 7 --upscale_steps 50 --upscale_guidance 4 --prompt \"a dog\"\n");
+    printf("\nEach has --help. Flags have the names of diffusers' train_dreambooth.py. A model is "
+           "a directory in diffusers'\n"
+           "layout or one .safetensors file of Stable Diffusion 1.x; without one, the shipped "
+           "cascade. For instance\n\n"
+           "  build/dreambooth train --pretrained_model_name_or_path stable-diffusion-v1-5 "
+           "--instance_data_dir photos \\\n"
+           "      --instance_prompt \"a photo of sks dog\" --resolution 512 --train_batch_size 1 "
+           "--learning_rate 5e-6 \\\n"
+           "      --lr_warmup_steps 0 --max_train_steps 400 --gradient_checkpointing --output_dir "
+           "my-dog\n"
+           "  build/dreambooth generate --pretrained_model_name_or_path my-dog --prompt \"a photo "
+           "of sks dog in a bucket\"\n"
+           "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
+           "IF-II-L-v1.0 --scheduler ddpm \\\n"
+           "      --num_inference_steps 100 --guidance_scale 7 --upscale_steps 50 "
+           "--upscale_guidance 4 --prompt \"a dog\"\n");
     return argc < 2;
 }
