@@ -139,7 +139,7 @@ typedef struct db_ctx db_ctx;
 typedef struct db_config {
     void *(*allocate)(void *user, size_t bytes); /* default: malloc, free                       */
     void (*release)(void *user, void *memory);
-    void (*log)(void *user, db_log_level level, const char *line);            /* default: none            */
+    void (*log)(void *user, db_log_level level, const char *line); /* default: none                */
     int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
                                     after each step of sampling and training; not 0 cancels, with
                                     DB_ERROR_CANCELLED */
@@ -461,7 +461,7 @@ typedef enum db_lr_schedule {
 } db_lr_schedule;
 
 /* The factor on the learning rate at update `step` (from 0) of `total`, as diffusers.optimization
- * has it. */
+   has it. */
 double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,
                     double cycles, double power);
 
@@ -777,7 +777,7 @@ void db_vae_free(db_vae *v);
 size_t db_vae_factor(const db_vae *v); /* pixels to a latent, along each axis: 8 */
 
 /* x [B,H,W,in_channels] in [-1,1] -> moments [B,h,w,2*latent_channels]: means, then log variances,
- * unscaled */
+   unscaled */
 db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x);
 /* z [B,h,w,latent_channels], unscaled -> [B,H,W,out_channels] */
 db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z);
@@ -868,7 +868,7 @@ typedef struct db_trajectory {
 } db_trajectory;
 
 /* n timesteps for `count` numbers (all images together); eta 0. *out needs db_trajectory_free in
- * any case. */
+   any case. */
 db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n, size_t count,
                              db_trajectory *out);
 void db_trajectory_free(db_trajectory *tr);
@@ -958,7 +958,7 @@ typedef struct db_pipeline {
 } db_pipeline;
 
 /* What IF's pipelines pad prompts to; Stable Diffusion's to their encoder's positions, which are as
- * many. */
+   many. */
 enum { DB_PROMPT_TOKENS = 77 };
 
 /* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone
@@ -1020,7 +1020,7 @@ typedef struct db_dreambooth_config {
     float prior_loss_weight;     /* lambda     */
     size_t resolution; /* photos are scaled until their shorter side has this many pixels */
     size_t crop_size;  /* side of the squares trained on; 0: the resolution. Super-resolution
-                          learns from crops and draws whole pictures                               */
+                          learns from crops and draws whole pictures */
     int center_crop; /* 0: random crops                                                          */
     size_t train_batch_size, class_batch_size;
     size_t gradient_accumulation_steps, max_train_steps;
@@ -1079,7 +1079,7 @@ db_result db_dreambooth_rehearse(db_dreambooth *d);
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
 
 /* The whole state of training: weights, moments, step. A run resumed from it goes on to the same
- * bits. */
+   bits. */
 db_result db_dreambooth_save(const db_dreambooth *d, const char *path);
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
 
@@ -2534,7 +2534,7 @@ static int db__thread_index(void)
     DB__OMP(omp parallel for num_threads(db__nt) schedule(kind))
 
 /* The same over samples, whose own loops run in parallel instead where there are fewer samples than
- * threads. */
+   threads. */
 #define DB__PARALLEL_SAMPLES(ctx, n)                                                               \
     int db__nt = db__threads(ctx);                                                                 \
     (void)db__nt;                                                                                  \
@@ -2607,7 +2607,7 @@ static int db__conv_direct(const db__conv *v)
 }
 
 /* One line of input, from row y and column x (in dilated pixels) on, zeros where there is none:
- * [n][Cp]. */
+   [n][Cp]. */
 static void db__fill_line(const db__conv *v, char *line, const char *image, size_t size, long y,
                           long x, size_t n)
 {
@@ -3174,7 +3174,7 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
 }
 
 /* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.
- * i: act.  f: eps */
+   i: act.  f: eps */
 static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
 {
     const db_arg *x = &c->a[2];
@@ -3259,7 +3259,7 @@ static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *
 }
 
 /* a: dx, dw, db, dscale_shift, dy, x, stats, w, b, scale_shift.  s: groups.  i: act, add x, add
- * scale_shift */
+   scale_shift */
 static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *x = &c->a[5];
@@ -3286,7 +3286,7 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
 }
 
 /* Records a normalisation's gradient: of x, of its weight and bias, and (group norm) of
- * scale_shift. */
+   scale_shift. */
 static void db__group_norm_backward(db_tape *t, const db__node *n)
 {
     db_tensor dy = db_grad(t, n->arg[0]), x = n->arg[2], w = n->arg[3], bias = n->arg[4],
@@ -4066,7 +4066,7 @@ static void db__cpu_attention(db_ctx *ctx, db_call *c)
 }
 
 /* a: dq, dk, dv, dbias, do, o, lse, q, k, v, bias, mask.  s: heads.  i: causal, add q, add k, add
- * v.  f: scale */
+   v.  f: scale */
 static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
 {
     const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3],
@@ -4310,7 +4310,7 @@ db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
 }
 
 /* y[b,...,:] = x[b,...,:] + e[b,:]: the same for every pixel of a sample. a: y [B,...,C], x, e
- * [B,C] */
+   [B,C] */
 enum { DB__EACH_ROWS = 64 }; /* to one piece of work */
 
 static void db__cpu_add_each(db_ctx *ctx, db_call *c)
@@ -4483,7 +4483,7 @@ static size_t db__t5_bucket(long distance, size_t buckets, size_t max_distance)
 }
 
 /* bias[h,i,j] = table[bucket(j - i), h]. a: bias f32 [heads,T,S], table [buckets,heads].  s: max
- * distance */
+   distance */
 static void db__cpu_position_bias(db_ctx *ctx, db_call *c)
 {
     size_t T = c->a[0].dim[1], S = c->a[0].dim[2], heads = c->a[0].dim[0], i, j, h;
@@ -8320,7 +8320,7 @@ static const char *db__dims(int rank, const size_t *dim, char buffer[96])
 }
 
 /* Replaces the first of the pairs' left sides that stands in `name` by its right side; 0 when none
- * does. */
+   does. */
 static int db__replace(char *name, const char *const (*pair)[2], size_t n)
 {
     char copy[320];
@@ -8422,7 +8422,7 @@ db_result db_params_load(db_param_table *p, const db_safetensors *st, const char
 }
 
 /* Declares a table's tensors (`values` NULL) or writes them, under their own names or under
- * alternative 1 of `names`. */
+   alternative 1 of `names`. */
 static void db__params_write(db_safetensors_writer *w, const db_param_table *p, const float *values,
                              db_dtype dtype, db__names names, const void *config)
 {
@@ -9102,7 +9102,7 @@ static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, d
 }
 
 /* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x
- * [B,P,C] */
+   [B,P,C] */
 static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads,
                                        int only_cross)
 {
@@ -9822,7 +9822,7 @@ static void db__window(const float *z, size_t W, size_t C, size_t y, size_t x, s
 }
 
 /* Blends the first n rows (or columns) of b [bh,bw,C] with the last n of a [ah,aw,C] above it (or
- * to its left). */
+   to its left). */
 static void db__blend(const float *a, size_t ah, size_t aw, float *b, size_t bh, size_t bw,
                       size_t C, size_t n, int columns)
 {
@@ -9937,7 +9937,7 @@ static db_result db__schedule_betas(db_schedule *s, const char *kind, double sta
 }
 
 /* rescale_betas_zero_snr (Lin et al., 2024): alpha_t shifted and stretched so that the last one is
- * 0. */
+   0. */
 static void db__schedule_zero_snr(db_schedule *s)
 {
     size_t t, n = s->num_train_timesteps;
@@ -9966,7 +9966,7 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
 }
 
 /* Which of `names` the string `key` is; `otherwise` when it is absent; refused by name when it is
- * none. */
+   none. */
 static int db__config_choice(db_ctx *ctx, const db_json *j, const char *key, const char *path,
                              const char *const *names, size_t n, int otherwise)
 {
@@ -10077,7 +10077,7 @@ void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, floa
 /* ---- trajectories ---------------------------------------------------------------------------- */
 
 /* DPM-Solver++ leaves out timesteps whose lambda = log(alpha / sigma) is below lambda_min_clipped:
- * how many stay. */
+   how many stay. */
 static size_t db__lambda_steps(const db_schedule *s)
 {
     size_t n = s->num_train_timesteps;
@@ -10156,7 +10156,7 @@ static int db__compare_floats(const void *a, const void *b)
 }
 
 /* Imagen's dynamic thresholding of one sample: s = quantile(|x|) within [1, max], x = clamp(x, -s,
- * s) / s. */
+   s) / s. */
 static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
 {
     double at = s->dynamic_thresholding_ratio * (double)(n - 1), limit;
@@ -10221,7 +10221,7 @@ static void db__ddpm_step(const db_trajectory *tr, size_t k, double a_t, double 
 }
 
 /* DDIM eq. 12. eps is the network's own; or, use_clipped_model_output, the one that belongs to the
- * clipped x0. */
+   clipped x0. */
 static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_t C, size_t CP,
                           const float *pred, const float *noise, float *x)
 {
@@ -10633,7 +10633,7 @@ static void db__load_tokenizer(db_pipeline *p)
 }
 
 /* What to do with the pipelines that people have and that this is not for: beginnings of their
- * class names. */
+   class names. */
 static void db__refuse_pipeline(db_ctx *ctx, const char *path, const char *kind)
 {
     static const char *const known[][2] = {
@@ -10782,7 +10782,7 @@ static int db__ldm_text_names(const void *config, const char *name, int alternat
 }
 
 /* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank`
- * dimensions. */
+   dimensions. */
 static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, const char *before,
                                           size_t i, const char *between, long j, const char *after)
 {
@@ -11155,7 +11155,7 @@ static char *db__index_text(const db_pipeline *p, const char *text)
 }
 
 /* The text of one of the pipeline's .json files as it is written, to be freed; NULL when there is
- * none. */
+   none. */
 static char *db__config_text(const db_pipeline *p, size_t which)
 {
     db_ctx *ctx = p->ctx;
@@ -13433,7 +13433,7 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__PV (16 / DB__VN) /* vectors a panel of 16 columns */
 
 /* n < DB__VN elements at the end of a row, and the same with n clamped: the ragged edge of any
- * loop. */
+   loop. */
 DB__INLINE void DB__FN(load_n)(DB__V *v, const DB__T *p, size_t n)
 {
     if (n >= DB__VN) {
@@ -13546,13 +13546,13 @@ DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
     DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
     DB__EACH p[u] = DB__vfma(p[u], r[u], DB__vset1(1.0f));
     /* Below e^-87 the result is 0: subnormal numbers would slow the products they enter a
-     * hundredfold. */
+       hundredfold. */
     DB__EACH x[u] =
         DB__vselect_lt(x[u], DB__vset1(-87.0f), DB__vset1(0.0f), DB__vscale2(p[u], k[u]));
 }
 
 /* 1 / x by a step of Newton's from a guess of at least 14 bits: less than half of a division's
- * time. */
+   time. */
 DB__INLINE void DB__FN(reciprocal)(DB__V *x, const int U)
 {
     DB__V y[2];
@@ -13849,7 +13849,7 @@ DB__INLINE void DB__FN(zip_rows)(DB__T *out, const DB__T *row, size_t next)
 }
 
 /* 16 columns, `next` apart, each with 16 neighbouring words of k (numbers or pairs), -> 16 rows of
- * a panel. */
+   a panel. */
 DB__INLINE void DB__FN(zip_columns)(DB__T *out, const DB__T *column, size_t next)
 {
     uint32_t tile[16][16];
@@ -14040,7 +14040,7 @@ DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C,
 }
 
 /* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x -
- * mean). */
+   mean). */
 DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x, const DB__T *dy,
                                           size_t n, const float *scale, const float *shift,
                                           const float *mean, const int act, const int U)

@@ -72,7 +72,7 @@ static void schedule(db_ctx *ctx, const char *text, size_t n)
 }
 
 /* A file whose tensors the input lists: names from those that a checkpoint has, shapes as they
- * come. */
+   come. */
 static void load_ldm(db_ctx *ctx, const uint8_t *data, size_t size)
 {
     static const char *const names[] = {

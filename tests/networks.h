@@ -6,7 +6,7 @@
 #define NETWORKS_H
 
 /* The weights that make_networks.py drew: uniform in [-scale, scale) from the name's CRC-32 and the
- * index. */
+   index. */
 static inline uint32_t crc32_of(const char *s)
 {
     uint32_t c = 0xFFFFFFFFu;

@@ -450,7 +450,7 @@ static void test_distributions(void)
 }
 
 /* The tape's noise is the stream (seed, purpose, step), whatever the threads; another step, seed or
- * purpose, other noise. */
+   purpose, other noise. */
 static void test_noise(void)
 {
     enum { N = 40003 };

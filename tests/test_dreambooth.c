@@ -119,7 +119,7 @@ static db_dreambooth_config settings(const subject *s, int prior)
 }
 
 /* |a - b| / |b| of one parameter: its change against the file's. Parameters without gradient in
- * theory are named. */
+   theory are named. */
 static double delta_error(const db_param *item, const float *before, db_safetensors *st,
                           const char *prefix, double largest, int *zero)
 {
@@ -272,7 +272,7 @@ done:
 }
 
 /* Ten steps of train_dreambooth.py, with `c` beside the usual settings. What is not trained is
- * released before the first. */
+   released before the first. */
 static void compare_with_diffusers(const char *name, const char *prediction, db_dreambooth_config c)
 {
     subject s;
@@ -385,7 +385,7 @@ static void test_latent(void)
 }
 
 /* In one batch or one term after the other: the same gradient of everything that is trained, in a
- * smaller arena. */
+   smaller arena. */
 static void test_sequence(void)
 {
     float *grad[2][2] = {{NULL, NULL}, {NULL, NULL}};

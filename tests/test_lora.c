@@ -221,7 +221,7 @@ static void pipeline_free(db_pipeline *p)
 }
 
 /* The largest difference of a LoRA's factors from the hash; 1e9 where there is none of that rank
- * and alpha. */
+   and alpha. */
 static double difference(const db_lora *lora)
 {
     double worst = 0;

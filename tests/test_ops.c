@@ -307,7 +307,7 @@ static void fill(recorded *c, const case_arg *a)
 }
 
 /* Makes the whole arena `byte`s before inputs are uploaded: values are written before they are
- * used. */
+   used. */
 static void poison(recorded *c, int byte)
 {
     size_t k;

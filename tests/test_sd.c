@@ -17,7 +17,7 @@
 /* ---- the autoencoder ------------------------------------------------------------------------- */
 
 /* Opens networks/NAME: its network with the hashed weights, its golden file, its input as
- * [B,H,W,C]. */
+   [B,H,W,C]. */
 static db_vae *open_vae(db_ctx *ctx, const char *name, db_safetensors **st, float **image,
                         size_t d[4])
 {
@@ -179,7 +179,7 @@ static void check_text_files(db_ctx *ctx)
 }
 
 /* networks/NAME/config.json with `to` in place of `from` must be refused with a sentence that holds
- * `word`. */
+   `word`. */
 static void refuse_config(db_ctx *ctx, const char *name, const char *from, const char *to,
                           const char *word)
 {
@@ -245,7 +245,7 @@ static void check_configs(db_ctx *ctx)
 /* ---- schedulers ------------------------------------------------------------------------------ */
 
 /* One of diffusers' trajectories, with the linear network of make_sd.py: every step, and the
- * timesteps. */
+   timesteps. */
 static void check_trajectory(db_ctx *ctx, db_safetensors *st, const char *name)
 {
     enum { B = 2, C = 3, P = 4, N = B * C * P };
@@ -423,7 +423,7 @@ static void copy_file(const char *from, const char *name)
 }
 
 /* Makes the pipeline of golden/pipelines/sd in scratch/sd, with the hashed weights in shards and
- * variants. */
+   variants. */
 static db_pipeline *make_pipeline(db_ctx *ctx)
 {
     static const char *const files[] = {"model_index.json", "scheduler/scheduler_config.json",
@@ -604,7 +604,7 @@ static void check_pipeline(db_ctx *ctx)
 }
 
 /* A Stable Diffusion 1.x file without our metadata: the configuration comes from the tensors'
- * shapes. */
+   shapes. */
 static void check_ldm_inference(db_ctx *ctx)
 {
     static const char *const configs[][2] = {
@@ -694,7 +694,7 @@ static void check_ldm_inference(db_ctx *ctx)
 }
 
 /* Every 41st allocation of loading, drawing and saving fails once; the files are those of
- * check_pipeline. */
+   check_pipeline. */
 static void check_memory(void)
 {
     static const char *const prompt[] = {"a dog"};

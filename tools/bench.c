@@ -65,7 +65,7 @@ static void fill(void *x, db_dtype dtype, size_t n)
 }
 
 /* Plans the recorded tape, counts its work, and fills all that stays in the arena: inputs, and
- * outputs too. */
+   outputs too. */
 static void prepare_tape(void)
 {
     db_memory_plan plan = {0, 0, 0, 0};
@@ -208,7 +208,7 @@ static double peak_now(void)
 static size_t first_node;
 
 /* The nodes from first_node on, reading what an earlier run of the whole tape has left in the
- * arena. */
+   arena. */
 static void run_nodes(void)
 {
     size_t n;
@@ -249,7 +249,7 @@ static db_tensor record_op(int dx, int dw)
 }
 
 /* Forward is the whole tape; backward is what follows the gradient of a loss on the operation's
- * output. */
+   output. */
 static void op(void)
 {
     int both = !strcmp(o.pass, "bwd"), dx = both || !strcmp(o.pass, "dx"),

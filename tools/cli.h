@@ -38,7 +38,7 @@ static int file_exists(const char *path)
 enum { MAX_LIST = 256 };
 
 /* The last two are diffusers' flags that have no meaning here: one is told and skipped, the other
- * an error. */
+   an error. */
 typedef enum kind { TEXT, WHOLE, REAL, SWITCH, LIST, IGNORED, REFUSED } kind;
 
 typedef struct list {

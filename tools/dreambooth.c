@@ -767,7 +767,7 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
 }
 
 /* Draws pictures with the weights of now, always from the same noise, into
- * OUTPUT/validation-STEP.png. */
+   OUTPUT/validation-STEP.png. */
 static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t step)
 {
     size_t S = t->config.resolution, n = (size_t)t->validation.n, k, small = 0;
@@ -907,29 +907,29 @@ static training training_default(void)
 /* train_dreambooth.py's flags that have no meaning here. */
 #define OTHER_FLAGS                                                                                \
     {"class_labels_conditioning", REFUSED, NULL,                                                   \
-     "a super-resolver's class label is the noise level of its small image, \
-         in training as in sampling; set it with --noise_variance"}, \
-    {"push_to_hub", REFUSED, NULL, "nothing here uses a network; \
-        upload --output_dir with huggingface-cli"}, \
+     "a super-resolver's class label is the noise level of its small image, in training as in "    \
+     "sampling; set it with --noise_variance"},                                                    \
+    {"push_to_hub", REFUSED, NULL, \
+     "nothing here uses a network; upload --output_dir with huggingface-cli"},                     \
     {"hub_token", REFUSED, NULL, "nothing here uses a network"},                                   \
     {"hub_model_id", REFUSED, NULL, "nothing here uses a network"},                                \
     {"revision", REFUSED, NULL, "nothing here uses a network: name a directory on this machine"},  \
-    {"tokenizer_name", REFUSED, NULL, "the tokenizer is read from the model's directory; \
-        put another one there"}, \
+    {"tokenizer_name", REFUSED, NULL, \
+     "the tokenizer is read from the model's directory; put another one there"},                   \
     {"variant", IGNORED, NULL, "the variant that is there is read"},                               \
-    {"prior_generation_precision", IGNORED, NULL, \
-        "class images are drawn as --mixed_precision says"}, \
+    {"prior_generation_precision", IGNORED, NULL,                                                  \
+     "class images are drawn as --mixed_precision says"},                                          \
     {"report_to", IGNORED, NULL, "losses go to --output_dir/loss.png"},                            \
     {"logging_dir", IGNORED, NULL, "losses go to --output_dir/loss.png"},                          \
     {"dataloader_num_workers", IGNORED, NULL, "photos are read once, before the first step"},      \
     {"allow_tf32", IGNORED, NULL, "it concerns PyTorch on a GPU"},                                 \
     {"enable_xformers_memory_efficient_attention", IGNORED, NULL, \
-        "attention never stores its whole matrix anyway"}, \
+     "attention never stores its whole matrix anyway"},                                            \
     {"set_grads_to_none", IGNORED, NULL, "it concerns PyTorch"},                                   \
     {"local_rank", IGNORED, NULL, "there is one process"}
 
 /* The steps of so many epochs: train_dreambooth.py's count, an epoch being the longer of photos and
- * class images. */
+   class images. */
 static size_t epoch_steps(size_t epochs, size_t n_photos, size_t n_class, size_t batch,
                           size_t accumulation)
 {
@@ -1216,7 +1216,7 @@ static int info(int argc, char **argv)
 /* ---- convert --------------------------------------------------------------------------------- */
 
 /* The smallest of f16, bf16 and f32 that holds every weight of an open file and of `so_far` (F64:
- * nothing yet). */
+   nothing yet). */
 static db_dtype widest(const db_safetensors *st, db_dtype so_far)
 {
     size_t k;
@@ -1324,7 +1324,7 @@ static int convert(int argc, char **argv)
 /* ---- probe ----------------------------------------------------------------------------------- */
 
 /* A tensor of the input file as floats; 4-dimensional ones from [B,C,H,W] to [B,H,W,C]. NULL when
- * there is none. */
+   there is none. */
 static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
@@ -1347,7 +1347,7 @@ static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
 }
 
 /* One number for each of B samples, from a tensor that has one for all or one for each. NULL when
- * it has neither. */
+   it has neither. */
 static float *read_each(db_safetensors *st, const char *name, size_t B)
 {
     size_t dim[4], k;
