@@ -139,7 +139,7 @@ typedef struct db_ctx db_ctx;
 typedef struct db_config {
     void *(*allocate)(void *user, size_t bytes); /* default: malloc, free                       */
     void (*release)(void *user, void *memory);
-    void (*log)(void *user, db_log_level level, const char *line); /* default: none                */
+    void (*log)(void *user, db_log_level level, const char *line); /* default: none             */
     int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
                                     after each step of sampling and training; not 0 cancels, with
                                     DB_ERROR_CANCELLED */
