@@ -279,7 +279,7 @@ static int is_folder(const char *path)
 /* Where a file lies; until the next call. */
 static const char *folder_of(const char *path)
 {
-    static char folder[4096];
+    static char folder[4000];
     const char *slash = strrchr(path, '/');
     if (!slash) return ".";
     snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
