@@ -15,7 +15,7 @@ B      = build
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
-TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
+TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(B)/test_cuda
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
 all: $(TOOLS)
@@ -54,6 +54,20 @@ $(INSIDE): $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD $< -o $@ $(LDLIBS)
 $(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
 	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
+
+# The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`
+HOST_CUDA = -std=c++17 $(OPT) -O1 -g -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
+$(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h | $(B)
+	$(CXX) $(HOST_CUDA) -c $< -o $@
+$(B)/test_cuda: tests/test_ops.c $(B)/cuda_host.o $(HEADERS)
+	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
+
+NVCC      = nvcc
+CUDA_ARCH = 75 80 86 90
+NVFLAGS   = -std=c++17 -O3 -I. -Werror all-warnings -Xcompiler -Wall,-Wextra \
+            $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+$(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
+	$(NVCC) $(NVFLAGS) -c $< -o $@
 
 # Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)

@@ -104,7 +104,8 @@ extern "C" {
     X(DB_ERROR_MISSING, "something needed is missing")                                             \
     X(DB_ERROR_UNSUPPORTED, "not supported")                                                       \
     X(DB_ERROR_NUMERIC, "a value became infinite or not a number")                                 \
-    X(DB_ERROR_CANCELLED, "cancelled by the caller")
+    X(DB_ERROR_CANCELLED, "cancelled by the caller")                                               \
+    X(DB_ERROR_DEVICE, "the GPU failed")
 
 typedef enum db_result {
 #define DB__ENUM(name, text) name,
@@ -406,16 +407,22 @@ typedef struct db_call {
     size_t scratch_used;
 } db_call;
 
+/* Memory of `alloc` is zeroed. It holds parameters, gradients and the optimiser's moments too, which host code reads and
+   writes directly: it has to be reachable from both sides while nothing runs, which `sync` waits for at the end of
+   db_run. */
 struct db_backend {
     const char *name;
     void *(*alloc)(db_ctx *ctx, size_t bytes);
     void (*release)(db_ctx *ctx, void *memory);
     db_result (*copy_in)(db_ctx *ctx, void *device, const void *host, size_t bytes);
     db_result (*copy_out)(db_ctx *ctx, void *host, const void *device, size_t bytes);
+    db_result (*sync)(db_ctx *ctx);
     void (*run[DB_OP_COUNT])(db_ctx *ctx, db_call *call);
 };
 
 const db_backend *db_backend_cpu(void);
+const db_backend *db_backend_cuda(const char **why); /* in dreambooth_cuda.cu; NULL without a GPU, and *why says why */
+db_result db_fail(db_ctx *ctx, db_result code, const char *why); /* for backends: records a failure, returns its code */
 
 /* ---- the optimiser: AdamW, as in PyTorch ----------------------------------------------------- */
 
@@ -1380,6 +1387,8 @@ DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const ch
     return code;
 }
 
+db_result db_fail(db_ctx *ctx, db_result code, const char *why) { return db__fail(ctx, code, "%s", why); }
+
 /* Tells the caller how far something is; does nothing once there is an error. */
 static db_result db__progress(db_ctx *ctx, const char *what, size_t done, size_t total)
 {
@@ -2254,7 +2263,7 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
         c.step = step;
         ctx->backend->run[t->node[n].op](ctx, &c);
     }
-    return ctx->result;
+    return ctx->backend->sync(ctx);
 }
 
 /* ==== [DB-03b] Which instruction sets there are ==================================================
@@ -4794,10 +4803,12 @@ static db_result db__cpu_copy_memory(db_ctx *ctx, void *to, const void *from, si
     return DB_OK;
 }
 
+static db_result db__cpu_sync(db_ctx *ctx) { return ctx->result; }
+
 const db_backend *db_backend_cpu(void)
 {
     static const db_backend cpu = {
-        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory,
+        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory, db__cpu_sync,
         {
 #define DB__ROW(id, name, outputs, run, back) run,
             DB__OPS(DB__ROW)
@@ -4843,6 +4854,16 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
     return item;
 }
 
+/* Zeroed memory of the backend, which host code reaches as well. */
+static void *db__device_alloc(db_ctx *ctx, size_t count, size_t size)
+{
+    int overflow = 0;
+    size_t bytes = db__mul(count, size, &overflow);
+    if (!overflow) return ctx->backend->alloc(ctx, bytes);
+    db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for", count, size);
+    return NULL;
+}
+
 /* Gives every declared parameter its place in one buffer, 64-byte aligned. */
 static db_result db__params_allocate(db_param_table *p)
 {
@@ -4850,7 +4871,7 @@ static db_result db__params_allocate(db_param_table *p)
     float *at;
     p->count = 0;
     for (k = 0; k < p->n; k++) p->count += DB__ROUND_UP(p->item[k].count, 16);
-    p->data = at = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    p->data = at = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
     if (!at) return p->ctx->result;
     for (k = 0; k < p->n; k++) {
         p->item[k].data = at;
@@ -4868,15 +4889,15 @@ static void db__params_free(db_param_table *p)
     }
     for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
     db__free(p->ctx, p->item);
-    db__free(p->ctx, p->data);
-    db__free(p->ctx, p->grad);
+    p->ctx->backend->release(p->ctx, p->data);
+    p->ctx->backend->release(p->ctx, p->grad);
 }
 
 db_result db_params_require_grad(db_param_table *p)
 {
     size_t k;
     if (p->grad) return DB_OK;
-    p->grad = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    p->grad = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
     if (!p->grad) return p->ctx->result;
     for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
     return DB_OK;
