@@ -12,6 +12,11 @@ CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
 LDLIBS = -lm
 B      = build
 
+# make CUDA=1: with the GPU backend; --device chooses at run time
+CUDA_HOME = /usr/local/cuda
+GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
+GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
+
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
@@ -34,14 +39,15 @@ help:
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 14 GB"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
+	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
 	@echo "make clean"
 
 # The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
 $(B)/dreambooth.o: dreambooth.h | $(B)
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) -DDREAMBOOTH_IMPLEMENTATION -x c -c $< -o $@
 
-$(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(HEADERS)
-	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
+$(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(GPU) $(HEADERS)
+	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(B)/dreambooth.o $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
@@ -68,6 +74,13 @@ NVFLAGS   = -std=c++17 -O3 -I. -Werror all-warnings -Xcompiler -Wall,-Wextra \
             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
 $(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
 	$(NVCC) $(NVFLAGS) -c $< -o $@
+cuda:
+	$(MAKE) CUDA=1 $(B)/dreambooth
+# on a machine with a GPU: the tests of test_cuda on the device itself
+test-cuda:
+	$(MAKE) CUDA=1 $(B)/test_gpu && $(B)/test_gpu
+$(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
+	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 
 # Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
@@ -130,5 +143,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
+.PHONY: all help cuda test-cuda demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
 .SECONDARY:
