@@ -1785,6 +1785,52 @@ static void db__cu_run_cross_entropy_dx(db_ctx *ctx, db_call *c)
                            db__cu_data<float>(&c->a[4]), N, V));
 }
 
+/* ---- the optimiser's --------------------------------------------------------------------------- */
+
+struct db__cu_adamw_step {
+    float lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
+};
+static __global__ void db__cu_adamw(float *w, float *m, float *v, const float *g, size_t n,
+                                    db__cu_adamw_step a)
+{
+    DB__CU_EACH(i, n)
+    {
+        float x = g[i] * a.grad_scale, mean = a.beta1 * m[i] + (1 - a.beta1) * x;
+        float square = a.beta2 * v[i] + (1 - a.beta2) * (x * x);
+        m[i] = mean, v[i] = square;
+        w[i] = w[i] * (1 - a.lr * a.weight_decay) -
+               a.lr / a.correction1 * mean / (sqrtf(square * (1 / a.correction2)) + a.eps);
+    }
+}
+/* A block for each part */
+static __global__ void __launch_bounds__(256)
+    db__cu_squares(float *sums, const float *x, size_t n, size_t parts)
+{
+    __shared__ double shared[DB__CU_THREADS];
+    size_t i = n * blockIdx.x / parts + threadIdx.x, end = n * (blockIdx.x + 1) / parts;
+    float s = 0;
+    double total;
+    for (; i < end; i += blockDim.x) s += x[i] * x[i];
+    total = db__cu_sum((double)s, shared);
+    if (threadIdx.x == 0) sums[blockIdx.x] = (float)total;
+}
+static void db__cu_run_adamw(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__cu_count(&c->a[0]);
+    db__cu_adamw_step a = {c->f[0], c->f[1], c->f[2], c->f[3], c->f[4], c->f[5], c->f[6], c->f[7]};
+    (void)ctx;
+    DB_LAUNCH(db__cu_adamw, db__cu_blocks(n), DB__CU_THREADS, db__cu_data<float>(&c->a[0]),
+              db__cu_data<float>(&c->a[1]), db__cu_data<float>(&c->a[2]),
+              db__cu_data<float>(&c->a[3]), n, a);
+}
+static void db__cu_run_squares(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__cu_count(&c->a[1]), parts = db__cu_count(&c->a[0]);
+    (void)ctx;
+    DB_LAUNCH(db__cu_squares, parts, DB__CU_THREADS, db__cu_data<float>(&c->a[0]),
+              db__cu_data<float>(&c->a[1]), n, parts);
+}
+
 /* ---- memory, errors, the table
  * --------------------------------------------------------------------- */
 
@@ -1872,7 +1918,8 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                      db__cu_run_mean_dx,       db__cu_run_sinusoid,
                                      db__cu_run_position_bias, db__cu_run_position_bias_dw,
                                      db__cu_run_mse,           db__cu_run_mse_dx,
-                                     db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx}};
+                                     db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx, db__cu_run_adamw,
+         db__cu_run_squares}};
     int n = 0, driver = 0, runtime = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     *why = "";

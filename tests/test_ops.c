@@ -607,6 +607,40 @@ static db_result pool_and_noise(db_ctx *ctx, float *y, float *dx, float *noise)
     db_tape_destroy(t);
     return db_status(ctx);
 }
+/* Ten updates of a parameter table with a frozen parameter in its middle, clipped; the weights. */
+static db_result train(db_ctx *ctx, float *w, float *norm)
+{
+    static const char *const names[] = {"a", "frozen", "b"};
+    size_t dim = 5001, k, i;
+    db_param_table p;
+    db_optimizer o;
+    memset(&p, 0, sizeof p), memset(&o, 0, sizeof o);
+    p.ctx = ctx;
+    for (k = 0; k < 3; k++) db__params_declare(&p, names[k], 1, &dim);
+    if (db__params_allocate(&p) == DB_OK) db_optimizer_init(&o, &p, NULL);
+    p.item[1].frozen = 1;
+    for (k = 0; k < 3; k++) test_formula((uint32_t)k, dim, 1, 0, 1, p.item[k].data);
+    for (i = 0; i < 10 && db_status(ctx) == DB_OK; i++) {
+        db_zero_grad(&p);
+        for (k = 0; k < 3; k++) test_formula((uint32_t)(i * 3 + k), dim, 1, 0, 1, p.item[k].grad);
+        db_optimizer_step(&o, 1e-2f, 0.5f, norm);
+    }
+    for (k = 0; k < 3; k++) memcpy(w + k * dim, p.item[k].data, dim * sizeof *w);
+    db_optimizer_free(&o);
+    db__params_free(&p);
+    return db_status(ctx);
+}
+static void test_optimizer(void)
+{
+    static float w[2][15003];
+    float norm[2];
+    int k;
+    for (k = 0; k < 2; k++)
+        if (train(flavours[k].ctx[0], w[k], &norm[k]) != DB_OK)
+            test_fail("cuda adamw", "%s", db_last_error(flavours[k].ctx[0]));
+    test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares", "the CPU's norm");
+    test_check(test_error(w[1], w[0], 15003, 0, NULL) < 1e-6, "cuda adamw", "the CPU's weights");
+}
 static void test_against_cpu(void)
 {
     float y[2][54], dx[2][336], noise[2][336];
@@ -871,6 +905,7 @@ int main(int argc, char **argv)
     best = &flavours[k];
 #ifdef TEST_CUDA
     test_against_cpu();
+    test_optimizer();
 #ifdef CUDA_ON_HOST
     test_errors();
 #endif
