@@ -20,7 +20,7 @@ GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
-TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(B)/test_cuda
+TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda)
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
 all: $(TOOLS)
@@ -105,7 +105,7 @@ test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own, without the examples. A compiler
 # takes many minutes for the kernels of all instruction sets then: they are checked for addresses alone.
 sanitize:
-	$(MAKE) test B=build/sanitize EXAMPLES= KERNEL_FLAGS=-fno-sanitize=undefined \
+	$(MAKE) test B=build/sanitize NO_CUDA=1 EXAMPLES= KERNEL_FLAGS=-fno-sanitize=undefined \
 	    OPT="-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 matrix:
