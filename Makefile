@@ -12,10 +12,15 @@ CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
 LDLIBS = -lm
 B      = build
 
+# make CUDA=1: with the GPU backend; --device chooses at run time
+CUDA_HOME = /usr/local/cuda
+GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
+GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
+
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
-TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c))
+TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda)
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
 all: $(TOOLS)
@@ -34,14 +39,15 @@ help:
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 14 GB"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
+	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
 	@echo "make clean"
 
 # The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
 $(B)/dreambooth.o: dreambooth.h | $(B)
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) -DDREAMBOOTH_IMPLEMENTATION -x c -c $< -o $@
 
-$(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(HEADERS)
-	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
+$(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(GPU) $(HEADERS)
+	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(B)/dreambooth.o $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
@@ -54,6 +60,27 @@ $(INSIDE): $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD $< -o $@ $(LDLIBS)
 $(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
 	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
+
+# The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`
+HOST_CUDA = -std=c++17 $(OPT) -O1 -g -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
+$(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h | $(B)
+	$(CXX) $(HOST_CUDA) -c $< -o $@
+$(B)/test_cuda: tests/test_ops.c $(B)/cuda_host.o $(HEADERS)
+	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
+
+NVCC      = nvcc
+CUDA_ARCH = 75 80 86 90
+NVFLAGS   = -std=c++17 -O3 -I. -Werror all-warnings -Xcompiler -Wall,-Wextra \
+            $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+$(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
+	$(NVCC) $(NVFLAGS) -c $< -o $@
+cuda:
+	$(MAKE) CUDA=1 $(B)/dreambooth
+# on a machine with a GPU: the tests of test_cuda on the device itself
+test-cuda:
+	$(MAKE) CUDA=1 $(B)/test_gpu && $(B)/test_gpu
+$(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
+	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 
 # Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
@@ -78,7 +105,7 @@ test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own, without the examples. A compiler
 # takes many minutes for the kernels of all instruction sets then: they are checked for addresses alone.
 sanitize:
-	$(MAKE) test B=build/sanitize EXAMPLES= KERNEL_FLAGS=-fno-sanitize=undefined \
+	$(MAKE) test B=build/sanitize NO_CUDA=1 EXAMPLES= KERNEL_FLAGS=-fno-sanitize=undefined \
 	    OPT="-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 
 matrix:
@@ -116,5 +143,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
+.PHONY: all help cuda test-cuda demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
 .SECONDARY:

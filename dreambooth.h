@@ -104,7 +104,8 @@ extern "C" {
     X(DB_ERROR_MISSING, "something needed is missing")                                             \
     X(DB_ERROR_UNSUPPORTED, "not supported")                                                       \
     X(DB_ERROR_NUMERIC, "a value became infinite or not a number")                                 \
-    X(DB_ERROR_CANCELLED, "cancelled by the caller")
+    X(DB_ERROR_CANCELLED, "cancelled by the caller")                                               \
+    X(DB_ERROR_DEVICE, "the GPU failed")
 
 typedef enum db_result {
 #define DB__ENUM(name, text) name,
@@ -373,7 +374,9 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
     X(MSE, "mse", 2, db__cpu_mse, db__mse_backward)                                                \
     X(MSE_DX, "mse_dx", 1, db__cpu_mse_dx, NULL)                                                   \
     X(CROSS_ENTROPY, "cross_entropy", 2, db__cpu_cross_entropy, db__cross_entropy_backward)        \
-    X(CROSS_ENTROPY_DX, "cross_entropy_dx", 1, db__cpu_cross_entropy_dx, NULL)
+    X(CROSS_ENTROPY_DX, "cross_entropy_dx", 1, db__cpu_cross_entropy_dx, NULL)                     \
+    X(ADAMW, "adamw", 3, db__cpu_adamw, NULL)                                                      \
+    X(SQUARES, "squares", 1, db__cpu_squares, NULL)
 
 typedef enum db_op {
 #define DB__ENUM(id, name, outputs, run, back) DB_OP_##id,
@@ -398,7 +401,7 @@ typedef struct db_call {
     db_arg a[DB_MAX_ARGS];
     size_t s[6];
     int i[4];
-    float f[2];
+    float f[8];
     uint64_t seed;
     uint32_t step;
     int measuring;
@@ -406,16 +409,22 @@ typedef struct db_call {
     size_t scratch_used;
 } db_call;
 
+/* Memory of `alloc` is zeroed. It holds parameters, gradients and the optimiser's moments too, which host code reads and
+   writes directly: it has to be reachable from both sides while nothing runs, which `sync` waits for at the end of
+   db_run. */
 struct db_backend {
     const char *name;
     void *(*alloc)(db_ctx *ctx, size_t bytes);
     void (*release)(db_ctx *ctx, void *memory);
     db_result (*copy_in)(db_ctx *ctx, void *device, const void *host, size_t bytes);
     db_result (*copy_out)(db_ctx *ctx, void *host, const void *device, size_t bytes);
+    db_result (*sync)(db_ctx *ctx);
     void (*run[DB_OP_COUNT])(db_ctx *ctx, db_call *call);
 };
 
 const db_backend *db_backend_cpu(void);
+const db_backend *db_backend_cuda(const char **why); /* in dreambooth_cuda.cu; NULL without a GPU, and *why says why */
+db_result db_fail(db_ctx *ctx, db_result code, const char *why); /* for backends: records a failure, returns its code */
 
 /* ---- the optimiser: AdamW, as in PyTorch ----------------------------------------------------- */
 
@@ -1380,6 +1389,8 @@ DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const ch
     return code;
 }
 
+db_result db_fail(db_ctx *ctx, db_result code, const char *why) { return db__fail(ctx, code, "%s", why); }
+
 /* Tells the caller how far something is; does nothing once there is an error. */
 static db_result db__progress(db_ctx *ctx, const char *what, size_t done, size_t total)
 {
@@ -2118,7 +2129,7 @@ static db_call db__call(const db_tape *t, size_t n)
     }
     memcpy(c.s, node->s, sizeof c.s);
     memcpy(c.i, node->i, sizeof c.i);
-    memcpy(c.f, node->f, sizeof c.f);
+    memcpy(c.f, node->f, sizeof node->f);
     return c;
 }
 
@@ -2254,7 +2265,7 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
         c.step = step;
         ctx->backend->run[t->node[n].op](ctx, &c);
     }
-    return ctx->result;
+    return ctx->backend->sync(ctx);
 }
 
 /* ==== [DB-03b] Which instruction sets there are ==================================================
@@ -4740,6 +4751,46 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     return arg[0];
 }
 
+/* ---- the optimiser's: on no tape, called from [DB-04] ------------------------------------------ */
+
+/* a: w, m, v, g, all [n].  f: the members of db__adamw_step */
+static void db__cpu_adamw(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__arg_count(&c->a[0]);
+    db__adamw_step step;
+    long i;
+    step.lr = c->f[0], step.beta1 = c->f[1], step.beta2 = c->f[2], step.eps = c->f[3];
+    step.weight_decay = c->f[4], step.correction1 = c->f[5], step.correction2 = c->f[6];
+    step.grad_scale = c->f[7];
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE;
+            ctx->isa->f32->adamw((float *)c->a[0].data + at, (float *)c->a[1].data + at,
+                                 (float *)c->a[2].data + at, db__floats(&c->a[3]) + at,
+                                 DB__MIN(n - at, (size_t)DB__PIECE), &step);
+        }
+    }
+}
+
+/* The sum of the squares of each of the equal parts of x. a: sums [parts], x [n] */
+static void db__cpu_squares(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__arg_count(&c->a[1]), parts = db__arg_count(&c->a[0]);
+    long i;
+    DB__PARALLEL_FOR(ctx, static)
+    for (i = 0; i < (long)parts; i++) {
+        size_t at = n * (size_t)i / parts, end = n * ((size_t)i + 1) / parts, m;
+        double sum = 0;
+        for (; at < end; at += m) {
+            const float *x = db__floats(&c->a[1]) + at;
+            m = DB__MIN(end - at, (size_t)DB__PIECE);
+            sum += (double)ctx->isa->f32->dot(x, x, m);
+        }
+        ((float *)c->a[0].data)[i] = (float)sum;
+    }
+}
+
 /* ---- the tables that join operations, gradients and the CPU ---------------------------------- */
 
 typedef struct db__op_row {
@@ -4794,10 +4845,12 @@ static db_result db__cpu_copy_memory(db_ctx *ctx, void *to, const void *from, si
     return DB_OK;
 }
 
+static db_result db__cpu_sync(db_ctx *ctx) { return ctx->result; }
+
 const db_backend *db_backend_cpu(void)
 {
     static const db_backend cpu = {
-        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory,
+        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory, db__cpu_sync,
         {
 #define DB__ROW(id, name, outputs, run, back) run,
             DB__OPS(DB__ROW)
@@ -4843,6 +4896,18 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
     return item;
 }
 
+enum { DB__SQUARES = 1024 }; /* partial sums of a norm, kept behind the gradients */
+
+/* Zeroed memory of the backend, which host code reaches as well. */
+static void *db__device_alloc(db_ctx *ctx, size_t count, size_t size)
+{
+    int overflow = 0;
+    size_t bytes = db__mul(count, size, &overflow);
+    if (!overflow) return ctx->backend->alloc(ctx, bytes);
+    db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for", count, size);
+    return NULL;
+}
+
 /* Gives every declared parameter its place in one buffer, 64-byte aligned. */
 static db_result db__params_allocate(db_param_table *p)
 {
@@ -4850,7 +4915,7 @@ static db_result db__params_allocate(db_param_table *p)
     float *at;
     p->count = 0;
     for (k = 0; k < p->n; k++) p->count += DB__ROUND_UP(p->item[k].count, 16);
-    p->data = at = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    p->data = at = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
     if (!at) return p->ctx->result;
     for (k = 0; k < p->n; k++) {
         p->item[k].data = at;
@@ -4868,15 +4933,15 @@ static void db__params_free(db_param_table *p)
     }
     for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
     db__free(p->ctx, p->item);
-    db__free(p->ctx, p->data);
-    db__free(p->ctx, p->grad);
+    p->ctx->backend->release(p->ctx, p->data);
+    p->ctx->backend->release(p->ctx, p->grad);
 }
 
 db_result db_params_require_grad(db_param_table *p)
 {
     size_t k;
     if (p->grad) return DB_OK;
-    p->grad = (float *)db__alloc(p->ctx, p->count, sizeof(float));
+    p->grad = (float *)db__device_alloc(p->ctx, p->count + DB__SQUARES, sizeof(float));
     if (!p->grad) return p->ctx->result;
     for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
     return DB_OK;
@@ -5043,8 +5108,8 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     }
     o->at[k] = o->config.use_8bit_adam ? floats : params->count;
     o->at8[k] = o->config.use_8bit_adam ? codes : 0;
-    o->m = (float *)db__alloc(params->ctx, o->at[k] + 1, sizeof(float));
-    o->v = (float *)db__alloc(params->ctx, o->at[k] + 1, sizeof(float));
+    o->m = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
+    o->v = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
     if (!o->at8[k]) return db_params_require_grad(params);
     o->m8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
     o->v8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
@@ -5054,8 +5119,8 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
 void db_optimizer_free(db_optimizer *o)
 {
     if (!o->params) return;
-    db__free(o->params->ctx, o->m);
-    db__free(o->params->ctx, o->v);
+    o->params->ctx->backend->release(o->params->ctx, o->m);
+    o->params->ctx->backend->release(o->params->ctx, o->v);
     db__free(o->params->ctx, o->m8);
     db__free(o->params->ctx, o->v8);
     db__free(o->params->ctx, o->at);
@@ -5063,26 +5128,81 @@ void db_optimizer_free(db_optimizer *o)
     memset(o, 0, sizeof *o);
 }
 
-void db_zero_grad(db_param_table *p)
+/* n floats as an argument of an operation */
+static db_arg db__float_arg(float *data, size_t n)
 {
-    if (p->grad) memset(p->grad, 0, p->count * sizeof(float));
+    db_arg a;
+    memset(&a, 0, sizeof a);
+    a.data = data, a.dim[0] = n, a.n_dims = 1, a.dtype = DB_F32, a.present = 1;
+    return a;
 }
 
-/* The norm of all gradients: squares in pieces, pieces in order. */
+/* Runs one operation that is on no tape, and waits for it. */
+static db_result db__run_alone(db_ctx *ctx, db_op op, db_call *c)
+{
+    if (!ctx->backend->run[op])
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
+                        ctx->backend->name, db__op_name(op));
+    ctx->backend->run[op](ctx, c);
+    return ctx->backend->sync(ctx);
+}
+
+void db_zero_grad(db_param_table *p)
+{
+    db_call c;
+    memset(&c, 0, sizeof c);
+    if (!p->grad) return;
+    c.a[0] = db__float_arg(p->grad, p->count);
+    db__run_alone(p->ctx, DB_OP_FILL, &c);
+}
+
+/* The next run of parameters from *k on that are not frozen, as numbers [*from, *to) of the table:
+   what lies between parameters is zero and stays so. 0: no more. */
+static int db__next_run(const db_param_table *p, size_t *k, size_t *from, size_t *to)
+{
+    while (*k < p->n && p->item[*k].frozen) ++*k;
+    if (*k == p->n) return 0;
+    *from = (size_t)(p->item[*k].data - p->data);
+    for (; *k < p->n && !p->item[*k].frozen; ++*k)
+        *to = (size_t)(p->item[*k].data - p->data) + p->item[*k].count;
+    return 1;
+}
+
+/* The norm of all gradients: squares in parts, parts in order. */
 static double db__grad_norm(const db_param_table *p)
 {
     double total = 0;
-    size_t k;
-    for (k = 0; k < p->n; k++) {
-        const float *g = p->item[k].grad;
-        size_t i, n = p->item[k].count;
-        if (p->item[k].frozen) continue;
-        for (i = 0; i < n; i += DB__PIECE) {
-            size_t m = DB__MIN(n - i, (size_t)DB__PIECE);
-            total += (double)p->ctx->isa->f32->dot(g + i, g + i, m);
-        }
+    size_t k = 0, from = 0, to = 0, i;
+    while (db__next_run(p, &k, &from, &to)) {
+        size_t parts = DB__MIN((size_t)DB__SQUARES, DB__CEIL_DIV(to - from, 4096));
+        db_call c;
+        memset(&c, 0, sizeof c);
+        c.a[0] = db__float_arg(p->grad + p->count, parts);
+        c.a[1] = db__float_arg(p->grad + from, to - from);
+        if (db__run_alone(p->ctx, DB_OP_SQUARES, &c) != DB_OK) return 0;
+        for (i = 0; i < parts; i++) total += (double)p->grad[p->count + i];
     }
     return sqrt(total);
+}
+
+/* AdamW in one pass over all parameters, with moments in f32. */
+static db_result db__adamw_f32(db_optimizer *o, const db__adamw_step *a)
+{
+    db_param_table *p = o->params;
+    size_t k = 0, from = 0, to = 0;
+    while (db__next_run(p, &k, &from, &to)) {
+        db_call c;
+        memset(&c, 0, sizeof c);
+        c.a[0] = db__float_arg(p->data + from, to - from);
+        c.a[1] = db__float_arg(o->m + from, to - from);
+        c.a[2] = db__float_arg(o->v + from, to - from);
+        c.a[3] = db__float_arg(p->grad + from, to - from);
+        c.f[0] = a->lr, c.f[1] = a->beta1, c.f[2] = a->beta2, c.f[3] = a->eps;
+        c.f[4] = a->weight_decay, c.f[5] = a->correction1, c.f[6] = a->correction2;
+        c.f[7] = a->grad_scale;
+        db__run_alone(p->ctx, DB_OP_ADAMW, &c);
+    }
+    return p->ctx->result;
 }
 
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm)
@@ -5095,6 +5215,7 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     long k;
     if (ctx->result != DB_OK) return ctx->result;
     grad_norm = db__grad_norm(p);
+    if (ctx->result != DB_OK) return ctx->result;
     if (o->clipped_with) grad_norm = hypot(grad_norm, db__grad_norm(o->clipped_with));
     grad_norm *= (double)grad_scale;
     if (norm) *norm = (float)grad_norm;
@@ -5110,7 +5231,8 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     a.grad_scale = grad_scale;
     if (o->config.max_grad_norm > 0)
         a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
-    if (o->m8) db__8bit_map_init(&map[0], 1), db__8bit_map_init(&map[1], 0);
+    if (!o->config.use_8bit_adam) return db__adamw_f32(o, &a);
+    db__8bit_map_init(&map[0], 1), db__8bit_map_init(&map[1], 0);
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (k = 0; k < (long)p->n; k++) {

@@ -523,7 +523,7 @@ static void compare_results(verdict *v, const recorded *c, const results *got, c
 
 /* ---- every case on every instruction set ----------------------------------------------------- */
 
-typedef struct flavour { /* an instruction set, a data type */
+typedef struct flavour { /* an instruction set or the GPU, a data type */
     char name[40];
     db_ctx *ctx[2]; /* with one thread, with two */
     db_dtype dtype;
@@ -533,6 +533,158 @@ enum { MAX_FLAVOURS = 16 };
 static flavour flavours[MAX_FLAVOURS]; /* scalar f32 first */
 static size_t n_flavours;
 
+#ifdef TEST_CUDA
+/* The scalar f32 kernels to compare with, then the GPU. Its second context, which elsewhere has two threads, here runs
+   blocks and threads in the other order where that can be chosen: a race would show in the bits. */
+#ifdef CUDA_ON_HOST
+extern int cuda_host_reverse, cuda_host_devices, cuda_host_error, cuda_host_major;
+extern size_t cuda_host_free;
+#else
+static int cuda_host_reverse;
+#endif
+
+/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions and products take the plain kernel. */
+static int prepare(const flavour *f, const char *op)
+{
+#ifdef CUDA_ON_HOST
+    const char *why;
+    cuda_host_major = strstr(f->name, "7.5") ? 7 : 8;
+    db_backend_cuda(&why);
+#endif
+    return !strstr(f->name, "7.5") || !strcmp(op, "conv2d") || !strcmp(op, "linear");
+}
+static void make_flavours(void)
+{
+    static const char *const names[] = {"scalar f32", "cuda f32", "cuda bf16", "cuda 7.5 bf16"};
+    const char *why;
+    const db_backend *cuda = db_backend_cuda(&why);
+    size_t k;
+    if (!cuda) {
+        test_fail("a GPU", "%s", why);
+        exit(test_summary());
+    }
+#ifdef CUDA_ON_HOST
+    enum { N_FLAVOURS = 4 };
+#else
+    enum { N_FLAVOURS = 3 };
+#endif
+    for (k = 0; k < N_FLAVOURS; k++) {
+        flavour *f = &flavours[n_flavours++];
+        db_config config = db_config_default();
+        config.isa = "scalar";
+        config.backend = k ? cuda : NULL;
+        f->dtype = config.compute = k >= 2 ? DB_BF16 : DB_F32;
+        snprintf(f->name, sizeof f->name, "%s", names[k]);
+        if (db_create(&f->ctx[0], &config) != DB_OK || db_create(&f->ctx[1], &config) != DB_OK) {
+            test_fail(f->name, "no context");
+            exit(test_summary());
+        }
+    }
+}
+
+/* ---- what the golden file does not hold: against the CPU ---- */
+
+/* Largest pooling with its gradient, and noise; on context `ctx`. */
+static db_result pool_and_noise(db_ctx *ctx, float *y, float *dx, float *noise)
+{
+    size_t dim[4] = {2, 7, 8, 3}, small[4] = {2, 3, 3, 3}, k;
+    float x[336], zero[54];
+    db_tape *t;
+    db_tensor in, out, target, z, loss;
+    if (db_tape_create(ctx, &t) != DB_OK) return db_status(ctx);
+    in = db_input(t, DB_F32, 4, dim), target = db_input(t, DB_F32, 4, small);
+    db_require_grad(t, in);
+    out = db_max_pool(t, in, 3, 2), z = db_normal_like(t, in, 5);
+    db_keep(t, out), db_keep(t, z);
+    loss = db_mse(t, out, target, none, none, NULL);
+    db_backward(t, loss);
+    test_formula(9, 336, 1, 0, 0, x);
+    for (k = 0; k < 336; k += 3) x[k] = 0.25f; /* ties */
+    memset(zero, 0, sizeof zero);
+    db_upload(t, in, x), db_upload(t, target, zero);
+    db_run(t, 7, 3);
+    db_download(t, out, y), db_download(t, z, noise), db_download(t, db_grad(t, in), dx);
+    db_tape_destroy(t);
+    return db_status(ctx);
+}
+/* Ten updates of a parameter table with a frozen parameter in its middle, clipped; the weights. */
+static db_result train(db_ctx *ctx, float *w, float *norm)
+{
+    static const char *const names[] = {"a", "frozen", "b"};
+    size_t dim = 5001, k, i;
+    db_param_table p;
+    db_optimizer o;
+    memset(&p, 0, sizeof p), memset(&o, 0, sizeof o);
+    p.ctx = ctx;
+    for (k = 0; k < 3; k++) db__params_declare(&p, names[k], 1, &dim);
+    if (db__params_allocate(&p) == DB_OK) db_optimizer_init(&o, &p, NULL);
+    p.item[1].frozen = 1;
+    for (k = 0; k < 3; k++) test_formula((uint32_t)k, dim, 1, 0, 1, p.item[k].data);
+    for (i = 0; i < 10 && db_status(ctx) == DB_OK; i++) {
+        db_zero_grad(&p);
+        for (k = 0; k < 3; k++) test_formula((uint32_t)(i * 3 + k), dim, 1, 0, 1, p.item[k].grad);
+        db_optimizer_step(&o, 1e-2f, 0.5f, norm);
+    }
+    for (k = 0; k < 3; k++) memcpy(w + k * dim, p.item[k].data, dim * sizeof *w);
+    db_optimizer_free(&o);
+    db__params_free(&p);
+    return db_status(ctx);
+}
+static void test_optimizer(void)
+{
+    static float w[2][15003];
+    float norm[2];
+    int k;
+    for (k = 0; k < 2; k++)
+        if (train(flavours[k].ctx[0], w[k], &norm[k]) != DB_OK)
+            test_fail("cuda adamw", "%s", db_last_error(flavours[k].ctx[0]));
+    test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares", "the CPU's norm");
+    test_check(test_error(w[1], w[0], 15003, 0, NULL) < 1e-6, "cuda adamw", "the CPU's weights");
+}
+static void test_against_cpu(void)
+{
+    float y[2][54], dx[2][336], noise[2][336];
+    int k;
+    for (k = 0; k < 2; k++)
+        if (pool_and_noise(flavours[k].ctx[0], y[k], dx[k], noise[k]) != DB_OK)
+            test_fail("max_pool, normal", "%s", db_last_error(flavours[k].ctx[0]));
+    test_check(!memcmp(y[0], y[1], sizeof *y), "cuda max_pool", "the CPU's bits");
+    test_check(test_error(dx[1], dx[0], 336, 0, NULL) < 1e-6, "cuda max_pool_dx", "the CPU's gradient");
+    test_check(test_error(noise[1], noise[0], 336, 0, NULL) < 2e-7, "cuda normal", "the CPU's noise");
+}
+
+#ifdef CUDA_ON_HOST
+/* Errors: code, figures, a suggestion; and the context works again afterwards. */
+static void test_errors(void)
+{
+    db_ctx *ctx = flavours[1].ctx[0];
+    const char *why;
+    float y[54], dx[336], noise[336];
+    size_t room = cuda_host_free;
+    cuda_host_free = 1000;
+    test_check(pool_and_noise(ctx, y, dx, noise) == DB_ERROR_MEMORY
+                   && strstr(db_last_error(ctx), "0.0 of") && strstr(db_last_error(ctx), "batch"),
+               "cuda out of memory", "DB_ERROR_MEMORY with the figures and what to do");
+    db_clear_error(ctx);
+    cuda_host_free = room, cuda_host_error = 700;
+    test_check(pool_and_noise(ctx, y, dx, noise) == DB_ERROR_DEVICE
+                   && strstr(db_last_error(ctx), "illegal memory access")
+                   && strstr(db_last_error(ctx), "--resume_from_checkpoint"),
+               "cuda lost device", "DB_ERROR_DEVICE with the reason and what to do");
+    db_clear_error(ctx);
+    cuda_host_error = 0;
+    test_check(pool_and_noise(ctx, y, dx, noise) == DB_OK, "cuda after errors", "a run that works");
+    cuda_host_devices = 0;
+    test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA GPU"), "cuda without a GPU", "NULL and why");
+    cuda_host_devices = -1;
+    test_check(!db_backend_cuda(&why) && strstr(why, "12.0") && strstr(why, "13.0"),
+               "cuda with an old driver", "NULL, and both versions");
+    cuda_host_devices = 1;
+}
+#endif
+#else
+static int cuda_host_reverse;
+static int prepare(const flavour *f, const char *op) { return f && op; }
 static void make_flavours(void)
 {
     const db__kernels *seen[2 * MAX_FLAVOURS];
@@ -565,6 +717,7 @@ static void make_flavours(void)
             n_flavours++;
         }
 }
+#endif
 
 /* Runs a recorded case `runs` times and collects the last run's results. */
 static void run_case(verdict *v, recorded *c, int byte, int runs, results *out)
@@ -627,7 +780,9 @@ static void test_case(verdict *v, const flavour *f, const db_json *spec,
     free_case(&c);
 
     record_case(&c, f->ctx[1], spec, NULL);
+    cuda_host_reverse = 1;
     run_case(v, &c, 0x7E, 1, &again);
+    cuda_host_reverse = 0;
     compare_results(v, &c, &again, &got, 0, "with one thread");
     free_results(&again);
     free_case(&c);
@@ -652,6 +807,7 @@ static void test_operation(const char *op, const db_json *cases, const db_safete
         verdict v;
         char name[80];
         const flavour *f = &flavours[k];
+        if (!prepare(f, op)) continue;
         memset(&v, 0, sizeof v);
         snprintf(name, sizeof name, "%.30s %.40s", op, f->name);
         for (spec = cases->first, n = 0; spec; spec = spec->next, n++) {
@@ -747,6 +903,13 @@ int main(int argc, char **argv)
     for (k = 0; k < N_OPERATIONS; k++) test_operation(operations[k].name, cases, golden);
     for (k = 0; k + 1 < n_flavours && flavours[k + 1].dtype == DB_F32;) k++; /* the best for f32 */
     best = &flavours[k];
+#ifdef TEST_CUDA
+    test_against_cpu();
+    test_optimizer();
+#ifdef CUDA_ON_HOST
+    test_errors();
+#endif
+#endif
     for (k = 0; k < N_OPERATIONS; k++) test_finite_differences(operations[k].name, best, cases);
 
     for (k = 0; k < n_flavours; k++) db_destroy(flavours[k].ctx[0]), db_destroy(flavours[k].ctx[1]);

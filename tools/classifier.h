@@ -79,7 +79,7 @@ static inline db_vit *vit_with_more(db_ctx *ctx, const char *directory,
         dim[0] = 1, dim[1] = c.hidden_size;
         more(&n, db_input(t, t->compute, 2, dim));
         db_tape_destroy(t);
-        db__free(ctx, m->params.data); /* make room for what came */
+        ctx->backend->release(ctx, m->params.data); /* make room for what came */
         m->params.data = NULL;
         db__params_allocate(&m->params);
     }

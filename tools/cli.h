@@ -154,7 +154,7 @@ static int parse(int argc, char **argv, const char *command, const char *what, c
 /* ---- the context and its progress ------------------------------------------------------------ */
 
 typedef struct common {
-    const char *model, *precision, *isa;
+    const char *model, *precision, *isa, *device;
     long threads;
     int quiet;
 } common;
@@ -164,10 +164,11 @@ typedef struct common {
     {"mixed_precision", TEXT, &(c).precision, "no, bf16, or auto: bf16 where it is fast"},         \
     {"threads", WHOLE, &(c).threads, "0: all cores"},                                              \
     {"isa", TEXT, &(c).isa, "instruction set"},                                                    \
+    {"device", TEXT, &(c).device, "cuda, cpu, or auto: the GPU if there is one"},                  \
     {"quiet", SWITCH, &(c).quiet, "no progress"},                                                  \
     {NULL, TEXT, NULL, NULL}
 
-static const common common_default = {"examples/world", "no", NULL, 0, 0};
+static const common common_default = {"examples/world", "no", NULL, "auto", 0, 0};
 
 static volatile sig_atomic_t interrupted;
 static void on_signal(int s) { (void)s, interrupted = 1; }
@@ -230,6 +231,21 @@ static void print_log(void *user, db_log_level level, const char *line)
     fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
 }
 
+/* The GPU where `device` asks for it and there is one; else the CPU, with a sentence where cuda was asked for. */
+static int choose_device(const char *device, db_config *config)
+{
+    const char *why = "this program was built without the GPU backend (make CUDA=1)";
+    if (strcmp(device, "cuda") && strcmp(device, "cpu") && strcmp(device, "auto"))
+        return fail("--device takes cuda, cpu or auto, not \"%s\"", device);
+    if (!strcmp(device, "cpu")) return 0;
+#ifdef DB_CUDA
+    config->backend = db_backend_cuda(&why);
+#endif
+    if (!config->backend && !strcmp(device, "cuda"))
+        fprintf(stderr, "warning: --device cuda: %s; the CPU is used\n", why);
+    return 0;
+}
+
 static db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
@@ -246,6 +262,7 @@ static db_ctx *open_context(const common *c)
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;
     }
+    if (choose_device(c->device, &config)) return NULL;
     bar.quiet = c->quiet;
     config.threads = (int)c->threads;
     config.isa = c->isa;

@@ -428,7 +428,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
         shape[0] = 4, shape[1] = from, shape[2] = shape[3] = 1;
         db__params_declare(&u->params, "aux.weight", 4, shape);
         db__params_declare(&u->params, "aux.bias", 1, shape);
-        db__free(ctx, u->params.data);
+        ctx->backend->release(ctx, u->params.data);
         db__params_allocate(&u->params);
     }
     if (init_trainer(&tr, &u->params, o, exists(o->state)) != DB_OK)
