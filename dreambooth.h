@@ -409,9 +409,9 @@ typedef struct db_call {
     size_t scratch_used;
 } db_call;
 
-/* Memory of `alloc` is zeroed. It holds parameters, gradients and the optimiser's moments too, which host code reads and
-   writes directly: it has to be reachable from both sides while nothing runs, which `sync` waits for at the end of
-   db_run. */
+/* Memory of `alloc` is zeroed. It holds parameters, gradients and the optimiser's moments too,
+   which host code reads and writes directly: it has to be reachable from both sides while nothing
+   runs, which `sync` waits for at the end of db_run. */
 struct db_backend {
     const char *name;
     void *(*alloc)(db_ctx *ctx, size_t bytes);
@@ -423,8 +423,10 @@ struct db_backend {
 };
 
 const db_backend *db_backend_cpu(void);
-const db_backend *db_backend_cuda(const char **why); /* in dreambooth_cuda.cu; NULL without a GPU, and *why says why */
-db_result db_fail(db_ctx *ctx, db_result code, const char *why); /* for backends: records a failure, returns its code */
+const db_backend *db_backend_cuda(
+    const char **why); /* in dreambooth_cuda.cu; NULL without a GPU, and *why says why */
+db_result db_fail(db_ctx *ctx, db_result code,
+                  const char *why); /* for backends: records a failure, returns its code */
 
 /* ---- the optimiser: AdamW, as in PyTorch ----------------------------------------------------- */
 
@@ -1389,7 +1391,10 @@ DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const ch
     return code;
 }
 
-db_result db_fail(db_ctx *ctx, db_result code, const char *why) { return db__fail(ctx, code, "%s", why); }
+db_result db_fail(db_ctx *ctx, db_result code, const char *why)
+{
+    return db__fail(ctx, code, "%s", why);
+}
 
 /* Tells the caller how far something is; does nothing once there is an error. */
 static db_result db__progress(db_ctx *ctx, const char *what, size_t done, size_t total)
@@ -4751,7 +4756,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     return arg[0];
 }
 
-/* ---- the optimiser's: on no tape, called from [DB-04] ------------------------------------------ */
+/* ---- the optimiser's: on no tape, called from [DB-04] ---------------------------------------- */
 
 /* a: w, m, v, g, all [n].  f: the members of db__adamw_step */
 static void db__cpu_adamw(db_ctx *ctx, db_call *c)
@@ -4849,13 +4854,17 @@ static db_result db__cpu_sync(db_ctx *ctx) { return ctx->result; }
 
 const db_backend *db_backend_cpu(void)
 {
-    static const db_backend cpu = {
-        "cpu", db__cpu_alloc, db__cpu_release, db__cpu_copy_memory, db__cpu_copy_memory, db__cpu_sync,
-        {
+    static const db_backend cpu = {"cpu",
+                                   db__cpu_alloc,
+                                   db__cpu_release,
+                                   db__cpu_copy_memory,
+                                   db__cpu_copy_memory,
+                                   db__cpu_sync,
+                                   {
 #define DB__ROW(id, name, outputs, run, back) run,
-            DB__OPS(DB__ROW)
+                                       DB__OPS(DB__ROW)
 #undef DB__ROW
-        }};
+                                   }};
     return &cpu;
 }
 

@@ -534,8 +534,9 @@ static flavour flavours[MAX_FLAVOURS]; /* scalar f32 first */
 static size_t n_flavours;
 
 #ifdef TEST_CUDA
-/* The scalar f32 kernels to compare with, then the GPU. Its second context, which elsewhere has two threads, here runs
-   blocks and threads in the other order where that can be chosen: a race would show in the bits. */
+/* The scalar f32 kernels to compare with, then the GPU. Its second context, which elsewhere has two
+   threads, here runs blocks and threads in the other order where that can be chosen: a race would
+   show in the bits. */
 #ifdef CUDA_ON_HOST
 extern int cuda_host_reverse, cuda_host_devices, cuda_host_error, cuda_host_major;
 extern size_t cuda_host_free;
@@ -543,7 +544,8 @@ extern size_t cuda_host_free;
 static int cuda_host_reverse;
 #endif
 
-/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions and products take the plain kernel. */
+/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions and products take the
+ * plain kernel. */
 static int prepare(const flavour *f, const char *op)
 {
 #ifdef CUDA_ON_HOST
@@ -638,7 +640,8 @@ static void test_optimizer(void)
     for (k = 0; k < 2; k++)
         if (train(flavours[k].ctx[0], w[k], &norm[k]) != DB_OK)
             test_fail("cuda adamw", "%s", db_last_error(flavours[k].ctx[0]));
-    test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares", "the CPU's norm");
+    test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares",
+               "the CPU's norm");
     test_check(test_error(w[1], w[0], 15003, 0, NULL) < 1e-6, "cuda adamw", "the CPU's weights");
 }
 static void test_against_cpu(void)
@@ -649,8 +652,10 @@ static void test_against_cpu(void)
         if (pool_and_noise(flavours[k].ctx[0], y[k], dx[k], noise[k]) != DB_OK)
             test_fail("max_pool, normal", "%s", db_last_error(flavours[k].ctx[0]));
     test_check(!memcmp(y[0], y[1], sizeof *y), "cuda max_pool", "the CPU's bits");
-    test_check(test_error(dx[1], dx[0], 336, 0, NULL) < 1e-6, "cuda max_pool_dx", "the CPU's gradient");
-    test_check(test_error(noise[1], noise[0], 336, 0, NULL) < 2e-7, "cuda normal", "the CPU's noise");
+    test_check(test_error(dx[1], dx[0], 336, 0, NULL) < 1e-6, "cuda max_pool_dx",
+               "the CPU's gradient");
+    test_check(test_error(noise[1], noise[0], 336, 0, NULL) < 2e-7, "cuda normal",
+               "the CPU's noise");
 }
 
 #ifdef CUDA_ON_HOST
@@ -675,7 +680,8 @@ static void test_errors(void)
     cuda_host_error = 0;
     test_check(pool_and_noise(ctx, y, dx, noise) == DB_OK, "cuda after errors", "a run that works");
     cuda_host_devices = 0;
-    test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA GPU"), "cuda without a GPU", "NULL and why");
+    test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA GPU"), "cuda without a GPU",
+               "NULL and why");
     cuda_host_devices = -1;
     test_check(!db_backend_cuda(&why) && strstr(why, "12.0") && strstr(why, "13.0"),
                "cuda with an old driver", "NULL, and both versions");
