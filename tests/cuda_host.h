@@ -118,30 +118,37 @@ static inline void cuda_host_resume(unsigned t)
     makecontext(&f->entry, cuda_host_main, 0);
     setcontext(&f->entry);
 }
+/* A warp runs until all of it waits at a barrier or has ended, before the next one begins: a missing
+   barrier shows. */
+static inline int cuda_host_warp(unsigned first, unsigned end)
+{
+    unsigned k, ready, there, any = 0;
+    do {
+        for (k = first, ready = there = 0; k < end; k++) {
+            unsigned t = cuda_host_reverse ? end - 1 - (k - first) : k;
+            if (cuda_host_fibers[t].state <= CUDA_HOST_READY) cuda_host_resume(t), any = 1;
+        }
+        for (k = first; k < end; k++) there += cuda_host_fibers[k].state == CUDA_HOST_AT_WARP;
+        if (there == 32)
+            for (k = first, ready = 1; k < end; k++) cuda_host_fibers[k].state = CUDA_HOST_READY;
+    } while (ready);
+    return any;
+}
 static inline void cuda_host_block(unsigned n)
 {
-    unsigned k, w, done, waiting;
+    unsigned k, w, done, waiting, warps = (n + 31) / 32;
     int moved = 1;
     for (k = 0; k < n; k++)
         cuda_host_fibers[k].state = CUDA_HOST_NEW,
         cuda_host_fibers[k].copies = cuda_host_fibers[k].groups = 0;
     while (moved) {
-        moved = 0, done = waiting = 0;
-        for (k = 0; k < n; k++) {
-            unsigned t = cuda_host_reverse ? n - 1 - k : k;
-            if (cuda_host_fibers[t].state > CUDA_HOST_READY) continue;
-            cuda_host_resume(t);
-            moved = 1;
+        for (w = moved = 0; w < warps; w++) {
+            unsigned first = (cuda_host_reverse ? warps - 1 - w : w) * 32;
+            moved |= cuda_host_warp(first, first + 32 < n ? first + 32 : n);
         }
-        for (w = 0; w < n; w += 32) { /* a warp goes on once all of it is there */
-            unsigned there = 0, end = w + 32 < n ? w + 32 : n;
-            for (k = w; k < end; k++) {
-                there += cuda_host_fibers[k].state == CUDA_HOST_AT_WARP;
-                done += cuda_host_fibers[k].state == CUDA_HOST_DONE;
-                waiting += cuda_host_fibers[k].state == CUDA_HOST_AT_BARRIER;
-            }
-            if (there && there == 32)
-                for (k = w, moved = 1; k < end; k++) cuda_host_fibers[k].state = CUDA_HOST_READY;
+        for (k = done = waiting = 0; k < n; k++) {
+            done += cuda_host_fibers[k].state == CUDA_HOST_DONE;
+            waiting += cuda_host_fibers[k].state == CUDA_HOST_AT_BARRIER;
         }
         if (done == n) return;
         if (waiting == n)
