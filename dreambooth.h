@@ -200,6 +200,8 @@ typedef struct db_param {
     int frozen;       /* no gradient, no update                                                   */
 } db_param;
 
+enum { DB_GRAD_ROOM = 1024 }; /* floats behind the gradients, for the partial sums of their norm */
+
 typedef struct db_param_table {
     db_ctx *ctx;
     db_param *item;
@@ -4905,8 +4907,6 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
     return item;
 }
 
-enum { DB__SQUARES = 1024 }; /* partial sums of a norm, kept behind the gradients */
-
 /* Zeroed memory of the backend, which host code reaches as well. */
 static void *db__device_alloc(db_ctx *ctx, size_t count, size_t size)
 {
@@ -4950,7 +4950,7 @@ db_result db_params_require_grad(db_param_table *p)
 {
     size_t k;
     if (p->grad) return DB_OK;
-    p->grad = (float *)db__device_alloc(p->ctx, p->count + DB__SQUARES, sizeof(float));
+    p->grad = (float *)db__device_alloc(p->ctx, p->count + DB_GRAD_ROOM, sizeof(float));
     if (!p->grad) return p->ctx->result;
     for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
     return DB_OK;
@@ -5183,7 +5183,7 @@ static double db__grad_norm(const db_param_table *p)
     double total = 0;
     size_t k = 0, from = 0, to = 0, i;
     while (db__next_run(p, &k, &from, &to)) {
-        size_t parts = DB__MIN((size_t)DB__SQUARES, DB__CEIL_DIV(to - from, 4096));
+        size_t parts = DB__MIN((size_t)DB_GRAD_ROOM, DB__CEIL_DIV(to - from, 4096));
         db_call c;
         memset(&c, 0, sizeof c);
         c.a[0] = db__float_arg(p->grad + p->count, parts);

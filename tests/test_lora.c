@@ -124,13 +124,13 @@ static void check_text_lora(db_ctx *ctx, const char *name)
 /* Ten updates of a large and a small parameter against numpy: weights, codes, scales. */
 static void check_8bit(db_ctx *ctx)
 {
-    enum { LARGE = 5000, SMALL = 100, BLOCKS = 20, PADDED = 5008 };
+    enum { LARGE = 5000, SMALL = 100, BLOCKS = 20, PADDED = 5008, ROOM = DB_GRAD_ROOM };
     db_safetensors *st = lora_golden(ctx, "adam8");
     db_param item[2];
     db_param_table table;
     db_optimizer o;
     db_optimizer_config c = db_optimizer_config_default();
-    float *data = (float *)calloc(2 * (PADDED + SMALL), sizeof *data), start[LARGE], *ref;
+    float *data = (float *)calloc(2 * (PADDED + SMALL) + ROOM, sizeof *data), start[LARGE], *ref;
     char name[2][8] = {"large", "small"}, stream[20];
     size_t n, k, i, dim[4], off = 0, far = 0;
     double scales = 0;
