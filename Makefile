@@ -114,7 +114,7 @@ matrix:
 # AArch64: cross compiler and qemu-user; the processor's own set is NEON there
 neon: | $(B)
 	aarch64-linux-gnu-gcc $(CFLAGS) -static tests/test_ops.c -o $(B)/test_ops_neon $(LDLIBS)
-	aarch64-linux-gnu-gcc $(CFLAGS) -static tests/test_networks.c -o $(B)/test_networks_neon $(LDLIBS)
+	aarch64-linux-gnu-gcc $(CFLAGS) -static -DDREAMBOOTH_IMPLEMENTATION tests/test_networks.c -o $(B)/test_networks_neon $(LDLIBS)
 	@sh tests/run.sh "qemu-aarch64 $(B)/test_ops_neon" "qemu-aarch64 $(B)/test_networks_neon"
 
 FUZZ_SECONDS = 60

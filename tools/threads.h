@@ -19,7 +19,7 @@ static inline void let_threads_sleep(char **argv)
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
         setenv("GOMP_SPINCOUNT", "1000", 1))
         return;
-    execvp(argv[0], argv); /* returns only if that fails, and then slow is all it is */
+    execv(argv[0], argv); /* returns only if that fails, and then slow is all it is */
 #else
     (void)argv;
 #endif
