@@ -133,7 +133,7 @@ static int train_text(const options *o, db_ctx *ctx)
     if (db_tokenizer_size(tok) >= c.vocab_size)
         return fail("the vocabulary has no room for the mask piece", NULL);
     if (db_text_encoder_create(ctx, &c, &e) != DB_OK ||
-        init_trainer(&tr, &e->params, o, exists(o->state)) != DB_OK)
+        init_trainer(&tr, &e->params, o, state_exists(o)) != DB_OK)
         return fail(db_last_error(ctx), NULL);
     db_tape_create(ctx, &t);
     dim[0] = B, dim[1] = TEXT_TOKENS;
@@ -431,7 +431,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
         ctx->backend->release(ctx, u->params.data);
         db__params_allocate(&u->params);
     }
-    if (init_trainer(&tr, &u->params, o, exists(o->state)) != DB_OK)
+    if (init_trainer(&tr, &u->params, o, state_exists(o)) != DB_OK)
         return fail(db_last_error(ctx), NULL);
 
     /* the text encoder on a tape of its own: frozen */

@@ -49,7 +49,7 @@ static int open_session(session *s, const options *o, db_ctx *ctx, const char *n
 /* Before the first step: random weights or a saved state, the loss and its gradient. */
 static db_result start(session *s, db_param_table *params)
 {
-    return init_trainer(&s->tr, params, s->o, exists(s->o->state));
+    return init_trainer(&s->tr, params, s->o, state_exists(s->o));
 }
 
 static void record_loss(session *s, db_tensor loss)

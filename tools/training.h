@@ -210,11 +210,6 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
     return state_there ? load_state(t, o->state) : DB_OK;
 }
 
-static int exists(const char *path)
-{
-    FILE *f = path ? fopen(path, "rb") : NULL;
-    if (f) fclose(f);
-    return f != NULL;
-}
+static int state_exists(const options *o) { return o->state && db__file_exists(o->state); }
 
 #endif
