@@ -118,28 +118,60 @@ static db_dreambooth_config settings(const subject *s, int prior)
     return c;
 }
 
-/* |a - b| / |b| of one parameter: its change against the file's. Parameters without gradient in
-   theory are named. */
-static double delta_error(const db_param *item, const float *before, db_safetensors *st,
-                          const char *prefix, double largest, int *zero)
+/* |dw - ref| / |ref| of one parameter since `before`, a copy of its table: its change against the
+   file's. 1e9 where the file has no change. */
+static double change_error(const db_param_table *p, const float *before, const db_param *item,
+                           db_safetensors *st, const char *prefix)
 {
     char name[300];
     size_t dim[4], i;
-    float *ref, *now_ = (float *)malloc(item->count * sizeof(float)), *grad;
-    double sum = 0, norm = 0, g = 0;
+    float *ref, *was = (float *)malloc(item->count * sizeof(float)),
+                *is = (float *)malloc(item->count * sizeof(float));
+    double sum = 0, norm = 0;
     snprintf(name, sizeof name, "delta.%s%s", prefix, item->name);
     ref = golden(st, name, dim);
+    db_param_get(item, before + (item->data - p->data), was);
+    db_param_get(item, item->data, is);
+    for (i = 0; ref && i < item->count; i++) {
+        double d = (double)is[i] - (double)was[i] - (double)ref[i];
+        sum += d * d, norm += (double)ref[i] * (double)ref[i];
+    }
+    free(ref), free(was), free(is);
+    return norm > 0 ? sqrt(sum / norm) : 1e9;
+}
+
+/* Whether a parameter's golden gradient is nothing beside the largest: zero in theory. */
+static int has_no_gradient(const db_param *item, db_safetensors *st, const char *prefix,
+                           double largest)
+{
+    char name[300];
+    size_t dim[4];
+    float *grad;
+    int zero;
     snprintf(name, sizeof name, "grad.%s%s", prefix, item->name);
     grad = golden(st, name, dim);
-    db_param_get(item, item->data, now_);
-    for (i = 0; ref && i < item->count; i++) {
-        double d = (double)now_[i] - (double)before[i] - (double)ref[i];
-        sum += d * d, norm += (double)ref[i] * (double)ref[i];
-        g = fabs((double)grad[i]) > g ? fabs((double)grad[i]) : g;
-    }
-    *zero = g < 1e-7 * largest;
-    free(ref), free(grad), free(now_);
-    return norm > 0 ? sqrt(sum / norm) : sum > 0 ? 1e9 : 0;
+    zero = grad && test_largest(grad, item->count) < 1e-7 * largest;
+    free(grad);
+    return zero;
+}
+
+/* The worse of two errors; one that is not a number is the worst. */
+static double worse(double a, double b) { return b > a || b != b ? b : a; }
+
+/* The relative error of a step's losses (total, instance, prior) against the golden ones. */
+static double loss_error(const db_dreambooth_losses *l, const float *ref, int prior)
+{
+    double e = worse(fabs((double)(l->total / ref[0]) - 1),
+                     fabs((double)(l->instance / ref[1]) - 1));
+    return prior ? worse(e, fabs((double)(l->prior / ref[2]) - 1)) : e;
+}
+
+/* The weights as they are now. */
+static float *copy_of(const db_param_table *p)
+{
+    float *copy = (float *)malloc(p->count * sizeof *copy);
+    memcpy(copy, p->data, p->count * sizeof *copy);
+    return copy;
 }
 
 static double largest_gradient(db_safetensors *st)
@@ -190,25 +222,16 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
     largest = largest_gradient(st);
     table[0] = rank && s.p.unet->params.lora ? &s.p.unet->params.lora->params : &s.p.unet->params,
     table[1] = &s.p.text_encoder->params;
-    for (k = 0; k < tables; k++) {
-        before[k] = (float *)malloc(table[k]->count * sizeof(float));
-        memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
-    }
+    for (k = 0; k < tables; k++) before[k] = copy_of(table[k]);
     if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, prior ? s.classes : NULL, prior ? 5 : 0,
                              &d) != DB_OK)
         goto done;
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
-        double e[3];
         db_dreambooth_step(d, &l);
-        e[0] = fabs((double)(l.total / losses[3 * k]) - 1),
-        e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
-        e[2] = prior ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
-        for (i = 0; i < 3; i++) {
-            worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
-            if (!k) first = e[i] > first || e[i] != e[i] ? e[i] : first;
-        }
+        worst_loss = worse(worst_loss, loss_error(&l, losses + 3 * k, prior));
         if (k) continue;
+        first = worst_loss;
         for (i = 0; i < tables;
              i++) { /* gradients are still there after the first update; averaged over the runs */
             size_t j, m;
@@ -244,19 +267,15 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
     worst = 0, n = 0;
     for (i = 0; i < tables; i++)
         for (k = 0; k < table[i]->n; k++) {
-            float *was = (float *)malloc(table[i]->item[k].count * sizeof(float));
-            int zero;
+            const db_param *item = &table[i]->item[k];
             double e;
-            db_param_get(&table[i]->item[k], before[i] + (table[i]->item[k].data - table[i]->data),
-                         was);
-            e = delta_error(&table[i]->item[k], was, st, prefix[i], largest, &zero);
-            free(was);
-            if (zero) {
-                printf("   no gradient: %s%s\n", prefix[i], table[i]->item[k].name);
+            if (has_no_gradient(item, st, prefix[i], largest)) {
+                printf("   no gradient: %s%s\n", prefix[i], item->name);
                 continue;
             }
+            e = change_error(table[i], before[i], item, st, prefix[i]);
             if (e > worst || e != e)
-                worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], table[i]->item[k].name);
+                worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], item->name);
             n++;
         }
     snprintf(label, sizeof label, "%s ten updates", name);
@@ -281,7 +300,7 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
     char label[300], path[300], where[300] = "";
     float *losses, *norms, *before[2] = {NULL, NULL};
     db_param_table *table[2];
-    size_t dim[4], k, i, j, n = 0, in_file = 0, tables = c.train_text_encoder ? 2 : 1;
+    size_t dim[4], k, i, n = 0, in_file = 0, tables = c.train_text_encoder ? 2 : 1;
     double worst_loss = 0, worst_norm = 0, worst = 0;
     const char *const prefix[2] = {"", "text_encoder:"};
     if (!subject_create(&s, name, prediction, 16, 2)) {
@@ -292,24 +311,16 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
     if (db_safetensors_open(s.ctx, path, &st) != DB_OK) goto done;
     losses = golden(st, "losses", dim), norms = golden(st, "norms", dim);
     table[0] = &s.p.unet->params, table[1] = &s.p.text_encoder->params;
-    for (k = 0; k < tables; k++) {
-        before[k] = (float *)malloc(table[k]->count * sizeof(float));
-        memcpy(before[k], table[k]->data, table[k]->count * sizeof(float));
-    }
+    for (k = 0; k < tables; k++) before[k] = copy_of(table[k]);
     if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, c.class_prompt ? s.classes : NULL,
                              c.class_prompt ? 5 : 0, &d) != DB_OK)
         goto done;
     db_pipeline_release(&s.p, !c.train_text_encoder, 1);
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
-        double e[3];
         db_dreambooth_step(d, &l);
-        e[0] = fabs((double)(l.total / losses[3 * k]) - 1),
-        e[1] = fabs((double)(l.instance / losses[3 * k + 1]) - 1);
-        e[2] = c.class_prompt ? fabs((double)(l.prior / losses[3 * k + 2]) - 1) : 0;
-        for (i = 0; i < 3; i++) worst_loss = e[i] > worst_loss || e[i] != e[i] ? e[i] : worst_loss;
-        e[0] = fabs((double)(l.grad_norm / norms[k]) - 1);
-        worst_norm = e[0] > worst_norm || e[0] != e[0] ? e[0] : worst_norm;
+        worst_loss = worse(worst_loss, loss_error(&l, losses + 3 * k, c.class_prompt != NULL));
+        worst_norm = worse(worst_norm, fabs((double)(l.grad_norm / norms[k]) - 1));
     }
     snprintf(label, sizeof label, "%s%s loss", name, c.in_sequence ? " in sequence" : "");
     if (db_status(s.ctx) == DB_OK && worst_loss <= 1e-4 && worst_norm <= 1e-4)
@@ -323,27 +334,16 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
     for (i = 0; i < tables; i++)
         for (k = 0; k < table[i]->n; k++) {
             const db_param *item = &table[i]->item[k];
-            float *was, *is, *ref;
-            double sum = 0, norm = 0, e;
+            double e;
             snprintf(label, sizeof label, "none.%s%s", prefix[i], item->name);
             if (db_safetensors_find(st, label)) {
                 printf("   no gradient: %s%s\n", prefix[i], item->name);
                 continue;
             }
-            snprintf(label, sizeof label, "delta.%s%s", prefix[i], item->name);
-            was = (float *)malloc(item->count * sizeof(float)),
-            is = (float *)malloc(item->count * sizeof(float)), ref = golden(st, label, dim);
-            db_param_get(item, before[i] + (item->data - table[i]->data), was);
-            db_param_get(item, item->data, is);
-            for (j = 0; ref && j < item->count; j++) {
-                double difference = (double)is[j] - (double)was[j] - (double)ref[j];
-                sum += difference * difference, norm += (double)ref[j] * (double)ref[j];
-            }
-            e = ref && norm > 0 ? sqrt(sum / norm) : 1e9;
+            e = change_error(table[i], before[i], item, st, prefix[i]);
             if (e > worst || e != e)
                 worst = e, snprintf(where, sizeof where, "%s%s", prefix[i], item->name);
             n++;
-            free(was), free(is), free(ref);
         }
     snprintf(label, sizeof label, "%s%s ten updates", name, c.in_sequence ? " in sequence" : "");
     if (worst <= 1e-2 && n == in_file)
