@@ -152,55 +152,78 @@ static inline int open_network(db_ctx *ctx, const char *name, db_param_table *pa
     return 1;
 }
 
+/* A U-Net on a tape with its loss, as golden files have it. */
+typedef struct unet_case {
+    db_tensor x, time, words, labels, target, out, loss;
+    float *sample, *timestep, *text, *classes, *goal; /* of the file */
+    size_t d_sample[4], d_goal[4];
+} unet_case;
+
+/* Records network and loss on the inputs of a golden file; *r is to be freed with free_unet. */
+static inline void record_unet(db_tape *t, db_unet *u, db_safetensors *st, unet_case *r)
+{
+    size_t d_text[4], one[4], d[4];
+    r->sample = golden(st, "in.sample", r->d_sample);
+    r->timestep = golden(st, "in.timestep", one);
+    r->text = golden(st, "in.encoder_hidden_states", d_text);
+    r->classes = golden(st, "in.class_labels", one);
+    r->goal = golden(st, "target", r->d_goal);
+    d[0] = r->d_sample[0], d[1] = r->d_sample[2], d[2] = r->d_sample[3], d[3] = r->d_sample[1];
+    r->x = db_input(t, DB_F32, 4, d), r->time = db_input(t, DB_F32, 1, d);
+    r->words = db_input(t, DB_F32, 3, d_text);
+    r->labels = r->classes ? db_input(t, DB_F32, 1, d) : db_none;
+    r->out = db_unet_forward(t, u, r->x, r->time, r->words, r->labels, NULL);
+    d[3] = u->config.out_channels;
+    r->target = db_input(t, DB_F32, 4, d);
+    db_keep(t, r->out);
+    r->loss = db_mse(t, r->out, r->target, db_none, db_none, NULL);
+}
+
+static inline void upload_unet(db_tape *t, const unet_case *r)
+{
+    const size_t *d = r->d_sample, *g = r->d_goal;
+    float *image = (float *)malloc((d[0] * d[1] + g[0] * g[1]) * d[2] * d[3] * sizeof(float));
+    to_nhwc(r->sample, d, image), db_upload(t, r->x, image);
+    to_nhwc(r->goal, g, image), db_upload(t, r->target, image);
+    db_upload(t, r->time, r->timestep), db_upload(t, r->words, r->text);
+    if (r->classes) db_upload(t, r->labels, r->classes);
+    free(image);
+}
+
+static inline void free_unet(unet_case *r)
+{
+    free(r->sample), free(r->timestep), free(r->text), free(r->classes), free(r->goal);
+}
+
 static inline void check_unet(db_ctx *ctx, const char *name, double limit, double grad_limit)
 {
     db_unet_config c;
     db_unet *u = NULL;
     db_safetensors *st = NULL;
     db_tape *t = NULL;
-    db_tensor x, ts, text, labels, out, target;
-    size_t dx[4], dt[4], dc[4], one[4], d[4];
-    float *sample, *time, *words, *classes, *image;
+    unet_case r;
+    size_t n, dim[4];
+    float *ref, *a, *b, loss = 0, *ref_loss;
     db_unet_config_load(ctx, network_path(name, "config.json"), &c);
     db_unet_create(ctx, &c, &u);
     if (!open_network(ctx, name, u ? &u->params : NULL, &st)) return;
-    sample = golden(st, "in.sample", dx), time = golden(st, "in.timestep", one),
-    words = golden(st, "in.encoder_hidden_states", dt);
-    classes = golden(st, "in.class_labels", dc);
-    d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
     db_tape_create(ctx, &t);
-    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d),
-    text = db_input(t, DB_F32, 3, dt);
-    labels = classes ? db_input(t, DB_F32, 1, d) : db_none;
-    out = db_unet_forward(t, u, x, ts, text, labels, NULL);
-    d[3] = c.out_channels;
-    target = db_input(t, DB_F32, 4, d);
-    image = (float *)malloc(dx[0] * dx[1] * dx[2] * dx[3] * sizeof(float));
-    to_nhwc(sample, dx, image);
-    db_keep(t, out);
-    {
-        size_t n = db_count(out), dim[4];
-        float *ref = golden(st, "out", dim), *goal = golden(st, "target", dim),
-              *a = (float *)malloc(n * sizeof(float)), *b = (float *)malloc(n * sizeof(float)),
-              loss = 0, *ref_loss;
-        db_tensor l = db_mse(t, out, target, db_none, db_none, NULL);
-        db_backward(t, l);
-        to_nhwc(goal, dim, b);
-        db_upload(t, x, image), db_upload(t, ts, time), db_upload(t, text, words),
-            db_upload(t, target, b);
-        if (classes) db_upload(t, labels, classes);
-        db_zero_grad(&u->params);
-        db_run(t, 0, 0);
-        db_download(t, out, a), db_download(t, l, &loss);
-        to_nhwc(ref, dim, b);
-        ref_loss = golden(st, "loss", dim);
-        check_output(ctx, name, a, b, n, limit);
-        if (!(fabs((double)loss - (double)*ref_loss) <= limit * (double)*ref_loss))
-            test_fail(name, "loss %.6f, not %.6f", (double)loss, (double)*ref_loss);
-        if (db_status(ctx) == DB_OK) check_gradients(name, &u->params, "", st, grad_limit);
-        free(ref), free(goal), free(a), free(b), free(ref_loss);
-    }
-    free(sample), free(time), free(words), free(classes), free(image);
+    record_unet(t, u, st, &r);
+    db_backward(t, r.loss);
+    upload_unet(t, &r);
+    db_zero_grad(&u->params);
+    db_run(t, 0, 0);
+    n = db_count(r.out);
+    a = (float *)malloc(n * sizeof(float)), b = (float *)malloc(n * sizeof(float));
+    db_download(t, r.out, a), db_download(t, r.loss, &loss);
+    ref = golden(st, "out", dim), ref_loss = golden(st, "loss", dim);
+    to_nhwc(ref, r.d_goal, b); /* of the target's shape */
+    check_output(ctx, name, a, b, n, limit);
+    if (!(fabs((double)loss - (double)*ref_loss) <= limit * (double)*ref_loss))
+        test_fail(name, "loss %.6f, not %.6f", (double)loss, (double)*ref_loss);
+    if (db_status(ctx) == DB_OK) check_gradients(name, &u->params, "", st, grad_limit);
+    free(ref), free(a), free(b), free(ref_loss);
+    free_unet(&r);
     db_tape_destroy(t);
     db_safetensors_close(st);
     db_unet_free(u);

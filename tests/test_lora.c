@@ -43,12 +43,7 @@ static void check_unet_lora(db_ctx *ctx, const char *name, int merged)
     db_safetensors *in = test_golden(ctx, network_path(name, "golden.safetensors")),
                    *st = lora_golden(ctx, name);
     db_tape *t = NULL;
-    db_tensor x, ts, text, labels, out, target, l;
-    size_t dx[4], dt[4], dc[4], one[4], d[4], dg[4];
-    float *sample = golden(in, "in.sample", dx), *time = golden(in, "in.timestep", one),
-          *words = golden(in, "in.encoder_hidden_states", dt);
-    float *classes = golden(in, "in.class_labels", dc), *goal = golden(in, "target", dg),
-          *image = (float *)malloc((dx[0] * dx[1] + dg[0] * dg[1]) * dx[2] * dx[3] * sizeof(float));
+    unet_case r;
     char label[100];
     snprintf(label, sizeof label, "%s with a LoRA%s", name, merged ? " merged" : "");
     db_unet_config_load(ctx, network_path(name, "config.json"), &c);
@@ -60,24 +55,13 @@ static void check_unet_lora(db_ctx *ctx, const char *name, int merged)
     fill_params(&u->params), fill_params(&u->params.lora->params);
     if (merged) db_lora_merge(&u->params);
     else db_params_require_grad(&u->params.lora->params);
-    d[0] = dx[0], d[1] = dx[2], d[2] = dx[3], d[3] = dx[1];
     db_tape_create(ctx, &t);
-    x = db_input(t, DB_F32, 4, d), ts = db_input(t, DB_F32, 1, d),
-    text = db_input(t, DB_F32, 3, dt);
-    labels = classes ? db_input(t, DB_F32, 1, d) : db_none;
-    out = db_unet_forward(t, u, x, ts, text, labels, NULL);
-    d[3] = c.out_channels;
-    target = db_input(t, DB_F32, 4, d);
-    db_keep(t, out);
-    l = db_mse(t, out, target, db_none, db_none, NULL);
-    if (!merged) db_backward(t, l);
-    to_nhwc(sample, dx, image), db_upload(t, x, image);
-    to_nhwc(goal, dg, image), db_upload(t, target, image);
-    db_upload(t, ts, time), db_upload(t, text, words);
-    if (classes) db_upload(t, labels, classes);
-    check(ctx, label, t, out, &u->params, st);
+    record_unet(t, u, in, &r);
+    if (!merged) db_backward(t, r.loss);
+    upload_unet(t, &r);
+    check(ctx, label, t, r.out, &u->params, st);
     if (!merged && u->params.grad) test_fail(label, "the frozen weights have gradients");
-    free(sample), free(time), free(words), free(classes), free(goal), free(image);
+    free_unet(&r);
     db_tape_destroy(t);
     db_safetensors_close(st), db_safetensors_close(in);
     db_unet_free(u);
