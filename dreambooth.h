@@ -78,8 +78,7 @@
 
    Files. Diffusers' directories: config.json, *.safetensors (f32, f16, bf16, in shards or one),
    scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files
-   of Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed.
-*/
+   of Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed. */
 #ifndef DREAMBOOTH_H
 #define DREAMBOOTH_H
 
@@ -238,8 +237,7 @@ db_result db_lora_merge(db_param_table *network);
 /* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
 
    A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
-   plain values, nothing to free. A failed operation returns a handle with id -1 and sets the error.
- */
+   plain values, nothing to free. A failed operation returns id -1 and sets the error. */
 
 typedef struct db_tape db_tape;
 
@@ -267,8 +265,7 @@ void db_keep(db_tape *t, db_tensor x);         /* x can be downloaded after a ru
 void db_require_grad(db_tape *t, db_tensor x); /* of an input; parameters have it by themselves   */
 
 /* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
-   of parameters add up from run to run, until db_zero_grad; those of inputs are read with db_grad.
- */
+   of parameters add up from run to run, until db_zero_grad; db_grad reads those of inputs. */
 db_result db_backward(db_tape *t, db_tensor loss);
 db_tensor db_grad(const db_tape *t, db_tensor x);
 
@@ -460,8 +457,7 @@ void db_zero_grad(db_param_table *params);
    finite changes nothing and gives DB_ERROR_NUMERIC. */
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
 
-/* average = decay * average + (1 - decay) * params: an exponential moving average of the weights.
- */
+/* average = decay * average + (1 - decay) * params: an exponential moving average. */
 void db_ema_update(const db_param_table *params, float *average, float decay);
 
 typedef enum db_lr_schedule {
@@ -743,8 +739,7 @@ typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in 
     float norm_eps, freq_shift, resnet_out_scale_factor, mid_block_scale_factor;
     int flip_sin_to_cos;
     int resnet_skip_time_act, cross_attention_norm;
-    int addition_embed_text; /* addition_embed_type "text": the pooled text joins the time embedding
-                              */
+    int addition_embed_text; /* "text": the pooled text joins the time embedding */
     int class_embed_timestep; /* class_embed_type "timestep": the noise level of a super-resolver */
     db_activation act, time_embedding_act;
 } db_unet_config;
@@ -859,8 +854,7 @@ typedef struct db_schedule { /* names as in scheduler_config.json */
 } db_schedule;
 
 db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
-/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest as diffusers' defaults.
- */
+/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest is diffusers' defaults */
 db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start,
                            double beta_end, size_t steps, db_schedule *out);
 void db_schedule_free(db_schedule *s);
@@ -868,8 +862,7 @@ void db_schedule_free(db_schedule *s);
 /* alpha_t and sigma_t of x_t = alpha_t x + sigma_t eps */
 void db_schedule_coefficients(const db_schedule *s, size_t t, float *alpha, float *sigma);
 
-/* One way from noise to clean images: timestep[0 ... n-1], and what a multistep solver remembers.
- */
+/* One way from noise to clean images: timestep[0 ... n-1], and what a multistep solver keeps. */
 typedef struct db_trajectory {
     const db_schedule *schedule;
     db_sampler sampler;
@@ -2779,8 +2772,7 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    x. The pixels are walked in blocks; a block's x is copied once into panels [16
    channels][pixels][16], in which another (dy,dx) is only another offset, and stays in the second
    cache for all k x k products. The blocks are cut into `parts`, each with a sum of its own; a part
-   of large weights into slices of OC. bf16 is computed on tiles where there are any, else as f32.
- */
+   of large weights into slices of OC. bf16 is computed on tiles where there are any. */
 
 typedef struct db__dw {
     db__conv v;
@@ -3068,8 +3060,7 @@ db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
     return y;
 }
 
-/* y[..., OC] = x[..., IC] W^T + bias + residual: a convolution with k = 1 over one row of pixels.
- */
+/* y[..., OC] = x[..., IC] W^T + bias + residual: a convolution, k = 1, over one row of pixels. */
 db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual)
 {
     size_t C = x.n_dims ? x.dim[x.n_dims - 1] : 1, dim[4];
@@ -4870,13 +4861,14 @@ const db_backend *db_backend_cpu(void)
     return &cpu;
 }
 
-/* ==== [DB-04] Parameters and the optimiser
-   =======================================================  Easy to get wrong - AdamW's weight
-   decay multiplies the weight; it does not go through the moments. - In 8 bits zero has a code of
-   its own and the negative codes end one short of -1; a negative first moment never becomes zero,
-   or its direction would be lost. - PyTorch clips by norm / (norm + 1e-6), over all parameters
-   together. - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard.
-   */
+/* ==== [DB-04] Parameters and the optimiser =======================================================
+
+   Easy to get wrong
+   - AdamW's weight decay multiplies the weight; it does not go through the moments.
+   - In 8 bits zero has a code of its own and the negative codes end one short of -1; a negative
+     first moment never becomes zero, or its direction would be lost.
+   - PyTorch clips by norm / (norm + 1e-6), over all parameters together.
+   - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard. */
 
 db_param *db_params_find(const db_param_table *p, const char *name)
 {
@@ -4956,8 +4948,7 @@ db_result db_params_require_grad(db_param_table *p)
     return DB_OK;
 }
 
-/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is the same in both.
- */
+/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is alike in both. */
 static void db__param_move(const db_param *item, float *to, const float *from, int to_file)
 {
     size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx;
@@ -8991,7 +8982,7 @@ static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids
 
    Easy to get wrong
    - Every token sees itself and those before it only, the end marker and the padding after it
-   included.
+     included.
    - "quick_gelu" is x sigmoid(1.702 x); OpenCLIP has "gelu".
    - Stable Diffusion takes the last hidden state *after* the final normalisation. */
 
@@ -9162,13 +9153,13 @@ void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
 
    Easy to get wrong
    - `attention_head_dim` is the width of a head in IF's blocks and the number of heads in Stable
-   Diffusion's. Where it is a list, IF's is not reversed on the way up, though every other list is:
-   so diffusers has it.
+     Diffusion's. Where it is a list, IF's is not reversed on the way up, though every other list
+     is: so diffusers has it.
    - cross_attention_norm "group_norm" normalises the *text*, over groups of channels and all
-   tokens.
+     tokens.
    - IF's down- and upsampling happens inside a ResNet, between the activation and the first
-   convolution, on the residual path as well; Stable Diffusion's is a convolution of stride 2, and
-   one after doubling the pixels.
+     convolution, on the residual path as well; Stable Diffusion's is a convolution of stride 2,
+     and one after doubling the pixels.
    - IF's keys and values are [text, pixels], in that order; there is no mask over the text.
    - The pooled text is of the encoder's own states, before encoder_hid_proj.
    - The transformers' outer norm has eps 1e-6, their inner ones 1e-5, whatever norm_eps says.
@@ -9179,8 +9170,7 @@ typedef struct db__resnets {
     size_t groups;
     float eps;
     db_activation act;
-    int scale_shift; /* how the embedding enters: as norm2's scale and shift, or added before norm2
-                      */
+    int scale_shift; /* the embedding is norm2's scale and shift, or added before norm2 */
 } db__resnets;
 
 /* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E]
@@ -9714,8 +9704,8 @@ void db_unet_free(db_unet *u) { db__network_free(u); }
    - Going down pads the right and the bottom edge only.
    - All its norms have eps 1e-6, and the decoder has one ResNet a level more than the encoder.
    - The last activation is SiLU whatever act_fn says.
-   - `moments` are means and log variances of the latents; scaling_factor comes after drawing from
-   them.     */
+   - `moments` are means and log variances of the latents; scaling_factor comes after drawing
+     from them. */
 
 /* ResNet, attention, ResNet. x [B,h,w,C] */
 static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r,
@@ -10030,12 +10020,12 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
    Dynamic thresholding is Imagen's (section 2.3).
 
    Easy to get wrong
-   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from it.
-   But diffusers' DDIM goes to t - num_train_timesteps / steps whatever the spacing.
-   - A learned variance is interpolated between log beta~ and log beta; with guidance it comes from
-   the branch with the text, and only the mean is guided.
-   - Thresholding uses the quantile of |x|, interpolated between order statistics as torch.quantile
-   does.
+   - "previous" is the next timestep of the chosen subsequence, not t - 1; the betas follow from
+     it. But diffusers' DDIM goes to t - num_train_timesteps / steps whatever the spacing.
+   - A learned variance is interpolated between log beta~ and log beta; with guidance it comes
+     from the branch with the text, and only the mean is guided.
+   - Thresholding uses the quantile of |x|, interpolated between order statistics as
+     torch.quantile does.
    - DPM-Solver++ spreads n + 1 points and leaves the last away, and never clips.
    - A file that names no timestep_spacing means another one to DPM-Solver++ than to the others. */
 
@@ -10300,8 +10290,7 @@ static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
         x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
 }
 
-/* What the network's output says the clean images are, clipped or thresholded: [B,P,C] into tr->x0.
- */
+/* What the network's output says the clean images are, clipped or thresholded: tr->x0 [B,P,C]. */
 static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P,
                                 size_t C, size_t CP, const float *pred, const float *x)
 {
@@ -10437,12 +10426,11 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
 
    Easy to get wrong
    - The level that conditions the network is the level that was applied.
-   - 1e-5 is less noise than the first of the schedule's 1000 levels (4.1e-5): levels are continuous
-   here.
+   - 1e-5 is less noise than the first of the schedule's 1000 levels (4.1e-5): levels are
+     continuous here.
    - Upscaling aligns the corners; other conventions shift the image by a fraction of a pixel. */
 
-/* The angle whose sine is sigma: nearly straight in t for the cosine schedule, and 0 at level -1.
- */
+/* The angle whose sine is sigma: nearly straight in t for the cosine schedule, 0 at level -1. */
 static double db__noise_angle(const db_schedule *s, double level)
 {
     double last = (double)s->num_train_timesteps - 1, t = DB__MIN(DB__MAX(level, -1.0), last),
@@ -10819,8 +10807,8 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
    middle_block.N, output_blocks.N, where diffusers counts levels and layers.
 
    Easy to get wrong
-   - Resamplers count as blocks on the way down and belong to the last block of a level on the way
-   up.
+   - Resamplers count as blocks on the way down and belong to the last block of a level on the
+     way up.
    - The autoencoder's levels on the way up are numbered from the largest image.
    - The autoencoder's attention is of 1x1 convolutions: shapes [C,C,1,1]. */
 
@@ -11595,15 +11583,15 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
 
    Easy to get wrong
    - t, eps and the pictures are drawn separately for the two terms; their batches may differ in
-   size.
+     size.
    - Each term is a mean over its own batch before lambda weighs them.
    - w_t (min-SNR) belongs to a sample and its t: the class samples have their own.
-   - Latents are drawn anew from the encoder's distribution in each step: means alone would be other
-   data.
-   - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a model
-   already fine-tuned would let the class drift along.
+   - Latents are drawn anew from the encoder's distribution in each step: means alone would be
+     other data.
+   - x_pr come from the frozen original weights with the ancestral sampler (DDPM); those of a
+     model already fine-tuned would let the class drift along.
    - Super-resolution: the network reads the small photo noised at `noise_level` and is told that
-   level, in training as in sampling; both go through db_condition_low_res. */
+     level, in training as in sampling; both go through db_condition_low_res. */
 
 /* One term of the loss: its pictures, its prompt, its weight. */
 typedef struct db__term {
@@ -11956,8 +11944,7 @@ static int db__cleaning_alters(const char *word, size_t n)
     return 0;
 }
 
-/* Warns of words in the prompt that IF's pipelines elsewhere would lose: the identifier, as a rule.
- */
+/* Warns of words in the prompt that IF's pipelines elsewhere would lose: the identifier, mostly. */
 static void db__check_cleaning(db_ctx *ctx, const char *prompt)
 {
     size_t n;
@@ -13849,8 +13836,7 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         }
 }
 
-/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 and 8 rather than 12 and 4.
- */
+/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 + 8, not 12 + 4. */
 DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wide)
 {
     size_t row = 0, left;

@@ -21,8 +21,7 @@
    for the GPU (`sync`).
    - Sums have a fixed order: parts by shape, trees by thread index, no floating-point atomics. The
    same run gives the same bits.
-   - A kernel without a result for a part of its grid still has to reach every barrier of its block.
- */
+   - A kernel without a result for a part of its grid still reaches every barrier of its block. */
 #include "dreambooth.h"
 
 #include <math.h>
@@ -40,8 +39,7 @@
 #define DB__CU_UNROLL
 #endif
 
-/* ---- numbers: f32, and bf16 as bits, rounded to nearest even as the CPU does ------------------
- */
+/* ---- numbers: f32, and bf16 as bits, rounded to nearest even as the CPU does ---------------- */
 
 struct db__cu_bf16 {
     uint16_t bits;
@@ -71,8 +69,7 @@ static __device__ __forceinline__ void db__cu_put(T *p, size_t i, float x, int a
     db__cu_set(p, i, add ? db__cu_get(p, i) + x : x);
 }
 
-/* ---- the few PTX instructions; tests/cuda_host.h has their twins ------------------------------
- */
+/* ---- the few PTX instructions; tests/cuda_host.h has their twins --------------------------- */
 
 #ifdef __CUDACC__
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -129,8 +126,7 @@ static __device__ __forceinline__ void db__cu_multiply(float c[4], const uint32_
 
 static int db__cu_tensor_cores; /* set by db_backend_cuda */
 
-/* ---- helpers of the host part ------------------------------------------------------------------
- */
+/* ---- helpers of the host part --------------------------------------------------------------- */
 
 static size_t db__cu_count(const db_arg *a)
 {
@@ -479,8 +475,7 @@ static __global__ void __launch_bounds__(128)
         size_t ahead = step + DB__CU_STAGES - 1;
         const db__cu_bf16 *ta = as[step % DB__CU_STAGES], *tb = bs[step % DB__CU_STAGES];
         db__cu_copy_wait<DB__CU_STAGES - 2>();
-        __syncthreads(); /* all copies have arrived, and the stage before this one is no longer read
-                          */
+        __syncthreads(); /* all copies are there; the stage before is no longer read */
         db__cu_stage(v, as[ahead % DB__CU_STAGES], bs[ahead % DB__CU_STAGES], a, b, m0, n0,
                      begin + ahead * DB__CU_DEEP, ky, end, mode);
         for (kk = 0; kk < DB__CU_DEEP; kk += 16) {
@@ -586,8 +581,7 @@ static void db__cu_run_conv2d_dw(db_ctx *ctx, db_call *c)
     DB__CU_TYPED(&c->a[2], db__cu_conv_weights<T>(c, v));
 }
 
-/* ---- activations -------------------------------------------------------------------------------
- */
+/* ---- activations ---------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float db__cu_sigmoid(float x) { return 1 / (1 + expf(-x)); }
 static __device__ float db__cu_act(float x, int act)
@@ -718,8 +712,7 @@ static void db__cu_run_mix(db_ctx *ctx, db_call *c)
               db__cu_data<float>(&c->a[3]), db__cu_data<float>(&c->a[4]), n, per);
 }
 
-/* Philox4x32-10 and Box-Muller, four numbers to a counter: db__philox, db__fill_normal in [DB-01].
- */
+/* Philox4x32-10 and Box-Muller, four numbers to a counter: db__philox, db__fill_normal, [DB-01]. */
 static __global__ void db__cu_normal(float *y, size_t n, uint64_t seed, uint32_t purpose,
                                      uint32_t step)
 {
@@ -750,8 +743,7 @@ static void db__cu_run_normal(db_ctx *ctx, db_call *c)
               db__cu_data<float>(&c->a[0]), n, c->seed, (uint32_t)c->i[0], c->step);
 }
 
-/* ---- copies -------------------------------------------------------------------------------------
- */
+/* ---- copies ---------------------------------------------------------------------------------- */
 
 template <class D, class S>
 static __global__ void db__cu_copy(D *dst, const S *src, size_t rows, size_t n, size_t dst_stride,
@@ -779,8 +771,7 @@ static void db__cu_run_copy(db_ctx *ctx, db_call *c)
         DB__CU_TYPED(&c->a[1], db__cu_copy_typed<float, T>(c));
 }
 
-/* ---- resampling ---------------------------------------------------------------------------------
- */
+/* ---- resampling ------------------------------------------------------------------------------ */
 
 struct db__cu_image {
     size_t B, H, W, C;
@@ -1785,7 +1776,7 @@ static void db__cu_run_cross_entropy_dx(db_ctx *ctx, db_call *c)
                            db__cu_data<float>(&c->a[4]), N, V));
 }
 
-/* ---- the optimiser's --------------------------------------------------------------------------- */
+/* ---- the optimiser's ------------------------------------------------------------------------- */
 
 struct db__cu_adamw_step {
     float lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
@@ -1918,7 +1909,8 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                      db__cu_run_mean_dx,       db__cu_run_sinusoid,
                                      db__cu_run_position_bias, db__cu_run_position_bias_dw,
                                      db__cu_run_mse,           db__cu_run_mse_dx,
-                                     db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx, db__cu_run_adamw,
+                                     db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx,
+                                     db__cu_run_adamw,
          db__cu_run_squares}};
     int n = 0, driver = 0, runtime = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&n);

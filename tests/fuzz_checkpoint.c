@@ -1,11 +1,12 @@
 /* Fuzzes what stands between a checkpoint's files and its networks. The input's first byte chooses:
-   U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its
-   forward pass recorded S         a scheduler_config.json, and the timesteps of a few steps L a
-   list of tensors, which become a single LDM file: each is a letter for a name, a rank and the
-   sizes
+     U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its
+               forward pass recorded
+     S         a scheduler_config.json, and the timesteps of a few steps
+     other     a list of tensors, which become a single LDM file: each is a letter for a name, a
+               rank and the sizes
 
-     clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_checkpoint.c -o
-   build/fuzz_checkpoint -lm build/fuzz_checkpoint -max_total_time=120 CORPUS */
+     make fuzz_checkpoint          or, once built, with inputs of one's own:
+     build/fuzz_checkpoint -max_total_time=120 CORPUS */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "../dreambooth.h"
@@ -107,7 +108,7 @@ static void load_ldm(db_ctx *ctx, const uint8_t *data, size_t size)
     p->ctx = ctx, p->directory = db__strdup(ctx, "/nowhere");
     memset(used, 0, sizeof used);
     header[0] = '{';
-    while (at < size && count < 64) {
+    while (at < size && bytes < ROOM) {
         size_t name = data[at++] % NAMES, rank = at < size ? data[at++] % 5 : 0, k, all;
         if (used[name]++) continue;
         n += (size_t)sprintf(header + n, "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[",

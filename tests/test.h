@@ -118,8 +118,7 @@ static inline float test_bf16(float x)
     return x;
 }
 
-/* offset + scale u, u in (-1,1) with 8 significant bits, rounded to a bf16; or, full, with 24 bits.
- */
+/* offset + scale u, u in (-1,1) with 8 significant bits, rounded to bf16; or, full, 24 bits. */
 static inline void test_formula(uint32_t seed, size_t n, double scale, double offset, int full,
                                 float *out)
 {

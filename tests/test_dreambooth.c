@@ -10,8 +10,7 @@
 #define GOLDEN "tests/golden/dreambooth/"
 enum { STEPS = 10 };
 
-typedef struct subject { /* a pipeline made of golden configurations and hashed weights, with photos
-                          */
+typedef struct subject { /* a pipeline made of golden configurations and hashed weights, with photos */
     db_ctx *ctx;
     db_pipeline p;
     uint8_t *pixels[3];

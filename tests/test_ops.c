@@ -7,10 +7,11 @@
    how to record each operation. Every case runs
 
    - on every instruction set that the machine has, in f32 and in bf16, where a table of kernels
-   serves two instruction sets once only (amx and avx512bf16 compute f32 as avx512 does);
-   - compared with the golden values, and element for element with what the scalar f32 kernels gave,
-   as the golden file has samples of the larger tensors. Limits: 1e-5 in f32. 1e-2 in bf16, whose
-     stored activations carry 2^-9 = 2e-3 of rounding each; the inputs are bf16 numbers already;
+     serves two instruction sets once only (amx and avx512bf16 compute f32 as avx512 does);
+   - compared with the golden values, and element for element with what the scalar f32 kernels
+     gave, as the golden file has samples of the larger tensors. Limits: 1e-5 in f32. 1e-2 in
+     bf16, whose stored activations carry 2^-9 = 2e-3 of rounding each; the inputs are bf16
+     numbers already;
    - with one and with two threads, which have to agree to the last bit;
    - in an arena full of NaNs, so that nothing is used before it is written;
    - twice in a row, upon which gradients of parameters have doubled and all else is the same;
@@ -255,8 +256,7 @@ static size_t read_dims(const db_json *array, size_t dim[4], int *n_dims)
     return count;
 }
 
-/* Makes an argument's numbers, and declares it: a parameter in the table or an input on the tape.
- */
+/* Makes an argument's numbers, and declares it: a parameter in the table, an input on the tape */
 static void declare(recorded *c, const db_json *spec, const char *only)
 {
     case_arg *a = &c->arg[c->n++];

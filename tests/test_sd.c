@@ -485,8 +485,7 @@ static const struct {
             {"dpm", DB_SAMPLER_DPMSOLVER, 8, 5},
             {"unguided", DB_SAMPLER_DDIM, 4, 1}};
 
-/* Pictures FOLDER/NAME/0000K.png, that the tool drew, against diffusers': at most 2 of 255 apart.
- */
+/* Pictures FOLDER/NAME/0000K.png, that the tool drew, against diffusers': 2 of 255 apart. */
 static void check_drawn(db_ctx *ctx, const char *folder)
 {
     db_safetensors *st = test_golden(ctx, "tests/golden/pipelines/sd/golden.safetensors");

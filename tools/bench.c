@@ -2,18 +2,17 @@
    of one call, the most memory the process held, what it ran on, and of every repetition the
    seconds and the share of the peak that `peak registers` reaches just before and after it.
 
-   build/bench peak registers                        multiply-adds on registers: what the processor
-   can do build/bench peak gemm                             the header's product on numbers near the
-   processor build/bench op conv3x3    --B 1 --H 64 --W 64 --C 320 --OC 320      --pass
-   fwd|dx|dw|bwd build/bench op linear     --B 4096 --C 320 --OC 1280                --pass
-   fwd|dx|dw|bwd build/bench op attention  --B 1 --T 4096 --S 4096 --C 320 --heads 8 --pass fwd|bwd
-   build/bench op group_norm --B 1 --H 64 --W 64 --C 320 --groups 32   --pass fwd|bwd (with silu)
+   build/bench peak registers        multiply-adds on registers: what the processor can do
+   build/bench peak gemm             the header's product on numbers near the processor
+   build/bench op conv3x3    --B 1 --H 64 --W 64 --C 320 --OC 320    --pass fwd|dx|dw|bwd
+   build/bench op linear     --B 4096 --C 320 --OC 1280              --pass fwd|dx|dw|bwd
+   build/bench op attention  --B 1 --T 4096 --S 4096 --C 320 --heads 8 --pass fwd|bwd
+   build/bench op group_norm --B 1 --H 64 --W 64 --C 320 --groups 32 --pass fwd|bwd (with silu)
    build/bench net world_base_forward --batch 16     the U-Net at --size 64, without gradients
    build/bench net world_base_train_step --batch 16  noise, forward, backward, AdamW, EMA
    build/bench net world_text --batch 16             the text encoder, 77 tokens
    build/bench net world_generate --batch 4          30 steps of DDIM, guidance 3
-   build/bench load world_base --file FILE           the U-Net's weights from FILE (written first,
-   f16)
+   build/bench load world_base --file FILE           weights from FILE (written first, f16)
 
    Everywhere: --dtype f32|bf16  --threads N  --repetitions N. A repetition is as many calls as fill
    50 ms, after two to warm up; seconds and flops are those of one call. Networks are built as

@@ -127,8 +127,7 @@ static db_result load_state(trainer *t, const char *path)
     return DB_OK;
 }
 
-/* Uniform with variance gain / fan_in; norms 1 and 0; what closes a residual branch starts at zero.
- */
+/* Uniform with variance gain / fan_in; norms 1 and 0; what closes a residual branch starts at 0. */
 static void initialise(db_param_table *p, uint64_t seed)
 {
     size_t k, i;
@@ -171,8 +170,7 @@ static float ema_decay(const options *o, uint64_t step)
     return (float)DB__MIN(o->ema, (double)(step + 1) / (double)(step + 10));
 }
 
-/* Weights of a finished training; what the file lacks (the auxiliary head) keeps its random start.
- */
+/* Weights of a finished training; what the file lacks (the auxiliary head) keeps its start. */
 static db_result load_weights(db_param_table *params, const char *path)
 {
     db_safetensors *st = NULL;
