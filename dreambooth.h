@@ -208,7 +208,13 @@ typedef struct db_param_table {
     size_t count;     /* floats in each buffer, padding between parameters included               */
     float *data, *grad;
     struct db_lora *lora; /* owned: what db_lora_add or _load put beside its layers, or NULL      */
+    struct db__source *source; /* private: the file that still holds the weights, or NULL         */
 } db_param_table;
+
+/* A network that was loaded has its weights read when they are first needed: by a tape that is
+   recorded, an optimizer, a file that is written. Before a program reads `data` by itself it calls
+   this. */
+db_result db_params_fill(db_param_table *p);
 
 db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
 
@@ -807,7 +813,7 @@ db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha,
 
 /* Fills a table from an open file (every parameter must be there in its shape; what the file has
    besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
-db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what);
+db_result db_params_load(db_param_table *p, db_safetensors *st, const char *what);
 db_result db_params_save(const db_param_table *p, const float *values, const char *path,
                          db_dtype dtype);
 
@@ -967,7 +973,8 @@ typedef struct db_pipeline {
    many. */
 enum { DB_PROMPT_TOKENS = 77 };
 
-/* Loads a directory or a file. Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone
+/* Opens a directory or a file: everything is checked, the weights stay on the disk until they are
+   needed (db_params_fill). Other kinds of checkpoints (Stable Diffusion XL, a pickle, a lone
    LoRA file ...) are DB_ERROR_UNSUPPORTED, and the error says what they are and what to do. Free
    with db_pipeline_free. */
 db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
@@ -5018,6 +5025,7 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
     item->n_dims = n_dims;
     item->count = 1;
     for (d = 0; d < n_dims; d++) item->dim[d] = dim[d], item->count *= dim[d];
+    p->count += DB__ROUND_UP(item->count, 16);
     p->n++;
     return item;
 }
@@ -5037,8 +5045,6 @@ static db_result db__params_allocate(db_param_table *p)
 {
     size_t k;
     float *at;
-    p->count = 0;
-    for (k = 0; k < p->n; k++) p->count += DB__ROUND_UP(p->item[k].count, 16);
     p->data = at = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
     if (!at) return p->ctx->result;
     for (k = 0; k < p->n; k++) {
@@ -5047,6 +5053,8 @@ static db_result db__params_allocate(db_param_table *p)
     }
     return DB_OK;
 }
+
+static void db__source_free(db_param_table *p); /* [DB-07] */
 
 static void db__params_free(db_param_table *p)
 {
@@ -5057,6 +5065,7 @@ static void db__params_free(db_param_table *p)
     }
     for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
     db__free(p->ctx, p->item);
+    db__source_free(p);
     p->ctx->backend->release(p->ctx, p->data);
     p->ctx->backend->release(p->ctx, p->grad);
 }
@@ -5065,6 +5074,7 @@ db_result db_params_require_grad(db_param_table *p)
 {
     size_t k;
     if (p->grad) return DB_OK;
+    if (db_params_fill(p) != DB_OK) return p->ctx->result;
     p->grad = (float *)db__device_alloc(p->ctx, p->count + DB_GRAD_ROOM, sizeof(float));
     if (!p->grad) return p->ctx->result;
     for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
@@ -5222,7 +5232,7 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     o->params = params;
     o->at = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at);
     o->at8 = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at8);
-    if (!o->at || !o->at8) return params->ctx->result;
+    if (!o->at || !o->at8 || db_params_fill(params) != DB_OK) return params->ctx->result;
     for (k = 0; k < params->n; k++) {
         o->at[k] = (size_t)(params->item[k].data - params->data);
         if (o->config.use_8bit_adam) o->at[k] = floats, o->at8[k] = codes;
@@ -6200,6 +6210,7 @@ struct db_safetensors {
     db_file_tensor *tensor;              /* in the files' order      */
     size_t count, capacity;
     const db_file_tensor **by_name;      /* the same, sorted by name */
+    size_t shared;                       /* users besides the first  */
 };
 
 /* The format's own limit. The header's true length is bounded by the file besides. */
@@ -6515,7 +6526,7 @@ db_result db_weights_open(db_ctx *ctx, const char *directory, const char *basena
 void db_safetensors_close(db_safetensors *st)
 {
     size_t i;
-    if (!st) return;
+    if (!st || st->shared-- > 0) return;
     for (i = 0; i < st->shard_count; i++) {
         db_json_free(st->shard[i].header);
         db__unmap_file(st->ctx, &st->shard[i].map);
@@ -6525,6 +6536,24 @@ void db_safetensors_close(db_safetensors *st)
     db__free(st->ctx, st->tensor);
     db__free(st->ctx, st->shard);
     db__free(st->ctx, st);
+}
+
+/* Gives a tensor's pages of a mapped file back, once it has been read. */
+static void db__file_tensor_forget(const db_safetensors *st, const db_file_tensor *f)
+{
+#ifdef MADV_DONTNEED
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), i;
+    uintptr_t first = ((uintptr_t)f->data + page - 1) / page * page,
+              last = ((uintptr_t)f->data + f->bytes) / page * page;
+    for (i = 0; i < st->shard_count && first < last; i++) {
+        const db__mapping *m = &st->shard[i].map;
+        uintptr_t start = (uintptr_t)m->data;
+        if (m->is_mapped && first >= start && last <= start + m->bytes)
+            madvise((void *)first, last - first, MADV_DONTNEED);
+    }
+#else
+    (void)st, (void)f;
+#endif
 }
 
 size_t db_safetensors_count(const db_safetensors *st) { return st->count; }
@@ -8445,6 +8474,7 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
     db_param *item;
     db_tensor w;
     if (t->ctx->result != DB_OK) return db_none;
+    if (!n->declaring && db_params_fill(n->params) != DB_OK) return db_none;
     dim[0] = d0, dim[1] = d1, dim[2] = d2, dim[3] = d3;
     snprintf(full, sizeof full, "%s%s", n->scope, name);
     item = db_params_find(n->params, full);
@@ -8630,20 +8660,37 @@ static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tens
     }
 }
 
-static db_result db__params_load(db_param_table *p, const db_safetensors *st, const char *what,
-                                 db__names names, const void *config)
+/* Where the weights still are: an open file, and in it a tensor for each parameter. */
+typedef struct db__source {
+    db_safetensors *st;
+    const db_file_tensor **tensor;
+} db__source;
+
+static void db__source_free(db_param_table *p)
+{
+    if (!p->source) return;
+    db_safetensors_close(p->source->st);
+    db__free(p->ctx, p->source->tensor);
+    db__free(p->ctx, p->source);
+    p->source = NULL;
+}
+
+/* Finds every parameter in an open file, which stays open until they have been read. */
+static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const char *what,
+                                    db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
-    size_t k, largest = 16;
-    float *row;
-    for (k = 0; k < p->n; k++)
-        if (p->item[k].n_dims == 4)
-            largest = DB__MAX(largest, p->item[k].count / p->item[k].dim[0] + 16);
-    row = (float *)db__alloc(ctx, largest, (size_t)db__threads(ctx) * sizeof(float));
+    size_t k;
+    db__source_free(p);
+    p->source = (db__source *)db__alloc(ctx, 1, sizeof *p->source);
+    if (!p->source) return ctx->result;
+    p->source->st = st, st->shared++;
+    p->source->tensor = (const db_file_tensor **)db__alloc(ctx, p->n + 1, sizeof(void *));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
         const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
         char wanted[96], found[96], other[DB__NAME] = "";
+        p->source->tensor[k] = f;
         if (!f) {
             if (names) names(config, item->name, 1, other);
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name,
@@ -8653,17 +8700,36 @@ static db_result db__params_load(db_param_table *p, const db_safetensors *st, co
             db__fail(ctx, DB_ERROR_SHAPE,
                      "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
-        } else {
-            db__param_read(ctx, item, f, row, largest);
         }
     }
-    db__free(ctx, row);
+    if (ctx->result != DB_OK) db__source_free(p);
     return ctx->result;
 }
 
-db_result db_params_load(db_param_table *p, const db_safetensors *st, const char *what)
+db_result db_params_fill(db_param_table *p)
 {
-    return db__params_load(p, st, what, NULL, NULL);
+    db_ctx *ctx = p->ctx;
+    size_t k, largest = 16;
+    float *row;
+    if (ctx->result != DB_OK || !p->source) return ctx->result;
+    if (!p->data && db__params_allocate(p) != DB_OK) return ctx->result;
+    for (k = 0; k < p->n; k++)
+        if (p->item[k].n_dims == 4)
+            largest = DB__MAX(largest, p->item[k].count / p->item[k].dim[0] + 16);
+    row = (float *)db__alloc(ctx, largest, (size_t)db__threads(ctx) * sizeof(float));
+    for (k = 0; k < p->n && row; k++) {
+        db__param_read(ctx, &p->item[k], p->source->tensor[k], row, largest);
+        db__file_tensor_forget(p->source->st, p->source->tensor[k]);
+    }
+    db__free(ctx, row);
+    if (row) db__source_free(p);
+    return ctx->result;
+}
+
+db_result db_params_load(db_param_table *p, db_safetensors *st, const char *what)
+{
+    db__params_find_in(p, st, what, NULL, NULL);
+    return db_params_fill(p);
 }
 
 /* Declares a table's tensors (`values` NULL) or writes them, under their own names or under
@@ -8774,8 +8840,8 @@ static void db__network_free(void *network)
     db__free(ctx, network);
 }
 
-/* Declares the parameters by recording the forward pass once, and makes room for them: zero. */
-static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config)
+/* Declares the parameters by recording the forward pass once; without room for them yet. */
+static void *db__network_declare(db_ctx *ctx, const db__network *kind, const void *config)
 {
     char *network = (char *)db__alloc(ctx, 1, kind->bytes);
     db_param_table *params = (db_param_table *)(void *)network;
@@ -8787,19 +8853,28 @@ static void *db__network_create(db_ctx *ctx, const db__network *kind, const void
     n.params = params, n.declaring = 1;
     if (db_tape_create(ctx, &n.tape) == DB_OK) kind->record(&n, config);
     db_tape_destroy(n.tape);
-    if (ctx->result == DB_OK) db__params_allocate(params);
     if (ctx->result == DB_OK) return network;
     db__network_free(network);
     return NULL;
 }
 
-/* Fills a network from an open file, and says what in the file no parameter took. */
-static db_result db__network_fill(const db__network *kind, db_param_table *params,
-                                  const db_safetensors *st)
+/* A network whose parameters are zero. */
+static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config)
+{
+    void *network = db__network_declare(ctx, kind, config);
+    if (!network || db__params_allocate((db_param_table *)network) == DB_OK) return network;
+    db__network_free(network);
+    return NULL;
+}
+
+/* Finds a network's weights in an open file, and says what in the file no parameter took. */
+static db_result db__network_find_in(const db__network *kind, db_param_table *params,
+                                     db_safetensors *st)
 {
     const char *what = st->shard[0].name;
     size_t k, left = db_safetensors_count(st);
-    if (db__params_load(params, st, what, kind->names, NULL) != DB_OK) return params->ctx->result;
+    if (db__params_find_in(params, st, what, kind->names, NULL) != DB_OK)
+        return params->ctx->result;
     for (k = 0; k < params->n; k++)
         left -= db__find_renamed(st, params->item[k].name, kind->names, NULL) != NULL;
     for (k = 0; k < db_safetensors_count(st);
@@ -8820,8 +8895,8 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
     if (config && db__join(ctx, path, directory, "config.json") &&
         db__config_load(ctx, kind, path, config) == DB_OK &&
         db_weights_open(ctx, directory, kind->weights, &st) == DB_OK) {
-        network = db__network_create(ctx, kind, config);
-        if (network) db__network_fill(kind, (db_param_table *)network, st);
+        network = db__network_declare(ctx, kind, config);
+        if (network) db__network_find_in(kind, (db_param_table *)network, st);
     }
     db_safetensors_close(st);
     db__free(ctx, config);
@@ -8898,7 +8973,7 @@ db_result db_lora_merge(db_param_table *network)
     db_lora *lora = network->lora;
     size_t k, r, i, o;
     float *row, scale;
-    if (ctx->result != DB_OK || !lora) return ctx->result;
+    if (!lora || db_params_fill(network) != DB_OK) return ctx->result;
     scale = lora->alpha / (float)lora->rank;
     for (k = 0; k + 1 < lora->params.n; k += 2) {
         const db_param *a = &lora->params.item[k], *b = a + 1;
@@ -8953,7 +9028,7 @@ static int db__lora_refused(const db_json *j, const char *network)
 
 /* Reads what an open file has for a network. Returns how many of its tensors that were. */
 static size_t db__lora_read(const db__network *kind, db_param_table *table, const char *network,
-                            const db_safetensors *st)
+                            db_safetensors *st)
 {
     db_ctx *ctx = table->ctx;
     const char *what = st->shard[0].name,
@@ -8988,8 +9063,10 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
         alpha = db_json_number(j, key, alpha);
     }
     db_json_free(j);
-    if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha))
-        db__params_load(&table->lora->params, st, what, db__lora_names, network);
+    if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha)) {
+        db__params_find_in(&table->lora->params, st, what, db__lora_names, network);
+        db_params_fill(&table->lora->params);
+    }
     if (ctx->result == DB_OK && table->lora->params.n != n)
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "%s has %zu tensors for the \"%s\", a LoRA of the attention's projections has "
@@ -11225,20 +11302,21 @@ static int db__refuse_file(db_ctx *ctx, const char *path, const db_safetensors *
 
 /* A network of the single file: its configuration's text, its tensors. */
 static void *db__ldm_network(db_ctx *ctx, const db__network *kind, const char *what,
-                             const char *text, const db_safetensors *st, db__names names)
+                             const char *text, db_safetensors *st, db__names names)
 {
     const db_json *j = text ? db_json_parse(ctx, what, text, strlen(text)) : NULL;
     void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
     if (j && config && kind->parse(ctx, j, what, config) == DB_OK)
-        network = db__network_create(ctx, kind, config);
-    if (network) db__params_load((db_param_table *)network, st, st->shard[0].name, names, config);
+        network = db__network_declare(ctx, kind, config);
+    if (network)
+        db__params_find_in((db_param_table *)network, st, st->shard[0].name, names, config);
     db_json_free(j);
     db__free(ctx, config);
     return network;
 }
 
 /* The networks of an open single file. */
-static void db__load_single(db_pipeline *p, const char *path, const db_safetensors *st)
+static void db__load_single(db_pipeline *p, const char *path, db_safetensors *st)
 {
     db_ctx *ctx = p->ctx;
     struct db__configs *c = p->single_file = (struct db__configs *)db__alloc(ctx, 1, sizeof *c);
@@ -11463,6 +11541,14 @@ static void db__copy_weights(const db_pipeline *p, const char *directory, const 
     db_safetensors_close(st);
 }
 
+/* Every network's weights are about to be written. */
+static db_result db__pipeline_fill(const db_pipeline *p)
+{
+    if (p->text_encoder) db_params_fill(&p->text_encoder->params);
+    if (p->vae) db_params_fill(&p->vae->params);
+    return db_params_fill(&p->unet->params);
+}
+
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype)
 {
     static const char *const folders[] = {
@@ -11500,6 +11586,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
                        text); /* without it diffusers knows no length */
         db__free(ctx, text);
     }
+    db__pipeline_fill(p);
     if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
     if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors"))
@@ -11579,6 +11666,7 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
             ctx, DB_ERROR_UNSUPPORTED,
             "%s: only Stable Diffusion has a single-file form; save this pipeline as a directory",
             p->directory);
+    if (db__pipeline_fill(p) != DB_OK) return ctx->result;
     w = db_safetensors_create(ctx, path);
     for (k = 0; k < DB__CONFIGS; k++) {
         char *text = db__config_text(p, k);

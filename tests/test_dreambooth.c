@@ -508,12 +508,14 @@ static void test_released(void)
     }
     if (db_pipeline_load(ctx, "examples/world/base", &p) == DB_OK) {
         count = p->text_encoder->params.count, before = (float *)malloc(count * sizeof *before);
+        db_params_fill(&p->text_encoder->params);
         memcpy(before, p->text_encoder->params.data, count * sizeof *before);
         db_pipeline_release(p, 1, 1);
         db_pipeline_save(p, scratch, DB_F16);
         db_pipeline_load(ctx, scratch, &again);
     }
     if (again && again->text_encoder && again->text_encoder->params.count == count &&
+        db_params_fill(&again->text_encoder->params) == DB_OK &&
         !memcmp(before, again->text_encoder->params.data, count * sizeof *before))
         test_pass("a released text encoder", "is saved from where it was");
     else test_fail("a released text encoder", "%s", db_last_error(ctx));

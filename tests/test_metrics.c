@@ -426,6 +426,7 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     /* weights */
     write_text("config.json", "{\"model_type\": \"lpips\", \"channels\": [4, 6, 5, 4, 4]}");
     db_lpips_load(ctx, METRICS "/lpips", &l);
+    db_params_fill(&l->params);
     write_params(ctx, &l->params, "model.safetensors", 0, "lin2.model.1.weight", NULL);
     db_lpips_load(ctx, scratch, &broken);
     expect(ctx, "a tensor missing", DB_ERROR_MISSING, "model.safetensors", "lin2.model.1.weight");

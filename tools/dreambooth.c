@@ -1543,7 +1543,7 @@ static int probe(int argc, char **argv)
     db_tensor y = db_none, loss = db_none, target = db_none;
     size_t k, d[4];
     float *result = NULL, *goal = NULL, value = 0;
-    double began, loaded;
+    double began, opened, loaded;
     uploads u;
     part p;
     if (status) return status == 1;
@@ -1559,6 +1559,8 @@ static int probe(int argc, char **argv)
     c.model = stage_directory(c.model, "base");
     began = now();
     if (db_safetensors_open(ctx, in, &st) == DB_OK) load_part(ctx, c.model, &p);
+    opened = now();
+    if (db_status(ctx) == DB_OK) db_params_fill(p.params);
     loaded = now();
     if (db_status(ctx) == DB_OK && grads) db_params_require_grad(p.params);
     if (db_status(ctx) == DB_OK) db_tape_create(ctx, &t);
@@ -1588,8 +1590,9 @@ static int probe(int argc, char **argv)
                          grads ? &value : NULL);
         if (grads && db_status(ctx) == DB_OK) save_gradients(ctx, &p, c.model, grads);
         if (!c.quiet && db_status(ctx) == DB_OK)
-            printf("%s: %.2fM parameters loaded in %.2f s, computed in %.2f s\n", name,
-                   (double)p.params->count / 1e6, loaded - began, now() - loaded);
+            printf("%s: %.2fM parameters opened in %.2f s, read in %.2f s, computed in %.2f s\n",
+                   name, (double)p.params->count / 1e6, opened - began, loaded - opened,
+                   now() - loaded);
     }
     db_tape_destroy(t);
     for (k = 0; k < u.n; k++) free(u.data[k]);
