@@ -2791,6 +2791,53 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
     }
 }
 
+/* ---- the same for few pixels, k = 1 -------------------------------------------------------------
+   Then the weight is most of what is read, and packing it would take three times as long as reading
+   it once. So it becomes A, as it lies, and the pixels B: the product is y transposed. f32 only, as
+   other types' weights have to be converted. */
+
+enum { DB__FEW_PIXELS = 128 };
+
+static int db__conv_is_narrow(const db__kernels *kern, const db__conv *v)
+{
+    return kern->size == sizeof(float) && db__conv_direct(v) &&
+        v->B * v->OH * v->OW <= DB__FEW_PIXELS;
+}
+
+static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
+                            const db_arg *weight, const float *bias, const db_arg *residual,
+                            db__conv v, int mirrored, int add)
+{
+    enum { ROWS = 64 }; /* outputs of a task */
+    const db__kernels *kern = ctx->isa->f32;
+    size_t pixels = v.B * v.OH * v.OW, columns = DB__ROUND_UP(pixels, 16);
+    float *packed = (float *)db__scratch(c, columns * v.C * sizeof(float));
+    float *own = (float *)db__scratch(c, 2 * ROWS * columns * (size_t)db__threads(ctx) *
+                                             sizeof(float));
+    long task;
+    if (c->measuring) return;
+    kern->pack(packed, v.C * 16, in->data, v.C, pixels, 1, v.C, v.C);
+    {
+        DB__PARALLEL_FOR(ctx, dynamic)
+        for (task = 0; task < (long)DB__CEIL_DIV(v.OC, ROWS); task++) {
+            size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, ROWS);
+            float *turned = own + 2 * ROWS * columns * (size_t)db__thread_index();
+            db__gemm g;
+            memset(&g, 0, sizeof g);
+            g.m = n, g.k = v.C, g.taps = 1, g.panels = columns / 16;
+            g.a = db__floats(weight) + (mirrored ? n0 : n0 * v.C);
+            g.lda = mirrored ? 1 : v.C, g.a_k = mirrored ? v.OC : 1;
+            g.b = packed, g.b_panel = v.C * 16, g.b_k = 16;
+            g.c = turned + ROWS * columns, g.ldc = columns;
+            kern->gemm(&g);
+            kern->transpose(turned, ROWS, g.c, columns, n, pixels, n);
+            kern->epilogue(db__at(out, n0), v.OC, turned, ROWS, bias ? bias + n0 : NULL,
+                           residual && residual->present ? db__at(residual, n0) : NULL, pixels, n,
+                           add);
+        }
+    }
+}
+
 /* ---- the same by Winograd's algorithm F(2x2, 3x3) -----------------------------------------------
    Lavin and Gray, 2016 (arXiv 1509.09308), section 4.1. A tile of 2 x 2 outputs depends on 4 x 4
    inputs; in the basis B^T d B of the inputs and G g G^T of the kernel the convolution is a product
@@ -2876,13 +2923,23 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
     }
 }
 
+typedef void (*db__conv_way)(db_ctx *, db_call *, const db_arg *, const db_arg *, const db_arg *,
+                             const float *, const db_arg *, db__conv, int, int);
+
+static db__conv_way db__conv_way_of(const db__kernels *kern, const db__conv *v)
+{
+    return db__conv_is_winograd(kern, v) ? db__conv_winograd
+        : db__conv_is_narrow(kern, v)    ? db__conv_narrow
+                                         : db__conv_run;
+}
+
 /* a: y, x, w, bias, residual.  s: k, stride, pad */
 static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
     db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2], 128);
-    (db__conv_is_winograd(kern, &v) ? db__conv_winograd : db__conv_run)(
-        ctx, c, &c->a[0], &c->a[1], &c->a[2], db__floats(&c->a[3]), &c->a[4], v, 0, 0);
+    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], db__floats(&c->a[3]), &c->a[4],
+                              v, 0, 0);
 }
 
 /* a: dx, dy, w.  s: k, stride, pad.  i: add */
@@ -2891,8 +2948,7 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
     db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1],
                              (long)c->s[0] - 1 - (long)c->s[2], 128);
-    (db__conv_is_winograd(kern, &v) ? db__conv_winograd : db__conv_run)(
-        ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
+    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
 }
 
 /* ---- the gradient of the weights ----------------------------------------------------------------

@@ -8,11 +8,11 @@ of them, one at a time. Each network is made and saved by PyTorch in a process o
 deleted. THREADS (2) is given to both sides. Values must agree to 1e-4 of the largest; times are of one forward pass, ours
 with all preparation. Of T5-XXL, LAYERS (4) of the 24 layers are taken, at full width; t5_xxl is all of it, for
 its memory: PyTorch, which has room for it in bf16 only, computes in that type, and the comparison is as loose."""
-import json, os, re, resource, shutil, subprocess, sys, tempfile, time
+import json, os, re, resource, subprocess, sys, tempfile, time
 
 THREADS, LAYERS = int(os.environ.get("THREADS", 2)), int(os.environ.get("LAYERS", 4))
-SD = dict(sample_size=64, in_channels=4, out_channels=4, block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, cross_attention_dim=768, attention_head_dim=8,
-          down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+with open(os.path.join(os.path.dirname(__file__), "../tools/sd15.json")) as f:
+    SD, VAE, CLIP = json.load(f).values()
 IF = dict(act_fn="gelu", resnet_time_scale_shift="scale_shift", mid_block_type="UNetMidBlock2DSimpleCrossAttn", cross_attention_norm="group_norm", addition_embed_type="text",
           addition_embed_type_num_heads=64, encoder_hid_dim=4096, encoder_hid_dim_type="text_proj", attention_head_dim=64, only_cross_attention=False)
 IF1M = IF | dict(sample_size=64, in_channels=3, out_channels=6, block_out_channels=[192, 384, 576, 768], layers_per_block=3, cross_attention_dim=768,
@@ -21,9 +21,6 @@ IF2L = IF | dict(sample_size=256, in_channels=6, out_channels=6, block_out_chann
                  down_block_types=["ResnetDownsampleBlock2D"] * 3 + ["SimpleCrossAttnDownBlock2D"] * 2, up_block_types=["SimpleCrossAttnUpBlock2D"] * 2 + ["ResnetUpsampleBlock2D"] * 3,
                  class_embed_type="timestep", resnet_skip_time_act=True, resnet_out_scale_factor=1.41423, mid_block_scale_factor=1.41423, time_embedding_act_fn="gelu",
                  time_embedding_dim=1280)
-VAE = dict(sample_size=512, block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, norm_num_groups=32,
-           down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
-CLIP = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, hidden_act="quick_gelu")
 T5 = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=LAYERS, num_heads=64, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
 # name: our flags, the limit in MB
 TRAINING = {"train": ([], 16 << 10), "train_8bit": (["--use_8bit_adam"], 11 << 10), "train_lora": (["--rank", "4"], 6 << 10)}
@@ -147,9 +144,10 @@ def pytorch_train(name, folder):
 
 def ours_train(name, folder):
     """The same by the command-line tool, from photos on; what it had foretold, and its peak memory."""
+    from PIL import Image
     photos = os.path.join(os.path.dirname(__file__), "../examples/world/subjects/dog1")
     os.makedirs(f"{folder}/class")
-    shutil.copy(f"{photos}/{sorted(f for f in os.listdir(photos) if f.endswith('.png'))[0]}", f"{folder}/class/00000.png")
+    Image.open(f"{photos}/00.png").resize((512, 512)).save(f"{folder}/class/00000.png")
     run = subprocess.run(["build/dreambooth", "train", "--pretrained_model_name_or_path", f"{folder}/model", "--instance_data_dir", photos, "--instance_prompt", "a zxk dog",
                           "--with_prior_preservation", "--class_prompt", "a dog", "--class_data_dir", f"{folder}/class", "--num_class_images", "1", "--train_batch_size", "1",
                           "--gradient_checkpointing", "--sequential", "--resolution", "512", "--learning_rate", "1e-6", "--max_train_steps", "2", "--threads", str(THREADS),

@@ -12,11 +12,15 @@
    build/bench net world_base_train_step --batch 16  noise, forward, backward, AdamW, EMA
    build/bench net world_text --batch 16             the text encoder, 77 tokens
    build/bench net world_generate --batch 4          30 steps of DDIM, guidance 3
+   build/bench net unet_sd15_forward                 Stable Diffusion 1.5, 64 x 64 latents
+   build/bench net unet_sd15_train_step              noise, forward, backward, AdamW
+   build/bench net clip_text                         its text encoder, 77 tokens
+   build/bench net vae_decode                        its decoder, 512 x 512 pixels
    build/bench load world_base --file FILE           weights from FILE (written first, f16)
 
    Everywhere: --dtype f32|bf16  --threads N  --repetitions N. A repetition is as many calls as fill
    50 ms, after two to warm up; seconds and flops are those of one call. Networks are built as
-   examples/world/base says, with random weights: they cost the same time. */
+   examples/world/base and tools/sd15.json say, with random weights: they cost the same time. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -280,31 +284,48 @@ static void set_random(db_param_table *p)
     for (k = 0; k < p->count; k++) p->data[k] = 0.2f * p->data[k] - 0.1f;
 }
 
-static void make_unet(void)
+/* The network of a configuration file of the shipped base or, without one, that part of Stable
+   Diffusion 1.5. */
+static void *make_network(const db__network *kind, const char *part, const char *world)
 {
-    db_unet_config c;
-    if (db_unet_config_load(ctx, BASE "unet/config.json", &c) || db_unet_create(ctx, &c, &unet))
-        fail(db_last_error(ctx), "");
-    set_random(&unet->params);
+    const db_json *all = world ? NULL : db_json_load(ctx, "tools/sd15.json");
+    const char *path = world ? world : "tools/sd15.json";
+    void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
+    if (world) db__config_load(ctx, kind, path, config);
+    else if (all) kind->parse(ctx, db_json_get(all, part), path, config);
+    if (db_status(ctx) == DB_OK) network = db__network_create(ctx, kind, config);
+    if (!network) fail(db_last_error(ctx), "");
+    set_random((db_param_table *)network);
+    db_json_free(all);
+    db__free(ctx, config);
+    return network;
 }
 
-static db_tensor image_input(size_t B)
+static void make_unet(void)
 {
-    const size_t dim[4] = {B, o.size, o.size, 3};
+    const char *world = strstr(o.name, "sd15") ? NULL : BASE "unet/config.json";
+    unet = (db_unet *)make_network(&db__unet_network, "unet", world);
+}
+
+static db_tensor image_input(size_t B, size_t channels)
+{
+    const size_t dim[4] = {B, o.size, o.size, channels};
     return db_input(tape, DB_F32, 4, dim);
 }
 
 static db_tensor record_unet(db_tensor x)
 {
-    const size_t dim[3] = {x.dim[0], TOKENS, unet->config.encoder_hid_dim};
+    const db_unet_config *c = &unet->config;
+    const size_t dim[3] = {x.dim[0], TOKENS,
+                           c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim};
     return db_unet_forward(tape, unet, x, db_input(tape, DB_F32, 1, dim),
                            db_input(tape, DB_F32, 3, dim), db_none, NULL);
 }
 
-static void world_base_forward(void)
+static void unet_forward(void)
 {
     make_unet();
-    db_keep(tape, record_unet(image_input(o.B)));
+    db_keep(tape, record_unet(image_input(o.B, unet->config.in_channels)));
     prepare_tape();
 }
 
@@ -313,17 +334,20 @@ static void run_train_step(void)
     db_zero_grad(&unet->params);
     db_run(tape, 1, (uint32_t)optimizer.step);
     db_optimizer_step(&optimizer, 1e-4f, 1, NULL);
-    db_ema_update(&unet->params, average, 0.9995f);
+    if (average) db_ema_update(&unet->params, average, 0.9995f);
 }
 
-/* tools/pretrain.c's step without its auxiliary head: v-prediction, the loss weighted by pixel. */
-static void world_base_train_step(void)
+/* tools/pretrain.c's step without its auxiliary head: v-prediction, the loss weighted by pixel; and
+   of the shipped base an average of the weights. */
+static void unet_train_step(void)
 {
-    db_tensor x = image_input(o.B), eps = db_normal_like(tape, x, FOR_NOISE), v, pred;
-    db_tensor alpha = db_input(tape, DB_F32, 1, x.dim), sigma = db_input(tape, DB_F32, 1, x.dim),
-              weight = db_input(tape, DB_F32, 3, x.dim);
+    db_tensor x, eps, alpha, sigma, weight, v, pred;
     make_unet();
-    average = (float *)db__alloc(ctx, unet->params.count, sizeof(float));
+    x = image_input(o.B, unet->config.in_channels), eps = db_normal_like(tape, x, FOR_NOISE);
+    alpha = db_input(tape, DB_F32, 1, x.dim), sigma = db_input(tape, DB_F32, 1, x.dim);
+    weight = db_input(tape, DB_F32, 3, x.dim);
+    if (!strstr(o.name, "sd15"))
+        average = (float *)db__alloc(ctx, unet->params.count, sizeof(float));
     db_optimizer_init(&optimizer, &unet->params, NULL);
     v = db_mix(tape, alpha, eps, sigma, x);
     pred = record_unet(db_mix(tape, alpha, x, sigma, eps));
@@ -345,7 +369,7 @@ static void world_generate(void)
     db_memory_plan plan = {0, 0, 0, 0};
     make_unet();
     record_unet(
-        image_input(2 * o.B)); /* only to count the work of a step: db_sample has its own tape */
+        image_input(2 * o.B, 3)); /* only to count the work of a step: db_sample has its own tape */
     db_plan(tape, &plan);
     flops = STEPS * plan.flops;
     db_schedule_load(ctx, BASE "scheduler/scheduler_config.json", &schedule);
@@ -354,18 +378,22 @@ static void world_generate(void)
     run = run_generate;
 }
 
-static void world_text(void)
+static void text(void)
 {
+    const char *world = strstr(o.name, "clip") ? NULL : BASE "text_encoder/config.json";
     const size_t dim[2] = {o.B, TOKENS};
-    db_text_config c;
-    db_text_encoder *e = NULL;
-    if (db_text_config_load(ctx, BASE "text_encoder/config.json", &c) ||
-        db_text_encoder_create(ctx, &c, &e))
-        fail(db_last_error(ctx), "");
-    set_random(&e->params);
+    db_text_encoder *e =
+        (db_text_encoder *)make_network(&db__text_network, "text_encoder", world);
     db_keep(
         tape,
         db_text_forward(tape, e, db_input(tape, DB_I32, 2, dim), db_input(tape, DB_F32, 2, dim)));
+    prepare_tape();
+}
+
+static void vae_decode(void)
+{
+    db_vae *v = (db_vae *)make_network(&db__vae_network, "vae", NULL);
+    db_keep(tape, db_vae_decode_forward(tape, v, image_input(o.B, v->config.latent_channels)));
     prepare_tape();
 }
 
@@ -467,10 +495,14 @@ int main(int argc, char **argv)
                  {"op", "linear", op},
                  {"op", "attention", op},
                  {"op", "group_norm", op},
-                 {"net", "world_base_forward", world_base_forward},
-                 {"net", "world_base_train_step", world_base_train_step},
-                 {"net", "world_text", world_text},
-                 {"net", "world_generate", world_generate}};
+                 {"net", "world_base_forward", unet_forward},
+                 {"net", "world_base_train_step", unet_train_step},
+                 {"net", "world_text", text},
+                 {"net", "world_generate", world_generate},
+                 {"net", "unet_sd15_forward", unet_forward},
+                 {"net", "unet_sd15_train_step", unet_train_step},
+                 {"net", "clip_text", text},
+                 {"net", "vae_decode", vae_decode}};
     size_t k = 0, n = sizeof table / sizeof *table;
     db_config config = db_config_default();
     if (argc > 2) o.command = argv[1], o.name = argv[2];

@@ -30,13 +30,16 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCH, OUT, BASE = "build/bench", "build/bench.json", "examples/world/base/"  # all from ROOT
 TOKENS, STEPS, ROUNDS = 77, 30, 2
 
-# key: what build/bench measures, in f32 and as key_bf16 in bf16; OPERATIONS and NETWORKS have PyTorch's side. To come, a
-# line here and a function on both sides each: unet_sd15_forward, unet_sd15_train_step, clip_text, vae_decode.
+# key: what build/bench measures, in f32 and as key_bf16 in bf16; OPERATIONS and NETWORKS have PyTorch's side.
 CASES = {
     "world_base_forward": "net world_base_forward --batch 16 --size 64",
     "world_base_train_step": "net world_base_train_step --batch 16 --size 64",
     "world_generate": "net world_generate --batch 4 --size 64",
     "world_text": "net world_text --batch 16",
+    "unet_sd15_forward": "net unet_sd15_forward --batch 1 --size 64",
+    "unet_sd15_train_step": "net unet_sd15_train_step --batch 1 --size 64",
+    "clip_text": "net clip_text --batch 1",
+    "vae_decode": "net vae_decode --batch 1 --size 64",
     "world_load": "load world_base --file build/bench_weights.safetensors",
 }
 for key, passes, command in (
@@ -47,7 +50,7 @@ for key, passes, command in (
     ("attention_256_3x32_batch16", "fwd bwd", "op attention --B 16 --T 256 --S 333 --C 96 --heads 3"),
     ("group_norm_320_64", "fwd bwd", "op group_norm --B 1 --H 64 --W 64 --C 320 --groups 32"),
 ): CASES.update({key if p == "fwd" else f"{key}_{p}": f"{command} --pass {p}" for p in passes.split()})
-ONE_LAYOUT = {"linear", "attention", "world_text", "world_base"}  # neither images nor kernels
+ONE_LAYOUT = {"linear", "attention", "world_text", "clip_text", "world_base"}  # neither images nor kernels
 
 
 # ---- PyTorch's side: functions of the flags and the variant, which return what is to be timed ------------------------
@@ -97,35 +100,41 @@ def operation(a, variant):
 def config(path):
     with open(BASE + path) as f: return json.load(f)
 
+def sd15(part):
+    with open("tools/sd15.json") as f: return json.load(f)[part]
+
 
 def unet(a, variant, n):
-    """The network, images [n,3,S,S], timesteps [n] and text states [n,77,D]."""
+    """The network, images [n,channels,S,S], timesteps [n] and text states [n,77,D]."""
     from diffusers import UNet2DConditionModel
-    net = variant.place(UNet2DConditionModel.from_config(config("unet/config.json")))
-    image, text = torch.randn(n, 3, a["size"], a["size"]), torch.randn(n, TOKENS, net.config.encoder_hid_dim)
+    net = variant.place(UNet2DConditionModel.from_config(sd15("unet") if "sd15" in a["name"] else config("unet/config.json")))
+    image = torch.randn(n, net.config.in_channels, a["size"], a["size"])
+    text = torch.randn(n, TOKENS, net.config.encoder_hid_dim or net.config.cross_attention_dim)
     return net, variant.place(image), torch.full((n,), 500), variant.place(text)
 
 
-def world_base_forward(a, variant):
+def unet_forward(a, variant):
     net, x, t, text = unet(a, variant, a["batch"])
     return variant.forward(net, x, t, encoder_hidden_states=text)
 
-def world_base_train_step(a, variant):
+def unet_train_step(a, variant):
     net, x, t, text = unet(a, variant, a["batch"])
-    params, average = list(net.parameters()), [p.detach().clone() for p in net.parameters()]
+    params = list(net.parameters())
+    average = [] if "sd15" in a["name"] else [p.detach().clone() for p in params]
     weight, alpha, sigma = torch.rand(a["batch"], 1, a["size"], a["size"]), 0.8, 0.6
     try: optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True)
     except RuntimeError: optimizer = torch.optim.AdamW(params, lr=1e-4, foreach=True)
 
     def run():
         eps = torch.randn_like(x)
-        with variant.context(): pred = net(alpha * x + sigma * eps, t, encoder_hidden_states=text).sample[:, :3]
+        with variant.context(): pred = net(alpha * x + sigma * eps, t, encoder_hidden_states=text).sample[:, :x.shape[1]]
         loss = (weight * (pred.float() - (alpha * eps - sigma * x)).square()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        with torch.no_grad(): torch._foreach_lerp_(average, params, 5e-4)
+        if average:
+            with torch.no_grad(): torch._foreach_lerp_(average, params, 5e-4)
     return run
 
 def world_generate(a, variant):
@@ -148,12 +157,23 @@ def world_text(a, variant):
     ids, mask = torch.randint(100, (a["batch"], TOKENS)), torch.ones(a["batch"], TOKENS)
     return variant.forward(net, input_ids=ids, attention_mask=mask)
 
+def clip_text(a, variant):
+    from transformers import CLIPTextConfig, CLIPTextModel
+    net = variant.place(CLIPTextModel(CLIPTextConfig(**sd15("text_encoder")))).eval()
+    return variant.forward(net, input_ids=torch.randint(100, (a["batch"], TOKENS)))
+
+def vae_decode(a, variant):
+    from diffusers import AutoencoderKL
+    net = variant.place(AutoencoderKL.from_config(sd15("vae")))
+    return variant.forward(net.decode, variant.place(torch.randn(a["batch"], 4, a["size"], a["size"])))
+
 def world_base(a, variant):
     from safetensors.torch import load_file
     net = unet(dict(a, size=64), variant, 1)[0]
     return lambda: net.load_state_dict(load_file(a["file"]))
 
-NETWORKS = {f.__name__: f for f in (world_base_forward, world_base_train_step, world_generate, world_text, world_base)}
+NETWORKS = {f.__name__: f for f in (world_generate, world_text, clip_text, vae_decode, world_base)} | {
+    f"{name}_{f.__name__[5:]}": f for name in ("world_base", "unet_sd15") for f in (unet_forward, unet_train_step)}
 
 
 def peak_mb():
