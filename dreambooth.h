@@ -2820,7 +2820,7 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)DB__CEIL_DIV(v.OC, ROWS); task++) {
-            size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, ROWS);
+            size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, (size_t)ROWS);
             float *turned = own + 2 * ROWS * columns * (size_t)db__thread_index();
             db__gemm g;
             memset(&g, 0, sizeof g);
