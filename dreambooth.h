@@ -2794,7 +2794,8 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
 /* ---- the same for few pixels, k = 1 -------------------------------------------------------------
    Then the weight is most of what is read, and packing it would take three times as long as reading
    it once. So it becomes A, as it lies, and the pixels B: the product is y transposed. f32 only, as
-   other types' weights have to be converted. */
+   other types' weights have to be converted. The bits are those of db__conv_run, sums from the bias
+   on included: no result depends on how many pixels come together. */
 
 enum { DB__FEW_PIXELS = 128 };
 
@@ -2814,6 +2815,7 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
     float *packed = (float *)db__scratch(c, columns * v.C * sizeof(float));
     float *own = (float *)db__scratch(c, 2 * ROWS * columns * (size_t)db__threads(ctx) *
                                              sizeof(float));
+    int joined = residual && residual->present, from_bias = bias && !joined && v.OC % 16 == 0;
     long task;
     if (c->measuring) return;
     kern->pack(packed, v.C * 16, in->data, v.C, pixels, 1, v.C, v.C);
@@ -2822,18 +2824,22 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
         for (task = 0; task < (long)DB__CEIL_DIV(v.OC, ROWS); task++) {
             size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, (size_t)ROWS);
             float *turned = own + 2 * ROWS * columns * (size_t)db__thread_index();
+            size_t r, p;
             db__gemm g;
             memset(&g, 0, sizeof g);
             g.m = n, g.k = v.C, g.taps = 1, g.panels = columns / 16;
             g.a = db__floats(weight) + (mirrored ? n0 : n0 * v.C);
             g.lda = mirrored ? 1 : v.C, g.a_k = mirrored ? v.OC : 1;
             g.b = packed, g.b_panel = v.C * 16, g.b_k = 16;
-            g.c = turned + ROWS * columns, g.ldc = columns;
+            g.c = turned + ROWS * columns, g.ldc = g.lds = columns;
+            g.start = from_bias ? g.c : NULL;
+            for (r = 0; from_bias && r < n; r++)
+                for (p = 0; p < columns; p++) g.c[r * columns + p] = bias[n0 + r];
             kern->gemm(&g);
             kern->transpose(turned, ROWS, g.c, columns, n, pixels, n);
-            kern->epilogue(db__at(out, n0), v.OC, turned, ROWS, bias ? bias + n0 : NULL,
-                           residual && residual->present ? db__at(residual, n0) : NULL, pixels, n,
-                           add);
+            kern->epilogue(db__at(out, n0), v.OC, turned, ROWS,
+                           bias && !from_bias ? bias + n0 : NULL,
+                           joined ? db__at(residual, n0) : NULL, pixels, n, add);
         }
     }
 }
@@ -2846,13 +2852,14 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
    the sum's own rounding, as no constant but 1/2 occurs.
 
    It pays where the three changes of basis are small beside the products: channels enough, and
-   pixels enough for the kernel's, which every call makes anew. */
+   pixels enough for the kernel's, which every call makes anew. The batch has no say, so that a
+   sample's result does not depend on its company. */
 
 static int db__conv_is_winograd(const db__kernels *kern, const db__conv *v)
 {
     return kern->winograd_input && v->k == 3 && v->stride == 1 && v->dilate == 1 &&
         v->C % 16 == 0 && v->OC % 16 == 0 && v->C >= DB__WINOGRAD_CHANNELS &&
-        v->OC >= DB__WINOGRAD_CHANNELS && v->B * v->OH * v->OW >= DB__WINOGRAD_PIXELS;
+        v->OC >= DB__WINOGRAD_CHANNELS && v->OH * v->OW >= DB__WINOGRAD_PIXELS;
 }
 
 static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,

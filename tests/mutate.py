@@ -28,7 +28,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 TESTS = ["test_ops", "test_backend", "test_networks", "test_metrics"]
-NAME = re.compile(r"back|dx|dw|grad|recompute|adamw|pack_conv|fill_strip|transpose|column_sums")
+NAME = re.compile(r"back|dx|dw|grad|recompute|adamw|pack_conv|fill_line|conv_narrow|transpose|column_sums")
 SKIP = re.compile(r"measuring|_bytes|db__scratch|DB__CEIL_DIV|DB__ROUND_UP|DB__PARALLEL|db__shape_fail|db__fail|\(void\)|^return\b|"
                   r"^(break|continue)\b|^case\b|^switch\b|"
                   r"^(v\.K|n_panels|ldc|ld_columns|strip_rows|k_image|k_rows|per_group|blocks|n_groups|acc_floats|parts|oc_step|n_oc)\b")
