@@ -2703,9 +2703,28 @@ static void db__pack_conv(const db__kernels *kern, const db__conv *v, char *pane
 enum { DB__PANELS = 8 }; /* columns computed at once: 128, so that C stays in the second cache */
 enum { DB__WINOGRAD_CHANNELS = 32, DB__WINOGRAD_PIXELS = 64 }; /* from here on it pays */
 
+/* f32 sums need no copy on their way to the output and begin with what joins them, unless bias and
+   residual both do. Asked while measuring too, when nothing has its address yet. */
+static int db__conv_in_place(const db__kernels *kern, const db__conv *v, const db_arg *bias,
+                             const db_arg *residual)
+{
+    return kern->size == sizeof(float) && v->OC % 16 == 0 &&
+        !(bias && bias->present && residual && residual->present);
+}
+
+/* What the sums then begin with, from element `to` of the output, column n0, on: rows apart by OC,
+   or 0 for a bias. NULL: zeros. */
+static const float *db__conv_start(const db_arg *out, const float *bias, const db_arg *residual,
+                                   size_t to, size_t n0, int add)
+{
+    if (add) return db__floats(out) + to;
+    if (residual && residual->present) return db__floats(residual) + to;
+    return bias ? bias + n0 : NULL;
+}
+
 /* out (+)= convolution of in, plus bias and residual where given. */
 static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                         const db_arg *weight, const float *bias, const db_arg *residual,
+                         const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
                          db__conv v, int mirrored, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, out->dtype);
@@ -2723,14 +2742,13 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
     size_t lines_bytes =
         direct ? 0 : DB__ROUND_UP((lines * v.line * v.Cp + beyond) * size, DB__ALIGN);
     size_t c_rows = joined ? (v.rows - 1) * apart + v.columns : v.columns;
-    /* f32 needs no copy of C on its way to the output, unless bias and residual both join it */
-    int in_place = size == sizeof(float) && v.OC % 16 == 0 &&
-        !(bias && residual && residual->present);
+    int in_place = db__conv_in_place(kern, &v, bias_arg, residual);
     size_t c_bytes =
                in_place ? 0 : c_rows * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float),
            thread_bytes = lines_bytes + DB__ROUND_UP(c_bytes, DB__ALIGN);
     char *packed = (char *)db__scratch(c, panels * 16 * v.k * v.K * size);
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
     long task;
     if (c->measuring) return;
     {
@@ -2771,10 +2789,7 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
                     if (in_place) {
                         size_t to = ((at.b * v.OH + at.y0 + r) * v.OW + at.x0) * v.OC + n0;
                         g.c = (float *)db__at(out, to);
-                        g.start = add ? g.c
-                            : residual && residual->present
-                            ? (const float *)(const void *)db__at(residual, to)
-                            : bias ? bias + n0 : NULL;
+                        g.start = db__conv_start(out, bias, residual, to, n0, add);
                         g.lds = bias ? 0 : v.OC;
                     }
                     kern->gemm(&g);
@@ -2794,8 +2809,8 @@ static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_ar
 /* ---- the same for few pixels, k = 1 -------------------------------------------------------------
    Then the weight is most of what is read, and packing it would take three times as long as reading
    it once. So it becomes A, as it lies, and the pixels B: the product is y transposed. f32 only, as
-   other types' weights have to be converted. The bits are those of db__conv_run, sums from the bias
-   on included: no result depends on how many pixels come together. */
+   other types' weights have to be converted. The bits are those of db__conv_run, whose sums
+   begin alike: no result depends on how many pixels come together. */
 
 enum { DB__FEW_PIXELS = 128 };
 
@@ -2806,7 +2821,7 @@ static int db__conv_is_narrow(const db__kernels *kern, const db__conv *v)
 }
 
 static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                            const db_arg *weight, const float *bias, const db_arg *residual,
+                            const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
                             db__conv v, int mirrored, int add)
 {
     enum { ROWS = 64 }; /* outputs of a task */
@@ -2815,7 +2830,8 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
     float *packed = (float *)db__scratch(c, columns * v.C * sizeof(float));
     float *own = (float *)db__scratch(c, 2 * ROWS * columns * (size_t)db__threads(ctx) *
                                              sizeof(float));
-    int joined = residual && residual->present, from_bias = bias && !joined && v.OC % 16 == 0;
+    int in_place = db__conv_in_place(kern, &v, bias_arg, residual);
+    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
     long task;
     if (c->measuring) return;
     kern->pack(packed, v.C * 16, in->data, v.C, pixels, 1, v.C, v.C);
@@ -2824,6 +2840,8 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
         for (task = 0; task < (long)DB__CEIL_DIV(v.OC, ROWS); task++) {
             size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, (size_t)ROWS);
             float *turned = own + 2 * ROWS * columns * (size_t)db__thread_index();
+            const float *start =
+                in_place ? db__conv_start(out, bias, residual, n0, n0, add) : NULL;
             size_t r, p;
             db__gemm g;
             memset(&g, 0, sizeof g);
@@ -2832,14 +2850,16 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
             g.lda = mirrored ? 1 : v.C, g.a_k = mirrored ? v.OC : 1;
             g.b = packed, g.b_panel = v.C * 16, g.b_k = 16;
             g.c = turned + ROWS * columns, g.ldc = g.lds = columns;
-            g.start = from_bias ? g.c : NULL;
-            for (r = 0; from_bias && r < n; r++)
-                for (p = 0; p < columns; p++) g.c[r * columns + p] = bias[n0 + r];
+            g.start = start ? g.c : NULL;
+            for (r = 0; start && r < n; r++)
+                for (p = 0; p < columns; p++)
+                    g.c[r * columns + p] = p < pixels ? start[(bias ? 0 : p * v.OC) + r] : 0;
             kern->gemm(&g);
             kern->transpose(turned, ROWS, g.c, columns, n, pixels, n);
             kern->epilogue(db__at(out, n0), v.OC, turned, ROWS,
-                           bias && !from_bias ? bias + n0 : NULL,
-                           joined ? db__at(residual, n0) : NULL, pixels, n, add);
+                           bias && !in_place ? bias + n0 : NULL,
+                           residual && residual->present && !in_place ? db__at(residual, n0) : NULL,
+                           pixels, n, add && !in_place);
         }
     }
 }
@@ -2863,7 +2883,7 @@ static int db__conv_is_winograd(const db__kernels *kern, const db__conv *v)
 }
 
 static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                              const db_arg *weight, const float *bias, const db_arg *residual,
+                              const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
                               db__conv v, int mirrored, int add)
 {
     const db__kernels *kern = ctx->isa->f32;
@@ -2878,6 +2898,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
     float *u = (float *)db__scratch(c, panels * panel * sizeof(float));
     float *own = (float *)db__scratch(
         c, DB__MAX(own_count, 9 * v.C * 16) * (size_t)db__threads(ctx) * sizeof(float));
+    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
     long task;
     if (c->measuring) return;
     v.rows = rows, v.by_y = by_y;
@@ -2931,7 +2952,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
 }
 
 typedef void (*db__conv_way)(db_ctx *, db_call *, const db_arg *, const db_arg *, const db_arg *,
-                             const float *, const db_arg *, db__conv, int, int);
+                             const db_arg *, const db_arg *, db__conv, int, int);
 
 static db__conv_way db__conv_way_of(const db__kernels *kern, const db__conv *v)
 {
@@ -2945,8 +2966,7 @@ static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
     db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2], 128);
-    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], db__floats(&c->a[3]), &c->a[4],
-                              v, 0, 0);
+    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], &c->a[3], &c->a[4], v, 0, 0);
 }
 
 /* a: dx, dy, w.  s: k, stride, pad.  i: add */

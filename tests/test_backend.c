@@ -308,6 +308,43 @@ static void test_operation_count(void)
     db_destroy(ctx);
 }
 
+/* A linear layer's first rows, with 77 rows and with 154, which are computed in different ways: the
+   same bits, whatever joins the sums. */
+static void test_company(void)
+{
+    enum { FEW = 77, MANY = 154, C = 40, WIDE = 48 };
+    static float value[4][MANY * WIDE], y[2][MANY * WIDE];
+    db_ctx *ctx = context(1, DB_F32, NULL);
+    size_t k, with, OC;
+    for (k = 0; k < 4; k++) test_formula(3 + (uint32_t)k, MANY * WIDE, 1, 0, 1, value[k]);
+    for (OC = 20; OC <= WIDE; OC += WIDE - 20)
+        for (with = 0; with < 4; with++) { /* bias, residual, both */
+            char name[80];
+            for (k = 0; k < 2; k++) {
+                size_t rows = k ? MANY : FEW;
+                db_tape *t;
+                db_tensor x, w, bias = none, residual = none, out;
+                db_tape_create(ctx, &t);
+                x = input(t, DB_F32, rows, C, 0, 0), w = input(t, DB_F32, OC, C, 0, 0);
+                if (with & 1) bias = input(t, DB_F32, OC, 0, 0, 0);
+                if (with & 2) residual = input(t, DB_F32, rows, OC, 0, 0);
+                out = db_linear(t, x, w, bias, residual);
+                db_keep(t, out);
+                db_upload(t, x, value[0]), db_upload(t, w, value[1]);
+                if (with & 1) db_upload(t, bias, value[2]);
+                if (with & 2) db_upload(t, residual, value[3]);
+                db_run(t, 0, 0);
+                db_download(t, out, y[k]);
+                db_tape_destroy(t);
+            }
+            snprintf(name, sizeof name, "77 rows and 154 to %zu%s%s", OC, with & 1 ? ", bias" : "",
+                     with & 2 ? ", residual" : "");
+            test_check(db_status(ctx) == DB_OK && !memcmp(y[0], y[1], FEW * OC * sizeof(float)),
+                       name, "the same bits");
+        }
+    db_destroy(ctx);
+}
+
 /* ---- out of memory --------------------------------------------------------------------------- */
 
 typedef struct allocator {
@@ -720,6 +757,7 @@ int main(int argc, char **argv)
     test_checkpointing();
     test_memory_plan();
     test_operation_count();
+    test_company();
     test_out_of_memory();
     test_philox();
     test_distributions();
