@@ -2355,7 +2355,7 @@ typedef struct db__kernels {
     void (*pool)(void *y, const void *a, const void *b, const void *c, const void *d, float scale,
                  size_t n, int add);
     float (*softmax)(void *p, float *s, const float *bias, const float *mask, size_t n,
-                     size_t n_padded, float scale);
+                     size_t n_padded, float scale, float *max, float *sum);
     void (*softmax_back)(void *p, void *ds, const float *s, const float *dp, const float *bias,
                          const float *mask, float lse, float delta, size_t n, size_t n_padded,
                          float scale);
@@ -2575,12 +2575,16 @@ static int db__thread_index(void)
     (void)db__nt;                                                                                  \
     DB__OMP(omp parallel for num_threads(db__nt) schedule(kind))
 
-/* The same over samples, whose own loops run in parallel instead where there are fewer samples than
-   threads. */
-#define DB__PARALLEL_SAMPLES(ctx, n)                                                               \
-    int db__nt = db__threads(ctx);                                                                 \
-    (void)db__nt;                                                                                  \
-    DB__OMP(omp parallel for num_threads((n) < (size_t)db__nt ? 1 : db__nt) schedule(static))
+/* call, for every sample b of n: side by side, or where there are fewer samples than threads one
+   after the other, each sharing out its own loops. (Not by a parallel region of one thread: the
+   regions inside it would begin new threads every time, 5 ms each.) */
+#define DB__EACH_SAMPLE(ctx, b, n, call)                                                           \
+    if ((n) < (size_t)db__threads(ctx)) {                                                          \
+        for (b = 0; b < (long)(n); b++) call;                                                      \
+    } else {                                                                                       \
+        DB__PARALLEL_FOR(ctx, static)                                                              \
+        for (b = 0; b < (long)(n); b++) call;                                                      \
+    }
 
 /* ---- convolution and linear layers --------------------------------------------------------------
    y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx -
@@ -3406,12 +3410,9 @@ static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
     const float *ss = db__norm_scale_shift(db__kernels_for(ctx, x->dtype), c, &c->a[5]);
     long b;
     if (c->measuring) return;
-    {
-        DB__PARALLEL_SAMPLES(ctx, v.B)
-        for (b = 0; b < (long)v.B; b++)
-            db__norm_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2,
-                            fold + (size_t)b * v.C * 3, ss);
-    }
+    DB__EACH_SAMPLE(ctx, b, v.B,
+                    db__norm_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2,
+                                    fold + (size_t)b * v.C * 3, ss))
 }
 
 /* Folds a sample's sums of g and g (x - mean) into the constants c0 and c1 of dx, f[3C..5C), and
@@ -3494,12 +3495,11 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
     size_t k, ch;
     long b;
     if (c->measuring) return;
-    {
-        DB__PARALLEL_SAMPLES(ctx, v.B)
-        for (b = 0; b < (long)v.B; b++)
-            db__norm_back_sample(ctx, c, &v, (size_t)b, sum + (size_t)b * v.chunks * v.C * 2,
-                                 fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4, ss);
-    }
+    DB__EACH_SAMPLE(ctx, b, v.B,
+                    db__norm_back_sample(ctx, c, &v, (size_t)b,
+                                         sum + (size_t)b * v.chunks * v.C * 2,
+                                         fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4,
+                                         ss))
     for (k = 0; k < v.B; k++) /* over the batch in order */
         for (ch = 0; ch < v.C; ch++) {
             if (dbias) dbias[ch] += total[k * v.C * 4 + ch];
@@ -4195,16 +4195,18 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
 
 /* ---- attention ----------------------------------------------------------------------------------
    o = softmax(scale q k^T + bias + mask) v per head; q [B,T,C], k and v [B,S,C], heads side by side
-   in C. A block of 64 queries at a time holds its scores in scratch memory; the T x S matrix is
-   never stored. The backward pass computes the probabilities again from the stored logarithms of
-   the sums.  */
+   in C. A block of 64 queries meets 512 keys at a time, so that their scores stay in the second
+   cache; the T x S matrix is never stored. Forward, a row's exponentials are taken against the
+   largest score so far, and what was summed before shrinks when that grows (Milakov and
+   Gimelshein, arXiv 1805.02867). The backward pass computes the probabilities again from the stored
+   logarithms of the sums. */
 
-enum { DB__QUERIES = 64 };
+enum { DB__QUERIES = 64, DB__KEYS = 512 };
 
 typedef struct db__attn {
     size_t B, T, S, C, HS, heads;
-    size_t Kp, Sp, Sc, Hc, mb,
-        mp; /* padded: HS as K, S as K, S and HS as columns; queries to a block, as K */
+    size_t Kp, Sp, Sc, Hc; /* padded: HS as K, S as K, S and HS as columns                */
+    size_t mb, mp, ld;     /* queries of a block, the same as K; from row to row of scores */
 } db__attn;
 
 static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_arg *k, size_t heads)
@@ -4218,6 +4220,8 @@ static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_a
     v.Hc = DB__ROUND_UP(v.HS, 16);
     v.mb = DB__MIN(v.T, (size_t)DB__QUERIES);
     v.mp = DB__ROUND_UP(v.mb, kern->k_multiple);
+    /* off the powers of two, whose rows share few places of the first cache */
+    v.ld = DB__MIN(DB__MAX(v.Sp, v.Sc), (size_t)DB__KEYS) + 32;
     return v;
 }
 
@@ -4232,15 +4236,23 @@ static void db__head_rows(const db__kernels *kern, const db__attn *v, char *out,
     }
 }
 
+/* C [m][n] (+)= A [m][k] B, n a multiple of 16; B's panels b_panel apart. */
 static void db__product(const db__kernels *kern, float *c, size_t ldc, const void *a, size_t lda,
-                        const void *b, size_t m, size_t k, size_t panels, int add)
+                        const void *b, size_t b_panel, size_t m, size_t k, size_t n, int add)
 {
     db__gemm g;
     memset(&g, 0, sizeof g);
-    g.m = m, g.k = k, g.taps = 1, g.panels = panels;
-    g.a = a, g.lda = lda, g.a_k = 1, g.b = b, g.b_panel = k * 16, g.b_k = 16;
+    g.m = m, g.k = k, g.taps = 1, g.panels = n / 16;
+    g.a = a, g.lda = lda, g.a_k = 1, g.b = b, g.b_panel = b_panel, g.b_k = 16;
     g.c = c, g.ldc = g.lds = ldc, g.start = add ? c : NULL;
     kern->gemm(&g);
+}
+
+/* Of the keys from j0 on, how many the query sees. */
+static size_t db__keys_seen(const db__attn *v, const db_call *c, size_t query, size_t j0)
+{
+    size_t end = c->i[0] ? DB__MIN(query + 1, v->S) : v->S;
+    return end <= j0 ? 0 : DB__MIN(end - j0, (size_t)DB__KEYS);
 }
 
 /* a: o, lse [B,heads,T], q, k, v, bias [heads,T,S], mask [B,S].  s: heads.  i: causal.  f: scale */
@@ -4250,38 +4262,56 @@ static void db__cpu_attention(db_ctx *ctx, db_call *c)
                  *mask = &c->a[6];
     const db__kernels *kern = db__kernels_for(ctx, o->dtype);
     db__attn v = db__attn_of(kern, q, k, c->s[0]);
-    size_t key_bytes = DB__ROUND_UP(v.Sc * v.Kp * kern->size, DB__ALIGN),
-           value_bytes = DB__ROUND_UP(v.Hc * v.Sp * kern->size, DB__ALIGN);
-    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * kern->size, DB__ALIGN),
-           p_bytes = DB__ROUND_UP(v.mb * v.Sp * kern->size, DB__ALIGN);
-    size_t s_bytes = v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float),
-           thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes;
+    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN),
+           value_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
+    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN),
+           p_bytes = DB__ROUND_UP(v.mb * v.ld * size, DB__ALIGN);
+    size_t s_bytes = DB__ROUND_UP(v.mb * v.ld * sizeof(float), DB__ALIGN),
+           sum_bytes = DB__ROUND_UP(v.mb * v.Hc * sizeof(float), DB__ALIGN),
+           thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes + sum_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     long task;
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)(v.B * v.heads); task++) {
-            size_t b = (size_t)task / v.heads, h = (size_t)task % v.heads, q0, r;
+            size_t b = (size_t)task / v.heads, h = (size_t)task % v.heads, q0, j0, r, i;
             char *keys = own + thread_bytes * (size_t)db__thread_index(),
                  *values = keys + key_bytes, *qs = values + value_bytes, *p = qs + q_bytes;
-            float *s = (float *)(void *)(p + p_bytes);
+            float *s = (float *)(void *)(p + p_bytes),
+                  *sums = (float *)(void *)((char *)s + s_bytes); /* of p v */
+            float max[DB__QUERIES], sum[DB__QUERIES];
             kern->pack(keys, v.Kp * 16, db__at(k, b * v.S * v.C + h * v.HS), v.HS, v.S, 1, v.C,
                        v.Kp);
             kern->pack(values, v.Sp * 16, db__at(val, b * v.S * v.C + h * v.HS), v.S, v.HS, v.C, 1,
                        v.Sp);
             for (q0 = 0; q0 < v.T; q0 += v.mb) {
                 size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
+                float *lse = (float *)c->a[1].data + (b * v.heads + h) * v.T + q0;
                 db__head_rows(kern, &v, qs, q, at, m);
-                db__product(kern, s, v.Sc, qs, v.Kp, keys, m, v.Kp, v.Sc / 16, 0);
-                for (r = 0; r < m; r++)
-                    ((float *)c->a[1].data)[(b * v.heads + h) * v.T + q0 + r] = kern->softmax(
-                        p + r * v.Sp * kern->size, s + r * v.Sc,
-                        bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
-                        mask->present ? db__floats(mask) + b * v.S : NULL,
-                        c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S, v.Sp, c->f[0]);
-                db__product(kern, s, v.Hc, p, v.Sp, values, m, v.Sp, v.Hc / 16, 0);
-                kern->epilogue(db__at(o, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, 0);
+                for (r = 0; r < m; r++) max[r] = -3.0e38f, sum[r] = 0;
+                for (j0 = 0; j0 < v.S && db__keys_seen(&v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
+                    size_t columns = DB__MIN(v.Sc - j0, (size_t)DB__KEYS),
+                           n_padded = DB__MIN(v.Sp - j0, (size_t)DB__KEYS);
+                    db__product(kern, s, v.ld, qs, v.Kp, keys + j0 * v.Kp * size, v.Kp * 16, m,
+                                v.Kp, columns, 0);
+                    for (r = 0; r < m; r++) {
+                        float grown = kern->softmax(
+                            p + r * v.ld * size, s + r * v.ld,
+                            bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S + j0 : NULL,
+                            mask->present ? db__floats(mask) + b * v.S + j0 : NULL,
+                            db__keys_seen(&v, c, q0 + r, j0), n_padded, c->f[0], &max[r], &sum[r]);
+                        for (i = 0; j0 && grown < 1 && i < v.Hc; i++) sums[r * v.Hc + i] *= grown;
+                    }
+                    db__product(kern, sums, v.Hc, p, v.ld, values + j0 * 16 * size, v.Sp * 16, m,
+                                n_padded, v.Hc, j0 > 0);
+                }
+                for (r = 0; r < m; r++) {
+                    float share = 1 / sum[r];
+                    lse[r] = max[r] + logf(sum[r]);
+                    for (i = 0; i < v.Hc; i++) sums[r * v.Hc + i] *= share;
+                }
+                kern->epilogue(db__at(o, at), v.C, sums, v.Hc, NULL, NULL, m, v.HS, 0);
             }
         }
     }
@@ -4300,13 +4330,14 @@ static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
     size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN),
            row_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
     size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN),
-           p_bytes = DB__ROUND_UP(v.mb * v.Sp * size, DB__ALIGN);
-    size_t t_bytes = DB__ROUND_UP(v.S * v.mp * size, DB__ALIGN),
+           p_bytes = DB__ROUND_UP(v.mb * v.ld * size, DB__ALIGN);
+    size_t t_bytes = DB__ROUND_UP(v.ld * v.mp * size, DB__ALIGN),
            b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
-    size_t s_bytes = DB__ROUND_UP(v.mb * DB__MAX(v.Sc, v.Hc) * sizeof(float), DB__ALIGN),
+    size_t s_bytes = DB__ROUND_UP(v.mb * v.ld * sizeof(float), DB__ALIGN),
+           sum_bytes = DB__ROUND_UP(v.mb * v.Hc * sizeof(float), DB__ALIGN),
            d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
-    size_t thread_bytes = 2 * key_bytes + row_bytes + q_bytes + 2 * p_bytes + t_bytes + b_bytes +
-        2 * s_bytes + 2 * d_bytes;
+    size_t thread_bytes = 2 * key_bytes + row_bytes + 2 * q_bytes + 2 * p_bytes + t_bytes +
+        2 * b_bytes + 2 * s_bytes + sum_bytes + 2 * d_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     size_t inner =
         dbias->present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
@@ -4318,54 +4349,69 @@ static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
             size_t step;
             for (step = 0; step < inner; step++) {
                 size_t h = (size_t)task % v.heads,
-                       b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, r, i;
+                       b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, j0, r, i;
                 char *keys = own + thread_bytes * (size_t)db__thread_index(),
                      *values = keys + key_bytes, *key_rows = values + key_bytes;
-                char *rows = key_rows + row_bytes, *p = rows + q_bytes, *ds = p + p_bytes,
-                     *turned = ds + p_bytes, *cols = turned + t_bytes;
-                float *s = (float *)(void *)(cols + b_bytes),
-                      *dp = (float *)(void *)((char *)s + s_bytes);
-                float *dk_acc = (float *)(void *)((char *)dp + s_bytes),
+                char *q_rows = key_rows + row_bytes, *do_rows = q_rows + q_bytes,
+                     *p = do_rows + q_bytes, *ds = p + p_bytes, *turned = ds + p_bytes;
+                char *q_cols = turned + t_bytes, *do_cols = q_cols + b_bytes;
+                float *s = (float *)(void *)(do_cols + b_bytes),
+                      *dp = (float *)(void *)((char *)s + s_bytes),
+                      *dq_acc = (float *)(void *)((char *)dp + s_bytes);
+                float *dk_acc = (float *)(void *)((char *)dq_acc + sum_bytes),
                       *dv_acc = (float *)(void *)((char *)dk_acc + d_bytes);
+                float delta[DB__QUERIES];
                 size_t kv = b * v.S * v.C + h * v.HS;
                 kern->pack(keys, v.Kp * 16, db__at(k, kv), v.HS, v.S, 1, v.C, v.Kp);
                 kern->pack(values, v.Kp * 16, db__at(val, kv), v.HS, v.S, 1, v.C, v.Kp);
                 kern->pack(key_rows, v.Sp * 16, db__at(k, kv), v.S, v.HS, v.C, 1, v.Sp);
+                memset(dk_acc, 0, 2 * d_bytes);
                 for (q0 = 0; q0 < v.T; q0 += v.mb) {
                     size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
-                    db__head_rows(kern, &v, rows, q, at, m);
-                    db__product(kern, s, v.Sc, rows, v.Kp, keys, m, v.Kp, v.Sc / 16,
-                                0); /* S = Q K^T   */
-                    db__head_rows(kern, &v, rows, dout, at, m);
-                    db__product(kern, dp, v.Sc, rows, v.Kp, values, m, v.Kp, v.Sc / 16,
-                                0); /* dP = dO V^T */
-                    for (r = 0; r < m; r++) {
-                        size_t n = c->i[0] ? DB__MIN(q0 + r + 1, v.S) : v.S;
-                        float delta =
+                    const float *lse = db__floats(&c->a[6]) + (b * v.heads + h) * v.T + q0;
+                    db__head_rows(kern, &v, q_rows, q, at, m);
+                    db__head_rows(kern, &v, do_rows, dout, at, m);
+                    kern->pack(q_cols, v.mp * 16, db__at(q, at), m, v.HS, v.C, 1, v.mp);
+                    kern->pack(do_cols, v.mp * 16, db__at(dout, at), m, v.HS, v.C, 1, v.mp);
+                    for (r = 0; r < m; r++)
+                        delta[r] =
                             kern->dot(db__at(dout, at + r * v.C), db__at(o, at + r * v.C), v.HS);
-                        kern->softmax_back(
-                            p + r * v.Sp * size, ds + r * v.Sp * size, s + r * v.Sc, dp + r * v.Sc,
-                            bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S : NULL,
-                            mask->present ? db__floats(mask) + b * v.S : NULL,
-                            db__floats(&c->a[6])[(b * v.heads + h) * v.T + q0 + r], delta, n, v.Sp,
-                            c->f[0]);
-                        if (dbias->present)
-                            kern->to_f32((float *)dbias->data + (h * v.T + q0 + r) * v.S,
-                                         ds + r * v.Sp * size, n, 1);
+                    for (j0 = 0; j0 < v.S && db__keys_seen(&v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
+                        size_t columns = DB__MIN(v.Sc - j0, (size_t)DB__KEYS),
+                               n_padded = DB__MIN(v.Sp - j0, (size_t)DB__KEYS),
+                               n = DB__MIN(v.S - j0, (size_t)DB__KEYS);
+                        /* S = Q K^T, dP = dO V^T */
+                        db__product(kern, s, v.ld, q_rows, v.Kp, keys + j0 * v.Kp * size, v.Kp * 16,
+                                    m, v.Kp, columns, 0);
+                        db__product(kern, dp, v.ld, do_rows, v.Kp, values + j0 * v.Kp * size,
+                                    v.Kp * 16, m, v.Kp, columns, 0);
+                        for (r = 0; r < m; r++) {
+                            size_t seen = db__keys_seen(&v, c, q0 + r, j0),
+                                   pair = (h * v.T + q0 + r) * v.S + j0;
+                            char *ds_row = ds + r * v.ld * size;
+                            kern->softmax_back(p + r * v.ld * size, ds_row, s + r * v.ld,
+                                               dp + r * v.ld,
+                                               bias->present ? db__floats(bias) + pair : NULL,
+                                               mask->present ? db__floats(mask) + b * v.S + j0
+                                                             : NULL,
+                                               lse[r], delta[r], seen, n_padded, c->f[0]);
+                            if (dbias->present)
+                                kern->to_f32((float *)dbias->data + pair, ds_row, seen, 1);
+                        }
+                        /* dV += P^T dO, dK += dS^T Q, dQ += dS K */
+                        kern->transpose(turned, v.mp, p, v.ld, m, n, v.mp);
+                        db__product(kern, dv_acc + j0 * v.Hc, v.Hc, turned, v.mp, do_cols,
+                                    v.mp * 16, n, v.mp, v.Hc, 1);
+                        kern->transpose(turned, v.mp, ds, v.ld, m, n, v.mp);
+                        db__product(kern, dk_acc + j0 * v.Hc, v.Hc, turned, v.mp, q_cols, v.mp * 16,
+                                    n, v.mp, v.Hc, 1);
+                        db__product(kern, dq_acc, v.Hc, ds, v.ld, key_rows + j0 * 16 * size,
+                                    v.Sp * 16, m, n_padded, v.Hc, j0 > 0);
                     }
-                    kern->transpose(turned, v.mp, p, v.Sp, m, v.S, v.mp);
-                    kern->pack(cols, v.mp * 16, db__at(dout, at), m, v.HS, v.C, 1, v.mp);
-                    db__product(kern, dv_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16,
-                                q0 > 0); /* dV += P^T dO */
-                    kern->transpose(turned, v.mp, ds, v.Sp, m, v.S, v.mp);
-                    kern->pack(cols, v.mp * 16, db__at(q, at), m, v.HS, v.C, 1, v.mp);
-                    db__product(kern, dk_acc, v.Hc, turned, v.mp, cols, v.S, v.mp, v.Hc / 16,
-                                q0 > 0); /* dK += dS^T Q */
-                    db__product(kern, s, v.Hc, ds, v.Sp, key_rows, m, v.Sp, v.Hc / 16,
-                                0); /* dQ = dS K    */
-                    for (i = 0; i < m * v.Hc; i++) s[i] *= c->f[0];
+                    for (i = 0; i < m * v.Hc; i++) dq_acc[i] *= c->f[0];
                     if (dq->present)
-                        kern->epilogue(db__at(dq, at), v.C, s, v.Hc, NULL, NULL, m, v.HS, c->i[1]);
+                        kern->epilogue(db__at(dq, at), v.C, dq_acc, v.Hc, NULL, NULL, m, v.HS,
+                                       c->i[1]);
                 }
                 for (i = 0; i < v.S * v.Hc; i++) dk_acc[i] *= c->f[0];
                 if (dk->present)
@@ -14871,15 +14917,16 @@ DB__INLINE void DB__FN(scores_at)(DB__V *v, const float *s, const float *bias, c
     }
 }
 
-/* s -> e^(s - max), added to sum */
-DB__INLINE void DB__FN(softmax_at)(float *s, DB__V *sum, float max, size_t n, const int U)
+/* p = e^(s - max), added to sum */
+DB__INLINE void DB__FN(softmax_at)(DB__T *p, const float *s, DB__V *sum, float max, size_t n,
+                                   const int U)
 {
     DB__V v[2];
     int u;
     DB__FN(loadf_u)(v, s, n, U);
     DB__EACH v[u] = DB__vsub(v[u], DB__vset1(max));
     DB__FN(exp)(v, U);
-    DB__FN(storef_u)(s, v, n, U);
+    DB__FN(store_u)(p, v, n, U);
     if (n < DB__VN) { /* lanes past the end count nothing */
         float lane[DB__VN];
         DB__vstore(lane, v[0]);
@@ -14889,14 +14936,15 @@ DB__INLINE void DB__FN(softmax_at)(float *s, DB__V *sum, float max, size_t n, co
     DB__EACH sum[u] = DB__vadd(sum[u], v[u]);
 }
 
-/* One row of scores s[n], plus bias and mask where given: p = softmax(scale s + bias + mask),
-   padded with zeros to n_padded; returns the logarithm of the sum of exponentials. */
+/* One row's next scores s[n], plus bias and mask where given: p = e^(scale s + bias + mask - max),
+   padded with zeros to n_padded, with *max the largest score of the row so far and *sum the sum of
+   its exponentials. Returns what to multiply earlier ones of the row by, since *max has grown. */
 DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const float *mask, size_t n,
-                                 size_t n_padded, float scale)
+                                 size_t n_padded, float scale, float *max, float *sum)
 {
     DB__T *p = (DB__T *)p_;
-    DB__V v, top = DB__vset1(-3.0e38f), sum[2];
-    float lane[DB__VN], max = -3.0e38f, total;
+    DB__V v, top = DB__vset1(*max), total[2];
+    float lane[DB__VN], was = *max, grown;
     size_t i;
     int k;
     for (i = 0; i < n; i += DB__VN) {
@@ -14904,23 +14952,19 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
         (&v, s + i, bias ? bias + i : NULL, mask ? mask + i : NULL, n - i, scale, 1);
         DB__FN(storef_n)(s + i, &v, n - i);
         if (n - i >= DB__VN) top = DB__vmax(top, v);
-        else for (k = 0; (size_t)k < n - i; k++) max = DB__MAX(max, s[i + (size_t)k]);
+        else for (k = 0; (size_t)k < n - i; k++) *max = DB__MAX(*max, s[i + (size_t)k]);
     }
     DB__vstore(lane, top);
-    for (k = 0; k < DB__VN; k++) max = DB__MAX(max, lane[k]);
-    sum[0] = sum[1] = DB__vset1(0.0f);
-#define DB__AT(i, U) DB__FN(softmax_at)(s + i, sum, max, n - i, U)
+    for (k = 0; k < DB__VN; k++) *max = DB__MAX(*max, lane[k]);
+    total[0] = total[1] = DB__vset1(0.0f);
+#define DB__AT(i, U) DB__FN(softmax_at)(p + i, s + i, total, *max, n - i, U)
     DB__WALK(i, n, DB__AT);
 #undef DB__AT
-    sum[0] = DB__vadd(sum[0], sum[1]);
-    total = DB__FN(sum)(sum);
-    for (i = 0; i < n; i += DB__VN) {
-        DB__FN(loadf_n)(&v, s + i, n - i);
-        v = DB__vmul(v, DB__vset1(1.0f / total));
-        DB__FN(store_n)(p + i, &v, n - i);
-    }
     for (i = n; i < n_padded; i++) p[i] = 0;
-    return max + (float)log((double)total);
+    total[0] = DB__vadd(total[0], total[1]);
+    grown = *max > was ? expf(was - *max) : 1;
+    *sum = *sum * grown + DB__FN(sum)(total);
+    return grown;
 }
 
 /* The same row in the backward pass: p from the scores and the stored logarithm, and
