@@ -305,6 +305,8 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
 db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps);
 db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps);
 db_tensor db_activate(db_tape *t, db_tensor x, db_activation act);
+/* x [...,2C], values and gates -> [...,C], values act(gates): with GELU, GEGLU (Shazeer, 2020) */
+db_tensor db_gate(db_tape *t, db_tensor x, db_activation act);
 db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b);
 db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_tensor z);
 db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
@@ -353,6 +355,8 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
     X(LAYER_NORM_DX, "layer_norm_dx", 3, db__cpu_layer_norm_dx, NULL)                              \
     X(ACT, "act", 1, db__cpu_act, db__act_backward)                                                \
     X(ACT_DX, "act_dx", 1, db__cpu_act_dx, NULL)                                                   \
+    X(GATE, "gate", 1, db__cpu_gate, db__gate_backward)                                            \
+    X(GATE_DX, "gate_dx", 1, db__cpu_gate_dx, NULL)                                                \
     X(MUL, "mul", 1, db__cpu_mul, db__mul_backward)                                                \
     X(AXPBY, "axpby", 1, db__cpu_axpby, db__axpby_backward)                                        \
     X(FILL, "fill", 1, db__cpu_fill, NULL)                                                         \
@@ -1913,6 +1917,21 @@ void db_require_grad(db_tape *t, db_tensor x)
     if (x.id >= 0) t->value[x.id].needs_grad = 1;
 }
 
+/* Which arguments of an operation, as bits, have to be of the type of its first, the output. */
+static unsigned db__alike(db_op op)
+{
+    switch (op) {
+    case DB_OP_CONV2D: return 1u << 1 | 1u << 4;
+    case DB_OP_ATTENTION: return 1u << 2 | 1u << 3 | 1u << 4;
+    case DB_OP_MUL: return 1u << 1 | 1u << 2;
+    case DB_OP_GROUP_NORM:
+    case DB_OP_LAYER_NORM: return 1u << 2;
+    case DB_OP_ACT:
+    case DB_OP_GATE: return 1u << 1;
+    default: return 0;
+    }
+}
+
 /* Appends a node; NULL once the context has failed. Arguments come as a list that ends at n. */
 static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
 {
@@ -1924,6 +1943,15 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
         db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operation was recorded on a tape already planned");
         return NULL;
     }
+    for (k = 1; k < n; k++)
+        if (db__alike(op) >> k & 1 && arg[k].id >= 0 &&
+            t->value[arg[k].id].dtype != t->value[arg[0].id].dtype) {
+            db__fail(t->ctx, DB_ERROR_ARGUMENT,
+                     "%s: an argument is %s where %s is computed: db_cast it", db__op_name(op),
+                     db_dtype_name(t->value[arg[k].id].dtype),
+                     db_dtype_name(t->value[arg[0].id].dtype));
+            return NULL;
+        }
     grown = db__grow(t->ctx, t->node, &t->cap_nodes, t->n_nodes + 1, sizeof *t->node);
     if (!grown) return NULL;
     t->node = (db__node *)grown;
@@ -2347,6 +2375,8 @@ typedef struct db__kernels {
                             const float stats[2], const float *w, size_t C, int rms, int add);
     void (*act)(void *y, const void *x, size_t n, int act);
     void (*act_back)(void *dx, const void *dy, const void *x, size_t n, int act, int add);
+    void (*gate)(void *y, const void *x, size_t C, int act);
+    void (*gate_back)(void *dx, const void *dy, const void *x, size_t C, int act, int add);
     void (*mul)(void *y, const void *a, const void *b, size_t n, int add);
     void (*axpby)(void *y, const void *x, const void *z, float alpha, float beta, size_t n,
                   int add);
@@ -3715,6 +3745,70 @@ db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
     if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x;
     n = db__record(t, DB_OP_ACT, 2, arg);
+    if (!n) return db_none;
+    n->i[0] = (int)act;
+    db__inherit_grad(t, arg[0], 1, arg + 1);
+    return arg[0];
+}
+
+/* a: y, x.  i: act */
+static void db__cpu_gate(db_ctx *ctx, db_call *c)
+{
+    const db_arg *y = &c->a[0], *x = &c->a[1];
+    const db__kernels *kern = db__kernels_for(ctx, y->dtype);
+    size_t C = y->dim[y->n_dims - 1];
+    long row;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (row = 0; row < (long)(db__arg_count(y) / C); row++)
+            kern->gate(db__at(y, (size_t)row * C), db__at(x, (size_t)row * 2 * C), C, c->i[0]);
+    }
+}
+
+/* a: dx, dy, x.  i: act, add */
+static void db__cpu_gate_dx(db_ctx *ctx, db_call *c)
+{
+    const db_arg *dx = &c->a[0], *dy = &c->a[1], *x = &c->a[2];
+    const db__kernels *kern = db__kernels_for(ctx, dx->dtype);
+    size_t C = dy->dim[dy->n_dims - 1];
+    long row;
+    if (c->measuring) return;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (row = 0; row < (long)(db__arg_count(dy) / C); row++)
+            kern->gate_back(db__at(dx, (size_t)row * 2 * C), db__at(dy, (size_t)row * C),
+                            db__at(x, (size_t)row * 2 * C), C, c->i[0], c->i[1]);
+    }
+}
+
+static void db__gate_backward(db_tape *t, const db__node *n)
+{
+    db_tensor arg[3];
+    db__node *made;
+    int add = 0;
+    arg[1] = db_grad(t, n->arg[0]), arg[2] = n->arg[1];
+    if (arg[1].id < 0 || !db__needs_grad(t, arg[2])) return;
+    arg[0] = db__grad_target(t, arg[2], &add);
+    made = db__record(t, DB_OP_GATE_DX, 3, arg);
+    if (made) made->i[0] = n->i[0], made->i[1] = add;
+}
+
+db_tensor db_gate(db_tape *t, db_tensor x, db_activation act)
+{
+    db_tensor arg[2];
+    db__node *n;
+    size_t dim[4];
+    if (t->ctx->result != DB_OK) return db_none;
+    if (x.n_dims < 1 || x.dim[x.n_dims - 1] % 2) {
+        char s[96];
+        db__fail(t->ctx, DB_ERROR_SHAPE, "gate: the last dimension of %s is odd", db__shape(x, s));
+        return db_none;
+    }
+    memcpy(dim, x.dim, sizeof dim);
+    dim[x.n_dims - 1] /= 2;
+    arg[0] = db__activation(t, x.n_dims, dim), arg[1] = x;
+    n = db__record(t, DB_OP_GATE, 2, arg);
     if (!n) return db_none;
     n->i[0] = (int)act;
     db__inherit_grad(t, arg[0], 1, arg + 1);
@@ -9558,16 +9652,15 @@ static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, s
 {
     db_tape *t = n->tape;
     size_t C = x.dim[2], here;
-    db_tensor h = db__layer_norm_layer(n, "norm1", x, 1e-5f), gate; /* [B,P,C] */
+    db_tensor h = db__layer_norm_layer(n, "norm1", x, 1e-5f); /* [B,P,C] */
     x = db__attention_layer(n, "attn1", h, only_cross ? text : h, heads, 0, x);
     h = db__layer_norm_layer(n, "norm2", x, 1e-5f);
     x = db__attention_layer(n, "attn2", h, text, heads, 0, x);
     h = db__layer_norm_layer(n, "norm3", x, 1e-5f);
     here = db__enter(n, "ff.net");
-    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db_none);      /* [B,P,8C]: values, gates */
-    gate = db_activate(t, db_slice(t, h, 4 * C, 4 * C), DB_ACT_GELU);
-    h = db_multiply(t, db_slice(t, h, 0, 4 * C), gate);            /* [B,P,4C] */
-    x = db__linear_layer(n, "2", h, C, 1, x);                      /* [B,P,C] */
+    h = db__linear_layer(n, "0.proj", h, 8 * C, 1, db_none); /* [B,P,8C]: values, gates */
+    h = db_gate(t, h, DB_ACT_GELU);                          /* [B,P,4C] */
+    x = db__linear_layer(n, "2", h, C, 1, x);                /* [B,P,C] */
     db__leave(n, here);
     return x;
 }
@@ -14819,6 +14912,68 @@ DB__KERNEL void DB__FN(act_back)(void *dx_, const void *dy_, const void *x_, siz
 #undef DB__AT
 }
 
+/* Of a row x [values C | gates C]: y = values act(gates) */
+DB__INLINE void DB__FN(gate_at)(DB__T *y, const DB__T *x, size_t C, size_t n, const int act,
+                                const int U)
+{
+    DB__V v[2], g[2];
+    int u;
+    DB__FN(load_u)(v, x, n, U);
+    DB__FN(load_u)(g, x + C, n, U);
+    DB__FN(activate)(g, act, U);
+    DB__EACH v[u] = DB__vmul(v[u], g[u]);
+    DB__FN(store_u)(y, v, n, U);
+}
+
+DB__KERNEL void DB__FN(gate)(void *y_, const void *x_, size_t C, int act)
+{
+    const DB__T *x = (const DB__T *)x_;
+    DB__T *y = (DB__T *)y_;
+    size_t i;
+#define DB__AT(i, U) DB__FN(gate_at)(y + i, x + i, C, C - i, DB__ACT, U)
+#define DB__BODY DB__WALK(i, C, DB__AT);
+    DB__SWITCH_ACT(act)
+#undef DB__BODY
+#undef DB__AT
+}
+
+/* dx (+)= [dy act(gates) | dy values act'(gates)] */
+DB__INLINE void DB__FN(gate_back_at)(DB__T *dx, const DB__T *dy, const DB__T *x, size_t C, size_t n,
+                                     const int act, int add, const int U)
+{
+    DB__V v[2], g[2], slope[2], d[2];
+    int u;
+    DB__FN(load_u)(v, x, n, U);
+    DB__FN(load_u)(g, x + C, n, U);
+    DB__FN(load_u)(d, dy, n, U);
+    DB__EACH slope[u] = g[u];
+    DB__FN(activate)(g, act, U);
+    DB__FN(activate_slope)(slope, act, U);
+    DB__EACH g[u] = DB__vmul(d[u], g[u]);
+    DB__EACH slope[u] = DB__vmul(DB__vmul(d[u], v[u]), slope[u]);
+    if (add) {
+        DB__FN(load_u)(v, dx, n, U);
+        DB__FN(load_u)(d, dx + C, n, U);
+        DB__EACH g[u] = DB__vadd(g[u], v[u]);
+        DB__EACH slope[u] = DB__vadd(slope[u], d[u]);
+    }
+    DB__FN(store_u)(dx, g, n, U);
+    DB__FN(store_u)(dx + C, slope, n, U);
+}
+
+DB__KERNEL void DB__FN(gate_back)(void *dx_, const void *dy_, const void *x_, size_t C, int act,
+                                  int add)
+{
+    const DB__T *dy = (const DB__T *)dy_, *x = (const DB__T *)x_;
+    DB__T *dx = (DB__T *)dx_;
+    size_t i;
+#define DB__AT(i, U) DB__FN(gate_back_at)(dx + i, dy + i, x + i, C, C - i, DB__ACT, add, U)
+#define DB__BODY DB__WALK(i, C, DB__AT);
+    DB__SWITCH_ACT(act)
+#undef DB__BODY
+#undef DB__AT
+}
+
 /* y (+)= a b */
 DB__KERNEL void DB__FN(mul)(void *y_, const void *a_, const void *b_, size_t n, int add)
 {
@@ -15074,6 +15229,8 @@ static const db__kernels DB__FN(table) = {
     DB__FN(layer_norm_back),
     DB__FN(act),
     DB__FN(act_back),
+    DB__FN(gate),
+    DB__FN(gate_back),
     DB__FN(mul),
     DB__FN(axpby),
     DB__FN(from_f32),

@@ -636,6 +636,24 @@ static __global__ void db__cu_act_dx(T *dx, const T *dy, const T *x, size_t n, i
     DB__CU_EACH (i, n)
         db__cu_put(dx, i, db__cu_get(dy, i) * db__cu_slope(db__cu_get(x, i), act), add);
 }
+/* rows x [values C | gates C]: y [C] = values act(gates) */
+template <class T> static __global__ void db__cu_gate(T *y, const T *x, size_t n, size_t C, int act)
+{
+    DB__CU_EACH (i, n) {
+        size_t value = i + i / C * C;
+        db__cu_set(y, i, db__cu_get(x, value) * db__cu_act(db__cu_get(x, value + C), act));
+    }
+}
+template <class T> static __global__ void db__cu_gate_dx(T *dx, const T *dy, const T *x, size_t n,
+                                                         size_t C, int act, int add)
+{
+    DB__CU_EACH (i, n) {
+        size_t value = i + i / C * C;
+        float g = db__cu_get(dy, i), gate = db__cu_get(x, value + C);
+        db__cu_put(dx, value + C, g * db__cu_get(x, value) * db__cu_slope(gate, act), add);
+        db__cu_put(dx, value, g * db__cu_act(gate, act), add);
+    }
+}
 template <class T>
 static __global__ void db__cu_mul(T *y, const T *a, const T *b, size_t n, int add)
 {
@@ -674,6 +692,24 @@ static void db__cu_run_act_dx(db_ctx *ctx, db_call *c)
     DB__CU_TYPED(&c->a[0], DB_LAUNCH(db__cu_act_dx<T>, db__cu_blocks(n), DB__CU_THREADS,
                                      db__cu_data<T>(&c->a[0]), db__cu_data<T>(&c->a[1]),
                                      db__cu_data<T>(&c->a[2]), n, c->i[0], c->i[1]));
+}
+static void db__cu_run_gate(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__cu_count(&c->a[0]), C = c->a[0].dim[c->a[0].n_dims - 1];
+    (void)ctx;
+    if (c->measuring) return;
+    DB__CU_TYPED(&c->a[0],
+                 DB_LAUNCH(db__cu_gate<T>, db__cu_blocks(n), DB__CU_THREADS,
+                           db__cu_data<T>(&c->a[0]), db__cu_data<T>(&c->a[1]), n, C, c->i[0]));
+}
+static void db__cu_run_gate_dx(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__cu_count(&c->a[1]), C = c->a[1].dim[c->a[1].n_dims - 1];
+    (void)ctx;
+    if (c->measuring) return;
+    DB__CU_TYPED(&c->a[0], DB_LAUNCH(db__cu_gate_dx<T>, db__cu_blocks(n), DB__CU_THREADS,
+                                     db__cu_data<T>(&c->a[0]), db__cu_data<T>(&c->a[1]),
+                                     db__cu_data<T>(&c->a[2]), n, C, c->i[0], c->i[1]));
 }
 static void db__cu_run_mul(db_ctx *ctx, db_call *c)
 {
@@ -1896,7 +1932,8 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                      db__cu_run_conv2d_dw,     db__cu_run_group_norm,
                                      db__cu_run_group_norm_dx, db__cu_run_layer_norm,
                                      db__cu_run_layer_norm_dx, db__cu_run_act,
-                                     db__cu_run_act_dx,        db__cu_run_mul,
+                                     db__cu_run_act_dx,        db__cu_run_gate,
+                                     db__cu_run_gate_dx,       db__cu_run_mul,
                                      db__cu_run_axpby,         db__cu_run_fill,
                                      db__cu_run_mix,           db__cu_run_normal,
                                      db__cu_run_copy,          db__cu_run_pool2,

@@ -706,6 +706,10 @@ static void test_errors(void)
         expect(ctx, "error of mse", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
     db_avg_pool2(t, x),
         expect(ctx, "error of avg_pool2, odd size", DB_ERROR_SHAPE, "pool", "[2, 5, 6, 4]");
+    t->compute = DB_BF16;
+    db_conv2d(t, x, input(t, DB_F32, 7, 4, 3, 3), none, none, 1, 1, 1),
+        expect(ctx, "error of mixed types", DB_ERROR_ARGUMENT, "conv2d: an argument is F32", "BF16");
+    t->compute = DB_F32;
     for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
     db_input(t, DB_F32, 4, huge),
         expect(ctx, "error of sizes that overflow", DB_ERROR_SHAPE, "too large", "[");

@@ -117,6 +117,7 @@ static db_tensor op_rms_norm(recorded *c)
     return db_rms_norm(c->tape, A(c, "x"), A(c, "w"), N(c, "eps"));
 }
 static db_tensor op_activate(recorded *c) { return db_activate(c->tape, A(c, "x"), act(c)); }
+static db_tensor op_gate(recorded *c) { return db_gate(c->tape, A(c, "x"), act(c)); }
 static db_tensor op_multiply(recorded *c)
 {
     db_tensor a = A(c, "a"), b = A(c, "b");
@@ -211,7 +212,7 @@ static db_tensor op_transformer_block(recorded *c)
     x = db_linear(t, a, A(c, "wo"), A(c, "bo"), x);
     f = db_linear(t, db_layer_norm(t, x, A(c, "w1"), A(c, "b1"), 1e-5f), A(c, "wf"), A(c, "bf"),
                   none);
-    f = db_multiply(t, db_slice(t, f, 0, 24), db_activate(t, db_slice(t, f, 24, 24), DB_ACT_GELU));
+    f = db_gate(t, f, DB_ACT_GELU);
     return db_linear(t, f, A(c, "wp"), A(c, "bp"), x);
 }
 
@@ -224,6 +225,7 @@ static const struct operation {
                   {"layer_norm", op_layer_norm},
                   {"rms_norm", op_rms_norm},
                   {"activate", op_activate},
+                  {"gate", op_gate},
                   {"multiply", op_multiply},
                   {"weighted_sum", op_weighted_sum},
                   {"concat", op_concat},

@@ -1,9 +1,8 @@
 /* classifier.h - tells what a picture of the world shows: class, place, colour, view, accessory,
    style.
 
-   A vision transformer of transformers' ViTModel layout with one linear layer per attribute
-   (heads.NAME.weight, heads.NAME.bias) behind its class token. For tools and experiments only: it
-   was trained on renders and is held to renders. Include after dreambooth.h and world.h.         */
+   For tools and experiments only: it was trained on renders and is held to renders. Include after
+   dreambooth.h and world.h.                                                                      */
 #ifndef CLASSIFIER_H
 #define CLASSIFIER_H
 
@@ -37,84 +36,98 @@ static inline void classifier_truth(const world_scene *scene, int32_t truth[CLAS
 #undef CLASSIFIER_TRUTH
 }
 
-/* features [B,D] -> the logits of each attribute [B,values] */
-static inline void classifier_heads(db_net *n, db_tensor features, db_tensor logits[CLASSIFIER_N])
+/* A residual network: convolutions see the shapes that classes differ in after a tenth of the
+   pictures that a vision transformer of the same size needs. */
+enum { CLASSIFIER_LEVELS = 3 };
+
+typedef struct classifier_config {
+    size_t image_size, channels[CLASSIFIER_LEVELS]; /* of the pictures at 1/2, 1/4, 1/8 */
+} classifier_config;
+
+typedef struct classifier {
+    db_param_table params;
+    classifier_config config;
+    db_image_processor processor;
+} classifier;
+
+/* Pictures x [B,S,S,3] -> the logits of each attribute [B,values] */
+static inline void classifier_record(db_net *n, const classifier_config *c, db_tensor x,
+                                     db_tensor logits[CLASSIFIER_N])
 {
-    size_t here = db__enter(n, "heads"), k;
+    const db__resnets resnets = {8, 1e-5f, DB_ACT_SILU, 0};
+    char name[40];
+    size_t dim[3], here, k;
+    x = db_cast(n->tape, x, n->tape->compute);
+    x = db__conv_layer(n, "conv_in", x, c->channels[0], 3, db_none); /* [B,S,S,C] */
+    for (k = 0; k < 2 * CLASSIFIER_LEVELS; k++) {                    /* halves, then not */
+        snprintf(name, sizeof name, "blocks.%d", (int)k);
+        x = db__resnet(n, &resnets, name, x, db_none, c->channels[k / 2], 1, k % 2 ? 0 : -1);
+    }
+    x = db__group_norm_layer(n, "norm_out", x, db_none, 8, 1e-5f, DB_ACT_SILU); /* [B,S/8,S/8,C] */
+    dim[0] = x.dim[0], dim[1] = x.dim[1] * x.dim[2], dim[2] = x.dim[3];
+    x = db_mean_tokens(n->tape, db_reshape(n->tape, x, 3, dim));                /* [B,1,C] */
+    dim[1] = dim[2];
+    x = db_reshape(n->tape, x, 2, dim);                                         /* [B,C] */
+    here = db__enter(n, "heads");
     for (k = 0; k < CLASSIFIER_N; k++)
-        logits[k] = db__linear_layer(n, classifier_attributes[k].name, features,
+        logits[k] = db__linear_layer(n, classifier_attributes[k].name, x,
                                      classifier_attributes[k].values, 1, db_none);
     db__leave(n, here);
 }
 
+static inline db_result classifier_parse(db_ctx *ctx, const db_json *j, const char *path,
+                                         void *config)
+{
+    classifier_config *c = (classifier_config *)config;
+    c->image_size = 64;
+    if (!db_json_get(j, "channels"))
+        return db__fail(ctx, DB_ERROR_MISSING, "%s: no list of channels", path);
+    db__per_level(ctx, j, "channels", path, CLASSIFIER_LEVELS, 0, c->channels);
+    return db_status(ctx);
+}
+
+static inline void classifier_declare(db_net *n, const void *config)
+{
+    db_tensor logits[CLASSIFIER_N];
+    classifier_record(n, (const classifier_config *)config, db__declared_image(n, 64), logits);
+}
+
+static const db__network classifier_network = {
+    sizeof(classifier), offsetof(classifier, config), sizeof(classifier_config), "model",
+    classifier_parse, classifier_declare, NULL};
+
+static inline void classifier_free(classifier *m) { db__network_free(m); }
+
+/* From DIRECTORY/config.json and preprocessor_config.json, weights zero; with `weights` those of
+   DIRECTORY/model.safetensors. NULL after an error; free with classifier_free. */
+static inline classifier *classifier_open(db_ctx *ctx, const char *directory, int weights)
+{
+    char path[4096];
+    classifier_config c;
+    classifier *m = NULL;
+    if (weights) {
+        m = (classifier *)db__network_load(ctx, &classifier_network, directory);
+    } else {
+        snprintf(path, sizeof path, "%s/config.json", directory);
+        if (db__config_load(ctx, &classifier_network, path, &c) == DB_OK)
+            m = (classifier *)db__network_create(ctx, &classifier_network, &c);
+    }
+    snprintf(path, sizeof path, "%s/preprocessor_config.json", directory);
+    if (m && db_image_processor_load(ctx, path, &m->processor) == DB_OK) return m;
+    if (m) classifier_free(m);
+    return NULL;
+}
+
 /* Records the whole network on a tape: x f32 [B,S,S,3] -> logits. */
-static inline void classifier_forward(db_tape *t, db_vit *m, db_tensor x,
+static inline void classifier_forward(db_tape *t, classifier *m, db_tensor x,
                                       db_tensor logits[CLASSIFIER_N])
 {
     db_net n = db__net_of(t, &m->params);
-    classifier_heads(&n, db_vit_forward(t, m, x), logits);
-}
-
-/* A ViT from DIRECTORY/config.json and preprocessor_config.json, weights zero, with the parameters
-   that `more` declares when it records what comes behind the features [1,D]. *own (or NULL): how
-   many parameters are the ViT's. NULL after an error; free with db_vit_free. */
-static inline db_vit *vit_with_more(db_ctx *ctx, const char *directory,
-                                    void (*more)(db_net *, db_tensor), size_t *own)
-{
-    char path[4096];
-    db_vision_config c;
-    db_vit *m = NULL;
-    db_tape *t = NULL;
-    size_t dim[2];
-    db_net n;
-    snprintf(path, sizeof path, "%s/config.json", directory);
-    if (db_vit_config_load(ctx, path, &c) != DB_OK || db_vit_create(ctx, &c, &m) != DB_OK)
-        return NULL;
-    if (own) *own = m->params.n;
-    snprintf(path, sizeof path, "%s/preprocessor_config.json", directory);
-    if (db_image_processor_load(ctx, path, &m->processor) == DB_OK &&
-        db_tape_create(ctx, &t) == DB_OK) {
-        n = db__net_of(t, &m->params);
-        n.declaring = 1;
-        dim[0] = 1, dim[1] = c.hidden_size;
-        more(&n, db_input(t, t->compute, 2, dim));
-        db_tape_destroy(t);
-        ctx->backend->release(ctx, m->params.data); /* make room for what came */
-        m->params.data = NULL;
-        db__params_allocate(&m->params);
-    }
-    if (db_status(ctx) == DB_OK) return m;
-    db_vit_free(m);
-    return NULL;
-}
-
-static inline void classifier_declare(db_net *n, db_tensor features)
-{
-    db_tensor logits[CLASSIFIER_N];
-    classifier_heads(n, features, logits);
-}
-
-/* From DIRECTORY, weights zero; NULL after an error. Free with db_vit_free. */
-static inline db_vit *classifier_create(db_ctx *ctx, const char *directory)
-{
-    return vit_with_more(ctx, directory, classifier_declare, NULL);
-}
-
-/* The same with DIRECTORY/model.safetensors. */
-static inline db_vit *classifier_load(db_ctx *ctx, const char *directory)
-{
-    db_vit *m = classifier_create(ctx, directory);
-    db_safetensors *st = NULL;
-    if (m && db_weights_open(ctx, directory, "model", &st) == DB_OK)
-        db_params_load(&m->params, st, directory);
-    db_safetensors_close(st);
-    if (db_status(ctx) == DB_OK) return m;
-    db_vit_free(m);
-    return NULL;
+    classifier_record(&n, &m->config, x, logits);
 }
 
 /* The most likely value of every attribute of n pictures: out [n][CLASSIFIER_N]. */
-static inline db_result classifier_run(db_vit *m, const db_image *images, size_t n, int32_t *out)
+static inline db_result classifier_run(classifier *m, const db_image *images, size_t n, int32_t *out)
 {
     db_ctx *ctx = m->params.ctx;
     size_t S = m->config.image_size, width = 0, b, k, j;

@@ -209,6 +209,39 @@ static db_tensor dino_forward(db_tape *t, db_vit *m, db_tensor x)
     return dino_head(&n, db_vit_forward(t, m, x));
 }
 
+/* A ViT from DIRECTORY/config.json and preprocessor_config.json, weights zero, with the parameters
+   that `more` declares when it records what comes behind the features [1,D]. *own (or NULL): how
+   many parameters are the ViT's. NULL after an error; free with db_vit_free. */
+static db_vit *vit_with_more(db_ctx *ctx, const char *directory,
+                                    void (*more)(db_net *, db_tensor), size_t *own)
+{
+    char path[4096];
+    db_vision_config c;
+    db_vit *m = NULL;
+    db_tape *t = NULL;
+    size_t dim[2];
+    db_net n;
+    snprintf(path, sizeof path, "%s/config.json", directory);
+    if (db_vit_config_load(ctx, path, &c) != DB_OK || db_vit_create(ctx, &c, &m) != DB_OK)
+        return NULL;
+    if (own) *own = m->params.n;
+    snprintf(path, sizeof path, "%s/preprocessor_config.json", directory);
+    if (db_image_processor_load(ctx, path, &m->processor) == DB_OK &&
+        db_tape_create(ctx, &t) == DB_OK) {
+        n = db__net_of(t, &m->params);
+        n.declaring = 1;
+        dim[0] = 1, dim[1] = c.hidden_size;
+        more(&n, db_input(t, t->compute, 2, dim));
+        db_tape_destroy(t);
+        ctx->backend->release(ctx, m->params.data); /* make room for what came */
+        m->params.data = NULL;
+        db__params_allocate(&m->params);
+    }
+    if (db_status(ctx) == DB_OK) return m;
+    db_vit_free(m);
+    return NULL;
+}
+
 /* How often two photos of one development subject are more alike than photos of two. */
 static double dino_auc(db_vit *m)
 {
@@ -545,7 +578,7 @@ static int train_lpips(const options *o, db_ctx *ctx)
 /* ---- the classifier -------------------------------------------------------------------------- */
 
 /* The share of right answers on the pool's last tenth, at most 512 pictures, for each attribute. */
-static void classifier_accuracy(const session *s, db_vit *m, double right[CLASSIFIER_N])
+static void classifier_accuracy(const session *s, classifier *m, double right[CLASSIFIER_N])
 {
     size_t count = s->pool.header->count, n = DB__MIN((size_t)512, count / 10), k, a,
            asked[CLASSIFIER_N] = {0};
@@ -567,13 +600,13 @@ static int train_classifier(const options *o, db_ctx *ctx)
 {
     session s;
     size_t B = (size_t)o->batch, S, k, a, dim[2];
-    db_vit *m;
+    classifier *m;
     db_tensor x, targets[CLASSIFIER_N], logits[CLASSIFIER_N], total = db_none;
     float *pictures;
     int32_t *truth;
     double mean, right[CLASSIFIER_N];
     if (!open_session(&s, o, ctx, "classifier")) return 1;
-    m = classifier_create(ctx, o->dir);
+    m = classifier_open(ctx, o->dir, 0);
     if (!m || start(&s, &m->params) != DB_OK) return fail(db_last_error(ctx), NULL);
     S = m->config.image_size;
     db_tape_create(ctx, &s.tape);
@@ -614,7 +647,7 @@ static int train_classifier(const options *o, db_ctx *ctx)
     }
     free(pictures), free(truth);
     k = (size_t)finish(&s, 0);
-    db_vit_free(m);
+    classifier_free(m);
     return (int)k;
 }
 

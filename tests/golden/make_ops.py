@@ -133,6 +133,11 @@ def rms_norm(c, x, w):
 
 
 def activate(c, x): return ACT[c["act"]](x)
+def gate(c, x):
+    values, gates = x.chunk(2, -1)
+    return values * ACT[c["act"]](gates)
+
+
 def multiply(c, a, b=None): return a * (a if b is None else b)
 
 
@@ -227,7 +232,7 @@ def transformer_block(c, x, text, w0, b0, wq, wk, wv, wo, bo, w1, b1, wf, bf, wp
 
 
 OPS = dict(conv2d=conv2d, linear=linear, group_norm=group_norm, layer_norm=layer_norm, rms_norm=rms_norm,
-           activate=activate, multiply=multiply, weighted_sum=weighted_sum, concat=concat, slice=slice_, cast=cast, cast_to_bf16=cast,
+           activate=activate, gate=gate, multiply=multiply, weighted_sum=weighted_sum, concat=concat, slice=slice_, cast=cast, cast_to_bf16=cast,
            avg_pool2=avg_pool2, upsample2=upsample2, attention=attention, embedding=embedding, add_rows=add_rows, add_each=add_each,
            mean_tokens=mean_tokens, sinusoid=sinusoid64, mix=mix, mse=mse,
            cross_entropy=cross_entropy, position_bias=position_bias, resnet_block=resnet_block,
@@ -347,6 +352,11 @@ for a in ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu"):
 case("activate", "full precision", x=X(2, 70, scale=4.0), act="gelu", full=1)
 case("activate", "two pieces", x=X(1, 20003, scale=4.0), act="silu")
 
+for a in ("gelu", "silu"):
+    case("gate", a, x=X(3, 2, 74), act=a)
+    case("gate", a + " twice", x=X(2, 66, scale=3.0), act=a, twice=1)
+case("gate", "full precision", x=X(2, 70, scale=4.0), act="gelu", full=1)
+
 case("multiply", "3-D", a=X(2, 3, 17), b=X(2, 3, 17))
 case("multiply", "full precision", a=X(2, 33), b=X(2, 33), full=1)
 case("multiply", "twice", a=X(2, 3, 17), b=X(2, 3, 17), twice=1)
@@ -414,6 +424,8 @@ attention_case("100 queries, 77 keys", 2, 100, 77, 2, 20, mask=1)
 attention_case("150 queries and keys", 1, 150, 150, 2, 16, bias=1)
 attention_case("64 queries, 64 keys", 1, 64, 64, 2, 32)
 attention_case("sharp", 1, 12, 30, 1, 16, sharp=5.0)
+attention_case("5 queries, 1100 keys, mask", 1, 5, 1100, 1, 4, mask=1, sharp=4.0)
+attention_case("causal, 530 queries", 1, 530, 530, 1, 2, causal=1)
 attention_case("one query, one key", 2, 1, 1, 2, 4)
 
 case("embedding", "repeated ids", ids=values("ids", [[3, 1, 3, 0], [6, 3, 2, 1]]), table=P(7, 18))
