@@ -18,7 +18,7 @@ GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
 GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
-TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/make_spiece
+TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda)
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed and memory of dreambooth.h against PyTorch on this machine's processor, into build/bench.json.
 
-    python3 tools/bench.py [--quick] [--only PATTERN] [--threads 2]        (or: make bench)
+    python3 tools/bench.py [--quick] [--only PATTERN] [--threads 2] [--scaling]        (or: make bench)
 
 Both sides do the same work on the same number of threads, every time in a fresh process: ours, PyTorch, ours, PyTorch;
 three repetitions each (--quick: one) after two calls to warm up, and the median of all. PyTorch runs at its best:
@@ -11,6 +11,9 @@ the first round tries them all, the second repeats the fastest. Attention is sca
 GFLOP/s of both sides count our multiplications and additions of convolutions, matrix products and attention; share is
 ours in the peak, multiply-adds on registers alone, measured between the repetitions. MB is VmHWM, the largest resident memory of a process; of PyTorch's,
 torch_libraries_mb are there after the import. Without PyTorch the table has ours alone.
+
+--scaling measures SD 1.5's U-Net at other batches, resolutions and threads instead: the time for each GFLOP should stay
+what it is in the first row, and halve with a second thread.
 """
 import argparse
 import json
@@ -50,6 +53,7 @@ for key, passes, command in (
     ("attention_256_3x32_batch16", "fwd bwd", "op attention --B 16 --T 256 --S 333 --C 96 --heads 3"),
     ("group_norm_320_64", "fwd bwd", "op group_norm --B 1 --H 64 --W 64 --C 320 --groups 32"),
 ): CASES.update({key if p == "fwd" else f"{key}_{p}": f"{command} --pass {p}" for p in passes.split()})
+SCALING = [(t, b, size) for t in (1, 2) for b, size in ((1, 32), (2, 32), (4, 32), (8, 32), (16, 32), (1, 64), (1, 96), (1, 128))]
 ONE_LAYOUT = {"linear", "attention", "world_text", "clip_text", "world_base"}  # neither images nor kernels
 
 
@@ -237,11 +241,28 @@ COLUMNS = (("ours s", "ours_s", "{:.5f}"), ("torch s", "torch_s", "{:.5f}"), ("r
            ("torch", "torch_peak_mb", "{:.0f}"), ("torch as", "torch_variant", "  {}"))
 
 
+def scaling(with_torch, repetitions):
+    """Entries of bench.json: the points of SCALING, in f32."""
+    entries, first = [], {}
+    print("threads batch latents   GFLOP     ours s   ms/GFLOP   of first    torch s   ms/GFLOP   of first")
+    for threads, batch, size in SCALING:
+        e = compare(f"net unet_sd15_forward --batch {batch} --size {size}", "f32", with_torch, threads, repetitions)
+        gflop, line = e["ours_gflops"] * e["ours_s"], f"{threads:7} {batch:5} {size:4} x {size:<4}"
+        for side in ("ours_s", "torch_s"):
+            if e[side] is None: continue
+            cost = 1e3 * e[side] / gflop
+            line += (f"{gflop:7.0f}" if side == "ours_s" else "") + f"{e[side]:11.3f}{cost:11.3f}{cost / first.setdefault((threads, side), cost):11.2f}"
+        print(line, flush=True)
+        entries.append(dict(e, threads=threads, batch=batch, latents=size))
+    return entries
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 repetitions instead of 6")
     parser.add_argument("--only", default="", metavar="PATTERN", help="keys that this regular expression finds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--scaling", action="store_true", help="other batches, resolutions and threads")
     for hidden in ("--torch", "--variant", "--repetitions"): parser.add_argument(hidden, help=argparse.SUPPRESS)
     o = parser.parse_args()
     os.chdir(ROOT)
@@ -256,8 +277,9 @@ def main():
         peak, product = (r["flops"] / median([r]) / 1e9 for r in runs.values())
         results["machine"].update({"isa": runs["gemm"]["isa"], f"peak_{dtype}_gflops": peak, f"gemm_{dtype}_share": median([runs["gemm"]], "share_of_peak")})
         print(f"peak {dtype}: {peak:.0f} GFLOP/s ({runs['gemm']['isa']}, {o.threads} threads); the header's product: {product:.0f}")
-    print(" " * 36 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
-    for key, command in CASES.items():
+    if not o.scaling: print(" " * 36 + "".join(f"{title:>9}" for title, _, _ in COLUMNS))
+    if o.scaling: results["scaling"] = scaling(with_torch, how[1])
+    for key, command in () if o.scaling else CASES.items():
         for dtype in ("f32",) if command.startswith("load") else ("f32", "bf16"):
             name = key if dtype == "f32" else key + "_bf16"
             if not re.search(o.only, name): continue
