@@ -2363,12 +2363,12 @@ typedef struct db__kernels {
     void (*norm_sums)(float *sum, float *square, const void *x0, const void *x, size_t n, size_t C);
     void (*norm_apply)(void *y, const void *x, size_t n, size_t C, const float *scale,
                        const float *shift, const float *mean, int act);
-    void (*norm_back_sums)(float *sum, float *dot, const void *x, const void *dy, size_t n,
-                           size_t C, const float *scale, const float *shift, const float *mean,
-                           int act);
-    void (*norm_back_apply)(void *dx, const void *x, const void *dy, size_t n, size_t C,
-                            const float *scale, const float *shift, const float *mean,
-                            const float *c0, const float *c1, int act, int add);
+    void (*norm_back_sums)(float *g, float *sum, float *dot, const void *x, const void *dy,
+                           size_t n, size_t C, const float *scale, const float *shift,
+                           const float *mean, int act);
+    void (*norm_back_apply)(void *dx, const void *x, const float *g, size_t n, size_t C,
+                            const float *scale, const float *mean, const float *c0,
+                            const float *c1, int add);
     void (*layer_norm)(void *y, float stats[2], const void *x, const float *w, const float *b,
                        size_t C, float eps, int rms);
     void (*layer_norm_back)(void *dx, float *dw, float *dbias, const void *dy, const void *x,
@@ -3480,9 +3480,10 @@ static void db__norm_back_fold(const db_call *c, const db__norm *v, size_t b, co
     }
 }
 
-/* The gradient within sample b. f [5][C]: scale, shift, mean, c0, c1. */
+/* The gradient within sample b. f [5][C]: scale, shift, mean, c0, c1. g [H*W][C] is computed once
+   and kept: its activation's slope is most of the work. */
 static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *v, size_t b,
-                                 float *sum, float *f, float *S, const float *ss)
+                                 float *g, float *sum, float *f, float *S, const float *ss)
 {
     const db_arg *dx = &c->a[0], *dss = &c->a[3], *dy = &c->a[4], *x = &c->a[5];
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
@@ -3492,8 +3493,8 @@ static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
-            kern->norm_back_sums(sum + (size_t)i * v->C * 2, sum + (size_t)i * v->C * 2 + v->C,
-                                 db__at(x, at), db__at(dy, at),
+            kern->norm_back_sums(g + p * v->C, sum + (size_t)i * v->C * 2,
+                                 sum + (size_t)i * v->C * 2 + v->C, db__at(x, at), db__at(dy, at),
                                  DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C,
                                  f + 2 * v->C, c->i[0]);
         }
@@ -3504,9 +3505,9 @@ static void db__norm_back_sample(db_ctx *ctx, const db_call *c, const db__norm *
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS, at = (b * v->HW + p) * v->C;
-            kern->norm_back_apply(db__at(dx, at), db__at(x, at), db__at(dy, at),
-                                  DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f, f + v->C,
-                                  f + 2 * v->C, f + 3 * v->C, f + 4 * v->C, c->i[0], c->i[1]);
+            kern->norm_back_apply(db__at(dx, at), db__at(x, at), g + p * v->C,
+                                  DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C, f,
+                                  f + 2 * v->C, f + 3 * v->C, f + 4 * v->C, c->i[1]);
         }
     }
 }
@@ -3522,14 +3523,16 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
     float *total = (float *)db__scratch(c, v.B * v.C * 4 * sizeof(float));
     const float *ss = db__norm_scale_shift(db__kernels_for(ctx, x->dtype), c, &c->a[9]);
     float *dw = (float *)c->a[1].data, *dbias = (float *)c->a[2].data;
-    size_t k, ch;
+    size_t k, ch, sample = v.HW * v.C,
+                  at_once = v.B < (size_t)db__threads(ctx) ? 1 : (size_t)db__threads(ctx);
+    float *g = (float *)db__scratch(c, at_once * sample * sizeof(float));
     long b;
     if (c->measuring) return;
     DB__EACH_SAMPLE(ctx, b, v.B,
-                    db__norm_back_sample(ctx, c, &v, (size_t)b,
-                                         sum + (size_t)b * v.chunks * v.C * 2,
-                                         fold + (size_t)b * v.C * 5, total + (size_t)b * v.C * 4,
-                                         ss))
+                    db__norm_back_sample(
+                        ctx, c, &v, (size_t)b, g + (size_t)db__thread_index() * sample,
+                        sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 5,
+                        total + (size_t)b * v.C * 4, ss))
     for (k = 0; k < v.B; k++) /* over the batch in order */
         for (ch = 0; ch < v.C; ch++) {
             if (dbias) dbias[ch] += total[k * v.C * 4 + ch];
@@ -14692,11 +14695,12 @@ DB__KERNEL void DB__FN(norm_apply)(void *y_, const void *x_, size_t n, size_t C,
 #undef DB__AT
 }
 
-/* With u = (x - mean) scale + shift and g = dy act'(u): sum[C] = sum of g, dot[C] = sum of g (x -
-   mean). */
-DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x, const DB__T *dy,
-                                          size_t n, const float *scale, const float *shift,
-                                          const float *mean, const int act, const int U)
+/* With u = (x - mean) scale + shift: g = dy act'(u), sum[C] = sum of g, dot[C] = sum of
+   g (x - mean). */
+DB__INLINE void DB__FN(norm_back_sums_at)(float *g_out, float *sum, float *dot, const DB__T *x,
+                                          const DB__T *dy, size_t n, const float *scale,
+                                          const float *shift, const float *mean, const int act,
+                                          const int U)
 {
     DB__V s[2], d[2], a[2], b[2], v[2], g[2], w[2];
     int u;
@@ -14715,11 +14719,12 @@ DB__INLINE void DB__FN(norm_back_sums_at)(float *sum, float *dot, const DB__T *x
     DB__EACH d[u] = DB__vfma(g[u], v[u], d[u]);
     DB__FN(storef_u)(sum, s, n, U);
     DB__FN(storef_u)(dot, d, n, U);
+    DB__FN(storef_u)(g_out, g, n, U);
 }
 
-DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, const void *dy_,
-                                       size_t n, size_t C, const float *scale, const float *shift,
-                                       const float *mean, int act)
+DB__KERNEL void DB__FN(norm_back_sums)(float *g, float *sum, float *dot, const void *x_,
+                                       const void *dy_, size_t n, size_t C, const float *scale,
+                                       const float *shift, const float *mean, int act)
 {
     const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
     size_t i, p;
@@ -14727,8 +14732,8 @@ DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, c
     memset(dot, 0, C * sizeof *dot);
 #define DB__AT(i, U) \
     DB__FN(norm_back_sums_at) \
-    (sum + i, dot + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, mean + i, \
-     DB__ACT, U)
+    (g + p * C + i, sum + i, dot + i, x + p * C + i, dy + p * C + i, C - i, scale + i, shift + i, \
+     mean + i, DB__ACT, U)
 #define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
     DB__SWITCH_ACT(act)
 #undef DB__BODY
@@ -14736,46 +14741,40 @@ DB__KERNEL void DB__FN(norm_back_sums)(float *sum, float *dot, const void *x_, c
 }
 
 /* dx (+)= scale g + c0 + c1 (x - mean), the constants per channel */
-DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const DB__T *dy, size_t n,
-                                           const float *scale, const float *shift,
-                                           const float *mean, const float *c0, const float *c1,
-                                           const int act, int add, const int U)
+DB__INLINE void DB__FN(norm_back_apply_at)(DB__T *dx, const DB__T *x, const float *g, size_t n,
+                                           const float *scale, const float *mean, const float *c0,
+                                           const float *c1, int add, const int U)
 {
-    DB__V a[2], b[2], v[2], g[2], w[2];
+    DB__V a[2], b[2], v[2], y[2];
     int u;
-    DB__FN(loadf_u)(a, scale, n, U);
-    DB__FN(loadf_u)(b, mean, n, U);
     DB__FN(load_u)(v, x, n, U);
+    DB__FN(loadf_u)(b, mean, n, U);
     DB__EACH v[u] = DB__vsub(v[u], b[u]);
-    DB__FN(loadf_u)(b, shift, n, U);
-    DB__EACH w[u] = DB__vfma(v[u], a[u], b[u]);
-    DB__FN(activate_slope)(w, act, U);
-    DB__FN(load_u)(g, dy, n, U);
-    DB__EACH g[u] = DB__vmul(g[u], w[u]);
     DB__FN(loadf_u)(b, c0, n, U);
-    DB__FN(loadf_u)(w, c1, n, U);
-    DB__EACH g[u] = DB__vfma(g[u], a[u], DB__vfma(w[u], v[u], b[u]));
+    DB__FN(loadf_u)(a, c1, n, U);
+    DB__EACH v[u] = DB__vfma(a[u], v[u], b[u]);
+    DB__FN(loadf_u)(a, scale, n, U);
+    DB__FN(loadf_u)(y, g, n, U);
+    DB__EACH y[u] = DB__vfma(y[u], a[u], v[u]);
     if (add) {
         DB__FN(load_u)(v, dx, n, U);
-        DB__EACH g[u] = DB__vadd(g[u], v[u]);
+        DB__EACH y[u] = DB__vadd(y[u], v[u]);
     }
-    DB__FN(store_u)(dx, g, n, U);
+    DB__FN(store_u)(dx, y, n, U);
 }
 
-DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const void *dy_, size_t n,
-                                        size_t C, const float *scale, const float *shift,
-                                        const float *mean, const float *c0, const float *c1,
-                                        int act, int add)
+DB__KERNEL void DB__FN(norm_back_apply)(void *dx_, const void *x_, const float *g, size_t n,
+                                        size_t C, const float *scale, const float *mean,
+                                        const float *c0, const float *c1, int add)
 {
-    const DB__T *x = (const DB__T *)x_, *dy = (const DB__T *)dy_;
+    const DB__T *x = (const DB__T *)x_;
     DB__T *dx = (DB__T *)dx_;
     size_t i, p;
-#define DB__AT(i, U) DB__FN(norm_back_apply_at)(dx + p * C + i, x + p * C + i, dy + p * C + i, \
-    C - i, scale + i, shift + i, mean + i, \
-                                                c0 + i, c1 + i, DB__ACT, add, U)
-#define DB__BODY for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
-    DB__SWITCH_ACT(act)
-#undef DB__BODY
+#define DB__AT(i, U) \
+    DB__FN(norm_back_apply_at) \
+    (dx + p * C + i, x + p * C + i, g + p * C + i, C - i, scale + i, mean + i, c0 + i, c1 + i, \
+     add, U)
+    for (p = 0; p < n; p++) { DB__WALK(i, C, DB__AT); }
 #undef DB__AT
 }
 
