@@ -122,6 +122,14 @@ static __device__ __forceinline__ void db__cu_multiply(float c[4], const uint32_
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+/* Two numbers as bf16, rounded to nearest even; `low` in the lower half. */
+static __device__ __forceinline__ uint32_t db__cu_pair(float low, float high)
+{
+    uint32_t both = 0;
+    (void)low, (void)high;
+    DB__CU_PTX("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
 #endif
 
 static int db__cu_tensor_cores; /* set by db_backend_cuda */
@@ -1222,10 +1230,11 @@ static void db__cu_run_layer_norm_dx(db_ctx *ctx, db_call *c)
     DB__CU_TYPED(&c->a[4], db__cu_layer_norm_dx_typed<T>(c));
 }
 
-/* ---- attention
-   ------------------------------------------------------------------------------------ A warp has
-   one query (or, for dk and dv, one key) and walks the others 32 at a time: each lane computes the
-   score of its own, then the lanes share out the channels of the sum. No score leaves the chip. */
+/* ---- attention ---------------------------------------------------------------------------------
+   No score leaves the chip: forward keeps a running maximum and sum for each query, backward
+   computes the scores again. In f32, for 7.5 and for heads beyond 160 channels a warp has one query
+   (or, for dk and dv, one key) and walks the others 32 at a time: each lane computes the score of
+   its own, then the lanes share out the channels of the sum. Tensor cores: see below. */
 
 enum { DB__CU_WARPS = 4, DB__CU_HEAD = 512 };
 
@@ -1320,17 +1329,6 @@ template <class T> static __global__ void __launch_bounds__(128)
             db__cu_set(o, (b * v.T + i) * v.C + h * v.HS + lane + 32 * u, acc[u] / total);
     if (lane == 0) lse[(b * v.heads + h) * v.T + i] = max + logf(total);
 }
-static void db__cu_run_attention(db_ctx *ctx, db_call *c)
-{
-    db__cu_attn v = db__cu_attn_of(c, &c->a[2], &c->a[3], &c->a[5], &c->a[6]);
-    if (c->measuring || !db__cu_attn_fits(ctx, &v)) return;
-    DB__CU_TYPED(&c->a[0],
-                 DB_LAUNCH(db__cu_attention<T>, db__cu_up(v.B * v.heads * v.T, DB__CU_WARPS),
-                           32 * DB__CU_WARPS, db__cu_data<T>(&c->a[0]),
-                           db__cu_data<float>(&c->a[1]), db__cu_data<T>(&c->a[2]),
-                           db__cu_data<T>(&c->a[3]), db__cu_data<T>(&c->a[4]), v));
-}
-
 template <class T> struct db__cu_attn_back {
     db__cu_attn v;
     T *dq, *dk, *dv;
@@ -1340,8 +1338,21 @@ template <class T> struct db__cu_attn_back {
     float *delta; /* [B,heads,T]: dout o */
     int add_q, add_k, add_v;
 };
-/* dq, delta and dbias: a warp for each query; where there is a dbias, for all of the batch in
- * order. */
+/* A warp for each query */
+template <class T> static __global__ void __launch_bounds__(128)
+    db__cu_attention_delta(db__cu_attn_back<T> a)
+{
+    size_t task = (size_t)blockIdx.x * DB__CU_WARPS + threadIdx.x / 32, u;
+    size_t i = task % a.v.T, h = task / a.v.T % a.v.heads, b = task / a.v.T / a.v.heads;
+    size_t at = (b * a.v.T + i) * a.v.C + h * a.v.HS;
+    float delta = 0;
+    if (task >= a.v.B * a.v.heads * a.v.T) return;
+    for (u = threadIdx.x % 32; u < a.v.HS; u += 32)
+        delta += db__cu_get(a.dout, at + u) * db__cu_get(a.o, at + u);
+    delta = db__cu_warp_sum(delta);
+    if (threadIdx.x % 32 == 0) a.delta[task] = delta;
+}
+/* dq and dbias: a warp for each query; where there is a dbias, for all of the batch in order. */
 template <class T> static __global__ void __launch_bounds__(128)
     db__cu_attention_dq(db__cu_attn_back<T> a)
 {
@@ -1356,11 +1367,6 @@ template <class T> static __global__ void __launch_bounds__(128)
     if (task >= v.heads * v.T * (a.dbias ? 1 : v.B)) return;
     for (; b < last; b++) {
         size_t at = (b * v.T + i) * v.C + h * v.HS, stat = (b * v.heads + h) * v.T + i;
-        float delta = 0;
-        for (u = lane; u < v.HS; u += 32)
-            delta += db__cu_get(a.dout, at + u) * db__cu_get(a.o, at + u);
-        delta = db__cu_warp_sum(delta);
-        if (lane == 0) a.delta[stat] = delta;
         DB__CU_UNROLL
         for (u = 0; u < DB__CU_HEAD / 32; u++) acc[u] = 0;
         for (j0 = 0; j0 < n; j0 += 32) {
@@ -1369,7 +1375,7 @@ template <class T> static __global__ void __launch_bounds__(128)
             if (j < n) {
                 float p = expf(db__cu_score(v, a.q, a.k, b, h, i, j) - a.lse[stat]);
                 ds = p * (db__cu_dot(a.dout + at, a.val + (b * v.S + j) * v.C + h * v.HS, v.HS) -
-                          delta);
+                          a.delta[stat]);
                 if (a.dbias) a.dbias[(h * v.T + i) * v.S + j] += ds;
             }
             shared[warp][lane] = ds;
@@ -1420,6 +1426,315 @@ template <class T> static __global__ void __launch_bounds__(128)
             if (a.dv) db__cu_put(a.dv, at + lane + 32 * u, dv[u], a.add_v);
         }
 }
+/* ---- attention on tensor cores ----
+   A block of four warps has 64 rows, a warp 16, whose channels (D, the head's rounded up, zeros
+   behind) stay in registers; it walks the columns in tiles [column][D] in shared memory, the next
+   one being copied meanwhile. Rows are queries and columns keys; for dk and dv it is the other way
+   around. Products with a tile's transpose read it as it lies, sums over its columns through
+   ldmatrix.trans. The scores' accumulators are, as pairs of bf16, already the left operand of the
+   next product: element [2 h + e] of lane l is row l / 4 + 8 h, column 2 (l % 4) + e. */
+
+template <int D> struct db__cu_head {
+    enum { ROW = D + 8, COLS = D <= 80 ? 64 : 32, TILE = COLS * ROW }; /* 8 rows: different banks */
+};
+
+/* Begins to copy `rows` rows of one head from row `first` on; zeros from row `end` on. x: row 0 */
+template <int D> static __device__ __forceinline__ void
+db__cu_head_rows(db__cu_bf16 *to, const db__cu_bf16 *x, const db__cu_attn &v, size_t first,
+                 size_t end, unsigned rows)
+{
+    unsigned e, k;
+    for (e = threadIdx.x; e < rows * (D / 8); e += 128) {
+        unsigned r = e / (D / 8), c = e % (D / 8) * 8;
+        const db__cu_bf16 *from = x + (first + r) * v.C + c;
+        db__cu_bf16 *at = to + r * db__cu_head<D>::ROW + c;
+        if (v.HS % 8 == 0) {
+            int there = first + r < end && c < v.HS;
+            db__cu_copy_async(at, there ? from : x, there ? 16 : 0);
+        } else {
+            for (k = 0; k < 8; k++) at[k].bits = first + r < end && c + k < v.HS ? from[k].bits : 0;
+        }
+    }
+}
+/* The warp's 16 rows as left operands */
+template <int D> static __device__ __forceinline__ void
+db__cu_head_fragments(uint32_t f[D / 16][4], const db__cu_bf16 *rows)
+{
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    DB__CU_UNROLL
+    for (int kk = 0; kk < D / 16; kk++)
+        db__cu_load_matrices(f[kk],
+                             rows + (warp * 16 + lane % 16) * db__cu_head<D>::ROW + kk * 16 +
+                                 lane / 16 * 8,
+                             0);
+}
+/* s [16][16] = f times the transpose of the tile's columns from `at` on */
+template <int D> static __device__ __forceinline__ void
+db__cu_head_scores(float s[2][4], const uint32_t f[D / 16][4], const db__cu_bf16 *tile, unsigned at)
+{
+    unsigned lane = threadIdx.x % 32;
+    DB__CU_UNROLL
+    for (int q = 0; q < 4; q++) s[0][q] = s[1][q] = 0;
+    DB__CU_UNROLL
+    for (int kk = 0; kk < D / 16; kk++) {
+        uint32_t b[4];
+        db__cu_load_matrices(b,
+                             tile + (at + lane % 8 + lane / 16 * 8) * db__cu_head<D>::ROW +
+                                 kk * 16 + lane / 8 % 2 * 8,
+                             0);
+        db__cu_multiply(s[0], f[kk], b);
+        db__cu_multiply(s[1], f[kk], b + 2);
+    }
+}
+/* acc [16][D] += p [16][16] times the tile's columns from `at` on */
+template <int D> static __device__ __forceinline__ void
+db__cu_head_sum(float acc[D / 8][4], float p[2][4], const db__cu_bf16 *tile, unsigned at)
+{
+    unsigned lane = threadIdx.x % 32;
+    uint32_t a[4] = {db__cu_pair(p[0][0], p[0][1]), db__cu_pair(p[0][2], p[0][3]),
+                     db__cu_pair(p[1][0], p[1][1]), db__cu_pair(p[1][2], p[1][3])};
+    DB__CU_UNROLL
+    for (int j = 0; j < D / 16; j++) {
+        uint32_t b[4];
+        db__cu_load_matrices(
+            b, tile + (at + lane % 16) * db__cu_head<D>::ROW + j * 16 + lane / 16 * 8, 1);
+        db__cu_multiply(acc[2 * j], a, b);
+        db__cu_multiply(acc[2 * j + 1], a, b + 2);
+    }
+}
+/* The score of query i and key j from the product of their vectors; 0 in *there: not seen */
+static __device__ __forceinline__ float db__cu_head_score(const db__cu_attn &v, float qk, size_t b,
+                                                          size_t h, size_t i, size_t j, int *there)
+{
+    float s = v.scale * qk;
+    *there = i < v.T && j < v.S && (!v.causal || j <= i);
+    if (*there && v.bias) s += v.bias[(h * v.T + i) * v.S + j];
+    if (*there && v.mask) s += v.mask[b * v.S + j];
+    return s;
+}
+
+/* blockIdx.x: 64 queries of a head of a sample */
+template <int D> static __global__ void __launch_bounds__(128)
+    db__cu_attention_tensor(db__cu_bf16 *o, float *lse, const db__cu_bf16 *q, const db__cu_bf16 *k,
+                            const db__cu_bf16 *val, db__cu_attn v)
+{
+    enum { COLS = db__cu_head<D>::COLS, TILE = db__cu_head<D>::TILE };
+    __shared__ __align__(16) db__cu_bf16 tiles[4 * TILE]; /* two stages of keys and values */
+    size_t blocks = (v.T + 63) / 64, i0 = blockIdx.x % blocks * 64, h = blockIdx.x / blocks % v.heads,
+           b = blockIdx.x / blocks / v.heads;
+    size_t end = v.causal && i0 + 64 < v.S ? i0 + 64 : v.S, steps = (end + COLS - 1) / COLS, step;
+    size_t keys = b * v.S * v.C + h * v.HS, queries = b * v.T * v.C + h * v.HS;
+    unsigned lane = threadIdx.x % 32;
+    size_t row = i0 + threadIdx.x / 32 * 16 + lane / 4; /* and row + 8 */
+    uint32_t f[D / 16][4];
+    float acc[D / 8][4], s[COLS / 8][4], max[2] = {-3e38f, -3e38f}, total[2] = {0, 0};
+    db__cu_head_rows<D>(tiles, q + queries, v, i0, v.T, 64);
+    db__cu_copy_commit();
+    db__cu_copy_wait<0>();
+    __syncthreads();
+    db__cu_head_fragments<D>(f, tiles);
+    __syncthreads();
+    db__cu_head_rows<D>(tiles, k + keys, v, 0, v.S, COLS);
+    db__cu_head_rows<D>(tiles + TILE, val + keys, v, 0, v.S, COLS);
+    db__cu_copy_commit();
+    DB__CU_UNROLL
+    for (int j = 0; j < D / 8; j++)
+        for (int e = 0; e < 4; e++) acc[j][e] = 0;
+    for (step = 0; step < steps; step++) {
+        const db__cu_bf16 *tile = tiles + step % 2 * 2 * TILE;
+        db__cu_bf16 *next = tiles + (step + 1) % 2 * 2 * TILE;
+        float top[2] = {max[0], max[1]}, sum[2] = {0, 0};
+        db__cu_copy_wait<0>();
+        __syncthreads(); /* the tile is there; nobody reads the one before */
+        if (step + 1 < steps) {
+            db__cu_head_rows<D>(next, k + keys, v, (step + 1) * COLS, v.S, COLS);
+            db__cu_head_rows<D>(next + TILE, val + keys, v, (step + 1) * COLS, v.S, COLS);
+            db__cu_copy_commit();
+        }
+        DB__CU_UNROLL
+        for (int j = 0; j < COLS / 8; j += 2) db__cu_head_scores<D>(s + j, f, tile, j * 8);
+        DB__CU_UNROLL
+        for (int j = 0; j < COLS / 8; j++)
+            for (int e = 0; e < 4; e++) {
+                int there;
+                s[j][e] = db__cu_head_score(v, s[j][e], b, h, row + e / 2 * 8,
+                                            step * COLS + j * 8 + lane % 4 * 2 + e % 2, &there);
+                if (!there) s[j][e] = -HUGE_VALF;
+                top[e / 2] = fmaxf(top[e / 2], s[j][e]);
+            }
+        DB__CU_UNROLL
+        for (int r = 0; r < 2; r++) { /* four lanes share a row */
+            top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFFu, top[r], 1));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(0xFFFFFFFFu, top[r], 2));
+        }
+        DB__CU_UNROLL
+        for (int j = 0; j < COLS / 8; j++)
+            for (int e = 0; e < 4; e++) sum[e / 2] += s[j][e] = expf(s[j][e] - top[e / 2]);
+        DB__CU_UNROLL
+        for (int r = 0; r < 2; r++) {
+            float shrink = expf(max[r] - top[r]);
+            max[r] = top[r], total[r] = total[r] * shrink + sum[r];
+            DB__CU_UNROLL
+            for (int j = 0; j < D / 8; j++) acc[j][2 * r] *= shrink, acc[j][2 * r + 1] *= shrink;
+        }
+        DB__CU_UNROLL
+        for (int j = 0; j < COLS / 8; j += 2)
+            db__cu_head_sum<D>(acc, s + j, tile + TILE, j * 8);
+    }
+    DB__CU_UNROLL
+    for (int r = 0; r < 2; r++) {
+        total[r] += __shfl_xor_sync(0xFFFFFFFFu, total[r], 1);
+        total[r] += __shfl_xor_sync(0xFFFFFFFFu, total[r], 2);
+    }
+    DB__CU_UNROLL
+    for (int j = 0; j < D / 8; j++)
+        for (int e = 0; e < 4; e++) {
+            size_t i = row + e / 2 * 8, c = j * 8 + lane % 4 * 2 + e % 2;
+            if (i < v.T && c < v.HS)
+                db__cu_set(o, queries + i * v.C + c, acc[j][e] / total[e / 2]);
+        }
+    for (int r = 0; r < 2; r++)
+        if (lane % 4 == 0 && row + r * 8 < v.T)
+            lse[(b * v.heads + h) * v.T + row + r * 8] = max[r] + logf(total[r]);
+}
+
+/* Rows are queries: dq = scale ds k, and dbias, for all of the batch in order; `of_keys`: rows are
+   keys, dk = scale ds^T q and dv = p^T dout. ds = p (dout v - delta). */
+template <int D, int of_keys> static __global__ void __launch_bounds__(128)
+    db__cu_attention_tensor_dx(db__cu_attn_back<db__cu_bf16> a)
+{
+    enum { COLS = db__cu_head<D>::COLS, TILE = db__cu_head<D>::TILE };
+    __shared__ __align__(16) db__cu_bf16 tiles[4 * TILE];
+    const db__cu_attn &v = a.v;
+    const db__cu_bf16 *x = of_keys ? a.k : a.q, *dx = of_keys ? a.val : a.dout; /* of the rows */
+    const db__cu_bf16 *y = of_keys ? a.q : a.k, *dy = of_keys ? a.dout : a.val; /* of the columns */
+    size_t n = of_keys ? v.S : v.T, m = of_keys ? v.T : v.S; /* rows, columns */
+    size_t blocks = (n + 63) / 64, r0 = blockIdx.x % blocks * 64, h = blockIdx.x / blocks % v.heads,
+           b = blockIdx.x / blocks / v.heads, last = !of_keys && a.dbias ? v.B : b + 1;
+    size_t begin = of_keys && v.causal ? r0 : 0,
+           end = !of_keys && v.causal && r0 + 64 < m ? r0 + 64 : m, at;
+    unsigned lane = threadIdx.x % 32, stage;
+    size_t row = r0 + threadIdx.x / 32 * 16 + lane / 4; /* and row + 8 */
+    for (; b < last; b++) {
+        size_t rows = b * n * v.C + h * v.HS, cols = b * m * v.C + h * v.HS,
+               stat = (b * v.heads + h) * v.T;
+        uint32_t f[D / 16][4], df[D / 16][4];
+        float acc[D / 8][4], acc_v[of_keys ? D / 8 : 1][4];
+        __syncthreads(); /* the sample before is no longer read */
+        db__cu_head_rows<D>(tiles, x + rows, v, r0, n, 64);
+        db__cu_head_rows<D>(tiles + 64 * db__cu_head<D>::ROW, dx + rows, v, r0, n, 64);
+        db__cu_copy_commit();
+        db__cu_copy_wait<0>();
+        __syncthreads();
+        db__cu_head_fragments<D>(f, tiles);
+        db__cu_head_fragments<D>(df, tiles + 64 * db__cu_head<D>::ROW);
+        __syncthreads();
+        db__cu_head_rows<D>(tiles, y + cols, v, begin, m, COLS);
+        db__cu_head_rows<D>(tiles + TILE, dy + cols, v, begin, m, COLS);
+        db__cu_copy_commit();
+        DB__CU_UNROLL
+        for (int j = 0; j < D / 8; j++)
+            for (int e = 0; e < 4; e++) {
+                acc[j][e] = 0;
+                if (of_keys) acc_v[j][e] = 0;
+            }
+        for (at = begin, stage = 0; at < end; at += COLS, stage ^= 1) {
+            const db__cu_bf16 *tile = tiles + stage * 2 * TILE;
+            db__cu_bf16 *next = tiles + (stage ^ 1) * 2 * TILE;
+            db__cu_copy_wait<0>();
+            __syncthreads(); /* the tile is there; nobody reads the one before */
+            if (at + COLS < end) {
+                db__cu_head_rows<D>(next, y + cols, v, at + COLS, m, COLS);
+                db__cu_head_rows<D>(next + TILE, dy + cols, v, at + COLS, m, COLS);
+                db__cu_copy_commit();
+            }
+            for (unsigned c0 = 0; c0 < COLS; c0 += 16) {
+                float p[2][4], ds[2][4];
+                db__cu_head_scores<D>(p, f, tile, c0);
+                db__cu_head_scores<D>(ds, df, tile + TILE, c0);
+                DB__CU_UNROLL
+                for (int e = 0; e < 8; e++) {
+                    size_t r = row + e % 4 / 2 * 8, c = at + c0 + e / 4 * 8 + lane % 4 * 2 + e % 2;
+                    size_t i = of_keys ? c : r, j = of_keys ? r : c;
+                    int there;
+                    float s = db__cu_head_score(v, p[e / 4][e % 4], b, h, i, j, &there);
+                    s = there ? expf(s - a.lse[stat + i]) : 0;
+                    p[e / 4][e % 4] = s;
+                    ds[e / 4][e % 4] = there ? s * (ds[e / 4][e % 4] - a.delta[stat + i]) : 0;
+                    if (!of_keys && there && a.dbias)
+                        a.dbias[(h * v.T + i) * v.S + j] += ds[e / 4][e % 4];
+                }
+                db__cu_head_sum<D>(acc, ds, tile, c0);
+                if (of_keys) db__cu_head_sum<D>(acc_v, p, tile + TILE, c0);
+            }
+        }
+        db__cu_copy_wait<0>(); /* the first tile, where no column is seen */
+        DB__CU_UNROLL
+        for (int j = 0; j < D / 8; j++)
+            for (int e = 0; e < 4; e++) {
+                size_t r = row + e / 2 * 8, c = j * 8 + lane % 4 * 2 + e % 2, i = rows + r * v.C + c;
+                if (r >= n || c >= v.HS) continue;
+                if (!of_keys && a.dq) db__cu_put(a.dq, i, acc[j][e] * v.scale, a.add_q);
+                if (of_keys && a.dk) db__cu_put(a.dk, i, acc[j][e] * v.scale, a.add_k);
+                if (of_keys && a.dv) db__cu_put(a.dv, i, acc_v[of_keys ? j : 0][e], a.add_v);
+            }
+    }
+}
+
+/* Which way: f32, or bf16 without tensor cores or with wide heads; else the least D that holds a
+   head. */
+template <class T> static void db__cu_attention_plain(db_call *c, const db__cu_attn &v)
+{
+    DB_LAUNCH(db__cu_attention<T>, db__cu_up(v.B * v.heads * v.T, DB__CU_WARPS), 32 * DB__CU_WARPS,
+              db__cu_data<T>(&c->a[0]), db__cu_data<float>(&c->a[1]), db__cu_data<T>(&c->a[2]),
+              db__cu_data<T>(&c->a[3]), db__cu_data<T>(&c->a[4]), v);
+}
+template <class T> static void db__cu_attention_dx_plain(const db__cu_attn_back<T> &a)
+{
+    if (a.dq || a.dbias)
+        DB_LAUNCH(db__cu_attention_dq<T>,
+                  db__cu_up(a.v.heads * a.v.T * (a.dbias ? 1 : a.v.B), DB__CU_WARPS),
+                  32 * DB__CU_WARPS, a);
+    if (a.dk || a.dv)
+        DB_LAUNCH(db__cu_attention_dkv<T>, db__cu_up(a.v.B * a.v.heads * a.v.S, DB__CU_WARPS),
+                  32 * DB__CU_WARPS, a);
+}
+template <int D> static void db__cu_attention_fast(db_call *c, const db__cu_attn &v)
+{
+    DB_LAUNCH(db__cu_attention_tensor<D>, v.B * v.heads * db__cu_up(v.T, 64), 128,
+              db__cu_data<db__cu_bf16>(&c->a[0]), db__cu_data<float>(&c->a[1]),
+              db__cu_data<db__cu_bf16>(&c->a[2]), db__cu_data<db__cu_bf16>(&c->a[3]),
+              db__cu_data<db__cu_bf16>(&c->a[4]), v);
+}
+template <int D> static void db__cu_attention_dx_fast(const db__cu_attn_back<db__cu_bf16> &a)
+{
+    if (a.dq || a.dbias)
+        DB_LAUNCH((db__cu_attention_tensor_dx<D, 0>),
+                  (a.dbias ? 1 : a.v.B) * a.v.heads * db__cu_up(a.v.T, 64), 128, a);
+    if (a.dk || a.dv)
+        DB_LAUNCH((db__cu_attention_tensor_dx<D, 1>), a.v.B * a.v.heads * db__cu_up(a.v.S, 64), 128,
+                  a);
+}
+/* Runs `run<D>(...)` with the least D that holds HS channels; 0 where there is none. */
+#define DB__CU_HEADS(HS, run, ...)                                             \
+    ((HS) <= 32 ? (run<32>(__VA_ARGS__), 1) : (HS) <= 48 ? (run<48>(__VA_ARGS__), 1) \
+     : (HS) <= 64 ? (run<64>(__VA_ARGS__), 1) : (HS) <= 80 ? (run<80>(__VA_ARGS__), 1) \
+     : (HS) <= 160 ? (run<160>(__VA_ARGS__), 1) : 0)
+
+static void db__cu_run_attention(db_ctx *ctx, db_call *c)
+{
+    db__cu_attn v = db__cu_attn_of(c, &c->a[2], &c->a[3], &c->a[5], &c->a[6]);
+    if (c->measuring || !db__cu_attn_fits(ctx, &v)) return;
+    if (c->a[0].dtype == DB_BF16 && db__cu_tensor_cores &&
+        DB__CU_HEADS(v.HS, db__cu_attention_fast, c, v))
+        return;
+    DB__CU_TYPED(&c->a[0], db__cu_attention_plain<T>(c, v));
+}
+static int db__cu_attention_dx_try(const db__cu_attn_back<float> &) { return 0; }
+static int db__cu_attention_dx_try(const db__cu_attn_back<db__cu_bf16> &a)
+{
+    return db__cu_tensor_cores && DB__CU_HEADS(a.v.HS, db__cu_attention_dx_fast, a);
+}
 template <class T> static void db__cu_attention_dx_typed(db_ctx *ctx, db_call *c)
 {
     db__cu_attn_back<T> a;
@@ -1433,12 +1748,9 @@ template <class T> static void db__cu_attention_dx_typed(db_ctx *ctx, db_call *c
     a.add_q = c->i[1], a.add_k = c->i[2], a.add_v = c->i[3];
     a.delta = db__cu_scratch<float>(c, a.v.B * a.v.heads * a.v.T);
     if (c->measuring || !db__cu_attn_fits(ctx, &a.v)) return;
-    DB_LAUNCH(db__cu_attention_dq<T>,
-              db__cu_up(a.v.heads * a.v.T * (a.dbias ? 1 : a.v.B), DB__CU_WARPS), 32 * DB__CU_WARPS,
-              a);
-    if (a.dk || a.dv)
-        DB_LAUNCH(db__cu_attention_dkv<T>, db__cu_up(a.v.B * a.v.heads * a.v.S, DB__CU_WARPS),
-                  32 * DB__CU_WARPS, a);
+    DB_LAUNCH(db__cu_attention_delta<T>, db__cu_up(a.v.B * a.v.heads * a.v.T, DB__CU_WARPS),
+              32 * DB__CU_WARPS, a);
+    if (!db__cu_attention_dx_try(a)) db__cu_attention_dx_plain(a);
 }
 static void db__cu_run_attention_dx(db_ctx *ctx, db_call *c)
 {

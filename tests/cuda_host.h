@@ -9,7 +9,7 @@
    block reach, an exchange without the whole warp. cuda_host_reverse turns the order of blocks and
    threads around: results that change had a race. Memory is the host's own, so that the address
    sanitizer watches every access. The twins of the PTX functions do what the PTX manual
-   (ISA 8.5, 9.7.14: mma.m16n8k16, ldmatrix; 9.7.9.25: cp.async) says; an asynchronous copy arrives
+   (ISA 8.5, 9.7.14: mma.m16n8k16, ldmatrix; 9.7.9: cp.async, cvt.rn.bf16x2) says; an asynchronous copy arrives
    as late as it may, when it is waited for. */
 #ifndef CUDA_HOST_H
 #define CUDA_HOST_H
@@ -275,6 +275,20 @@ static inline void db__cu_multiply(float c[4], const uint32_t a[4], const uint32
         }
     }
     __syncwarp();
+}
+
+/* Two numbers as bf16: rounded to nearest, ties to even; a NaN becomes 0x7FFF */
+static inline uint32_t db__cu_pair(float low, float high)
+{
+    uint32_t half[2];
+    float x[2] = {low, high};
+    for (int k = 0; k < 2; k++) {
+        uint32_t bits = __float_as_uint(x[k]), rest = bits & 0xFFFFu;
+        half[k] = bits >> 16;
+        if (rest > 0x8000u || (rest == 0x8000u && half[k] % 2)) half[k]++;
+        if (x[k] != x[k]) half[k] = 0x7FFF;
+    }
+    return half[0] | half[1] << 16;
 }
 
 /* ---- as much of the runtime as the backend calls --------------------------------------------- */

@@ -546,8 +546,8 @@ extern size_t cuda_host_free;
 static int cuda_host_reverse;
 #endif
 
-/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions and products take the
- * plain kernel. */
+/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions, products and attention
+   take the plain kernels. */
 static int prepare(const flavour *f, const char *op)
 {
 #ifdef CUDA_ON_HOST
@@ -555,7 +555,8 @@ static int prepare(const flavour *f, const char *op)
     cuda_host_major = strstr(f->name, "7.5") ? 7 : 8;
     db_backend_cuda(&why);
 #endif
-    return !strstr(f->name, "7.5") || !strcmp(op, "conv2d") || !strcmp(op, "linear");
+    return !strstr(f->name, "7.5") || !strcmp(op, "conv2d") || !strcmp(op, "linear") ||
+        !strcmp(op, "attention");
 }
 static void make_flavours(void)
 {
@@ -645,6 +646,93 @@ static void test_optimizer(void)
     test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares",
                "the CPU's norm");
     test_check(test_error(w[1], w[0], 15003, 0, NULL) < 1e-6, "cuda adamw", "the CPU's weights");
+}
+/* Attention of heads of HS channels and its gradients, 2 samples of T queries and S keys, with a
+   bias where there is no causal mask; into `out`, which is returned: how many numbers. */
+enum { ATTENTION_MAX = 200000 };
+static size_t attend(const flavour *f, size_t HS, size_t heads, size_t T, size_t S, int causal,
+                     float *out)
+{
+    static float x[ATTENTION_MAX];
+    static uint16_t half[ATTENTION_MAX];
+    size_t dim[4][3], n = 0, i;
+    db_tape *t;
+    db_tensor in[5], o, loss;
+    int k;
+    if (db_tape_create(f->ctx[0], &t) != DB_OK) return 0;
+    for (k = 0; k < 4; k++) {
+        dim[k][0] = 2, dim[k][1] = k == 1 || k == 2 ? S : T, dim[k][2] = heads * HS;
+        in[k] = db_input(t, k == 3 ? DB_F32 : f->dtype, 3, dim[k]); /* q, k, v, target */
+        if (k < 3) db_require_grad(t, in[k]);
+    }
+    dim[3][0] = heads, dim[3][1] = T, dim[3][2] = S;
+    in[4] = causal ? none : db_input(t, DB_F32, 3, dim[3]);
+    db_require_grad(t, in[4]);
+    o = db_attention(t, in[0], in[1], in[2], in[4], none, heads, 1 / sqrtf((float)HS), causal);
+    db_keep(t, o);
+    loss = db_mse(t, o, in[3], none, none, NULL);
+    db_backward(t, loss);
+    for (k = 0; k < (causal ? 4 : 5); k++) {
+        size_t count = db_count(in[k]);
+        if (count > ATTENTION_MAX) return 0;
+        test_formula((uint32_t)(HS * 8) + (uint32_t)k, count, 2, 0, 0, x);
+        for (i = 0; i < count && k < 3; i++) {
+            half[i] = db__f32_to_bf16(x[i]);
+            x[i] = db__bf16_to_f32(half[i]);
+        }
+        db_upload(t, in[k], k < 3 && f->dtype == DB_BF16 ? (const void *)half : x);
+    }
+    db_run(t, 0, 0);
+    for (k = 0; k < (causal ? 4 : 5); k++) {
+        db_tensor got = k == 3 ? o : db_grad(t, in[k]);
+        if (n + db_count(got) > ATTENTION_MAX) return 0;
+        db_download(t, got, out + n);
+        n += db_count(got);
+    }
+    db_tape_destroy(t);
+    return n;
+}
+/* Each width of the tensor cores' attention, and what is too wide for them; with several tiles,
+   ragged ends, queries that see all keys and keys that no query sees. Each result by itself. */
+static void test_attention(void)
+{
+    static const size_t shape[][5] = {/* HS, heads, T, S, causal */
+                                      {32, 1, 70, 150, 0},  {12, 2, 65, 150, 1}, {40, 2, 65, 77, 0},
+                                      {48, 1, 130, 65, 1},  {64, 1, 66, 130, 0}, {64, 1, 130, 130, 1},
+                                      {80, 1, 65, 129, 0},  {72, 1, 65, 130, 1}, {160, 1, 33, 70, 0},
+                                      {100, 1, 66, 66, 1}, {168, 1, 9, 40, 0},  {168, 1, 40, 33, 1}};
+    static float y[2][ATTENTION_MAX];
+    size_t k, c, i, at = 0;
+    for (k = 1; k < n_flavours; k++) {
+        verdict v;
+        char name[60];
+        memset(&v, 0, sizeof v);
+        snprintf(name, sizeof name, "attention's widths, %.30s", flavours[k].name);
+        prepare(&flavours[k], "attention");
+        for (c = 0; c < sizeof shape / sizeof *shape; c++) {
+            const size_t *s = shape[c];
+            size_t n[2], part[5], begin = 0;
+            n[0] = attend(&flavours[0], s[0], s[1], s[2], s[3], (int)s[4], y[0]);
+            n[1] = attend(&flavours[k], s[0], s[1], s[2], s[3], (int)s[4], y[1]);
+            part[0] = part[3] = 2 * s[0] * s[1] * s[2], part[1] = part[2] = 2 * s[0] * s[1] * s[3];
+            part[4] = s[4] ? 0 : s[1] * s[2] * s[3];
+            if (!n[0] || n[1] != n[0]) object(&v, "case %zu: no result", c);
+            for (i = 0; i < 5 && !v.why[0]; begin += part[i++]) {
+                double err = part[i] ? test_error(y[1] + begin, y[0] + begin, part[i], 0, &at) : 0;
+                v.worst = DB__MAX(v.worst, err);
+                if (!(err < (flavours[k].dtype == DB_F32 ? f32_limit : bf16_limit)))
+                    object(&v, "heads of %zu, %s: err %.1e at %zu (%g, not %g)", s[0],
+                           i == 3       ? "o"
+                               : i == 4 ? "dbias"
+                               : i == 0 ? "dq"
+                               : i == 1 ? "dk"
+                                        : "dv",
+                           err, at, (double)y[1][begin + at], (double)y[0][begin + at]);
+            }
+        }
+        if (v.why[0]) test_fail(name, "%s", v.why);
+        else test_pass(name, "err %.1e", v.worst);
+    }
 }
 static void test_against_cpu(void)
 {
@@ -913,6 +1001,7 @@ int main(int argc, char **argv)
     best = &flavours[k];
 #ifdef TEST_CUDA
     test_against_cpu();
+    test_attention();
     test_optimizer();
 #ifdef CUDA_ON_HOST
     test_errors();
