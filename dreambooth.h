@@ -385,6 +385,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
     X(CROSS_ENTROPY, "cross_entropy", 2, db__cpu_cross_entropy, db__cross_entropy_backward)        \
     X(CROSS_ENTROPY_DX, "cross_entropy_dx", 1, db__cpu_cross_entropy_dx, NULL)                     \
     X(ADAMW, "adamw", 3, db__cpu_adamw, NULL)                                                      \
+    X(ADAMW_8BIT, "adamw_8bit", 5, db__cpu_adamw_8bit, NULL)                                       \
     X(SQUARES, "squares", 1, db__cpu_squares, NULL)
 
 typedef enum db_op {
@@ -451,6 +452,7 @@ typedef struct db_optimizer {
     float *m, *v;           /* first and second moments, like params->data */
     uint8_t *m8, *v8;       /* use_8bit_adam: large parameters' codes; m, v have the scales */
     size_t *at, *at8;       /* [params->n + 1] where each parameter begins in m, v; in m8, v8 */
+    struct db__8bit_map *map; /* [2] what the codes of m8 and v8 mean */
     uint64_t step;
     const db_param_table *clipped_with; /* its gradients count towards the same norm; or NULL */
 } db_optimizer;
@@ -467,8 +469,11 @@ void db_zero_grad(db_param_table *params);
    finite changes nothing and gives DB_ERROR_NUMERIC. */
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
 
-/* average = decay * average + (1 - decay) * params: an exponential moving average. */
+/* average = decay * average + (1 - decay) * params: an exponential moving average, which begins as
+   a copy of the parameters, like params->data and in the backend's memory. NULL: no memory */
+float *db_ema_create(const db_param_table *params);
 void db_ema_update(const db_param_table *params, float *average, float decay);
+void db_ema_free(const db_param_table *params, float *average);
 
 typedef enum db_lr_schedule {
     DB_LR_CONSTANT,
@@ -5107,15 +5112,21 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
 
 /* ---- the optimiser's: on no tape, called from [DB-04] ---------------------------------------- */
 
+static db__adamw_step db__adamw_step_of(const db_call *c)
+{
+    db__adamw_step a;
+    a.lr = c->f[0], a.beta1 = c->f[1], a.beta2 = c->f[2], a.eps = c->f[3];
+    a.weight_decay = c->f[4], a.correction1 = c->f[5], a.correction2 = c->f[6];
+    a.grad_scale = c->f[7];
+    return a;
+}
+
 /* a: w, m, v, g, all [n].  f: the members of db__adamw_step */
 static void db__cpu_adamw(db_ctx *ctx, db_call *c)
 {
     size_t n = db__arg_count(&c->a[0]);
-    db__adamw_step step;
+    db__adamw_step step = db__adamw_step_of(c);
     long i;
-    step.lr = c->f[0], step.beta1 = c->f[1], step.beta2 = c->f[2], step.eps = c->f[3];
-    step.weight_decay = c->f[4], step.correction1 = c->f[5], step.correction2 = c->f[6];
-    step.grad_scale = c->f[7];
     {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
@@ -5126,6 +5137,8 @@ static void db__cpu_adamw(db_ctx *ctx, db_call *c)
         }
     }
 }
+
+static void db__cpu_adamw_8bit(db_ctx *ctx, db_call *c); /* [DB-04] */
 
 /* The sum of the squares of each of the equal parts of x. a: sums [parts], x [n] */
 static void db__cpu_squares(db_ctx *ctx, db_call *c)
@@ -5418,33 +5431,36 @@ static void db__state_of(const db_optimizer *o, size_t k, size_t *floats, size_t
     *codes = small ? 0 : n;
 }
 
-/* AdamW on a parameter with 8-bit moments, block by block: codes to numbers, update, numbers to
-   codes. */
-static void db__adamw_8bit(db_optimizer *o, const db__8bit_map map[2], size_t k,
-                           const db__adamw_step *a)
+/* AdamW with 8-bit moments, block by block: codes to numbers, update, numbers to codes. a: w [n],
+   scales of m and v [n / 256, rounded up], codes of m and v [n], g [n], both maps' values, which
+   begin a db__8bit_map.  i: the maps' codes of zero.  f: the members of db__adamw_step */
+static void db__cpu_adamw_8bit(db_ctx *ctx, db_call *c)
 {
-    const db_param *item = &o->params->item[k];
-    float moment[2][DB__8BIT_BLOCK], *scale[2];
-    uint8_t *code[2];
-    size_t block, i, n;
-    int which;
-    scale[0] = o->m + o->at[k], scale[1] = o->v + o->at[k], code[0] = o->m8 + o->at8[k],
-    code[1] = o->v8 + o->at8[k];
-    for (block = 0; block * DB__8BIT_BLOCK < item->count; block++) {
-        size_t at = block * DB__8BIT_BLOCK;
-        n = DB__MIN(item->count - at, (size_t)DB__8BIT_BLOCK);
-        for (which = 0; which < 2; which++)
-            for (i = 0; i < n; i++)
-                moment[which][i] = map[which].value[code[which][at + i]] * scale[which][block];
-        o->params->ctx->isa->f32->adamw(item->data + at, moment[0], moment[1], item->grad + at, n,
-                                        a);
+    size_t count = db__arg_count(&c->a[0]);
+    db__adamw_step step = db__adamw_step_of(c);
+    long block;
+    DB__PARALLEL_FOR(ctx, static)
+    for (block = 0; block < (long)DB__CEIL_DIV(count, DB__8BIT_BLOCK); block++) {
+        size_t at = (size_t)block * DB__8BIT_BLOCK, i;
+        size_t n = DB__MIN(count - at, (size_t)DB__8BIT_BLOCK);
+        float moment[2][DB__8BIT_BLOCK];
+        int which;
         for (which = 0; which < 2; which++) {
+            const db__8bit_map *map = (const db__8bit_map *)c->a[6 + which].data;
+            const uint8_t *code = (const uint8_t *)c->a[3 + which].data + at;
+            float scale = db__floats(&c->a[1 + which])[block];
+            for (i = 0; i < n; i++) moment[which][i] = map->value[code[i]] * scale;
+        }
+        ctx->isa->f32->adamw((float *)c->a[0].data + at, moment[0], moment[1],
+                             db__floats(&c->a[5]) + at, n, &step);
+        for (which = 0; which < 2; which++) {
+            const db__8bit_map *map = (const db__8bit_map *)c->a[6 + which].data;
+            uint8_t *code = (uint8_t *)c->a[3 + which].data + at;
             float largest = 0;
             for (i = 0; i < n; i++) largest = DB__MAX(largest, fabsf(moment[which][i]));
-            scale[which][block] = largest;
+            ((float *)c->a[1 + which].data)[block] = largest;
             for (i = 0; i < n; i++)
-                code[which][at + i] =
-                    db__8bit_encode(&map[which], largest > 0 ? moment[which][i] / largest : 0);
+                code[i] = db__8bit_encode(map, largest > 0 ? moment[which][i] / largest : 0);
         }
     }
 }
@@ -5470,8 +5486,10 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     o->m = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
     o->v = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
     if (!o->at8[k]) return db_params_require_grad(params);
-    o->m8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
-    o->v8 = (uint8_t *)db__alloc(params->ctx, codes, 1);
+    o->m8 = (uint8_t *)db__device_alloc(params->ctx, codes, 1);
+    o->v8 = (uint8_t *)db__device_alloc(params->ctx, codes, 1);
+    o->map = (db__8bit_map *)db__device_alloc(params->ctx, 2, sizeof *o->map);
+    if (o->map) db__8bit_map_init(&o->map[0], 1), db__8bit_map_init(&o->map[1], 0);
     return db_params_require_grad(params);
 }
 
@@ -5480,29 +5498,36 @@ void db_optimizer_free(db_optimizer *o)
     if (!o->params) return;
     o->params->ctx->backend->release(o->params->ctx, o->m);
     o->params->ctx->backend->release(o->params->ctx, o->v);
-    db__free(o->params->ctx, o->m8);
-    db__free(o->params->ctx, o->v8);
+    o->params->ctx->backend->release(o->params->ctx, o->m8);
+    o->params->ctx->backend->release(o->params->ctx, o->v8);
+    o->params->ctx->backend->release(o->params->ctx, o->map);
     db__free(o->params->ctx, o->at);
     db__free(o->params->ctx, o->at8);
     memset(o, 0, sizeof *o);
 }
 
-/* n floats as an argument of an operation */
-static db_arg db__float_arg(float *data, size_t n)
+/* n numbers as an argument of an operation */
+static db_arg db__arg(void *data, size_t n, db_dtype dtype)
 {
     db_arg a;
     memset(&a, 0, sizeof a);
-    a.data = data, a.dim[0] = n, a.n_dims = 1, a.dtype = DB_F32, a.present = 1;
+    a.data = data, a.dim[0] = n, a.n_dims = 1, a.dtype = dtype, a.present = 1;
     return a;
 }
+static db_arg db__float_arg(float *data, size_t n) { return db__arg(data, n, DB_F32); }
 
-/* Runs one operation that is on no tape, and waits for it. */
-static db_result db__run_alone(db_ctx *ctx, db_op op, db_call *c)
+/* Begins one operation that is on no tape; db__run_alone waits for it as well. */
+static db_result db__begin_alone(db_ctx *ctx, db_op op, db_call *c)
 {
     if (!ctx->backend->run[op])
         return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
                         ctx->backend->name, db__op_name(op));
     ctx->backend->run[op](ctx, c);
+    return ctx->result;
+}
+static db_result db__run_alone(db_ctx *ctx, db_op op, db_call *c)
+{
+    if (db__begin_alone(ctx, op, c) != DB_OK) return ctx->result;
     return ctx->backend->sync(ctx);
 }
 
@@ -5544,24 +5569,34 @@ static double db__grad_norm(const db_param_table *p)
     return sqrt(total);
 }
 
-/* AdamW in one pass over all parameters, with moments in f32. */
-static db_result db__adamw_f32(db_optimizer *o, const db__adamw_step *a)
+/* What the next update is of, from parameter *k on: a run of parameters with moments in f32; with
+   8-bit moments one parameter, whose codes are there if it is large. -1: no more. */
+static int db__next_update(const db_optimizer *o, size_t *k, db_call *c)
 {
-    db_param_table *p = o->params;
-    size_t k = 0, from = 0, to = 0;
-    while (db__next_run(p, &k, &from, &to)) {
-        db_call c;
-        memset(&c, 0, sizeof c);
-        c.a[0] = db__float_arg(p->data + from, to - from);
-        c.a[1] = db__float_arg(o->m + from, to - from);
-        c.a[2] = db__float_arg(o->v + from, to - from);
-        c.a[3] = db__float_arg(p->grad + from, to - from);
-        c.f[0] = a->lr, c.f[1] = a->beta1, c.f[2] = a->beta2, c.f[3] = a->eps;
-        c.f[4] = a->weight_decay, c.f[5] = a->correction1, c.f[6] = a->correction2;
-        c.f[7] = a->grad_scale;
-        db__run_alone(p->ctx, DB_OP_ADAMW, &c);
+    const db_param_table *p = o->params;
+    size_t from = 0, to = 0, n, m, codes;
+    memset(c, 0, sizeof *c);
+    if (!o->config.use_8bit_adam) {
+        if (!db__next_run(p, k, &from, &to)) return -1;
+        m = from, n = to - from, codes = 0;
+    } else {
+        while (*k < p->n && p->item[*k].frozen) ++*k;
+        if (*k == p->n) return -1;
+        from = (size_t)(p->item[*k].data - p->data), n = p->item[*k].count;
+        m = o->at[*k], codes = o->at8[*k + 1] - o->at8[*k];
+        ++*k;
     }
-    return p->ctx->result;
+    c->a[0] = db__float_arg(p->data + from, n);
+    c->a[1] = db__float_arg(o->m + m, codes ? DB__CEIL_DIV(n, DB__8BIT_BLOCK) : n);
+    c->a[2] = db__float_arg(o->v + m, c->a[1].dim[0]);
+    c->a[3] = db__float_arg(p->grad + from, n);
+    if (!codes) return DB_OP_ADAMW;
+    c->a[5] = c->a[3];
+    c->a[3] = db__arg(o->m8 + o->at8[*k - 1], n, DB_U8);
+    c->a[4] = db__arg(o->v8 + o->at8[*k - 1], n, DB_U8);
+    c->a[6] = db__float_arg(o->map[0].value, 256), c->a[7] = db__float_arg(o->map[1].value, 256);
+    c->i[0] = o->map[0].zero, c->i[1] = o->map[1].zero;
+    return DB_OP_ADAMW_8BIT;
 }
 
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm)
@@ -5569,9 +5604,10 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     db_param_table *p = o->params;
     db_ctx *ctx = p->ctx;
     db__adamw_step a;
-    db__8bit_map map[2];
+    db_call c;
     double grad_norm;
-    long k;
+    size_t k = 0;
+    int op;
     if (ctx->result != DB_OK) return ctx->result;
     grad_norm = db__grad_norm(p);
     if (ctx->result != DB_OK) return ctx->result;
@@ -5590,31 +5626,34 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     a.grad_scale = grad_scale;
     if (o->config.max_grad_norm > 0)
         a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
-    if (!o->config.use_8bit_adam) return db__adamw_f32(o, &a);
-    db__8bit_map_init(&map[0], 1), db__8bit_map_init(&map[1], 0);
-    {
-        DB__PARALLEL_FOR(ctx, dynamic)
-        for (k = 0; k < (long)p->n; k++) {
-            const db_param *item = &p->item[k];
-            if (item->frozen) continue;
-            if (o->at8[k + 1] > o->at8[k]) db__adamw_8bit(o, map, (size_t)k, &a);
-            else
-                ctx->isa->f32->adamw(item->data, o->m + o->at[k], o->v + o->at[k], item->grad,
-                                     item->count, &a);
-        }
+    while (ctx->result == DB_OK && (op = db__next_update(o, &k, &c)) >= 0) {
+        c.f[0] = a.lr, c.f[1] = a.beta1, c.f[2] = a.beta2, c.f[3] = a.eps;
+        c.f[4] = a.weight_decay, c.f[5] = a.correction1, c.f[6] = a.correction2;
+        c.f[7] = a.grad_scale;
+        db__begin_alone(ctx, (db_op)op, &c);
     }
-    return DB_OK;
+    return ctx->backend->sync(ctx);
+}
+
+float *db_ema_create(const db_param_table *p)
+{
+    float *average = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
+    if (average) memcpy(average, p->data, p->count * sizeof(float));
+    return average;
 }
 
 void db_ema_update(const db_param_table *p, float *average, float decay)
 {
-    long k;
-    DB__PARALLEL_FOR(p->ctx, static)
-    for (k = 0; k < (long)DB__CEIL_DIV(p->count, DB__PIECE); k++) {
-        size_t at = (size_t)k * DB__PIECE;
-        p->ctx->isa->f32->axpby(average + at, average + at, p->data + at, decay, 1 - decay,
-                                DB__MIN(p->count - at, (size_t)DB__PIECE), 0);
-    }
+    db_call c;
+    memset(&c, 0, sizeof c);
+    c.a[0] = c.a[1] = db__float_arg(average, p->count), c.a[2] = db__float_arg(p->data, p->count);
+    c.f[0] = decay, c.f[1] = 1 - decay;
+    db__run_alone(p->ctx, DB_OP_AXPBY, &c);
+}
+
+void db_ema_free(const db_param_table *p, float *average)
+{
+    p->ctx->backend->release(p->ctx, average);
 }
 
 double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,

@@ -191,6 +191,19 @@ template <class S> static __device__ S db__cu_sum(S x, S *shared)
     }
     return shared[0];
 }
+/* The same for the largest. */
+static __device__ float db__cu_max_of(float x, float *shared)
+{
+    __syncthreads();
+    shared[threadIdx.x] = x;
+    __syncthreads();
+    for (unsigned half = blockDim.x / 2; half; half /= 2) {
+        if (threadIdx.x < half)
+            shared[threadIdx.x] = fmaxf(shared[threadIdx.x], shared[threadIdx.x + half]);
+        __syncthreads();
+    }
+    return shared[0];
+}
 static __device__ __forceinline__ float db__cu_warp_sum(float x)
 {
     for (int m = 16; m; m /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, m);
@@ -2045,14 +2058,7 @@ template <class T> static __global__ void __launch_bounds__(256)
     double s = 0, loss = 0;
     if (target && target[n] < 0) return; /* the whole block */
     for (j = threadIdx.x; j < V; j += blockDim.x) max = fmaxf(max, db__cu_get(logits, n * V + j));
-    most[threadIdx.x] = max;
-    __syncthreads();
-    for (unsigned half = blockDim.x / 2; half; half /= 2) {
-        if (threadIdx.x < half)
-            most[threadIdx.x] = fmaxf(most[threadIdx.x], most[threadIdx.x + half]);
-        __syncthreads();
-    }
-    max = most[0];
+    max = db__cu_max_of(max, most);
     for (j = threadIdx.x; j < V; j += blockDim.x)
         s += (double)expf(db__cu_get(logits, n * V + j) - max);
     s = (double)max + log(db__cu_sum(s, shared));
@@ -2129,17 +2135,60 @@ static void db__cu_run_cross_entropy_dx(db_ctx *ctx, db_call *c)
 struct db__cu_adamw_step {
     float lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale;
 };
+/* One weight, its moments and its gradient */
+static __device__ __forceinline__ void db__cu_adamw_one(float *w, float *m, float *v, float g,
+                                                        const db__cu_adamw_step &a)
+{
+    float x = g * a.grad_scale;
+    *m = a.beta1 * *m + (1 - a.beta1) * x;
+    *v = a.beta2 * *v + (1 - a.beta2) * (x * x);
+    *w = *w * (1 - a.lr * a.weight_decay) -
+         a.lr / a.correction1 * *m / (sqrtf(*v * (1 / a.correction2)) + a.eps);
+}
 static __global__ void db__cu_adamw(float *w, float *m, float *v, const float *g, size_t n,
                                     db__cu_adamw_step a)
 {
-    DB__CU_EACH(i, n)
-    {
-        float x = g[i] * a.grad_scale, mean = a.beta1 * m[i] + (1 - a.beta1) * x;
-        float square = a.beta2 * v[i] + (1 - a.beta2) * (x * x);
-        m[i] = mean, v[i] = square;
-        w[i] = w[i] * (1 - a.lr * a.weight_decay) -
-               a.lr / a.correction1 * mean / (sqrtf(square * (1 / a.correction2)) + a.eps);
+    DB__CU_EACH (i, n) db__cu_adamw_one(w + i, m + i, v + i, g[i], a);
+}
+/* The code nearest to x in [-1, 1]: db__8bit_encode, with a search by halves for its table. */
+static __device__ uint8_t db__cu_encode(const float *map, int zero, float x)
+{
+    float size = fabsf(x);
+    int low = zero, high = 255;
+    while (low < high) { /* the least code that is 255 or whose upper border is not exceeded */
+        int code = (low + high) / 2;
+        if (size > (map[code] + map[code + 1]) * 0.5f) low = code + 1;
+        else high = code;
     }
+    if (x >= 0 || !zero) return (uint8_t)low;
+    low = 2 * zero - low;
+    return (uint8_t)(low < 0 ? 0 : low < zero ? low : zero - 1);
+}
+struct db__cu_moment { /* in 8 bits */
+    float *scale;      /* [n / 256] */
+    uint8_t *code;     /* [n]       */
+    const float *map;  /* [256]     */
+    int zero;
+};
+/* A block for each block of numbers, a thread for each number */
+static __global__ void __launch_bounds__(256)
+    db__cu_adamw_8bit(float *w, db__cu_moment m, db__cu_moment v, const float *g, size_t n,
+                      db__cu_adamw_step a)
+{
+    __shared__ float shared[DB__CU_THREADS];
+    size_t i = (size_t)blockIdx.x * DB__CU_THREADS + threadIdx.x;
+    float mean = 0, square = 0, most_m, most_v;
+    if (i < n) {
+        mean = m.map[m.code[i]] * m.scale[blockIdx.x];
+        square = v.map[v.code[i]] * v.scale[blockIdx.x];
+        db__cu_adamw_one(w + i, &mean, &square, g[i], a);
+    }
+    most_m = db__cu_max_of(fabsf(mean), shared), most_v = db__cu_max_of(square, shared);
+    if (i < n) {
+        m.code[i] = db__cu_encode(m.map, m.zero, most_m > 0 ? mean / most_m : 0);
+        v.code[i] = db__cu_encode(v.map, v.zero, most_v > 0 ? square / most_v : 0);
+    }
+    if (threadIdx.x == 0) m.scale[blockIdx.x] = most_m, v.scale[blockIdx.x] = most_v;
 }
 /* A block for each part */
 static __global__ void __launch_bounds__(256)
@@ -2153,14 +2202,31 @@ static __global__ void __launch_bounds__(256)
     total = db__cu_sum((double)s, shared);
     if (threadIdx.x == 0) sums[blockIdx.x] = (float)total;
 }
+static db__cu_adamw_step db__cu_adamw_step_of(const db_call *c)
+{
+    db__cu_adamw_step a = {c->f[0], c->f[1], c->f[2], c->f[3], c->f[4], c->f[5], c->f[6], c->f[7]};
+    return a;
+}
 static void db__cu_run_adamw(db_ctx *ctx, db_call *c)
 {
     size_t n = db__cu_count(&c->a[0]);
-    db__cu_adamw_step a = {c->f[0], c->f[1], c->f[2], c->f[3], c->f[4], c->f[5], c->f[6], c->f[7]};
     (void)ctx;
     DB_LAUNCH(db__cu_adamw, db__cu_blocks(n), DB__CU_THREADS, db__cu_data<float>(&c->a[0]),
               db__cu_data<float>(&c->a[1]), db__cu_data<float>(&c->a[2]),
-              db__cu_data<float>(&c->a[3]), n, a);
+              db__cu_data<float>(&c->a[3]), n, db__cu_adamw_step_of(c));
+}
+static void db__cu_run_adamw_8bit(db_ctx *ctx, db_call *c)
+{
+    size_t n = db__cu_count(&c->a[0]);
+    db__cu_moment m[2];
+    int k;
+    (void)ctx;
+    for (k = 0; k < 2; k++)
+        m[k].scale = db__cu_data<float>(&c->a[1 + k]), m[k].code = db__cu_data<uint8_t>(&c->a[3 + k]),
+        m[k].map = db__cu_data<float>(&c->a[6 + k]), m[k].zero = c->i[k];
+    DB_LAUNCH(db__cu_adamw_8bit, db__cu_up(n, DB__CU_THREADS), DB__CU_THREADS,
+              db__cu_data<float>(&c->a[0]), m[0], m[1], db__cu_data<float>(&c->a[5]), n,
+              db__cu_adamw_step_of(c));
 }
 static void db__cu_run_squares(db_ctx *ctx, db_call *c)
 {
@@ -2259,8 +2325,8 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                      db__cu_run_position_bias, db__cu_run_position_bias_dw,
                                      db__cu_run_mse,           db__cu_run_mse_dx,
                                      db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx,
-                                     db__cu_run_adamw,
-         db__cu_run_squares}};
+                                     db__cu_run_adamw,         db__cu_run_adamw_8bit,
+                                     db__cu_run_squares}};
     int n = 0, driver = 0, runtime = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
     *why = "";

@@ -612,41 +612,82 @@ static db_result pool_and_noise(db_ctx *ctx, float *y, float *dx, float *noise)
     db_tape_destroy(t);
     return db_status(ctx);
 }
-/* Ten updates of a parameter table with a frozen parameter in its middle, clipped; the weights. */
-static db_result train(db_ctx *ctx, float *w, float *norm)
+
+/* What ten updates make of a table of a large, a frozen and a small parameter. */
+enum { LARGE = 5001, SMALL = 300, TABLE = 2 * LARGE + SMALL, CODES = 2 * LARGE };
+typedef struct trained {
+    float w[TABLE], average[TABLE], scale[2][20], norm;
+    uint8_t code[2][LARGE]; /* scale and code: of 8-bit moments */
+} trained;
+
+static db_result train(db_ctx *ctx, int in_8bit, trained *out)
 {
     static const char *const names[] = {"a", "frozen", "b"};
-    size_t dim = 5001, k, i;
+    static const size_t dim[] = {LARGE, LARGE, SMALL};
+    size_t k, i, at;
     db_param_table p;
     db_optimizer o;
+    db_optimizer_config c = db_optimizer_config_default();
+    float *average = NULL;
     memset(&p, 0, sizeof p), memset(&o, 0, sizeof o);
-    p.ctx = ctx;
-    for (k = 0; k < 3; k++) db__params_declare(&p, names[k], 1, &dim);
-    if (db__params_allocate(&p) == DB_OK) db_optimizer_init(&o, &p, NULL);
+    p.ctx = ctx, c.use_8bit_adam = in_8bit;
+    for (k = 0; k < 3; k++) db__params_declare(&p, names[k], 1, &dim[k]);
+    if (db__params_allocate(&p) == DB_OK) db_optimizer_init(&o, &p, &c);
     p.item[1].frozen = 1;
-    for (k = 0; k < 3; k++) test_formula((uint32_t)k, dim, 1, 0, 1, p.item[k].data);
+    for (k = 0; k < 3; k++) test_formula((uint32_t)k, dim[k], 1, 0, 1, p.item[k].data);
+    if (db_status(ctx) == DB_OK) average = db_ema_create(&p);
     for (i = 0; i < 10 && db_status(ctx) == DB_OK; i++) {
         db_zero_grad(&p);
-        for (k = 0; k < 3; k++) test_formula((uint32_t)(i * 3 + k), dim, 1, 0, 1, p.item[k].grad);
-        db_optimizer_step(&o, 1e-2f, 0.5f, norm);
+        for (k = 0; k < 3; k++) {
+            test_formula((uint32_t)(i * 3 + k), dim[k], 1, 0, 1, p.item[k].grad);
+            for (at = 0; at < dim[k]; at++) p.item[k].grad[at] *= powf(p.item[k].grad[at], 4);
+        }
+        db_optimizer_step(&o, 1e-2f, 0.5f, &out->norm);
+        db_ema_update(&p, average, 0.75f);
     }
-    for (k = 0; k < 3; k++) memcpy(w + k * dim, p.item[k].data, dim * sizeof *w);
+    for (k = at = 0; k < 3; at += dim[k++]) {
+        memcpy(out->w + at, p.item[k].data, dim[k] * sizeof(float));
+        memcpy(out->average + at, average + (p.item[k].data - p.data), dim[k] * sizeof(float));
+    }
+    if (in_8bit) {
+        memcpy(out->scale[0], o.m, 20 * sizeof(float));
+        memcpy(out->scale[1], o.v, 20 * sizeof(float));
+        memcpy(out->code[0], o.m8, LARGE), memcpy(out->code[1], o.v8, LARGE);
+    }
+    db_ema_free(&p, average);
     db_optimizer_free(&o);
     db__params_free(&p);
     return db_status(ctx);
 }
 static void test_optimizer(void)
 {
-    static float w[2][15003];
-    float norm[2];
-    int k;
-    for (k = 0; k < 2; k++)
-        if (train(flavours[k].ctx[0], w[k], &norm[k]) != DB_OK)
-            test_fail("cuda adamw", "%s", db_last_error(flavours[k].ctx[0]));
-    test_check(fabs((double)norm[1] / (double)norm[0] - 1) < 1e-6, "cuda squares",
-               "the CPU's norm");
-    test_check(test_error(w[1], w[0], 15003, 0, NULL) < 1e-6, "cuda adamw", "the CPU's weights");
+    static trained t[2];
+    int k, in_8bit, off = 0, far = 0;
+    for (in_8bit = 0; in_8bit < 2; in_8bit++) {
+        const char *name = in_8bit ? "cuda adamw_8bit" : "cuda adamw";
+        for (k = 0; k < 2; k++)
+            if (train(flavours[k].ctx[0], in_8bit, &t[k]) != DB_OK)
+                test_fail(name, "%s", db_last_error(flavours[k].ctx[0]));
+        test_check(fabs((double)t[1].norm / (double)t[0].norm - 1) < 1e-6, "cuda squares",
+                   "the CPU's norm");
+        test_check(test_error(t[1].w, t[0].w, TABLE, 0, NULL) < (in_8bit ? 1e-5 : 1e-6), name,
+                   "the CPU's weights");
+        test_check(test_error(t[1].average, t[0].average, TABLE, 0, NULL) <
+                       (in_8bit ? 1e-5 : 1e-6),
+                   "cuda axpby", "the CPU's average of the weights");
+    }
+    for (k = 0; k < CODES; k++) {
+        int d = abs((int)t[1].code[k / LARGE][k % LARGE] - (int)t[0].code[k / LARGE][k % LARGE]);
+        off += d > 0, far += d > 1;
+    }
+    if (off > 5 || far)
+        test_fail("cuda 8-bit codes", "%d of %d differ, %d by more than one", off, CODES, far);
+    else test_pass("cuda 8-bit codes", "%d of %d differ, by one", off, CODES);
+    test_check(test_error(t[1].scale[0], t[0].scale[0], 20, 0, NULL) < 1e-6
+                   && test_error(t[1].scale[1], t[0].scale[1], 20, 0, NULL) < 1e-6,
+               "cuda 8-bit scales", "the CPU's");
 }
+
 /* Attention of heads of HS channels and its gradients, 2 samples of T queries and S keys, with a
    bias where there is no causal mask; into `out`, which is returned: how many numbers. */
 enum { ATTENTION_MAX = 200000 };

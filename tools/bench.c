@@ -346,8 +346,7 @@ static void unet_train_step(void)
     x = image_input(o.B, unet->config.in_channels), eps = db_normal_like(tape, x, FOR_NOISE);
     alpha = db_input(tape, DB_F32, 1, x.dim), sigma = db_input(tape, DB_F32, 1, x.dim);
     weight = db_input(tape, DB_F32, 3, x.dim);
-    if (!strstr(o.name, "sd15"))
-        average = (float *)db__alloc(ctx, unet->params.count, sizeof(float));
+    if (!strstr(o.name, "sd15")) average = db_ema_create(&unet->params);
     db_optimizer_init(&optimizer, &unet->params, NULL);
     v = db_mix(tape, alpha, eps, sigma, x);
     pred = record_unet(db_mix(tape, alpha, x, sigma, eps));

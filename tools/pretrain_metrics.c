@@ -115,7 +115,7 @@ static int finish(session *s, size_t n)
            path);
     db_tape_destroy(s->tape);
     db_optimizer_free(&s->tr.opt);
-    db__free(s->ctx, s->tr.ema);
+    db_ema_free(s->tr.params, s->tr.ema);
     world_pool_close(&s->pool);
     return 0;
 }

@@ -198,13 +198,12 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
     db_optimizer_config c = db_optimizer_config_default();
     c.beta2 = 0.99f;
     t->params = params;
-    t->ema = (float *)db__alloc(params->ctx, params->count, sizeof(float));
     db_optimizer_init(&t->opt, params, &c);
     if (db_status(params->ctx) != DB_OK) return db_status(params->ctx);
     initialise(params, o->seed);
     if (o->init && !state_there && load_weights(params, o->init) != DB_OK)
         return db_status(params->ctx);
-    memcpy(t->ema, params->data, params->count * sizeof(float));
+    if (!(t->ema = db_ema_create(params))) return db_status(params->ctx);
     return state_there ? load_state(t, o->state) : DB_OK;
 }
 
