@@ -429,6 +429,13 @@ struct db_backend {
     db_result (*copy_in)(db_ctx *ctx, void *device, const void *host, size_t bytes);
     db_result (*copy_out)(db_ctx *ctx, void *host, const void *device, size_t bytes);
     db_result (*sync)(db_ctx *ctx);
+    /* All three or none (NULL): runs of a tape may be recorded and replayed. begin_run returns 1 if
+       it has replayed all; else the operations follow and then end_run, which returns 0 if they
+       were only recorded and have to follow once more. *recording: NULL at first, the backend's
+       own, which forget frees; `key` changes with the addresses of parameters. */
+    int (*begin_run)(db_ctx *ctx, void **recording, uint64_t key, uint64_t seed, uint32_t step);
+    int (*end_run)(db_ctx *ctx, void *recording);
+    void (*forget)(db_ctx *ctx, void *recording);
     void (*run[DB_OP_COUNT])(db_ctx *ctx, db_call *call);
 };
 
@@ -1779,6 +1786,7 @@ struct db_tape {
     char *arena;             /* on the backend's device */
     size_t arena_bytes, scratch_bytes;
     int planned;
+    void *recording; /* of the backend's begin_run */
 };
 
 /* Tables with a row for each operation, at the end of [DB-03c]. */
@@ -1830,6 +1838,7 @@ db_result db_tape_create(db_ctx *ctx, db_tape **out)
 void db_tape_destroy(db_tape *t)
 {
     if (!t) return;
+    if (t->recording) t->ctx->backend->forget(t->ctx, t->recording);
     if (t->arena) t->ctx->backend->release(t->ctx, t->arena);
     db__free(t->ctx, t->node);
     db__free(t->ctx, t->value);
@@ -2300,22 +2309,50 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
     }
 }
 
-db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
+/* All operations, in order */
+static void db__run_nodes(db_tape *t, uint64_t seed, uint32_t step)
 {
     db_ctx *ctx = t->ctx;
     size_t n;
-    if (db__ensure_arena(t) != DB_OK) return ctx->result;
     for (n = 0; n < t->n_nodes && ctx->result == DB_OK; n++) {
         db_call c = db__call(t, n);
-        if (!ctx->backend->run[t->node[n].op])
-            return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
-                            ctx->backend->name, db__op_name(t->node[n].op));
+        if (!ctx->backend->run[t->node[n].op]) {
+            db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
+                     ctx->backend->name, db__op_name(t->node[n].op));
+            return;
+        }
         c.scratch = t->arena + t->arena_bytes;
         c.seed = seed;
         c.step = step;
         ctx->backend->run[t->node[n].op](ctx, &c);
     }
-    return ctx->backend->sync(ctx);
+}
+
+/* Where the parameters lie, as one number: all else that a run depends on stays as planned. */
+static uint64_t db__addresses(const db_tape *t)
+{
+    uint64_t hash = 0xCBF29CE484222325u;
+    size_t n;
+    for (n = 0; n < t->n_values; n++) {
+        const db__value *v = &t->value[n];
+        const float *at;
+        if (v->kind != DB__PARAM && v->kind != DB__PARAM_GRAD) continue;
+        at = v->kind == DB__PARAM ? v->table->item[v->param].data : v->table->item[v->param].grad;
+        hash = (hash ^ (uint64_t)(uintptr_t)at) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
+{
+    db_ctx *ctx = t->ctx;
+    const db_backend *b = ctx->backend;
+    if (db__ensure_arena(t) != DB_OK) return ctx->result;
+    if (!b->begin_run || !b->begin_run(ctx, &t->recording, db__addresses(t), seed, step)) {
+        db__run_nodes(t, seed, step);
+        if (b->begin_run && !b->end_run(ctx, t->recording)) db__run_nodes(t, seed, step);
+    }
+    return b->sync(ctx);
 }
 
 /* ==== [DB-03b] Which instruction sets there are ==================================================
@@ -5222,6 +5259,9 @@ const db_backend *db_backend_cpu(void)
                                    db__cpu_copy_memory,
                                    db__cpu_copy_memory,
                                    db__cpu_sync,
+                                   NULL,
+                                   NULL,
+                                   NULL,
                                    {
 #define DB__ROW(id, name, outputs, run, back) run,
                                        DB__OPS(DB__ROW)

@@ -16,21 +16,27 @@
    tests/cuda_host.h runs the same kernels on the processor.
 
    Easy to get wrong
-   - All memory of the backend is managed: host code (loading, saving, the optimiser) reads and
-   writes parameters as if they were its own, but only while nothing runs; db_run ends by waiting
-   for the GPU (`sync`).
+   - All memory of the backend is managed: host code (loading, saving) reads and writes parameters
+   as if they were its own, but only while nothing runs; db_run ends by waiting for the GPU (`sync`).
+   - From its second run on a tape is a CUDA graph: an operation may not wait, allocate or look at
+   numbers, and what changes from run to run (the noise's seed and step) lies in GPU memory.
+   - Everything goes through the thread's own stream: another thread's recording forbids the use of
+   the common one.
    - Sums have a fixed order: parts by shape, trees by thread index, no floating-point atomics. The
    same run gives the same bits.
    - A kernel without a result for a part of its grid still reaches every barrier of its block. */
 #include "dreambooth.h"
 
 #include <math.h>
+#include <mutex>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifndef DB_LAUNCH
 #include <cuda_runtime.h>
-#define DB_LAUNCH(kernel, blocks, threads, ...) kernel<<<(blocks), (threads)>>>(__VA_ARGS__)
+#define DB_LAUNCH(kernel, blocks, threads, ...) \
+    kernel<<<(blocks), (threads), 0, cudaStreamPerThread>>>(__VA_ARGS__)
 #endif
 
 #ifdef __CUDACC__
@@ -769,10 +775,24 @@ static void db__cu_run_mix(db_ctx *ctx, db_call *c)
               db__cu_data<float>(&c->a[3]), db__cu_data<float>(&c->a[4]), n, per);
 }
 
-/* Philox4x32-10 and Box-Muller, four numbers to a counter: db__philox, db__fill_normal, [DB-01]. */
-static __global__ void db__cu_normal(float *y, size_t n, uint64_t seed, uint32_t purpose,
-                                     uint32_t step)
+/* What differs from run to run of a recorded tape. */
+struct db__cu_draw {
+    uint64_t seed;
+    uint32_t step;
+};
+static thread_local const db__cu_draw *db__cu_recorded_draw; /* while recording: where it will be */
+static __global__ void db__cu_set_draw(db__cu_draw *at, uint64_t seed, uint32_t step)
 {
+    at->seed = seed, at->step = step;
+}
+
+/* Philox4x32-10 and Box-Muller, four numbers to a counter: db__philox, db__fill_normal, [DB-01].
+   at: seed and step, where they are not those given. */
+static __global__ void db__cu_normal(float *y, size_t n, uint32_t purpose, db__cu_draw draw,
+                                     const db__cu_draw *at)
+{
+    uint64_t seed = at ? at->seed : draw.seed;
+    uint32_t step = at ? at->step : draw.step;
     DB__CU_EACH (i, (n + 3) / 4) {
         uint32_t r[4] = {(uint32_t)i, (uint32_t)((uint64_t)i >> 32), step, purpose},
                  key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -794,10 +814,12 @@ static __global__ void db__cu_normal(float *y, size_t n, uint64_t seed, uint32_t
 static void db__cu_run_normal(db_ctx *ctx, db_call *c)
 {
     size_t n = db__cu_count(&c->a[0]);
+    db__cu_draw draw = {c->seed, c->step};
+    const db__cu_draw *at = db__cu_recorded_draw;
     (void)ctx;
     if (c->measuring) return;
     DB_LAUNCH(db__cu_normal, db__cu_blocks(db__cu_up(n, 4)), DB__CU_THREADS,
-              db__cu_data<float>(&c->a[0]), n, c->seed, (uint32_t)c->i[0], c->step);
+              db__cu_data<float>(&c->a[0]), n, (uint32_t)c->i[0], draw, at);
 }
 
 /* ---- copies ---------------------------------------------------------------------------------- */
@@ -2236,8 +2258,7 @@ static void db__cu_run_squares(db_ctx *ctx, db_call *c)
               db__cu_data<float>(&c->a[1]), n, parts);
 }
 
-/* ---- memory, errors, the table
- * --------------------------------------------------------------------- */
+/* ---- memory and errors ----------------------------------------------------------------------- */
 
 static db_result db__cu_check(db_ctx *ctx, cudaError_t e, const char *doing)
 {
@@ -2245,10 +2266,58 @@ static db_result db__cu_check(db_ctx *ctx, cudaError_t e, const char *doing)
     if (e == cudaSuccess) return db_status(ctx);
     snprintf(why, sizeof why,
              "the GPU failed while %s: %s; the last checkpoint is whole: start again with "
-             "--resume_from_checkpoint latest, "
-             "or with --device cpu",
+             "--resume_from_checkpoint latest, or with --device cpu",
              doing, cudaGetErrorString(e));
     return db_fail(ctx, DB_ERROR_DEVICE, why);
+}
+
+/* All blocks of memory, in no order: a new tape's first run brings them to the GPU. */
+struct db__cu_block {
+    char *memory;
+    size_t bytes;
+    db__cu_block *next;
+};
+static db__cu_block *db__cu_all_blocks;
+static std::mutex db__cu_blocks_mutex;
+
+static int db__cu_remember(void *memory, size_t bytes)
+{
+    db__cu_block *b = (db__cu_block *)malloc(sizeof *b);
+    std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
+    if (!b) return 0;
+    b->memory = (char *)memory, b->bytes = bytes, b->next = db__cu_all_blocks;
+    db__cu_all_blocks = b;
+    return 1;
+}
+static void db__cu_unremember(const void *memory)
+{
+    std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
+    db__cu_block **b = &db__cu_all_blocks;
+    while (*b && (*b)->memory != memory) b = &(*b)->next;
+    if (*b) {
+        db__cu_block *gone = *b;
+        *b = gone->next;
+        free(gone);
+    }
+}
+/* Pages that the host wrote (weights from files) travel at the bus's speed, not fault by fault.
+   Where the system cannot do that the faults remain. */
+static void db__cu_prefetch(void)
+{
+    std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return;
+    for (db__cu_block *b = db__cu_all_blocks; b; b = b->next) {
+#if CUDART_VERSION >= 13000
+        cudaMemLocation there;
+        memset(&there, 0, sizeof there);
+        there.type = cudaMemLocationTypeDevice, there.id = device;
+        if (cudaMemPrefetchAsync(b->memory, b->bytes, there, 0, cudaStreamPerThread)) break;
+#else
+        if (cudaMemPrefetchAsync(b->memory, b->bytes, device, cudaStreamPerThread)) break;
+#endif
+    }
+    (void)cudaGetLastError();
 }
 
 /* Zeroed memory that both sides reach. More than is free is refused: the driver would swap pages at
@@ -2259,16 +2328,16 @@ static void *db__cu_alloc(db_ctx *ctx, size_t bytes)
     size_t left = 0, all = 0;
     cudaError_t e = cudaMemGetInfo(&left, &all);
     if (e == cudaSuccess && bytes <= left) e = cudaMallocManaged(&p, bytes);
-    if (e == cudaSuccess && p) e = cudaMemset(p, 0, bytes);
-    if (e == cudaSuccess && p) return p;
+    if (e == cudaSuccess && p) e = cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread);
+    if (e == cudaSuccess && p) e = cudaStreamSynchronize(cudaStreamPerThread);
+    if (e == cudaSuccess && p && db__cu_remember(p, bytes)) return p;
     if (p) cudaFree(p);
     if (e == cudaSuccess || e == cudaErrorMemoryAllocation) {
         char why[400];
         (void)cudaGetLastError();
         snprintf(why, sizeof why,
                  "out of GPU memory: %.1f MB asked for, %.1f of %.1f MB free; use a smaller batch "
-                 "or resolution, "
-                 "--gradient_checkpointing, --use_8bit_adam, or --device cpu",
+                 "or resolution, --gradient_checkpointing, --use_8bit_adam, or --device cpu",
                  (double)bytes / 1e6, (double)left / 1e6, (double)all / 1e6);
         db_fail(ctx, DB_ERROR_MEMORY, why);
     } else {
@@ -2279,22 +2348,101 @@ static void *db__cu_alloc(db_ctx *ctx, size_t bytes)
 static void db__cu_release(db_ctx *ctx, void *memory)
 {
     (void)ctx;
-    if (memory) cudaFree(memory);
+    if (!memory) return;
+    db__cu_unremember(memory);
+    cudaFree(memory);
+}
+static cudaError_t db__cu_copy_bytes(void *to, const void *from, size_t bytes)
+{
+    cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cudaStreamPerThread);
+    return e == cudaSuccess ? cudaStreamSynchronize(cudaStreamPerThread) : e;
 }
 static db_result db__cu_copy_in(db_ctx *ctx, void *device, const void *host, size_t bytes)
 {
-    return db__cu_check(ctx, cudaMemcpy(device, host, bytes, cudaMemcpyDefault), "copying to it");
+    return db__cu_check(ctx, db__cu_copy_bytes(device, host, bytes), "copying to it");
 }
 static db_result db__cu_copy_out(db_ctx *ctx, void *host, const void *device, size_t bytes)
 {
-    return db__cu_check(ctx, cudaMemcpy(host, device, bytes, cudaMemcpyDefault), "copying from it");
+    return db__cu_check(ctx, db__cu_copy_bytes(host, device, bytes), "copying from it");
 }
 /* Waits for all that was launched. */
 static db_result db__cu_sync(db_ctx *ctx)
 {
     cudaError_t e = cudaGetLastError();
-    if (e == cudaSuccess) e = cudaDeviceSynchronize();
+    if (e == cudaSuccess) e = cudaStreamSynchronize(cudaStreamPerThread);
     return db__cu_check(ctx, e, "computing");
+}
+
+/* ---- a tape's runs as a CUDA graph --------------------------------------------------------------
+   The first run with given addresses is an ordinary one (it loads the kernels), the second is
+   recorded, launched as a graph, and so is every later one: a step of thousands of kernels costs the
+   host one call. Where recording does not work runs stay ordinary. */
+
+struct db__cu_recording {
+    uint64_t key;
+    size_t runs;       /* with this key */
+    int busy, refused; /* recording now; recording has failed once */
+    db__cu_draw *draw; /* on the GPU */
+    cudaGraphExec_t graph;
+};
+
+static void db__cu_drop_graph(db__cu_recording *r)
+{
+    if (r->graph) cudaGraphExecDestroy(r->graph);
+    r->graph = NULL;
+}
+static int db__cu_begin_run(db_ctx *ctx, void **recording, uint64_t key, uint64_t seed,
+                            uint32_t step)
+{
+    db__cu_recording *r = (db__cu_recording *)*recording;
+    (void)ctx;
+    if (!r) *recording = r = (db__cu_recording *)calloc(1, sizeof *r);
+    if (!r) return 0;
+    if (!r->runs || r->key != key) {
+        db__cu_drop_graph(r);
+        db__cu_prefetch();
+        r->key = key, r->runs = 0;
+    }
+    if (!r->runs++ || r->refused) return 0;
+    if (!r->draw && cudaMalloc((void **)&r->draw, sizeof *r->draw) != cudaSuccess) r->refused = 1;
+    if (!r->refused) DB_LAUNCH(db__cu_set_draw, 1, 1, r->draw, seed, step);
+    if (!r->refused && r->graph) {
+        if (cudaGraphLaunch(r->graph, cudaStreamPerThread) == cudaSuccess) return 1;
+        r->refused = 1;
+    }
+    if (!r->refused &&
+        cudaStreamBeginCapture(cudaStreamPerThread, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
+        r->refused = 1;
+    if (r->refused) (void)cudaGetLastError(); /* a lost device stays lost: sync will say so */
+    else r->busy = 1, db__cu_recorded_draw = r->draw;
+    return 0;
+}
+static int db__cu_end_run(db_ctx *ctx, void *recording)
+{
+    db__cu_recording *r = (db__cu_recording *)recording;
+    cudaGraph_t graph = NULL;
+    cudaError_t e;
+    if (!r || !r->busy) return 1;
+    r->busy = 0, db__cu_recorded_draw = NULL;
+    e = cudaStreamEndCapture(cudaStreamPerThread, &graph);
+    if (db_status(ctx) == DB_OK) {
+        if (e == cudaSuccess) e = cudaGraphInstantiateWithFlags(&r->graph, graph, 0);
+        if (e == cudaSuccess) e = cudaGraphLaunch(r->graph, cudaStreamPerThread);
+    }
+    if (graph) cudaGraphDestroy(graph);
+    if (e == cudaSuccess) return 1;
+    db__cu_drop_graph(r);
+    r->refused = 1;
+    (void)cudaGetLastError();
+    return 0;
+}
+static void db__cu_forget(db_ctx *ctx, void *recording)
+{
+    db__cu_recording *r = (db__cu_recording *)recording;
+    (void)ctx;
+    db__cu_drop_graph(r);
+    if (r->draw) cudaFree(r->draw);
+    free(r);
 }
 
 extern "C" const db_backend *db_backend_cuda(const char **why)
@@ -2306,6 +2454,9 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                     db__cu_copy_in,
                                     db__cu_copy_out,
                                     db__cu_sync,
+                                    db__cu_begin_run,
+                                    db__cu_end_run,
+                                    db__cu_forget,
                                     {db__cu_run_conv2d,        db__cu_run_conv2d_dx,
                                      db__cu_run_conv2d_dw,     db__cu_run_group_norm,
                                      db__cu_run_group_norm_dx, db__cu_run_layer_norm,

@@ -14,6 +14,7 @@
 #ifndef CUDA_HOST_H
 #define CUDA_HOST_H
 
+#include <functional>
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -21,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -45,9 +47,11 @@ static cuda_host_index threadIdx, blockIdx, blockDim, gridDim;
 extern "C" {
 int cuda_host_reverse;                   /* the order of blocks and threads */
 size_t cuda_host_free = (size_t)1 << 36; /* bytes that the GPU claims to have left */
-int cuda_host_error;                     /* what the next wait for the GPU reports */
+long cuda_host_allocations = -1;         /* so many succeed, then memory is out; -1: all */
+long cuda_host_life = -1;                /* so many launches, then the device is lost; -1: never */
+int cuda_host_no_graphs;                 /* recording: 1 cannot begin, 2 end, 3 be instantiated */
 int cuda_host_devices = 1, cuda_host_major = 8;
-unsigned long cuda_host_launches;
+unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 }
 
 /* ---- fibers ---------------------------------------------------------------------------------- */
@@ -159,9 +163,21 @@ static inline void cuda_host_block(unsigned n)
 
 template <class F> static void cuda_host_call(void *f) { (*(F *)f)(); }
 
+/* A recording stream keeps launches instead. */
+struct cuda_host_graph {
+    std::vector<std::function<void()>> launch;
+};
+static cuda_host_graph *cuda_host_recording;
+
 template <class F> static void cuda_host_launch(dim3 grid, dim3 block, F f)
 {
     size_t k, n = (size_t)grid.x * grid.y * grid.z;
+    if (cuda_host_recording) {
+        cuda_host_recording->launch.push_back([=]() { cuda_host_launch(grid, block, f); });
+        return;
+    }
+    if (cuda_host_life == 0) return;
+    if (cuda_host_life > 0) cuda_host_life--;
     cuda_host_launches++;
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 ||
         block.x > CUDA_HOST_THREADS || block.y * block.z != 1)
@@ -177,8 +193,13 @@ template <class F> static void cuda_host_launch(dim3 grid, dim3 block, F f)
     }
     cuda_host_arguments = NULL;
 }
+/* Arguments are taken now, as real launches do: a recorded one runs much later. */
+template <class F, class... A> static void cuda_host_bind(dim3 grid, dim3 block, F f, A... a)
+{
+    cuda_host_launch(grid, block, [=]() { f(a...); });
+}
 #define DB_LAUNCH(kernel, blocks, threads, ...) \
-    cuda_host_launch(blocks, threads, [=]() { kernel(__VA_ARGS__); })
+    cuda_host_bind(blocks, threads, [](auto... values) { kernel(values...); }, __VA_ARGS__)
 
 static inline void __syncthreads(void) { cuda_host_wait(CUDA_HOST_AT_BARRIER); }
 static inline void __syncwarp(void) { cuda_host_wait(CUDA_HOST_AT_WARP); }
@@ -293,16 +314,27 @@ static inline uint32_t db__cu_pair(float low, float high)
 
 /* ---- as much of the runtime as the backend calls --------------------------------------------- */
 
+#define CUDART_VERSION 13000
 typedef int cudaError_t;
+typedef void *cudaStream_t;
+typedef cuda_host_graph *cudaGraph_t, *cudaGraphExec_t;
+#define cudaStreamPerThread ((cudaStream_t)2)
 enum {
     cudaSuccess = 0,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
-    cudaErrorIllegalAddress = 700
+    cudaErrorIllegalAddress = 700,
+    cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
+struct cudaMemLocation {
+    cudaMemLocationType type;
+    int id;
+};
 static inline const char *cudaGetErrorString(cudaError_t e)
 {
     return e == cudaErrorMemoryAllocation ? "out of memory"
@@ -310,26 +342,81 @@ static inline const char *cudaGetErrorString(cudaError_t e)
            : e                            ? "an error"
                                           : "no error";
 }
-static inline cudaError_t cudaMallocManaged(void **p, size_t bytes)
+/* What every call reports: a lost device, or one that may not be made while recording. */
+static inline cudaError_t cuda_host_state_of(void)
 {
-    *p = bytes > cuda_host_free ? NULL : aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (cuda_host_recording) cuda_host_die("a call that recording forbids");
+    return cuda_host_life == 0 ? cudaErrorIllegalAddress : cudaSuccess;
+}
+static inline cudaError_t cudaMalloc(void **p, size_t bytes)
+{
+    cudaError_t e = cuda_host_state_of();
+    *p = NULL;
+    if (e) return e;
+    if (cuda_host_allocations == 0 || bytes > cuda_host_free) return cudaErrorMemoryAllocation;
+    if (cuda_host_allocations > 0) cuda_host_allocations--;
+    *p = aligned_alloc(256, (bytes + 255) / 256 * 256);
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
-static inline cudaError_t cudaMemset(void *p, int v, size_t n)
+static inline cudaError_t cudaMallocManaged(void **p, size_t bytes) { return cudaMalloc(p, bytes); }
+static inline cudaError_t cudaFree(void *p) { return free(p), cuda_host_state_of(); }
+static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t)
 {
-    return memset(p, v, n), cudaSuccess;
+    return memset(p, v, n), cuda_host_state_of();
 }
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t n, cudaMemcpyKind)
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
+                                          cudaStream_t)
 {
-    return memcpy(to, from, n), cudaSuccess;
+    return memcpy(to, from, n), cuda_host_state_of();
 }
-static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize(void) { return cuda_host_error; }
+static inline cudaError_t cudaMemPrefetchAsync(const void *, size_t bytes, cudaMemLocation,
+                                               unsigned, cudaStream_t)
+{
+    return cuda_host_prefetched += bytes, cuda_host_state_of();
+}
+static inline cudaError_t cudaGetLastError(void)
+{
+    return cuda_host_life == 0 ? cudaErrorIllegalAddress : cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_host_state_of(); }
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+{
+    cudaError_t e = cuda_host_state_of();
+    if (e || cuda_host_no_graphs == 1) return e ? e : cudaErrorStreamCaptureUnsupported;
+    cuda_host_recording = new cuda_host_graph;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+{
+    *graph = cuda_host_recording;
+    cuda_host_recording = NULL;
+    if (cuda_host_no_graphs != 2) return cudaSuccess;
+    delete *graph;
+    *graph = NULL;
+    return cudaErrorStreamCaptureUnsupported;
+}
+static inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *out, cudaGraph_t graph,
+                                                        unsigned long long)
+{
+    if (cuda_host_no_graphs == 3) return cudaErrorMemoryAllocation;
+    *out = new cuda_host_graph(*graph);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t g) { return delete g, cudaSuccess; }
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
+{
+    cudaError_t e = cuda_host_state_of();
+    if (e) return e;
+    cuda_host_graphs++;
+    for (size_t k = 0; k < graph->launch.size(); k++) graph->launch[k]();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *all)
 {
     *left = cuda_host_free, *all = (size_t)1 << 36;
-    return cudaSuccess;
+    return cuda_host_state_of();
 }
 static inline cudaError_t cudaGetDeviceCount(int *n)
 {

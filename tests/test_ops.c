@@ -540,8 +540,10 @@ static size_t n_flavours;
    threads, here runs blocks and threads in the other order where that can be chosen: a race would
    show in the bits. */
 #ifdef CUDA_ON_HOST
-extern int cuda_host_reverse, cuda_host_devices, cuda_host_error, cuda_host_major;
+extern int cuda_host_reverse, cuda_host_devices, cuda_host_major, cuda_host_no_graphs;
 extern size_t cuda_host_free;
+extern long cuda_host_allocations, cuda_host_life;
+extern unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 #else
 static int cuda_host_reverse;
 #endif
@@ -790,25 +792,122 @@ static void test_against_cpu(void)
 }
 
 #ifdef CUDA_ON_HOST
+/* A small network with noise, run `runs` times; the table of w moves before run `move`. Returns the
+   loss and the sum of gradients of each run, into out [2 runs]. */
+static db_result runs_of(db_ctx *ctx, int runs, int move, float *out)
+{
+    size_t dim[2] = {9, 24}, wide[2] = {24, 24}, k;
+    float x[9 * 24], *there, *gone = NULL;
+    db_tape *t = NULL;
+    db_tensor in, y, loss;
+    db_param_table p;
+    db_net net;
+    int run;
+    memset(&p, 0, sizeof p), memset(&net, 0, sizeof net);
+    p.ctx = ctx;
+    db__params_declare(&p, "w", 2, wide);
+    if (db__params_allocate(&p) != DB_OK || db_params_require_grad(&p) != DB_OK ||
+        db_tape_create(ctx, &t) != DB_OK)
+        goto done;
+    test_formula(3, 24 * 24, 1, 0, 0, p.item[0].data);
+    net.tape = t, net.params = &p;
+    in = db_input(t, DB_F32, 2, dim);
+    y = db_weighted_sum(t, 1, in, 1, db_normal_like(t, in, 5));
+    y = db_linear(t, y, db__weight(&net, "w", 24, 24, 0, 0), none, none);
+    loss = db_mse(t, y, in, none, none, NULL);
+    db_keep(t, loss);
+    db_backward(t, loss);
+    test_formula(4, 9 * 24, 1, 0, 0, x);
+    for (run = 0; run < runs && db_status(ctx) == DB_OK; run++) {
+        if (run == move && (there = (float *)ctx->backend->alloc(ctx, 24 * 24 * sizeof *there))) {
+            memcpy(there, p.data, 24 * 24 * sizeof *there);
+            memset(p.data, 0xFF, 24 * 24 * sizeof *there); /* NaNs in the old place */
+            gone = p.item[0].data, p.item[0].data = there;
+        }
+        db_zero_grad(&p);
+        x[0] = (float)run;
+        db_upload(t, in, x);
+        db_run(t, 7, (uint32_t)run);
+        db_download(t, loss, &out[2 * run]);
+        for (k = 0, out[2 * run + 1] = 0; k < 24 * 24; k++) out[2 * run + 1] += p.grad[k];
+    }
+done:
+    db_tape_destroy(t);
+    if (gone) ctx->backend->release(ctx, p.item[0].data);
+    db__params_free(&p);
+    return db_status(ctx);
+}
+/* A tape's runs from the second on are one launch of a graph, with the numbers of ordinary runs:
+   also after parameters have moved, and where recording fails. */
+static void test_graphs(void)
+{
+    enum { RUNS = 6 };
+    db_ctx *ctx = flavours[1].ctx[0];
+    float cpu[2 * RUNS], plain[2 * RUNS], got[2 * RUNS];
+    unsigned long graphs;
+    int why;
+    db_backend ordinary = *ctx->backend;
+    const db_backend *cuda = ctx->backend;
+    ordinary.begin_run = NULL;
+    ctx->backend = &ordinary;
+    runs_of(flavours[0].ctx[0], RUNS, -1, cpu);
+    test_check(runs_of(ctx, RUNS, -1, plain) == DB_OK
+                   && test_error(plain, cpu, 2 * RUNS, 0, NULL) < 1e-5,
+               "cuda without graphs", "the CPU's losses and gradients");
+    ctx->backend = cuda;
+    cuda_host_prefetched = 0, graphs = cuda_host_graphs;
+    test_check(runs_of(ctx, RUNS, -1, got) == DB_OK && !memcmp(got, plain, sizeof got)
+                   && cuda_host_graphs - graphs == RUNS - 1,
+               "cuda graph", "the bits of ordinary runs, in one launch from the second run on");
+    test_check(cuda_host_prefetched > 2 * 24 * 24 * sizeof(float), "cuda prefetching",
+               "parameters and gradients brought to the GPU before the first run");
+    graphs = cuda_host_graphs;
+    test_check(runs_of(ctx, RUNS, 3, got) == DB_OK && !memcmp(got, plain, sizeof got)
+                   && cuda_host_graphs - graphs == RUNS - 2,
+               "cuda graph after a parameter has moved", "an ordinary run, then a new graph");
+    for (why = 1; why <= 3; why++) {
+        cuda_host_no_graphs = why, graphs = cuda_host_graphs;
+        test_check(runs_of(ctx, RUNS, -1, got) == DB_OK && !memcmp(got, plain, sizeof got)
+                       && cuda_host_graphs == graphs,
+                   "cuda where recording fails", "the same bits from ordinary runs");
+    }
+    cuda_host_no_graphs = 0;
+}
+
 /* Errors: code, figures, a suggestion; and the context works again afterwards. */
 static void test_errors(void)
 {
     db_ctx *ctx = flavours[1].ctx[0];
     const char *why;
-    float y[54], dx[336], noise[336];
+    float y[54], dx[336], noise[336], runs[12];
     size_t room = cuda_host_free;
+    long k;
+    int whole = 1;
     cuda_host_free = 1000;
     test_check(pool_and_noise(ctx, y, dx, noise) == DB_ERROR_MEMORY
                    && strstr(db_last_error(ctx), "0.0 of") && strstr(db_last_error(ctx), "batch"),
                "cuda out of memory", "DB_ERROR_MEMORY with the figures and what to do");
     db_clear_error(ctx);
-    cuda_host_free = room, cuda_host_error = 700;
-    test_check(pool_and_noise(ctx, y, dx, noise) == DB_ERROR_DEVICE
-                   && strstr(db_last_error(ctx), "illegal memory access")
-                   && strstr(db_last_error(ctx), "--resume_from_checkpoint"),
-               "cuda lost device", "DB_ERROR_DEVICE with the reason and what to do");
-    db_clear_error(ctx);
-    cuda_host_error = 0;
+    cuda_host_free = room;
+    for (k = 0; k < 4; k++, db_clear_error(ctx)) { /* w, its gradient, the arena, the graph's draw */
+        cuda_host_allocations = k;
+        whole &= runs_of(ctx, 3, -1, runs) == (k < 3 ? DB_ERROR_MEMORY : DB_OK);
+    }
+    test_check(whole, "cuda, each allocation fails", "DB_ERROR_MEMORY; no graph without its memory");
+    cuda_host_allocations = -1;
+    for (k = 1, whole = 0; k < 200; k++, db_clear_error(ctx)) { /* after k launches */
+        cuda_host_life = k;
+        if (runs_of(ctx, 3, -1, runs) == DB_OK) break;
+        whole += db_status(ctx) == DB_ERROR_DEVICE
+            && strstr(db_last_error(ctx), "illegal memory access")
+            && strstr(db_last_error(ctx), "--resume_from_checkpoint");
+    }
+    cuda_host_life = -1;
+    if (whole == k - 1 && k > 20 && k < 200)
+        test_pass("cuda lost device", "after each of %d launches", whole);
+    else
+        test_fail("cuda lost device",
+                  "%d of %ld failures have DB_ERROR_DEVICE, the reason and what to do", whole, k - 1);
     test_check(pool_and_noise(ctx, y, dx, noise) == DB_OK, "cuda after errors", "a run that works");
     cuda_host_devices = 0;
     test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA GPU"), "cuda without a GPU",
@@ -1045,6 +1144,7 @@ int main(int argc, char **argv)
     test_attention();
     test_optimizer();
 #ifdef CUDA_ON_HOST
+    test_graphs();
     test_errors();
 #endif
 #endif
