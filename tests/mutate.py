@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do the tests notice a wrong gradient? Changes one backward statement at a time and runs them.
 
-    python3 tests/mutate.py [--seed N] [--samples 50] [--list] [--only NAME] [--timeout 120]
+    python3 tests/mutate.py [--seed N] [--samples 50] [--list] [--only NAME] [--timeout 120] [--file dreambooth_cuda.cu]
 
 1. Finds the statements of dreambooth.h that carry gradients: those in functions of [DB-02] to [DB-04] whose name has
    back, dx, dw, grad, recompute or adamw in it, and the helpers that the convolution's backward shares with its
@@ -13,6 +13,10 @@
 The tests are compiled with -O1 -DDB_NO_SIMD first: a kernel's body is written once for all instruction sets, so the
 scalar one shows nearly every change, and compiles in 3 s instead of 12. What survives that (the ends of vectors can) is
 tried again with all of them and the address sanitizer. A change that the compiler refuses is not counted; another one of that statement is drawn.
+
+Of dreambooth_cuda.cu it takes the kernels and all functions for the device, forward ones too, with what they return and
+where they read and write; the test is test_cuda, on the processor. The PTX functions have twins there and are left out.
+
 Prints one line for each: `caught` with the first FAIL line (or how the test died) or `SURVIVED`; then the survivors
 again, and `N caught of M`. The exit status is 0 if all were caught.
 """
@@ -34,17 +38,22 @@ SKIP = re.compile(r"measuring|_bytes|db__scratch|DB__CEIL_DIV|DB__ROUND_UP|DB__P
                   r"^(v\.K|n_panels|ldc|ld_columns|strip_rows|k_image|k_rows|per_group|blocks|n_groups|acc_floats|parts|oc_step|n_oc)\b")
 DECLARATION = re.compile(r"^(static |const |unsigned )*(db_\w+|size_t|int|long|char|float|double|DB__\w+|uint\w+)\s+\**\s*\w+\s*(=|,|;|\[|$)")
 FLOATS = re.compile(r"^(const )*(float|double|DB__V)\s")
+DEVICE = re.compile(r"__global__|__device__")
+CUDA_SKIP = re.compile(r"\(void\)|DB_LAUNCH|__shared__|^(break|continue)\b|^case\b|^switch\b")
+CUDA = False  # --file is dreambooth_cuda.cu
 
 
 def blank(text):
     """Comments, strings and preprocessor lines as spaces: the same length, the structure only."""
     def spaces(m): return re.sub(r"[^\n]", " ", m.group())
+    text = re.sub(r"__launch_bounds__\(\d+\)", spaces, text)
     text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", spaces, text, flags=re.S)
     return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", spaces, text, flags=re.M)
 
 
 def sections(text):
-    """The parts of the file to look at: [DB-02] up to [DB-05], and [DB-03a]."""
+    """The parts of the file to look at: [DB-02] up to [DB-05], and [DB-03a]; of CUDA what follows the PTX functions."""
+    if CUDA: return [(text.index("/* ---- helpers of the host part"), len(text))]
     def find(tag): return [m.start() for m in re.finditer(r"^/\* ==== \[" + tag + r"\]", text, flags=re.M)]
     parts = [(find("DB-02")[0], find("DB-05")[0])]
     for start in find("DB-03a"):
@@ -61,7 +70,7 @@ def functions(text, code):
                 depth += {"{": 1, "}": -1}.get(code[at], 0)
                 at += 1
             name = m.group(1) or m.group(2)
-            if NAME.search(name): yield name, start + m.end(), at - 1
+            if DEVICE.search(m.group()) if CUDA else NAME.search(name): yield name, start + m.end(), at - 1
 
 
 def closing(code, at):
@@ -75,6 +84,7 @@ def closing(code, at):
 
 def statements(text, code):
     """(function, start, end, kind) of statements and of the conditions in front of them."""
+    skip = CUDA_SKIP if CUDA else SKIP
     for name, begin, end in functions(text, code):
         at = begin
         while at < end:
@@ -86,16 +96,17 @@ def statements(text, code):
                 depth += {"(": 1, ")": -1}.get(code[stop], 0)
                 stop += 1
             while True:  # headers: for (...), if (...), else
-                m = re.match(r"(for|if|while|switch)\s*\(|else\b|do\b|DB__UNROLL\b", code[at:stop])
+                m = re.match(r"(for|if|while|switch|DB__CU_EACH)\s*\(|else\b|do\b|DB__(?:CU_)?UNROLL\b", code[at:stop])
                 if not m: break
                 after = closing(code, at + m.end() - 1) if m.group(1) else at + m.end()
-                if m.group(1) == "if" and not SKIP.search(text[at:after]):
+                if m.group(1) == "if" and not skip.search(text[at:after]):
                     yield name, at + m.end(), after - 1, "condition"
                 at = after
                 while at < stop and code[at] in " \t\n": at += 1
             s = code[at:stop].strip()
-            floats = FLOATS.match(s) and re.search(r"=[^;]*([-+*/?]|DB__v|->)", s)
-            if s and not SKIP.search(s) and ("=" in s or "(" in s) and (floats or not DECLARATION.match(s)):
+            floats = (CUDA and (DECLARATION.match(s) or s.startswith("return")) or FLOATS.match(s)) and \
+                re.search(r"(=|return)[^;]*([-+*/?]|DB__v|->)", s)
+            if s and not skip.search(s) and ("=" in s or "(" in s) and (floats or not DECLARATION.match(s)):
                 yield name, at, stop, "declaration" if floats else "statement"
             at = stop + 1
 
@@ -136,25 +147,50 @@ def changes(s, kind):
     return out
 
 
+def run_test(program, test, timeout):
+    """None if the test passes, else (test, why not)."""
+    try:
+        r = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=timeout,
+                           env=dict(os.environ, OMP_WAIT_POLICY="passive"))
+    except subprocess.TimeoutExpired:
+        return test, f"ran longer than {timeout} s"
+    fails = [line for line in r.stdout.splitlines() if line.startswith("FAIL")]
+    return (test, fails[0] if fails else f"died with status {r.returncode}") if r.returncode else None
+
+
+def compile_with(flags):
+    """None, or why the compiler refuses."""
+    r = subprocess.run(flags, capture_output=True, text=True)
+    return ("compiler", r.stderr.strip().splitlines()[0] if r.stderr else "?") if r.returncode else None
+
+
+def build_and_run_cuda(source, folder, timeout):
+    """The same for dreambooth_cuda.cu and test_cuda, whose own object stays."""
+    test, backend, program = (os.path.join(folder, name) for name in ("test.o", "cuda.o", "test_cuda"))
+    with open(os.path.join(folder, "dreambooth_cuda.cu"), "w") as f: f.write(source)
+    why = None
+    if not os.path.exists(test):
+        why = compile_with([os.environ.get("CC", "cc"), "-std=c99", "-O1", "-w", "-fopenmp", "-DDB_NO_SIMD", "-DTEST_CUDA", "-DCUDA_ON_HOST", "-I" + ROOT,
+                            "-I" + os.path.join(ROOT, "tools"), "-c", os.path.join(HERE, "test_ops.c"), "-o", test])
+    why = why or compile_with([os.environ.get("CXX", "c++"), "-std=c++17", "-O1", "-w", "-I" + ROOT, "-x", "c++", "-include", os.path.join(HERE, "cuda_host.h"),
+                               "-c", os.path.join(folder, "dreambooth_cuda.cu"), "-o", backend])
+    why = why or compile_with([os.environ.get("CC", "cc"), test, backend, "-fopenmp", "-o", program, "-lm", "-lstdc++"])
+    return why or run_test(program, "test_cuda", timeout)
+
+
 def build_and_run(header, folder, timeout, kernels=True):
     """None if every test passes, else (test, why not); ("compiler", ...) if it does not compile. First without instruction
     sets, which compiles quickly; what survives that meets the tests of kernels with all of them, and a sanitizer."""
+    if CUDA: return build_and_run_cuda(header, folder, timeout)
     with open(os.path.join(folder, "dreambooth.h"), "w") as f: f.write(header)
     sources = [t for t in TESTS if os.path.exists(os.path.join(HERE, t + ".c"))]
     for simd, test in [(0, t) for t in sources] + [(1, t) for t in sources[:2] if kernels]:
         program = os.path.join(folder, test)
-        cc = [os.environ.get("CC", "cc"), "-std=c99", "-O1", "-w", "-fopenmp", "-DDREAMBOOTH_IMPLEMENTATION", "-I" + folder, "-I" + ROOT, "-I" + os.path.join(ROOT, "tools"),
-              os.path.join(HERE, test + ".c"), "-o", program, "-lm", "-fsanitize=address" if simd else "-DDB_NO_SIMD"]
-        r = subprocess.run(cc, capture_output=True, text=True)
-        if r.returncode: return "compiler", r.stderr.strip().splitlines()[0] if r.stderr else "?"
-        try:
-            r = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=timeout,
-                               env=dict(os.environ, OMP_WAIT_POLICY="passive"))
-        except subprocess.TimeoutExpired:
-            return test, f"ran longer than {timeout} s"
-        if r.returncode:
-            fails = [line for line in r.stdout.splitlines() if line.startswith("FAIL")]
-            return test, fails[0] if fails else f"died with status {r.returncode}"
+        why = compile_with([os.environ.get("CC", "cc"), "-std=c99", "-O1", "-w", "-fopenmp", "-DDREAMBOOTH_IMPLEMENTATION", "-I" + folder, "-I" + ROOT,
+                            "-I" + os.path.join(ROOT, "tools"), os.path.join(HERE, test + ".c"), "-o", program, "-lm",
+                            "-fsanitize=address" if simd else "-DDB_NO_SIMD"])
+        why = why or run_test(program, test, timeout)
+        if why: return why
     return None
 
 
@@ -165,12 +201,14 @@ def main():
     p.add_argument("--only", default="", help="functions whose name matches this regular expression")
     p.add_argument("--list", action="store_true", help="only print the statements and how many changes each has")
     p.add_argument("--timeout", type=int, default=120)
-    p.add_argument("--header", default=os.path.join(ROOT, "dreambooth.h"))
+    p.add_argument("--file", default=os.path.join(ROOT, "dreambooth.h"))
     a = p.parse_args()
-    text = open(a.header).read()
+    global CUDA
+    CUDA = a.file.endswith(".cu")
+    text = open(a.file).read()
     code = blank(text)
     found = [s for s in statements(text, code) if changes(text[s[1]:s[2]], s[3]) and re.search(a.only, s[0])]
-    print(f"{len(found)} backward statements in {len({s[0] for s in found})} functions, "
+    print(f"{len(found)} {'device' if CUDA else 'backward'} statements in {len({s[0] for s in found})} functions, "
           f"{sum(len(changes(text[s[1]:s[2]], s[3])) for s in found)} possible changes", flush=True)
     if a.list:
         for name, start, end, kind in found:
