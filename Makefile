@@ -19,8 +19,8 @@ GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt 
 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates $(B)/make_spiece
-EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp))
-TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda)
+EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp)) $(B)/gpu_cu
+TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda $(B)/test_cuda_dreambooth)
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
 
 all: $(TOOLS)
@@ -48,6 +48,8 @@ $(B)/dreambooth.o: dreambooth.h | $(B)
 
 $(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(GPU) $(HEADERS)
 	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(B)/dreambooth.o $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
+$(addprefix $(B)/,bench pretrain pretrain_metrics): $(B)/%: tools/%.c $(GPU) $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
 
@@ -61,12 +63,16 @@ $(INSIDE): $(B)/test_%: tests/test_%.c $(HEADERS) | $(B)
 $(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
 	$(CC) $(CFLAGS) $< $(B)/dreambooth.o -o $@ $(LDLIBS)
 
-# The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`
+# The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`.
+# test_cuda and test_gpu: every operation; test_cuda_dreambooth and test_gpu_dreambooth: whole trainings
 HOST_CUDA = -std=c++17 $(OPT) -O1 -g -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
 $(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h | $(B)
 	$(CXX) $(HOST_CUDA) -c $< -o $@
+ON_HOST = $(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
 $(B)/test_cuda: tests/test_ops.c $(B)/cuda_host.o $(HEADERS)
-	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
+	$(ON_HOST)
+$(B)/test_cuda_dreambooth: tests/test_dreambooth.c $(B)/cuda_host.o $(HEADERS)
+	$(ON_HOST)
 
 NVCC      = nvcc
 CUDA_ARCH = 75 80 86 90
@@ -76,17 +82,26 @@ $(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
 	$(NVCC) $(NVFLAGS) -c $< -o $@
 cuda:
 	$(MAKE) CUDA=1 $(B)/dreambooth
-# on a machine with a GPU: the tests of test_cuda on the device itself
+# on a machine with a GPU: the tests on the device itself
 test-cuda:
-	$(MAKE) CUDA=1 $(B)/test_gpu && $(B)/test_gpu
+	$(MAKE) CUDA=1 $(B)/test_gpu $(B)/test_gpu_dreambooth && sh tests/run.sh $(B)/test_gpu $(B)/test_gpu_dreambooth
+ON_GPU = $(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
-	$(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
+	$(ON_GPU)
+$(B)/test_gpu_dreambooth: tests/test_dreambooth.c $(GPU) $(HEADERS)
+	$(ON_GPU)
 
 # Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS)
 $(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
 	$(CXX) -std=c++17 $(OPT) -O1 -g $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
+
+# those of the GPU on the processor as well: one includes the .cu, the other links its object
+$(B)/gpu_cu: examples/gpu.cu dreambooth_cuda.cu $(B)/dreambooth.o tests/cuda_host.h
+	$(CXX) $(HOST_CUDA) -c $< -o $@.o && $(CXX) $@.o $(B)/dreambooth.o $(OPENMP) -o $@ $(LDLIBS)
+$(B)/gpu_object_c: examples/gpu_object.c $(B)/cuda_host.o $(HEADERS)
+	$(CC) $(CFLAGS) -O1 -DDB_CUDA $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
 
 $(B):
 	mkdir -p $(B)
@@ -100,7 +115,7 @@ demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUB
 	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
 
 test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
-	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp)")
+	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp examples/*.cu)")
 
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own, without the examples. A compiler
 # takes many minutes for the kernels of all instruction sets then: they are checked for addresses alone.

@@ -3,9 +3,10 @@
        gcc -O2 -fopenmp -DDREAMBOOTH_IMPLEMENTATION -x c -c dreambooth.h -o dreambooth.o
        nvcc -O2 -I. examples/gpu.cu dreambooth.o -o gpu -Xcompiler -fopenmp && ./gpu
 
+   Where there is no GPU it says why; else it
+
    Prints
-       noise on the CPU and on cuda agree
-   or, where there is no GPU, why. */
+       noise on the CPU and on cuda agree                                                      */
 #include "dreambooth_cuda.cu"
 
 #include <stdlib.h>

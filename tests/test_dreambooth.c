@@ -1,6 +1,7 @@
 /* test_dreambooth.c - the loss of DreamBooth, its gradients and ten updates against PyTorch
    (golden/make_dreambooth.py); photos, class images, checkpoints, super-resolution's conditioning;
-   the same on latents, against diffusers. */
+   the same on latents, against diffusers. With TEST_CUDA trainings on the GPU backend, by itself or
+   under cuda_host.h. */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -29,6 +30,18 @@ static void hashed_photo(const char *name, size_t n, uint8_t *out)
     free(x);
 }
 
+#ifdef TEST_CUDA
+static const db_backend *backend(void)
+{
+    const char *why;
+    const db_backend *cuda = db_backend_cuda(&why);
+    if (!cuda) test_fail("a GPU", "%s", why), exit(test_summary());
+    return cuda;
+}
+#else
+static const db_backend *backend(void) { return NULL; }
+#endif
+
 /* `name` of a golden file; with "sd" in front it is Stable Diffusion in small. */
 static int subject_create(subject *s, const char *name, const char *prediction, size_t size,
                           int threads)
@@ -43,6 +56,7 @@ static int subject_create(subject *s, const char *name, const char *prediction, 
     size_t k, i;
     memset(s, 0, sizeof *s);
     config.threads = threads;
+    config.backend = backend();
     if (db_create(&s->ctx, &config) != DB_OK) return 0;
     s->p.ctx = s->ctx, s->size = size;
     snprintf(path, sizeof path, GOLDEN "%s.json", latent ? "sd" : name);
@@ -788,13 +802,87 @@ static void test_class_seeds(void)
                "of (class, index): consecutive in one class, apart between classes");
 }
 
+#if defined(TEST_CUDA) && defined(CUDA_ON_HOST)
+extern long cuda_host_life, cuda_host_allocations;
+extern unsigned long cuda_host_graphs;
+
+/* One more step of a training resumed from `file`, whose GPU is lost after `life` launches or has
+   memory for `allocations` blocks; -1: for all. What comes of it, and the error's text. */
+static db_result failing_step(long life, long allocations, const char *file, char why[400])
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c;
+    db_result r;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) return DB_ERROR_ARGUMENT;
+    c = settings(&s, 1);
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    if (d) db_dreambooth_resume(d, file);
+    cuda_host_life = life, cuda_host_allocations = allocations;
+    if (d) db_dreambooth_step(d, NULL);
+    r = db_status(s.ctx);
+    why[0] = 0;
+    if (r != DB_OK) strncat(why, db_last_error(s.ctx), 399);
+    if (r != DB_OK && d) { /* nothing of the failed step can be written over the checkpoint */
+        db_dreambooth_save(d, file);
+        if (db_status(s.ctx) == DB_OK) r = DB_OK;
+    }
+    db_dreambooth_free(d);
+    subject_free(&s);
+    cuda_host_life = cuda_host_allocations = -1;
+    return r;
+}
+
+/* The GPU fails in the middle of a step: an error, the checkpoint is whole, training goes on from it
+   to the bits of an undisturbed one. */
+static void test_failures(void)
+{
+    const char *file = "build/test_dreambooth_cuda.state";
+    char why[400];
+    uint64_t whole = weights_after(4, 0, 1, ALL, file), after;
+    unsigned long graphs = cuda_host_graphs;
+    test_check(weights_after(4, 2, 1, ALL, file) == whole && cuda_host_graphs > graphs,
+               "training as graphs, saved and resumed", "the same bits");
+    weights_after(2, 1, 1, ALL, file); /* leaves a checkpoint of one step */
+    test_check(failing_step(300, -1, file, why) == DB_ERROR_DEVICE &&
+                   strstr(why, "--resume_from_checkpoint"),
+               "a GPU lost in a step", "DB_ERROR_DEVICE and what to do");
+    test_check(failing_step(-1, 0, file, why) == DB_ERROR_MEMORY && strstr(why, "MB") &&
+                   strstr(why, "batch"),
+               "no GPU memory for the step", "DB_ERROR_MEMORY, the figures and what to do");
+    {
+        subject s;
+        db_dreambooth *d = NULL;
+        db_dreambooth_config c;
+        subject_create(&s, "base", "v_prediction", 8, 1);
+        c = settings(&s, 1);
+        db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+        if (d) db_dreambooth_resume(d, file);
+        while (d && db_status(s.ctx) == DB_OK && db_dreambooth_steps_done(d) < 4)
+            db_dreambooth_step(d, NULL);
+        after = d ? hash_of(d->opt.params) : 0;
+        db_dreambooth_free(d);
+        subject_free(&s);
+    }
+    test_check(after == whole, "training from the checkpoint after both failures",
+               "the bits of an undisturbed one");
+    remove(file);
+}
+#endif
+
 int main(void)
 {
-    compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 0);
+    int on_host = 0;
+#if defined(TEST_CUDA) && defined(CUDA_ON_HOST)
+    on_host = 1; /* a thread of the GPU at a time: a part of the tests will do */
+    test_failures();
+#endif
     compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2, 0);
+    compare_with_pytorch("lora", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 2);
+    if (on_host) return test_summary();
+    compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 0);
     compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1, 0);
     compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1, 0);
-    compare_with_pytorch("lora", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 2);
     test_latent();
     test_sequence();
     test_prompts();

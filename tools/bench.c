@@ -18,7 +18,7 @@
    build/bench net vae_decode                        its decoder, 512 x 512 pixels
    build/bench load world_base --file FILE           weights from FILE (written first, f16)
 
-   Everywhere: --dtype f32|bf16  --threads N  --repetitions N. A repetition is as many calls as fill
+   Everywhere: --dtype f32|bf16  --threads N  --repetitions N  --device cpu|cuda|auto (cpu). A repetition is as many calls as fill
    50 ms, after two to warm up; seconds and flops are those of one call. Networks are built as
    examples/world/base and tools/sd15.json say, with random weights: they cost the same time. */
 
@@ -26,13 +26,15 @@
 #include "dreambooth.h"
 #include <time.h>
 
+#include "device.h"
+
 #define BASE "examples/world/base/"
 enum { TOKENS = 77, STEPS = 30, FOR_NOISE = 1000, FOR_FILL };
 
 static struct {
-    const char *command, *name, *dtype, *pass, *file;
+    const char *command, *name, *dtype, *pass, *device, *file;
     size_t B, H, W, C, OC, T, S, heads, groups, size, threads, repetitions;
-} o = {"", "", "f32", "fwd", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096, 4096, 8,
+} o = {"", "", "f32", "fwd", "cpu", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096, 4096, 8,
        32, 64, 0,     5};
 
 /* A process measures one thing: a call of `run`, which a function of the table in main prepares. */
@@ -444,7 +446,8 @@ static void measure(void)
     if (db_status(ctx) != DB_OK) fail(db_last_error(ctx), "");
     printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": "
            "\"%s\", \"dtype\": \"%s\"",
-           o.command, o.name, flops, peak_mb(), db__threads(ctx), db_isa(ctx), o.dtype);
+           o.command, o.name, flops, peak_mb(), db__threads(ctx),
+           ctx->backend == db_backend_cpu() ? db_isa(ctx) : ctx->backend->name, o.dtype);
     for (printf(", \"seconds\": ["), r = 0; r < o.repetitions; r++)
         printf("%s%.9g", r ? ", " : "", seconds[r]);
     for (printf("], \"share_of_peak\": ["), r = 0; r < o.repetitions; r++)
@@ -470,6 +473,7 @@ static void read_flags(int argc, char **argv)
                 {"--repetitions", &o.repetitions, NULL},
                 {"--dtype", NULL, &o.dtype},
                 {"--pass", NULL, &o.pass},
+                {"--device", NULL, &o.device},
                 {"--file", NULL, &o.file}};
     size_t f, n = sizeof flag / sizeof *flag;
     int k;
@@ -510,6 +514,7 @@ int main(int argc, char **argv)
     read_flags(argc, argv);
     config.threads = (int)o.threads;
     config.compute = strcmp(o.dtype, "bf16") ? DB_F32 : DB_BF16;
+    if (!choose_device(o.device, &config)) return 1;
     if (db_create(&ctx, &config) != DB_OK || db_tape_create(ctx, &tape) != DB_OK)
         fail("no context: is $DB_ISA an instruction set of this machine?", "");
     table[k].prepare();

@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "device.h"
+
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -231,21 +233,6 @@ static void print_log(void *user, db_log_level level, const char *line)
     fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
 }
 
-/* The GPU where `device` asks for it and there is one; else the CPU, with a sentence where cuda was asked for. */
-static int choose_device(const char *device, db_config *config)
-{
-    const char *why = "this program was built without the GPU backend (make CUDA=1)";
-    if (strcmp(device, "cuda") && strcmp(device, "cpu") && strcmp(device, "auto"))
-        return fail("--device takes cuda, cpu or auto, not \"%s\"", device);
-    if (!strcmp(device, "cpu")) return 0;
-#ifdef DB_CUDA
-    config->backend = db_backend_cuda(&why);
-#endif
-    if (!config->backend && !strcmp(device, "cuda"))
-        fprintf(stderr, "warning: --device cuda: %s; the CPU is used\n", why);
-    return 0;
-}
-
 static db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
@@ -262,7 +249,7 @@ static db_ctx *open_context(const common *c)
         fail("--mixed_precision takes no, bf16 or auto, not \"%s\"", c->precision);
         return NULL;
     }
-    if (choose_device(c->device, &config)) return NULL;
+    if (!choose_device(c->device, &config)) return NULL;
     bar.quiet = c->quiet;
     config.threads = (int)c->threads;
     config.isa = c->isa;

@@ -10,7 +10,7 @@
    All trainings keep their whole state in --state FILE and go on from it. They stop after the step
    in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than
    --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end. A new
-   training starts from the weights in --init FILE, or from random ones.
+   training starts from the weights in --init FILE, or from random ones. --device cuda|cpu|auto.
 
    The base, as PAPER_NOTES.md explains: prediction of v; the loss weighted threefold inside the
    renderer's object mask; an auxiliary head, dropped afterwards, that predicts mask and normals
@@ -556,8 +556,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
 int main(int argc, char **argv)
 {
     options o;
-    db_config config = db_config_default();
-    db_ctx *ctx = NULL;
+    db_ctx *ctx;
     int status;
     let_threads_sleep(argv);
     memset(&o, 0, sizeof o);
@@ -566,9 +565,7 @@ int main(int argc, char **argv)
     if (argc < 2) return fail("vocabulary, text, base or sr?", NULL);
     if (!read_flags(&o, argc, argv)) return 1;
     if (!strcmp(argv[1], "vocabulary")) return vocabulary(&o);
-    config.threads = (int)o.threads;
-    config.compute = config_dtype(&o);
-    if (db_create(&ctx, &config) != DB_OK) return fail("no context", NULL);
+    if (!(ctx = open_context(&o))) return 1;
     status = !strcmp(argv[1], "text") ? train_text(&o, ctx)
         : !strcmp(argv[1], "base")    ? train_unet(&o, ctx, 0)
         : !strcmp(argv[1], "sr")      ? train_unet(&o, ctx, 1)

@@ -657,8 +657,7 @@ int main(int argc, char **argv)
         {"dino", train_dino}, {"clip", train_clip}, {"lpips", train_lpips},
             {"classifier", train_classifier}};
     options o;
-    db_config config = db_config_default();
-    db_ctx *ctx = NULL;
+    db_ctx *ctx;
     size_t k, n = sizeof commands / sizeof *commands;
     int status;
     let_threads_sleep(argv);
@@ -668,9 +667,7 @@ int main(int argc, char **argv)
     for (k = 0; argc > 1 && k < n && strcmp(commands[k].name, argv[1]); k++) {}
     if (argc < 2 || k == n) return fail("dino, clip, lpips or classifier?", NULL);
     if (!read_flags(&o, argc, argv)) return 1;
-    config.threads = (int)o.threads;
-    config.compute = config_dtype(&o);
-    if (db_create(&ctx, &config) != DB_OK) return fail("no context", NULL);
+    if (!(ctx = open_context(&o))) return 1;
     status = commands[k].run(&o, ctx);
     db_destroy(ctx);
     return status;

@@ -10,10 +10,12 @@
 #include <signal.h>
 #include <time.h>
 
+#include "device.h"
+
 enum { FOR_INIT = 1000 }; /* the first purpose of a tool's random streams: initial weights */
 
 typedef struct options {
-    const char *dir, *text, *pool, *state, *sheets, *init;
+    const char *dir, *text, *pool, *state, *sheets, *init, *device;
     long steps, batch, size, scale, warmup, decay, save_every, sheet_every, threads;
     double lr, ema, aux;
     int bf16;
@@ -48,6 +50,7 @@ static int read_flags(options *o, int argc, char **argv)
                      {"--state", NULL, NULL, &o->state},
                      {"--sheets", NULL, NULL, &o->sheets},
                      {"--init", NULL, NULL, &o->init},
+                     {"--device", NULL, NULL, &o->device},
                      {"--steps", &o->steps, NULL, NULL},
                      {"--batch", &o->batch, NULL, NULL},
                      {"--size", &o->size, NULL, NULL},
@@ -205,6 +208,18 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
         return db_status(params->ctx);
     if (!(t->ema = db_ema_create(params))) return db_status(params->ctx);
     return state_there ? load_state(t, o->state) : DB_OK;
+}
+
+/* The context of a training; NULL after a message. */
+static db_ctx *open_context(const options *o)
+{
+    db_config config = db_config_default();
+    db_ctx *ctx = NULL;
+    config.threads = (int)o->threads;
+    config.compute = config_dtype(o);
+    if (!choose_device(o->device ? o->device : "auto", &config)) return NULL;
+    if (db_create(&ctx, &config) != DB_OK) fail("no context", NULL);
+    return ctx;
 }
 
 static int state_exists(const options *o) { return o->state && db__file_exists(o->state); }
