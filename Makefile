@@ -34,7 +34,7 @@ help:
 	@echo "make matrix       the header with gcc and clang, as C99, C11 and C++17, with and without OpenMP"
 	@echo "make neon         the operation and network tests for AArch64 under qemu-user"
 	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
-	@echo "make mutate       breaks the gradients on purpose and counts what the tests notice"
+	@echo "make mutate       breaks the gradients and the GPU kernels on purpose and counts what the tests notice"
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 14 GB"
@@ -141,6 +141,7 @@ fuzz_%: $(B)/fuzz_%
 
 mutate:
 	$(PYTHON) tests/mutate.py --samples 50 --seed 1
+	$(PYTHON) tests/mutate.py --samples 30 --seed 1 --file dreambooth_cuda.cu
 
 golden:
 	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done

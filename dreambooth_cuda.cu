@@ -17,7 +17,7 @@
 
    Easy to get wrong
    - All memory of the backend is managed: host code (loading, saving) reads and writes parameters
-   as if they were its own, but only while nothing runs; db_run ends by waiting for the GPU (`sync`).
+   as if they were its own, but only while nothing runs; db_run ends by waiting (`sync`).
    - From its second run on a tape is a CUDA graph: an operation may not wait, allocate or look at
    numbers, and what changes from run to run (the noise's seed and step) lies in GPU memory.
    - Everything goes through the thread's own stream: another thread's recording forbids the use of
@@ -1555,8 +1555,8 @@ template <int D> static __global__ void __launch_bounds__(128)
 {
     enum { COLS = db__cu_head<D>::COLS, TILE = db__cu_head<D>::TILE };
     __shared__ __align__(16) db__cu_bf16 tiles[4 * TILE]; /* two stages of keys and values */
-    size_t blocks = (v.T + 63) / 64, i0 = blockIdx.x % blocks * 64, h = blockIdx.x / blocks % v.heads,
-           b = blockIdx.x / blocks / v.heads;
+    size_t blocks = (v.T + 63) / 64, i0 = blockIdx.x % blocks * 64;
+    size_t h = blockIdx.x / blocks % v.heads, b = blockIdx.x / blocks / v.heads;
     size_t end = v.causal && i0 + 64 < v.S ? i0 + 64 : v.S, steps = (end + COLS - 1) / COLS, step;
     size_t keys = b * v.S * v.C + h * v.HS, queries = b * v.T * v.C + h * v.HS;
     unsigned lane = threadIdx.x % 32;
@@ -1707,7 +1707,8 @@ template <int D, int of_keys> static __global__ void __launch_bounds__(128)
         DB__CU_UNROLL
         for (int j = 0; j < D / 8; j++)
             for (int e = 0; e < 4; e++) {
-                size_t r = row + e / 2 * 8, c = j * 8 + lane % 4 * 2 + e % 2, i = rows + r * v.C + c;
+                size_t r = row + e / 2 * 8, c = j * 8 + lane % 4 * 2 + e % 2;
+                size_t i = rows + r * v.C + c;
                 if (r >= n || c >= v.HS) continue;
                 if (!of_keys && a.dq) db__cu_put(a.dq, i, acc[j][e] * v.scale, a.add_q);
                 if (of_keys && a.dk) db__cu_put(a.dk, i, acc[j][e] * v.scale, a.add_k);
@@ -2244,7 +2245,8 @@ static void db__cu_run_adamw_8bit(db_ctx *ctx, db_call *c)
     int k;
     (void)ctx;
     for (k = 0; k < 2; k++)
-        m[k].scale = db__cu_data<float>(&c->a[1 + k]), m[k].code = db__cu_data<uint8_t>(&c->a[3 + k]),
+        m[k].scale = db__cu_data<float>(&c->a[1 + k]),
+        m[k].code = db__cu_data<uint8_t>(&c->a[3 + k]),
         m[k].map = db__cu_data<float>(&c->a[6 + k]), m[k].zero = c->i[k];
     DB_LAUNCH(db__cu_adamw_8bit, db__cu_up(n, DB__CU_THREADS), DB__CU_THREADS,
               db__cu_data<float>(&c->a[0]), m[0], m[1], db__cu_data<float>(&c->a[5]), n,
@@ -2375,8 +2377,8 @@ static db_result db__cu_sync(db_ctx *ctx)
 
 /* ---- a tape's runs as a CUDA graph --------------------------------------------------------------
    The first run with given addresses is an ordinary one (it loads the kernels), the second is
-   recorded, launched as a graph, and so is every later one: a step of thousands of kernels costs the
-   host one call. Where recording does not work runs stay ordinary. */
+   recorded and launched as a graph, and so is every later one: a step of thousands of kernels costs
+   the host one call. Where recording does not work runs stay ordinary. */
 
 struct db__cu_recording {
     uint64_t key;
@@ -2411,7 +2413,7 @@ static int db__cu_begin_run(db_ctx *ctx, void **recording, uint64_t key, uint64_
         r->refused = 1;
     }
     if (!r->refused &&
-        cudaStreamBeginCapture(cudaStreamPerThread, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
+        cudaStreamBeginCapture(cudaStreamPerThread, cudaStreamCaptureModeThreadLocal))
         r->refused = 1;
     if (r->refused) (void)cudaGetLastError(); /* a lost device stays lost: sync will say so */
     else r->busy = 1, db__cu_recorded_draw = r->draw;

@@ -9,8 +9,9 @@
    block reach, an exchange without the whole warp. cuda_host_reverse turns the order of blocks and
    threads around: results that change had a race. Memory is the host's own, so that the address
    sanitizer watches every access. The twins of the PTX functions do what the PTX manual
-   (ISA 8.5, 9.7.14: mma.m16n8k16, ldmatrix; 9.7.9: cp.async, cvt.rn.bf16x2) says; an asynchronous copy arrives
-   as late as it may, when it is waited for. */
+   (ISA 8.5, 9.7.14: mma.m16n8k16, ldmatrix; 9.7.9: cp.async, cvt.rn.bf16x2) says; an asynchronous
+   copy arrives as late as it may, when it is waited for. Allocations, launches and the recording of
+   graphs fail where a test says so. */
 #ifndef CUDA_HOST_H
 #define CUDA_HOST_H
 
@@ -122,8 +123,8 @@ static inline void cuda_host_resume(unsigned t)
     makecontext(&f->entry, cuda_host_main, 0);
     setcontext(&f->entry);
 }
-/* A warp runs until all of it waits at a barrier or has ended, before the next one begins: a missing
-   barrier shows. */
+/* A warp runs until all of it waits at a barrier or has ended, before the next one begins: a
+   missing barrier shows. */
 static inline int cuda_host_warp(unsigned first, unsigned end)
 {
     unsigned k, ready, there, any = 0;

@@ -833,8 +833,8 @@ static db_result failing_step(long life, long allocations, const char *file, cha
     return r;
 }
 
-/* The GPU fails in the middle of a step: an error, the checkpoint is whole, training goes on from it
-   to the bits of an undisturbed one. */
+/* The GPU fails in the middle of a step: an error, the checkpoint is whole, training goes on from
+   it to the bits of an undisturbed one. */
 static void test_failures(void)
 {
     const char *file = "build/test_dreambooth_cuda.state";

@@ -739,11 +739,11 @@ static size_t attend(const flavour *f, size_t HS, size_t heads, size_t T, size_t
    ragged ends, queries that see all keys and keys that no query sees. Each result by itself. */
 static void test_attention(void)
 {
-    static const size_t shape[][5] = {/* HS, heads, T, S, causal */
-                                      {32, 1, 70, 150, 0},  {12, 2, 65, 150, 1}, {40, 2, 65, 77, 0},
-                                      {48, 1, 130, 65, 1},  {64, 1, 66, 130, 0}, {64, 1, 130, 130, 1},
-                                      {80, 1, 65, 129, 0},  {72, 1, 65, 130, 1}, {160, 1, 33, 70, 0},
-                                      {100, 1, 66, 66, 1}, {168, 1, 9, 40, 0},  {168, 1, 40, 33, 1}};
+    static const size_t shape[][5] = {
+        /* HS, heads, T, S, causal */
+        {32, 1, 70, 150, 0}, {12, 2, 65, 150, 1}, {40, 2, 65, 77, 0},   {48, 1, 130, 65, 1},
+        {64, 1, 66, 130, 0}, {64, 1, 130, 130, 1}, {80, 1, 65, 129, 0}, {72, 1, 65, 130, 1},
+        {160, 1, 33, 70, 0}, {100, 1, 66, 66, 1},  {168, 1, 9, 40, 0},  {168, 1, 40, 33, 1}};
     static float y[2][ATTENTION_MAX];
     size_t k, c, i, at = 0;
     for (k = 1; k < n_flavours; k++) {
@@ -889,11 +889,12 @@ static void test_errors(void)
                "cuda out of memory", "DB_ERROR_MEMORY with the figures and what to do");
     db_clear_error(ctx);
     cuda_host_free = room;
-    for (k = 0; k < 4; k++, db_clear_error(ctx)) { /* w, its gradient, the arena, the graph's draw */
+    for (k = 0; k < 4; k++, db_clear_error(ctx)) { /* w, its gradient, arena, the graph's draw */
         cuda_host_allocations = k;
         whole &= runs_of(ctx, 3, -1, runs) == (k < 3 ? DB_ERROR_MEMORY : DB_OK);
     }
-    test_check(whole, "cuda, each allocation fails", "DB_ERROR_MEMORY; no graph without its memory");
+    test_check(whole, "cuda, each allocation fails",
+               "DB_ERROR_MEMORY; ordinary runs where the graph's own memory is missing");
     cuda_host_allocations = -1;
     for (k = 1, whole = 0; k < 200; k++, db_clear_error(ctx)) { /* after k launches */
         cuda_host_life = k;
@@ -906,8 +907,8 @@ static void test_errors(void)
     if (whole == k - 1 && k > 20 && k < 200)
         test_pass("cuda lost device", "after each of %d launches", whole);
     else
-        test_fail("cuda lost device",
-                  "%d of %ld failures have DB_ERROR_DEVICE, the reason and what to do", whole, k - 1);
+        test_fail("cuda lost device", "%d of %ld failures say DB_ERROR_DEVICE, why, what to do",
+                  whole, k - 1);
     test_check(pool_and_noise(ctx, y, dx, noise) == DB_OK, "cuda after errors", "a run that works");
     cuda_host_devices = 0;
     test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA GPU"), "cuda without a GPU",

@@ -18,8 +18,9 @@
    build/bench net vae_decode                        its decoder, 512 x 512 pixels
    build/bench load world_base --file FILE           weights from FILE (written first, f16)
 
-   Everywhere: --dtype f32|bf16  --threads N  --repetitions N  --device cpu|cuda|auto (cpu). A repetition is as many calls as fill
-   50 ms, after two to warm up; seconds and flops are those of one call. Networks are built as
+   Everywhere: --dtype f32|bf16  --threads N  --repetitions N  --device cpu|cuda|auto (cpu). A
+   repetition is as many calls as fill 50 ms, after two to warm up; seconds and flops are those of
+   one call. Networks are built as
    examples/world/base and tools/sd15.json say, with random weights: they cost the same time. */
 
 #define DREAMBOOTH_IMPLEMENTATION
@@ -34,8 +35,8 @@ enum { TOKENS = 77, STEPS = 30, FOR_NOISE = 1000, FOR_FILL };
 static struct {
     const char *command, *name, *dtype, *pass, *device, *file;
     size_t B, H, W, C, OC, T, S, heads, groups, size, threads, repetitions;
-} o = {"", "", "f32", "fwd", "cpu", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096, 4096, 8,
-       32, 64, 0,     5};
+} o = {"", "", "f32", "fwd", "cpu", "build/bench_weights.safetensors", 1, 64, 64, 320, 320, 4096,
+       4096, 8, 32, 64, 0, 5};
 
 /* A process measures one thing: a call of `run`, which a function of the table in main prepares. */
 static db_ctx *ctx;
