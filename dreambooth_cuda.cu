@@ -2485,10 +2485,12 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
     *why = "";
     if (e == cudaErrorInsufficientDriver) {
         cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
-        snprintf(text, sizeof text,
-                 "the NVIDIA driver supports CUDA %d.%d, this program was built with %d.%d: "
-                 "install a newer driver",
-                 driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+        if (!driver) snprintf(text, sizeof text, "this machine has no NVIDIA driver");
+        else
+            snprintf(text, sizeof text,
+                     "the NVIDIA driver supports CUDA %d.%d, this program was built with %d.%d: "
+                     "install a newer driver",
+                     driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     } else if (e != cudaSuccess || n == 0) {
         snprintf(text, sizeof text, "no NVIDIA GPU was found (%s)", cudaGetErrorString(e));
     } else if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) !=

@@ -51,7 +51,8 @@ size_t cuda_host_free = (size_t)1 << 36; /* bytes that the GPU claims to have le
 long cuda_host_allocations = -1;         /* so many succeed, then memory is out; -1: all */
 long cuda_host_life = -1;                /* so many launches, then the device is lost; -1: never */
 int cuda_host_no_graphs;                 /* recording: 1 cannot begin, 2 end, 3 be instantiated */
-int cuda_host_devices = 1, cuda_host_major = 8;
+int cuda_host_devices = 1; /* -1: an old driver, -2: none */
+int cuda_host_major = 8;
 unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 }
 
@@ -430,7 +431,10 @@ static inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr, int)
 {
     return *v = cuda_host_major, cudaSuccess;
 }
-static inline cudaError_t cudaDriverGetVersion(int *v) { return *v = 12000, cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *v)
+{
+    return *v = cuda_host_devices == -2 ? 0 : 12000, cudaSuccess;
+}
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { return *v = 13000, cudaSuccess; }
 
 #endif

@@ -916,6 +916,9 @@ static void test_errors(void)
     cuda_host_devices = -1;
     test_check(!db_backend_cuda(&why) && strstr(why, "12.0") && strstr(why, "13.0"),
                "cuda with an old driver", "NULL, and both versions");
+    cuda_host_devices = -2;
+    test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA driver"), "cuda without a driver",
+               "NULL and why");
     cuda_host_devices = 1;
 }
 #endif
