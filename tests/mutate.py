@@ -142,7 +142,7 @@ def changes(s, kind):
     each(r" \? ([^?:]+) : ([^?:;]+)", "a choice swapped", r" ? \2 : \1")
     if kind == "statement":
         m = re.match(r"([^=;()]*[^=!<>+*/-]) = (?![-\w>.\[\]]*arg)([^=,;]+)$", s)
-        if m and not re.search(r"\b(arg|made|node|id|rows|at|dim|n_dims)\b", m.group(1)):
+        if m and m.group(2).strip() != "0" and not re.search(r"\b(arg|made|node|id|rows|at|dim|n_dims)\b", m.group(1)):
             out.append(("a sign flipped", f"{m.group(1)} = -({m.group(2).strip()})"))
         if re.match(r"[\w>.()\[\]-]*(\(|.*=)", s): out.append(("left out", "(void)0"))
     return out
