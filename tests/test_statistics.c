@@ -1,5 +1,6 @@
 /* test_statistics.c - the tests of the experiments against scipy: tests/golden/make_statistics.py. */
 
+#define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
 #include "statistics.h"
 #include "test.h"
