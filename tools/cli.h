@@ -1,6 +1,6 @@
 /* cli.h - what the commands of tools/dreambooth.c share: flags, folders, pictures, progress.
 
-   Included once, behind dreambooth.h and images.h.                                              */
+   Included once, behind dreambooth.h and images.h. PROGRAM is the program's name.                */
 
 #ifndef CLI_H
 #define CLI_H
@@ -13,22 +13,25 @@
 
 #include "device.h"
 
+#ifndef PROGRAM
+#define PROGRAM "dreambooth"
+#endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-static int fail(const char *format, ...)
+static inline int fail(const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     fflush(stdout);
-    fprintf(stderr, "dreambooth: ");
+    fprintf(stderr, PROGRAM ": ");
     vfprintf(stderr, format, args);
     fprintf(stderr, "\n");
     va_end(args);
     return 1;
 }
 
-static int file_exists(const char *path)
+static inline int file_exists(const char *path)
 {
     FILE *file = fopen(path, "rb");
     if (file) fclose(file);
@@ -56,7 +59,7 @@ typedef struct flag {
 } flag;
 
 /* How many single-letter edits lead from a to b. */
-static size_t distance(const char *a, const char *b)
+static inline size_t distance(const char *a, const char *b)
 {
     size_t row[128], n = strlen(b), i, j;
     if (n > 126 || strlen(a) > 126) return 1000;
@@ -74,9 +77,9 @@ static size_t distance(const char *a, const char *b)
     return row[n];
 }
 
-static void print_flags(const char *command, const char *what, const flag *f)
+static inline void print_flags(const char *command, const char *what, const flag *f)
 {
-    printf("build/dreambooth %s: %s\n\n", command, what);
+    printf("build/" PROGRAM " %s: %s\n\n", command, what);
     for (; f->name; f++) {
         char value[96] = "";
         if (f->kind == IGNORED || f->kind == REFUSED) continue;
@@ -93,8 +96,8 @@ static void print_flags(const char *command, const char *what, const flag *f)
 
 /* Reads the flags behind the command; '-' and '_' are the same; what is no flag goes to `loose`,
    or is an error where that is NULL. Returns 0, 1 after a complaint, or 2 after --help. */
-static int parse(int argc, char **argv, const char *command, const char *what, const flag *flags,
-                 list *loose)
+static inline int parse(int argc, char **argv, const char *command, const char *what,
+                        const flag *flags, list *loose)
 {
     int i;
     for (i = 2; i < argc; i++) {
@@ -173,9 +176,9 @@ typedef struct common {
 static const common common_default = {"examples/world", "no", NULL, "auto", 0, 0};
 
 static volatile sig_atomic_t interrupted;
-static void on_signal(int s) { (void)s, interrupted = 1; }
+static inline void on_signal(int s) { (void)s, interrupted = 1; }
 
-static double now(void)
+static inline double now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -191,7 +194,7 @@ static struct {
     long shown;           /* the last tenth, or column, that was drawn */
 } bar;
 
-static void bar_start(const char *stage)
+static inline void bar_start(const char *stage)
 {
     snprintf(bar.stage, sizeof bar.stage, "%s", stage);
     bar.detail[0] = 0;
@@ -200,7 +203,7 @@ static void bar_start(const char *stage)
 }
 
 /* A bar on a terminal, a plain line for every tenth otherwise. */
-static void bar_draw(const char *what, size_t done, size_t total)
+static inline void bar_draw(const char *what, size_t done, size_t total)
 {
     double spent = now() - bar.began, left = spent / (double)done * (double)(total - done);
     int terminal = isatty(1), k, width = 30;
@@ -218,7 +221,7 @@ static void bar_draw(const char *what, size_t done, size_t total)
     fflush(stdout);
 }
 
-static int on_progress(void *user, const char *what, size_t done, size_t total)
+static inline int on_progress(void *user, const char *what, size_t done, size_t total)
 {
     (void)user;
     if (strcmp(what, "training"))
@@ -226,14 +229,14 @@ static int on_progress(void *user, const char *what, size_t done, size_t total)
     return interrupted;
 }
 
-static void print_log(void *user, db_log_level level, const char *line)
+static inline void print_log(void *user, db_log_level level, const char *line)
 {
     (void)user;
     fflush(stdout);
     fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
 }
 
-static db_ctx *open_context(const common *c)
+static inline db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
@@ -264,7 +267,7 @@ static db_ctx *open_context(const common *c)
 }
 
 /* Prints the context's error, if there is one; the exit status. */
-static int finish(db_ctx *ctx)
+static inline int finish(db_ctx *ctx)
 {
     int bad = db_status(ctx) != DB_OK;
     if (bad) fail("%s", db_last_error(ctx));
@@ -274,14 +277,14 @@ static int finish(db_ctx *ctx)
 
 /* ---- folders --------------------------------------------------------------------------------- */
 
-static int is_folder(const char *path)
+static inline int is_folder(const char *path)
 {
     struct stat s;
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
 /* Where a file lies; until the next call. */
-static const char *folder_of(const char *path)
+static inline const char *folder_of(const char *path)
 {
     static char folder[4000];
     const char *slash = strrchr(path, '/');
@@ -290,20 +293,20 @@ static const char *folder_of(const char *path)
     return folder;
 }
 
-static int make_folder(const char *path)
+static inline int make_folder(const char *path)
 {
     if (mkdir(path, 0777) == 0 || errno == EEXIST) return 0;
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }
 
-static int by_name(const void *a, const void *b)
+static inline int by_name(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* The names in a folder, sorted, without those that begin with a dot; NULL when it cannot be read.
    Free each and the list. */
-static char **list_folder(const char *path, size_t *n)
+static inline char **list_folder(const char *path, size_t *n)
 {
     DIR *d = opendir(path);
     struct dirent *e;
@@ -323,7 +326,7 @@ static char **list_folder(const char *path, size_t *n)
 }
 
 /* Copies FROM/NAME to TO/NAME if it is there. */
-static int copy_file(const char *from, const char *to, const char *name)
+static inline int copy_file(const char *from, const char *to, const char *name)
 {
     char source[4096], target[4096], buffer[65536];
     FILE *in, *out;
@@ -343,7 +346,7 @@ static int copy_file(const char *from, const char *to, const char *name)
     return bad ? fail("cannot write %s: %s", target, strerror(errno)) : 0;
 }
 
-static int is_folder_in_use(const char *path)
+static inline int is_folder_in_use(const char *path)
 {
     size_t n, k;
     char **names = list_folder(path, &n);
@@ -352,7 +355,8 @@ static int is_folder_in_use(const char *path)
     return n > 0;
 }
 
-static int move_file(const char *from, const char *name, const char *to, const char *new_name)
+static inline int move_file(const char *from, const char *name, const char *to,
+                            const char *new_name)
 {
     char source[4096], target[4096];
     snprintf(source, sizeof source, "%s/%s", from, name);
@@ -363,7 +367,8 @@ static int move_file(const char *from, const char *name, const char *to, const c
 }
 
 /* Writes lines to FOLDER/NAME. */
-static int save_lines(const char *folder, const char *name, const char *const *lines, size_t n)
+static inline int save_lines(const char *folder, const char *name, const char *const *lines,
+                             size_t n)
 {
     char path[4096];
     FILE *f;
@@ -375,7 +380,7 @@ static int save_lines(const char *folder, const char *name, const char *const *l
 }
 
 /* The lines of a text file; free each and the list. NULL when it cannot be read. */
-static char **load_lines(const char *path, size_t *n)
+static inline char **load_lines(const char *path, size_t *n)
 {
     FILE *f = fopen(path, "r");
     char line[4096], **lines = NULL;
@@ -394,14 +399,14 @@ static char **load_lines(const char *path, size_t *n)
 
 /* ---- pictures -------------------------------------------------------------------------------- */
 
-static uint8_t to_byte(float x)
+static inline uint8_t to_byte(float x)
 {
     float v = (x + 1) * 127.5f + 0.5f;
     return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
 }
 
 /* Writes one picture [h][w][3] in [-1,1] as PNG. */
-static int save_picture(const float *pixels, size_t h, size_t w, const char *path)
+static inline int save_picture(const float *pixels, size_t h, size_t w, const char *path)
 {
     size_t i, n = h * w * 3;
     uint8_t *rgb = (uint8_t *)malloc(n);
@@ -414,8 +419,9 @@ static int save_picture(const float *pixels, size_t h, size_t w, const char *pat
 }
 
 /* A labelled grid of pictures [n][h][w][3]; a label NULL leaves its place empty. */
-static int save_grid(const float *pixels, size_t n, size_t h, size_t w, const char *const *labels,
-                     size_t columns, const char *title, const char *path)
+static inline int save_grid(const float *pixels, size_t n, size_t h, size_t w,
+                            const char *const *labels, size_t columns, const char *title,
+                            const char *path)
 {
     uint8_t *rgb = (uint8_t *)malloc(n * h * w * 3);
     const uint8_t **each = (const uint8_t **)malloc(n * sizeof *each);
@@ -444,7 +450,7 @@ typedef struct photos {
     size_t n;
 } photos;
 
-static void free_photos(photos *p)
+static inline void free_photos(photos *p)
 {
     size_t k;
     for (k = 0; k < p->n; k++) img_free(&p->image[k]);
@@ -454,7 +460,7 @@ static void free_photos(photos *p)
 
 /* Loads every picture of a folder that can be one; the others are named and left out. Not 0 when
    there is none. Pictures smaller than `resolution` get a warning; 0: none. */
-static int load_photos(const char *folder, size_t resolution, photos *p)
+static inline int load_photos(const char *folder, size_t resolution, photos *p)
 {
     size_t files, k;
     char **names = list_folder(folder, &files), path[4096], err[IMG_ERROR_SIZE];
@@ -488,7 +494,7 @@ static int load_photos(const char *folder, size_t resolution, photos *p)
 }
 
 /* The middle square of a photo at size x size pixels, [size][size][3] in [-1,1]. */
-static int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
+static inline int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
 {
     size_t shorter = MIN(photo->w, photo->h), y;
     size_t w = (photo->w * size + shorter / 2) / shorter,

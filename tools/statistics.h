@@ -104,7 +104,7 @@ static inline stat_test stat_signed_rank(const double *d, size_t n)
    one-sided tests against its ends. */
 static inline double stat_equivalence(const double *d, size_t n, double margin)
 {
-    double above[STAT_MAX], below[STAT_MAX];
+    double above[STAT_MAX] = {0}, below[STAT_MAX] = {0};
     size_t k;
     for (k = 0; k < n && k < STAT_MAX; k++) above[k] = d[k] + margin, below[k] = d[k] - margin;
     return fmax(stat_signed_rank(above, k).greater, stat_signed_rank(below, k).less);

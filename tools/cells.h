@@ -1,0 +1,1123 @@
+/* cells.h - computes one cell: trains as its settings say, draws, measures, fills a record.
+
+   A cell depends on its settings, subject, seed and the networks alone, on nothing that ran before
+   it: it begins with the shipped weights, and what cells share (class images, pictures of the
+   original model) is a function of its key, kept in a file so that it is drawn once. Include after
+   classifier.h, experiments.h and records.h.                                                     */
+#ifndef CELLS_H
+#define CELLS_H
+
+enum { PHOTO_SIZE = 256, MOST_PROMPTS = 64 };
+
+/* Beginnings of the seeds of pictures; the cell's seed stands above them. */
+enum { SEED_SUBJECT, SEED_CLASS, SEED_LEAK, SEED_APPLICATION, SEED_SR };
+
+typedef struct networks {
+    db_ctx *ctx;
+    const char *base, *sr; /* directories; sr or NULL */
+    db_vit *dino, *classifier; /* each may be NULL: its values are then missing */
+    db_clip *clip;
+    db_lpips *lpips;
+    char hash[20];
+} networks;
+
+typedef struct workplace { /* what all cells have in common */
+    networks net;
+    const scale *size;
+    const char *folder; /* for records and pictures */
+    double guidance;
+} workplace;
+
+/* ---- pictures -------------------------------------------------------------------------------- */
+
+typedef struct pictures { /* square, owned */
+    uint8_t *rgb;
+    db_image *view;
+    size_t n, side;
+} pictures;
+
+static inline pictures pictures_make(size_t n, size_t side)
+{
+    pictures p;
+    size_t k;
+    p.n = n, p.side = side;
+    p.rgb = (uint8_t *)calloc(n + 1, side * side * 3);
+    p.view = (db_image *)calloc(n + 1, sizeof *p.view);
+    for (k = 0; k < n; k++)
+        p.view[k].rgb = p.rgb + k * side * side * 3, p.view[k].w = p.view[k].h = side;
+    return p;
+}
+
+static inline void pictures_free(pictures *p)
+{
+    free(p->rgb), free(p->view);
+    memset(p, 0, sizeof *p);
+}
+
+static inline uint8_t *picture_at(const pictures *p, size_t k)
+{
+    return p->rgb + k * p->side * p->side * 3;
+}
+
+static inline void to_bytes(const float *x, size_t n, uint8_t *out)
+{
+    size_t k;
+    for (k = 0; k < n; k++) out[k] = to_byte(x[k]);
+}
+
+static inline void to_floats(const uint8_t *x, size_t n, float *out)
+{
+    size_t k;
+    for (k = 0; k < n; k++) out[k] = (float)x[k] / 127.5f - 1;
+}
+
+static inline void render(const world_scene *scene, const pictures *to, size_t k)
+{
+    int side = (int)to->side;
+    world_render(scene, side, 0, 0, side, side, 3, picture_at(to, k), NULL);
+}
+
+/* The photos that the settings train on. */
+static inline pictures take_photos(const settings *s, int subject)
+{
+    static const int views[] = {WORLD_FRONT, WORLD_SIDE, WORLD_BACK, WORLD_ABOVE};
+    world_subject_info info = world_subject(subject);
+    pictures p = pictures_make((size_t)s->photos, PHOTO_SIZE);
+    int places[WORLD_PLACES], usual = !strcmp(s->shots, "usual"), k;
+    size_t n = free_places(subject, places);
+    for (k = 0; k < (int)p.n; k++) {
+        world_scene scene;
+        int one_place = s->shots[0] == '1' || k == 0, one_view = s->shots[2] == '1';
+        if (usual) world_subject_photo(subject, k, &scene);
+        else world_subject_view(subject, one_place ? info.places[0] : places[n - (size_t)k],
+                                one_view ? WORLD_FRONT : views[k % 4], ~(uint64_t)(100 + k),
+                                &scene);
+        render(&scene, &p, (size_t)k);
+    }
+    return p;
+}
+
+/* All photos of a subject: what pictures are compared with. */
+static inline pictures all_photos(int subject)
+{
+    settings s = settings_default();
+    s.photos = world_subject(subject).n_photos;
+    return take_photos(&s, subject);
+}
+
+/* The subject where no photo shows it. */
+static inline void held_out_scene(int subject, size_t k, world_scene *scene)
+{
+    static const int views[] = {WORLD_SIDE, WORLD_FRONT, WORLD_BACK, WORLD_ABOVE};
+    int places[WORLD_PLACES];
+    size_t n = free_places(subject, places);
+    world_subject_view(subject, places[k % n], views[k % 4], 7000 + k, scene);
+}
+
+static inline pictures render_held_out(int subject, size_t n, size_t side)
+{
+    pictures p = pictures_make(n, side);
+    size_t k;
+    for (k = 0; k < n; k++) {
+        world_scene scene;
+        held_out_scene(subject, k, &scene);
+        render(&scene, &p, k);
+    }
+    return p;
+}
+
+/* ---- drawing --------------------------------------------------------------------------------- */
+
+/* Pixels along a side of what a pipeline draws. */
+static inline size_t picture_side(const db_pipeline *p)
+{
+    return p->unet->config.sample_size * (p->vae ? db_vae_factor(p->vae) : 1);
+}
+
+static inline uint64_t picture_seed(int cell_seed, int purpose)
+{
+    return ((uint64_t)(cell_seed + 1) << 32) + ((uint64_t)purpose << 24);
+}
+
+/* Draws prompts[k] from seed + k into to[first + k]. */
+static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, double guidance,
+                            const char *const *prompts, size_t n, uint64_t seed, pictures *to,
+                            size_t first)
+{
+    db_sample_config c = db_sample_config_default();
+    size_t P = to->side * to->side * 3;
+    float *x = (float *)malloc((n + 1) * P * sizeof *x);
+    int bad;
+    c.sampler = sampler, c.num_inference_steps = steps;
+    c.guidance_scale = (float)guidance, c.seed = seed;
+    bad = n && db_generate(p, prompts, n, NULL, &c, to->side, to->side, x) != DB_OK;
+    if (!bad) to_bytes(x, n * P, picture_at(to, first));
+    free(x);
+    return bad;
+}
+
+static inline pictures draw(const workplace *w, db_pipeline *p, const char *const *prompts, size_t n,
+                            uint64_t seed)
+{
+    pictures to = pictures_make(n, picture_side(p));
+    draw_into(p, DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, prompts, n, seed, &to, 0);
+    return to;
+}
+
+static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    size_t k;
+    for (k = 0; k < n; k++) hash = (hash ^ at[k]) * 0x100000001b3u; /* FNV-1a */
+    return hash;
+}
+static const uint64_t hash_begin = 0xcbf29ce484222325u;
+
+/* n pictures that only the original model and `what` decide, from the file of that name; those that
+   it lacks are drawn by `more` and added. */
+static inline pictures kept(const workplace *w, const char *what, size_t n, size_t side,
+                            int (*more)(const workplace *, const void *, pictures *, size_t),
+                            const void *how)
+{
+    pictures p = pictures_make(n, side);
+    size_t one = side * side * 3, have = 0;
+    uint64_t key = hash_bytes(hash_begin, what, strlen(what));
+    char path[4096], temporary[4096];
+    FILE *f;
+    key = hash_bytes(key, w->net.hash, strlen(w->net.hash));
+    snprintf(path, sizeof path, "%s/pictures", w->folder);
+    make_folder(path);
+    snprintf(path, sizeof path, "%s/pictures/%016llx.rgb", w->folder, (unsigned long long)key);
+    f = fopen(path, "rb");
+    if (f) have = fread(p.rgb, one, n, f), fclose(f);
+    if (have == n || more(w, how, &p, have)) return p;
+    snprintf(temporary, sizeof temporary, "%s/pictures/%016llx.tmp", w->folder,
+             (unsigned long long)key);
+    f = fopen(temporary, "wb");
+    if (f && (fwrite(p.rgb, one, n, f) == n) + (fclose(f) == 0) == 2) rename(temporary, path);
+    return p;
+}
+
+typedef struct request { /* of the original model */
+    const char *const *prompts;
+    uint64_t seed;
+    double guidance;
+} request;
+
+static inline int draw_original(const workplace *w, const void *how, pictures *to, size_t first)
+{
+    const request *r = (const request *)how;
+    db_pipeline *p = NULL;
+    int bad = db_pipeline_load(w->net.ctx, w->net.base, &p) != DB_OK ||
+        draw_into(p, DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, r->prompts + first,
+                  to->n - first, r->seed + first, to, first);
+    db_pipeline_free(p);
+    return bad;
+}
+
+/* What the model draws of n prompts before any fine-tuning. */
+static inline pictures original_pictures(const workplace *w, const char *const *prompts, size_t n,
+                                         size_t side, uint64_t seed)
+{
+    request r;
+    char what[MOST_PROMPTS * 4 * 8];
+    uint64_t key = hash_begin;
+    size_t k;
+    for (k = 0; k < n; k++) key = hash_bytes(key, prompts[k], strlen(prompts[k]) + 1);
+    snprintf(what, sizeof what, "original %016llx seed %llu steps %zu guidance %g",
+             (unsigned long long)key, (unsigned long long)seed, w->size->draw_steps, w->guidance);
+    r.prompts = prompts, r.seed = seed, r.guidance = w->guidance;
+    return kept(w, what, n, side, draw_original, &r);
+}
+
+static inline int draw_class(const workplace *w, const void *how, pictures *to, size_t first)
+{
+    const request *r = (const request *)how;
+    const char **same = (const char **)malloc((to->n + 1) * sizeof *same);
+    db_pipeline *p = NULL;
+    size_t k;
+    int bad;
+    for (k = 0; k < to->n; k++) same[k] = r->prompts[0];
+    bad = db_pipeline_load(w->net.ctx, w->net.base, &p) != DB_OK ||
+        draw_into(p, DB_SAMPLER_DDPM, w->size->class_steps, r->guidance, same, to->n - first,
+                  db_class_image_seed(r->prompts[0], first), to, first);
+    db_pipeline_free(p);
+    free((void *)same);
+    return bad;
+}
+
+/* Class images of the frozen original model with its ancestral sampler; a larger pool contains the
+   smaller. */
+static inline pictures class_pool(const workplace *w, const char *class_prompt, double guidance,
+                                  size_t n, size_t side)
+{
+    request r;
+    char what[512];
+    snprintf(what, sizeof what, "class \"%s\" steps %zu guidance %g", class_prompt,
+             w->size->class_steps, guidance);
+    r.prompts = &class_prompt, r.seed = 0, r.guidance = guidance;
+    return kept(w, what, n, side, draw_class, &r);
+}
+
+/* SDEdit (Meng et al., 2021): picture k is noised `strength` of the way and drawn from there. */
+static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *const *prompts,
+                                size_t n, const db_image *from, size_t n_from, double strength,
+                                uint64_t seed, pictures *to)
+{
+    db_ctx *ctx = p->ctx;
+    size_t T = DB_PROMPT_TOKENS, D = p->text_encoder->config.d_model, S = to->side, P = S * S, k, i,
+           CP = p->unet->config.out_channels, dim[4], first;
+    float *text = (float *)malloc(2 * T * D * sizeof *text), *x = (float *)malloc(P * 3 * sizeof *x),
+          *noise = (float *)malloc(P * 3 * sizeof *noise),
+          *pred = (float *)malloc(2 * P * CP * sizeof *pred), *in = (float *)malloc(6 * P * sizeof *in);
+    float time[2], alpha, sigma;
+    const char *pair[2] = {"", ""};
+    db_tape *t = NULL;
+    db_tensor image, when, words, y;
+    if (db_tape_create(ctx, &t) == DB_OK) {
+        dim[0] = 2, dim[1] = dim[2] = S, dim[3] = 3;
+        image = db_input(t, DB_F32, 4, dim), when = db_input(t, DB_F32, 1, dim);
+        dim[1] = T, dim[2] = D;
+        words = db_input(t, DB_F32, 3, dim);
+        y = db_unet_forward(t, p->unet, image, when, words, db_none, NULL);
+        db_keep(t, y);
+    }
+    for (k = 0; k < n && db_status(ctx) == DB_OK; k++) {
+        db_trajectory tr;
+        db_rng rng;
+        pair[1] = prompts[k];
+        db_encode(p->text_encoder, p->tokenizer, pair, 2, T, text, NULL);
+        db_resize(ctx, &from[k % n_from], S, S, x);
+        rng.seed = seed + k, rng.purpose = SEED_SUBJECT, rng.step = 0;
+        db_random_normal(&rng, P * 3, noise);
+        db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, w->size->draw_steps, P * 3, &tr);
+        tr.use_clipped_model_output = 1;
+        first = (size_t)((1 - strength) * (double)tr.n + 0.5);
+        if (db_status(ctx) == DB_OK && first < tr.n) {
+            db_schedule_coefficients(&p->scheduler, tr.timestep[first], &alpha, &sigma);
+            for (i = 0; i < P * 3; i++) x[i] = alpha * x[i] + sigma * noise[i];
+            db_upload(t, words, text);
+        }
+        for (i = first; i < tr.n && db_status(ctx) == DB_OK; i++) {
+            time[0] = time[1] = (float)tr.timestep[i];
+            memcpy(in, x, P * 3 * sizeof *in), memcpy(in + P * 3, x, P * 3 * sizeof *in);
+            db_upload(t, image, in), db_upload(t, when, time);
+            db_run(t, seed, (uint32_t)i);
+            if (db_download(t, y, pred) != DB_OK) break;
+            db_guide(1, P, 3, CP, (float)w->guidance, pred);
+            db_trajectory_step(&tr, i, 1, P, 3, CP, pred, noise, x);
+        }
+        db_trajectory_free(&tr);
+        to_bytes(x, P * 3, picture_at(to, k));
+        if (interrupted) db_fail(ctx, DB_ERROR_CANCELLED, "interrupted");
+    }
+    db_tape_destroy(t);
+    free(text), free(x), free(noise), free(pred), free(in);
+    return db_status(ctx) != DB_OK;
+}
+
+/* ---- prompts of a subject -------------------------------------------------------------------- */
+
+typedef struct prompts {
+    prompt item[MOST_PROMPTS];
+    size_t n;
+    char word[64], noun[160]; /* what stands for the subject: "a" word noun */
+    const char *class_noun;
+} prompts;
+
+static inline prompt *add_prompt(prompts *all, const char *group, const char *before,
+                                 const char *adjective, const char *after)
+{
+    prompt *p = &all->item[all->n++];
+    memset(p, 0, sizeof *p);
+    phrase(p->text, sizeof p->text, before, adjective, all->word, all->noun, after);
+    phrase(p->words, sizeof p->words, before, adjective, "", all->class_noun, after);
+    p->group = group;
+    p->place = p->view = p->style = p->accessory = p->color = p->other = -1;
+    return p;
+}
+
+/* The colour word nearest to a colour. */
+static inline const char *nearest_color(const float rgb[3])
+{
+    double best = 1e9;
+    int k, c, which = 0;
+    for (k = 0; k < WORLD_COLORS; k++) {
+        double d = 0;
+        for (c = 0; c < 3; c++)
+            d += pow((double)rgb[c] - (double)world__palette[k][c], 2);
+        if (d < best) best = d, which = k;
+    }
+    return world_color_name(which);
+}
+
+/* What careful words can say: "white dog with brown stripes and the letter a". */
+static inline void describe(int subject, char *out, size_t size)
+{
+    world_scene s;
+    char glyph[32] = "";
+    int with;
+    world_subject_photo(subject, 0, &s);
+    with = s.n_marks > 0;
+    if (s.glyph >= 0)
+        snprintf(glyph, sizeof glyph, "%s %s %c", with ? " and the" : " with the",
+                 s.glyph < 26 ? "letter" : "number",
+                 s.glyph < 26 ? 'a' + s.glyph : '0' + s.glyph - 26);
+    snprintf(out, size, "%s %s%s%s%s%s", nearest_color(s.rgb[0]), world_class_name(s.object),
+             with ? " with " : "", with ? nearest_color(s.marks[0].rgb) : "",
+             with ? s.marks[0].kind == WORLD_MARK_BAND ? " stripes" : " spots" : "", glyph);
+}
+
+/* The name under which the settings have the subject in prompts. */
+static inline prompts name_subject(const settings *s, int subject)
+{
+    prompts all;
+    memset(&all, 0, sizeof all);
+    all.class_noun = world_subject(subject).class_name;
+    snprintf(all.noun, sizeof all.noun, "%s", settings_noun(s, subject));
+    identifier_words(s, all.word, sizeof all.word);
+    if (!strcmp(s->train, "embedding")) all.noun[0] = 0; /* the word stands for the noun, too */
+    if (!strcmp(s->train, "sdedit")) all.word[0] = 0;
+    if (!strcmp(s->train, "description"))
+        all.word[0] = 0, describe(subject, all.noun, sizeof all.noun);
+    return all;
+}
+
+/* Places that no photo shows, and the bare name last. */
+static inline prompts subject_prompts(const settings *s, int subject, size_t n)
+{
+    prompts all = name_subject(s, subject);
+    int places[WORLD_PLACES];
+    size_t k;
+    free_places(subject, places);
+    for (k = 0; k < n; k++)
+        add_prompt(&all, "place", "", "", world_place_name(places[k]))->place = places[k];
+    add_prompt(&all, "bare", "", "", "");
+    return all;
+}
+
+static inline prompts application_prompts(const settings *s, int subject)
+{
+    static const int colors[] = {WORLD_RED, WORLD_GREEN, WORLD_BLUE, WORLD_PURPLE};
+    static const int others[] = {WORLD_DUCK, WORLD_BEAR, WORLD_TEAPOT, WORLD_ROBOT};
+    prompts all = name_subject(s, subject);
+    int object = world_subject(subject).object, k;
+    char text[256], after[256];
+    for (k = 1; k < WORLD_STYLES; k++)
+        add_prompt(&all, "art", world_style_name(k), "", "")->style = k;
+    for (k = WORLD_SIDE; k < WORLD_VIEWS; k++) {
+        snprintf(after, sizeof after, "seen from %s%s", k == WORLD_ABOVE ? "" : "the ",
+                 world_view_name(k));
+        add_prompt(&all, "views", "", "", after)->view = k;
+    }
+    for (k = 1; k < WORLD_ACCESSORIES; k++) {
+        phrase(text, sizeof text, "wearing", "", "", world_accessory_name(k), "");
+        if (k == WORLD_SUNGLASSES) snprintf(text, sizeof text, "wearing sunglasses");
+        add_prompt(&all, "accessories", "", "", text)->accessory = k;
+    }
+    for (k = 0; k < 4; k++)
+        add_prompt(&all, "colours", "", world_color_name(colors[k]), "")->color = colors[k];
+    for (k = 0; k < 4; k++) { /* the head of the subject, the body of another */
+        if (others[k] == object) continue;
+        phrase(after, sizeof after, "and", "", "", world_class_name(others[k]), "");
+        add_prompt(&all, "hybrids", "a cross of", "", after)->other = others[k];
+    }
+    for (k = 1; k < WORLD_EXPRESSIONS && world_is_animal(object); k++)
+        add_prompt(&all, "expressions", "", world_expression_name(k), "")->other = k;
+    return all;
+}
+
+/* Each prompt `each` times: texts, or with `plain` those without identifier. */
+static inline const char **repeat(const prompts *all, size_t each, int plain)
+{
+    const char **out = (const char **)malloc((all->n * each + 1) * sizeof *out);
+    size_t k;
+    for (k = 0; k < all->n * each; k++)
+        out[k] = plain ? all->item[k / each].words : all->item[k / each].text;
+    return out;
+}
+
+/* ---- training -------------------------------------------------------------------------------- */
+
+typedef struct work { /* on one cell */
+    const workplace *w;
+    const cell *c;
+    db_pipeline *p;       /* starts as shipped, changes */
+    db_dreambooth *d;     /* NULL: nothing is trained   */
+    pictures photos, real, held_out;
+    char instance[192], class_prompt[192];
+    float *embeddings;    /* textual inversion: the table as it was */
+    int32_t row;          /* and the row that learns                */
+    record *out;
+} work;
+
+/* Leaves only parameters whose names hold `part` to be trained; NULL: none. */
+static inline void train_only(db_param_table *table, const char *part)
+{
+    size_t k;
+    for (k = 0; k < table->n; k++)
+        table->item[k].frozen = !part || !strstr(table->item[k].name, part);
+}
+
+/* Textual inversion (Gal et al., 2022): of everything, the identifier's row of the embeddings alone
+   learns. It starts as the class noun's. The other rows are put back after every step. */
+static inline int start_inversion(work *w)
+{
+    db_text_encoder *e = w->p->text_encoder;
+    db_param *table = db_params_find(&e->params, "shared.weight");
+    int32_t ids[16];
+    size_t D = e->config.d_model, n, i, k;
+    const char *noun = world_subject(w->c->subject).class_name;
+    if (db_params_fill(&e->params) != DB_OK || !table)
+        return fail("textual inversion needs a T5 encoder");
+    if (db_tokenizer_split(w->p->tokenizer, w->c->settings.word, ids, 16) != 1)
+        return fail("textual inversion needs an identifier of one token");
+    w->row = ids[0];
+    n = db_tokenizer_split(w->p->tokenizer, noun, ids, 16);
+    for (i = 0; i < D; i++) {
+        double sum = 0;
+        for (k = 0; k < n; k++) sum += (double)table->data[(size_t)ids[k] * D + i];
+        table->data[(size_t)w->row * D + i] = (float)(sum / (double)n);
+    }
+    w->embeddings = (float *)malloc(table->count * sizeof(float));
+    memcpy(w->embeddings, table->data, table->count * sizeof(float));
+    train_only(&w->p->unet->params, NULL);
+    train_only(&e->params, "shared.weight");
+    return 0;
+}
+
+static inline void restore_other_rows(work *w)
+{
+    db_text_encoder *e = w->p->text_encoder;
+    db_param *table = db_params_find(&e->params, "shared.weight");
+    size_t D = e->config.d_model;
+    float *row = w->embeddings + (size_t)w->row * D;
+    memcpy(row, table->data + (size_t)w->row * D, D * sizeof *row);
+    memcpy(table->data, w->embeddings, table->count * sizeof *row);
+}
+
+static inline int start_training(work *w)
+{
+    const settings *s = &w->c->settings;
+    db_dreambooth_config c = db_dreambooth_config_default();
+    size_t S = picture_side(w->p), n = (size_t)s->classes;
+    pictures classes = pictures_make(0, S);
+    float *class_images = NULL;
+    int bad = 0;
+    if (s->steps == 0) return 0;
+    c.instance_prompt = w->instance, c.resolution = S, c.seed = (uint64_t)w->c->seed;
+    c.train_batch_size = BATCH, c.class_batch_size = CLASS_BATCH;
+    c.learning_rate = (float)s->lr, c.max_train_steps = (size_t)s->steps;
+    c.prior_loss_weight = (float)s->lambda, c.train_text_encoder = s->text != 0;
+    c.lora_rank = !strcmp(s->train, "lora") ? (size_t)s->rank : 0;
+    if (s->lambda > 0) {
+        c.class_prompt = w->class_prompt;
+        classes = class_pool(w->w, w->class_prompt, s->class_guidance, n, S);
+        class_images = (float *)malloc(n * S * S * 3 * sizeof(float));
+        to_floats(classes.rgb, n * S * S * 3, class_images);
+    }
+    if (!strcmp(s->train, "attention")) train_only(&w->p->unet->params, ".attentions.");
+    if (!strcmp(s->train, "embedding")) {
+        c.train_text_encoder = 1, c.optimizer.weight_decay = 0;
+        bad = start_inversion(w);
+    }
+    bad = bad || db_dreambooth_create(w->p, w->p, &c, w->photos.view, w->photos.n, class_images, n,
+                                      &w->d) != DB_OK;
+    pictures_free(&classes);
+    free(class_images);
+    return bad;
+}
+
+/* Goes on until `steps` are done. */
+static inline int train_until(work *w, size_t steps)
+{
+    db_dreambooth_losses l;
+    memset(&l, 0, sizeof l);
+    while (w->d && db_dreambooth_steps_done(w->d) < steps) {
+        if (db_dreambooth_step(w->d, &l) != DB_OK) return 1;
+        if (w->embeddings) restore_other_rows(w);
+    }
+    return 0;
+}
+
+/* ---- measures -------------------------------------------------------------------------------- */
+
+static inline void set_value(work *w, const char *name, const char *suffix, double value)
+{
+    char full[64];
+    snprintf(full, sizeof full, "%s%s", name, suffix);
+    record_set(w->out, full, value);
+}
+
+/* DINO's embeddings [n,D] of pictures, to be freed; NULL without DINO. */
+static inline float *dino_of(const networks *net, const db_image *images, size_t n)
+{
+    float *z = net->dino ? (float *)malloc((n * net->dino->config.hidden_size + 1) * sizeof *z) : NULL;
+    if (z && db_vit_embed(net->dino, images, n, z) == DB_OK) return z;
+    free(z);
+    return NULL;
+}
+
+/* Mean DINO cosine between two sets. */
+static inline double dino_between(const networks *net, const db_image *a, size_t n,
+                                  const db_image *b, size_t m)
+{
+    float *x = dino_of(net, a, n), *y = dino_of(net, b, m);
+    double c = x && y ? db_cosine_between(x, n, y, m, net->dino->config.hidden_size) : (double)NAN;
+    free(x), free(y);
+    return c;
+}
+
+/* Mean LPIPS of all pairs. */
+static inline double diversity_of(const networks *net, const pictures *p, size_t n)
+{
+    size_t pairs = n * (n - 1) / 2, k;
+    float *d = (float *)malloc((pairs + 1) * sizeof *d);
+    double sum = 0;
+    if (n > 1 && net->lpips && db_lpips_distances(net->lpips, p->view, n, d) == DB_OK)
+        for (k = 0; k < pairs; k++) sum += (double)d[k] / (double)pairs;
+    else sum = (double)NAN;
+    free(d);
+    return sum;
+}
+
+/* The denoising loss of pictures under the instance prompt, at fixed times with fixed noise: low on
+   the photos and high on other renders of the subject is overfitting. */
+static inline double denoising_loss(work *w, const pictures *set)
+{
+    static const double levels[] = {.1, .25, .4, .55, .7, .85};
+    db_pipeline *p = w->p;
+    db_ctx *ctx = p->ctx;
+    size_t S = p->unet->config.sample_size, P = S * S * 3, T = DB_PROMPT_TOKENS,
+           D = p->text_encoder->config.d_model, CP = p->unet->config.out_channels, dim[4], l = 0, k, i;
+    float *text = (float *)malloc(T * D * sizeof *text), *x = (float *)malloc(P * sizeof *x),
+          *z = (float *)malloc(P * sizeof *z), *eps = (float *)malloc(P * sizeof *eps),
+          *pred = (float *)malloc(S * S * CP * sizeof *pred), alpha, sigma, time;
+    const char *prompt_text = w->instance;
+    double sum = 0;
+    db_tape *t = NULL;
+    db_tensor image, when, words, y;
+    dim[0] = 1, dim[1] = dim[2] = S, dim[3] = 3;
+    if (db_tape_create(ctx, &t) == DB_OK) {
+        image = db_input(t, DB_F32, 4, dim), when = db_input(t, DB_F32, 1, dim);
+        dim[1] = T, dim[2] = D;
+        words = db_input(t, DB_F32, 3, dim);
+        y = db_unet_forward(t, p->unet, image, when, words, db_none, NULL);
+        db_keep(t, y);
+        db_encode(p->text_encoder, p->tokenizer, &prompt_text, 1, T, text, NULL);
+        db_upload(t, words, text);
+    }
+    for (k = 0; k < set->n && db_status(ctx) == DB_OK; k++) {
+        db_resize(ctx, &set->view[k], S, S, x);
+        for (l = 0; l < sizeof levels / sizeof *levels; l++) {
+            size_t step = (size_t)(levels[l] * (double)p->scheduler.num_train_timesteps);
+            db_rng rng;
+            rng.seed = 1, rng.purpose = (uint32_t)l, rng.step = (uint32_t)k;
+            db_random_normal(&rng, P, eps);
+            db_schedule_coefficients(&p->scheduler, step, &alpha, &sigma);
+            for (i = 0; i < P; i++) z[i] = alpha * x[i] + sigma * eps[i];
+            time = (float)step;
+            db_upload(t, image, z), db_upload(t, when, &time);
+            db_run(t, 1, 0);
+            if (db_download(t, y, pred) != DB_OK) break;
+            for (i = 0; i < P; i++) {
+                double target = p->scheduler.prediction_type == DB_PREDICT_EPSILON ? (double)eps[i]
+                    : p->scheduler.prediction_type == DB_PREDICT_SAMPLE
+                    ? (double)x[i]
+                    : (double)(alpha * eps[i] - sigma * x[i]);
+                sum += pow((double)pred[i / 3 * CP + i % 3] - target, 2);
+            }
+        }
+    }
+    db_tape_destroy(t);
+    free(text), free(x), free(z), free(eps), free(pred);
+    return sum / (double)(set->n * l * P);
+}
+
+/* Shares of what the classifier finds as it was asked for; not a number where nothing was asked. */
+static inline void measure_obedience(work *w, const prompts *all, size_t each, const pictures *made,
+                                     const char *suffix)
+{
+    world_subject_info info = world_subject(w->c->subject);
+    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
+    int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
+    if (w->w->net.classifier && classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
+        for (k = 0; k < n; k++) {
+            const int32_t *one = seen + k * CLASSIFIER_N;
+            const prompt *p = &all->item[k / each];
+            class_right += one[CLASSIFIER_class] == info.object;
+            if (p->place < 0) continue;
+            asked++, right += one[CLASSIFIER_place] == p->place;
+            of_photos += one[CLASSIFIER_place] == info.places[0] ||
+                one[CLASSIFIER_place] == info.places[1];
+        }
+        set_value(w, "class_right", suffix, (double)class_right / (double)n);
+        set_value(w, "place_right", suffix, (double)right / (double)asked);
+        set_value(w, "place_of_photos", suffix, (double)of_photos / (double)asked);
+    }
+    free(seen);
+}
+
+/* One picture beside the other, as CELL.png with the labels in the record. */
+static inline int save_strip(work *w, const pictures *const *set, const size_t *index,
+                             const char *const *labels, size_t n)
+{
+    size_t side = set[0]->side, k, y;
+    uint8_t *rgb = (uint8_t *)malloc(n * side * side * 3);
+    char path[4096], err[IMG_ERROR_SIZE], *at;
+    int bad;
+    w->out->labels[0] = 0;
+    for (k = 0; k < n; k++) {
+        size_t used = strlen(w->out->labels);
+        for (y = 0; y < side; y++)
+            memcpy(rgb + (y * n + k) * side * 3, picture_at(set[k], index[k]) + y * side * 3,
+                   side * 3);
+        snprintf(w->out->labels + used, sizeof w->out->labels - used, "%s%s", k ? "|" : "",
+                 labels[k]);
+    }
+    snprintf(path, sizeof path, "%s/cells/%s.png", w->w->folder, w->c->name);
+    for (at = path + strlen(w->w->folder) + 7; *at; at++)
+        if (*at == '/') *at = ',';
+    bad = img_save_png(path, rgb, n * side, side, err, sizeof err) != IMG_OK;
+    free(rgb);
+    return bad ? fail("%s", err) : 0;
+}
+
+/* The scores of DB_SCORES, the classifier's shares, the losses; with `strip`, a row of pictures. */
+static inline int measure_standard(work *w, const char *suffix, int strip)
+{
+    const workplace *wp = w->w;
+    const settings *s = &w->c->settings;
+    db_ctx *ctx = wp->net.ctx;
+    size_t each = wp->size->each, side = picture_side(w->p), n, k,
+           n_class = w->c->of->measures & MEASURE_DIVERSITY ? wp->size->more_class_pictures
+                                                            : wp->size->class_pictures;
+    int trained = s->steps > 0;
+    prompts all = subject_prompts(s, w->c->subject, wp->size->places);
+    const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
+    const char **classes = (const char **)malloc((n_class + 1) * sizeof *classes);
+    char plain[192];
+    pictures made, tuned, original;
+    db_evaluation e;
+    db_scores scores;
+    phrase(plain, sizeof plain, "", "", "", all.class_noun, "");
+    for (k = 0; k < n_class; k++) classes[k] = plain;
+    n = all.n * each;
+    memset(&e, 0, sizeof e);
+    if (!strcmp(s->train, "sdedit")) {
+        made = pictures_make(n, side);
+        edit_pictures(wp, w->p, texts, n, w->photos.view, w->photos.n, s->strength,
+                      picture_seed(w->c->seed, SEED_SUBJECT), &made);
+    } else {
+        made = draw(wp, w->p, texts, n, picture_seed(w->c->seed, SEED_SUBJECT));
+    }
+    original = original_pictures(wp, classes, n_class, side, picture_seed(w->c->seed, SEED_CLASS));
+    tuned = draw(wp, w->p, classes, trained ? n_class : 0, picture_seed(w->c->seed, SEED_CLASS));
+    e.dino = wp->net.dino, e.clip = wp->net.clip, e.lpips = wp->net.lpips;
+    e.generated = made.view, e.n_generated = n, e.prompts = words;
+    e.real = w->real.view, e.n_real = w->real.n;
+    e.held_out = w->held_out.view, e.n_held_out = w->held_out.n;
+    e.class_images = tuned.view, e.n_class = trained ? wp->size->class_pictures : 0;
+    e.original_class = original.view, e.n_original = wp->size->class_pictures;
+    if (db_evaluate(ctx, &e, &scores) == DB_OK) {
+#define CELL_SCORE(field, name, what)                                                              \
+    if (scores.field == scores.field) set_value(w, #field, suffix, scores.field);
+        DB_SCORES(CELL_SCORE)
+#undef CELL_SCORE
+        measure_obedience(w, &all, each, &made, suffix);
+        if (w->c->of->measures & MEASURE_DIVERSITY) {
+            set_value(w, "class_diversity_64", suffix, diversity_of(&wp->net, &tuned, n_class));
+            set_value(w, "class_diversity_64_original", suffix,
+                      diversity_of(&wp->net, &original, n_class));
+        }
+        if (trained && !w->p->vae) {
+            double seen = denoising_loss(w, &w->photos), unseen = denoising_loss(w, &w->held_out);
+            set_value(w, "loss_photos", suffix, seen), set_value(w, "loss_unseen", suffix, unseen);
+            set_value(w, "overfit", suffix, unseen - seen);
+        }
+    }
+    if (strip && db_status(ctx) == DB_OK) {
+        const pictures *set[MOST_PROMPTS];
+        size_t index[MOST_PROMPTS];
+        const char *labels[MOST_PROMPTS];
+        for (k = 0; k < all.n; k++)
+            set[k] = &made, index[k] = k * each, labels[k] = all.item[k].text;
+        set[k] = trained ? &tuned : &original, index[k] = 0, labels[k] = plain;
+        save_strip(w, set, index, labels, k + 1);
+    }
+    pictures_free(&made), pictures_free(&tuned), pictures_free(&original);
+    free((void *)texts), free((void *)words), free((void *)classes);
+    return db_status(ctx) != DB_OK;
+}
+
+/* Where else the subject appears: likeness to the photos of pictures of six prompts, before and
+   after. */
+static inline int measure_leaks(work *w)
+{
+    static const char *const names[] = {"subject", "class", "word", "word_other", "other", "empty"};
+    const networks *net = &w->w->net;
+    world_subject_info info = world_subject(w->c->subject);
+    prompts all = name_subject(&w->c->settings, w->c->subject);
+    const char *thing = world_class_name(info.object == WORLD_CAR ? WORLD_MUG : WORLD_CAR),
+               *animal = world_class_name(info.object == WORLD_CAT ? WORLD_DOG : WORLD_CAT);
+    const struct { const char *word, *noun; } parts[] = {
+        {all.word, info.class_name}, {"", info.class_name}, {all.word, ""},
+        {all.word, thing},           {"", animal},          {"", ""}};
+    size_t n = w->w->size->leak, k, j, side = picture_side(w->p);
+    for (k = 0; k < 6 && db_status(net->ctx) == DB_OK; k++) {
+        const char *same[64];
+        char text[192], name[64];
+        uint64_t seed = picture_seed(w->c->seed, SEED_LEAK);
+        pictures before, after;
+        phrase(text, sizeof text, "", "", parts[k].word, parts[k].noun, "");
+        for (j = 0; j < n; j++) same[j] = text;
+        before = original_pictures(w->w, same, n, side, seed);
+        after = draw(w->w, w->p, same, n, seed);
+        snprintf(name, sizeof name, "leak_before_%s", names[k]);
+        set_value(w, name, "", dino_between(net, before.view, n, w->real.view, w->real.n));
+        snprintf(name, sizeof name, "leak_%s", names[k]);
+        set_value(w, name, "", dino_between(net, after.view, n, w->real.view, w->real.n));
+        pictures_free(&before), pictures_free(&after);
+    }
+    return db_status(net->ctx) != DB_OK;
+}
+
+/* Which of m texts CLIP finds nearest to each of n pictures. */
+static inline int clip_choice(db_clip *clip, const db_image *images, size_t n,
+                              const char *const *texts, size_t m, size_t *out)
+{
+    size_t D = clip->config.projection_dim, k, j;
+    float *a = (float *)malloc((n + m) * D * sizeof *a), *b = a + n * D;
+    int bad = db_clip_embed_images(clip, images, n, a) != DB_OK ||
+        db_clip_embed_texts(clip, texts, m, b) != DB_OK;
+    for (k = 0; k < n && !bad; k++)
+        for (out[k] = 0, j = 1; j < m; j++)
+            if (db_cosine_paired(a + k * D, b + j * D, 1, D) >
+                db_cosine_paired(a + k * D, b + out[k] * D, 1, D))
+                out[k] = j;
+    free(a);
+    return bad;
+}
+
+/* Whether picture k shows what prompt p asks: by the classifier, or, where it has no such answer
+   (hybrids, expressions), by CLIP's choice among the captions that could be meant. */
+static inline int shows(work *w, const prompt *p, const int32_t *seen, const db_image *picture)
+{
+    const networks *net = &w->w->net;
+    const char *noun = world_subject(w->c->subject).class_name;
+    char text[WORLD_EXPRESSIONS][192];
+    const char *texts[WORLD_EXPRESSIONS];
+    size_t choice = 0, m, k;
+    if (p->style >= 0) return seen[CLASSIFIER_style] == p->style;
+    if (p->view >= 0) return seen[CLASSIFIER_view] == p->view;
+    if (p->accessory >= 0) return seen[CLASSIFIER_accessory] == p->accessory;
+    if (p->color >= 0) return seen[CLASSIFIER_color] == p->color;
+    if (!net->clip) return 0;
+    m = !strcmp(p->group, "hybrids") ? 3 : WORLD_EXPRESSIONS;
+    for (k = 0; k < m; k++) {
+        if (m == WORLD_EXPRESSIONS)
+            phrase(text[k], sizeof text[k], "", world_expression_name((int)k), "", noun, "");
+        else if (k < 2)
+            phrase(text[k], sizeof text[k], "", "", "", k ? world_class_name(p->other) : noun, "");
+        else snprintf(text[k], sizeof text[k], "%s", p->words);
+        texts[k] = text[k];
+    }
+    if (clip_choice(net->clip, picture, 1, texts, m, &choice)) return 0;
+    return choice == (m == WORLD_EXPRESSIONS ? (size_t)p->other : 2);
+}
+
+/* Success rate and likeness of each application; the original model with the class noun alone is
+   the control. */
+static inline int measure_applications(work *w)
+{
+    const networks *net = &w->w->net;
+    size_t each = w->w->size->shown, side = picture_side(w->p), n, k, first, last;
+    prompts all = application_prompts(&w->c->settings, w->c->subject);
+    const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
+    uint64_t seed = picture_seed(w->c->seed, SEED_APPLICATION);
+    pictures made[2];
+    int32_t *seen = (int32_t *)calloc(all.n * each + 1, CLASSIFIER_N * sizeof *seen);
+    const pictures *set[MOST_PROMPTS];
+    size_t index[MOST_PROMPTS];
+    const char *labels[MOST_PROMPTS];
+    int which;
+    n = all.n * each;
+    made[0] = draw(w->w, w->p, texts, n, seed);
+    made[1] = original_pictures(w->w, words, n, side, seed);
+    for (which = 0; which < 2; which++) {
+        if (net->classifier) classifier_run(net->classifier, made[which].view, n, seen);
+        for (first = 0; first < all.n && db_status(net->ctx) == DB_OK; first = last) {
+            const char *group = all.item[first].group;
+            char name[64];
+            size_t right = 0;
+            for (last = first; last < all.n && !strcmp(all.item[last].group, group);) last++;
+            for (k = first * each; k < last * each; k++)
+                right += (size_t)shows(w, &all.item[k / each], seen + k * CLASSIFIER_N,
+                                       &made[which].view[k]);
+            snprintf(name, sizeof name, "success_%s%s", which ? "original_" : "", group);
+            set_value(w, name, "", net->classifier ? (double)right / (double)((last - first) * each)
+                                                   : (double)NAN);
+            snprintf(name, sizeof name, "likeness_%s%s", which ? "original_" : "", group);
+            set_value(w, name, "",
+                      dino_between(net, made[which].view + first * each, (last - first) * each,
+                                   w->real.view, w->real.n));
+        }
+    }
+    for (k = 0; k < all.n; k++) set[k] = &made[0], index[k] = k * each, labels[k] = texts[k * each];
+    if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, all.n);
+    set_value(w, "success_recontextualisation", "", record_get(w->out, "place_right"));
+    pictures_free(&made[0]), pictures_free(&made[1]);
+    free((void *)texts), free((void *)words), free(seen);
+    return db_status(net->ctx) != DB_OK;
+}
+
+/* ---- super-resolution ------------------------------------------------------------------------ */
+
+enum { CLOSE = 96, CLOSE_AT = 80 }; /* side and corner of what is shown close up */
+
+/* What the small picture cannot hold: each pixel minus the mean of its block. */
+static inline void detail_of(const float *x, size_t S, size_t f, float *out)
+{
+    size_t small = S / f, k;
+    float *low = (float *)malloc(small * small * 3 * sizeof *low);
+    db_downsample(x, S, S, 3, f, low);
+    for (k = 0; k < S * S * 3; k++) {
+        size_t y = k / (S * 3), column = k / 3 % S;
+        out[k] = x[k] - low[(y / f * small + column / f) * 3 + k % 3];
+    }
+    free(low);
+}
+
+/* Trains the super-resolver on the photos, then restores held-out renders of the subject that were
+   made small, at each sampling level; and enlarges two of the base's own pictures of the subject,
+   where the experiment "prior" has left some. */
+static inline int measure_sr(work *w)
+{
+    static const struct { double variance; const char *name; } levels[] = {
+        {1e-5, "1e-5"}, {1e-3, "1e-3"}, {.25, ".25"}};
+    const workplace *wp = w->w;
+    const networks *net = &wp->net;
+    const settings *s = &w->c->settings;
+    db_pipeline *sr = NULL;
+    db_dreambooth *d = NULL;
+    db_dreambooth_config c = db_dreambooth_config_default();
+    db_sample_config sample = db_sample_config_default();
+    size_t S = PHOTO_SIZE, small = picture_side(w->p), f = S / small, P = S * S * 3,
+           n = wp->size->held_out, k, i, l, shown = 0;
+    float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(n * P * sizeof *y),
+          *low = (float *)malloc(n * small * small * 3 * sizeof *low),
+          *da = (float *)malloc(P * sizeof *da), *db = (float *)malloc(P * sizeof *db);
+    uint8_t *mask = (uint8_t *)malloc(S * S * 4);
+    const char *texts[64];
+    pictures truth = render_held_out(w->c->subject, n, S), made = pictures_make(n, S),
+             spare = pictures_make(1, S), close = pictures_make(8, CLOSE);
+    const pictures *set[8];
+    size_t index[8];
+    const char *labels[8];
+    if (!net->sr) return fail("the experiment needs a super-resolver: a folder sr256");
+    if (db_pipeline_load(net->ctx, net->sr, &sr) == DB_OK && s->noise >= 0) {
+        c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
+        c.train_batch_size = BATCH, c.upscale = f, c.seed = (uint64_t)w->c->seed;
+        c.max_train_steps = (size_t)fmin(SR_STEPS, wp->size->most_steps);
+        c.learning_rate = (float)sr_rate, c.lr_scheduler = DB_LR_COSINE;
+        c.lr_warmup_steps = c.max_train_steps / 20;
+        c.noise_level = db_noise_level(&sr->image_noising, s->noise);
+        db_dreambooth_create(sr, w->p, &c, w->photos.view, w->photos.n, NULL, 0, &d);
+        while (d && db_dreambooth_steps_done(d) < c.max_train_steps)
+            if (db_dreambooth_step(d, NULL) != DB_OK) break;
+        db_dreambooth_free(d);
+    }
+    for (k = 0; k < n; k++) {
+        to_floats(picture_at(&truth, k), P, x + k * P);
+        db_downsample(x + k * P, S, S, 3, f, low + k * small * small * 3);
+        texts[k] = w->instance;
+    }
+    sample.sampler = DB_SAMPLER_DDIM, sample.guidance_scale = 1;
+    sample.num_inference_steps = wp->size->draw_steps > 10 ? 10 : wp->size->draw_steps;
+    sample.seed = picture_seed(w->c->seed, SEED_SR);
+    for (l = 0; l < 3 && db_status(net->ctx) == DB_OK; l++) {
+        double distance = 0, squares = 0, ab = 0, aa = 0, bb = 0;
+        char name[48];
+        db_upscale(sr, w->p, texts, n, &sample,
+                   db_noise_level(&sr->image_noising, levels[l].variance), low, small, small, S, S,
+                   y);
+        to_bytes(y, n * P, made.rgb);
+        for (k = 0; k < n; k++) {
+            world_scene scene;
+            db_image pair[2];
+            float one = (float)NAN;
+            pair[0] = truth.view[k], pair[1] = made.view[k];
+            if (net->lpips) db_lpips_distances(net->lpips, pair, 2, &one);
+            distance += (double)one / (double)n;
+            held_out_scene(w->c->subject, k, &scene);
+            world_render(&scene, (int)S, 0, 0, (int)S, (int)S, 1, spare.rgb, mask);
+            detail_of(x + k * P, S, f, da), detail_of(y + k * P, S, f, db);
+            for (i = 0; i < P; i++) {
+                squares += pow((double)x[k * P + i] - (double)y[k * P + i], 2) / (double)(n * P);
+                if (mask[i / 3 * 4] < 128) continue; /* beside the object */
+                ab += (double)da[i] * (double)db[i];
+                aa += (double)da[i] * (double)da[i], bb += (double)db[i] * (double)db[i];
+            }
+        }
+        snprintf(name, sizeof name, "lpips_%s", levels[l].name), set_value(w, name, "", distance);
+        snprintf(name, sizeof name, "psnr_%s", levels[l].name);
+        set_value(w, name, "", 10 * log10(4 / squares));
+        snprintf(name, sizeof name, "detail_%s", levels[l].name);
+        set_value(w, name, "", ab / sqrt(aa * bb));
+        snprintf(name, sizeof name, "spectrum_%s", levels[l].name);
+        set_value(w, name, "", bb / aa);
+        for (k = 0; k < 2 && k < n && l == 0; k++) { /* the middle: truth, restored */
+            for (i = 0; i < CLOSE; i++) {
+                size_t from = ((i + CLOSE_AT) * S + CLOSE_AT) * 3;
+                memcpy(picture_at(&close, shown) + i * CLOSE * 3, picture_at(&truth, k) + from, CLOSE * 3);
+                memcpy(picture_at(&close, shown + 1) + i * CLOSE * 3, picture_at(&made, k) + from,
+                       CLOSE * 3);
+            }
+            labels[shown++] = "held-out render", labels[shown++] = "made small and restored";
+        }
+    }
+    if (db_status(net->ctx) == DB_OK) { /* generated pictures of the subject, enlarged */
+        char path[4096], err[IMG_ERROR_SIZE];
+        img_image strip;
+        snprintf(path, sizeof path, "%s/cells/prior,with,%s,%d.png", wp->folder,
+                 world_subject(w->c->subject).name, w->c->seed);
+        if (file_exists(path) && img_load(path, &strip, err, sizeof err) == IMG_OK) {
+            for (k = 0; k < 2 && strip.h == small && strip.w >= 2 * small; k++) {
+                for (i = 0; i < small; i++)
+                    to_floats(strip.rgb + (i * strip.w + k * small) * 3, small * 3,
+                              low + (k * small + i) * small * 3);
+            }
+            db_upscale(sr, w->p, texts, 2, &sample,
+                       db_noise_level(&sr->image_noising, s->noise < 0 ? 1e-3 : s->noise), low,
+                       small, small, S, S, y);
+            for (k = 0; k < 2; k++) {
+                for (i = 0; i < CLOSE; i++)
+                    to_bytes(y + k * P + ((i + CLOSE_AT) * S + CLOSE_AT) * 3, CLOSE * 3,
+                             picture_at(&close, shown) + i * CLOSE * 3);
+                labels[shown++] = "generated, enlarged";
+            }
+            img_free(&strip);
+        }
+        for (k = 0; k < shown; k++) set[k] = &close, index[k] = k;
+        save_strip(w, set, index, labels, shown);
+    }
+    db_pipeline_free(sr);
+    pictures_free(&truth), pictures_free(&made), pictures_free(&close), pictures_free(&spare);
+    free(x), free(y), free(low), free(da), free(db), free(mask);
+    return db_status(net->ctx) != DB_OK;
+}
+
+/* ---- do the metrics measure subjects? -------------------------------------------------------- */
+
+/* How far two members of a class are apart: build and colours. */
+static inline double true_distance(const world_scene *a, const world_scene *b)
+{
+    double sum = 0;
+    size_t i, c;
+    for (i = 0; i < 8; i++) sum += fabs((double)a->shape[i] - (double)b->shape[i]) / 8;
+    for (i = 0; i < 3; i++)
+        for (c = 0; c < 3; c++) sum += fabs((double)a->rgb[i][c] - (double)b->rgb[i][c]) / 9;
+    return sum;
+}
+
+/* Members of the subject's class in one place, light and view: the rank correlation of each metric
+   with their true distance. */
+static inline int measure_metrics(work *w)
+{
+    enum { MEMBERS = 24, PAIRS = MEMBERS * (MEMBERS - 1) / 2 };
+    const networks *net = &w->w->net;
+    size_t side = picture_side(w->p), i, j, k = 0;
+    pictures p = pictures_make(MEMBERS, side);
+    world_scene scene[MEMBERS];
+    double truth[PAIRS], by[3][PAIRS];
+    float *z, *clip = NULL, lpips[PAIRS];
+    const pictures *set[8];
+    size_t index[8];
+    const char *labels[8];
+    for (i = 0; i < MEMBERS; i++) {
+        world_scene member;
+        world_subject_view(w->c->subject, WORLD_GRASS, WORLD_FRONT, 1, &scene[i]);
+        world_sample(world_seed(WORLD_VALIDATION, 100 * (uint64_t)w->c->subject + i), &member);
+        if (!i) continue; /* the subject itself is one of them */
+        memcpy(scene[i].shape, member.shape, sizeof member.shape);
+        memcpy(scene[i].rgb, member.rgb, sizeof member.rgb);
+        scene[i].n_marks = 0, scene[i].glyph = -1, scene[i].texture = 0;
+    }
+    for (i = 0; i < MEMBERS; i++) render(&scene[i], &p, i);
+    z = dino_of(net, p.view, MEMBERS);
+    if (net->clip) {
+        clip = (float *)malloc(MEMBERS * net->clip->config.projection_dim * sizeof *clip);
+        db_clip_embed_images(net->clip, p.view, MEMBERS, clip);
+    }
+    if (net->lpips) db_lpips_distances(net->lpips, p.view, MEMBERS, lpips);
+    for (i = 0; i < MEMBERS; i++)
+        for (j = i + 1; j < MEMBERS; j++, k++) {
+            size_t D = net->dino ? net->dino->config.hidden_size : 0,
+                   E = net->clip ? net->clip->config.projection_dim : 0;
+            truth[k] = true_distance(&scene[i], &scene[j]);
+            by[0][k] = z ? -db_cosine_paired(z + i * D, z + j * D, 1, D) : 0;
+            by[1][k] = clip ? -db_cosine_paired(clip + i * E, clip + j * E, 1, E) : 0;
+            by[2][k] = net->lpips ? (double)lpips[k] : 0;
+        }
+    if (z) set_value(w, "follows_dino", "", stat_spearman(truth, by[0], PAIRS));
+    if (clip) set_value(w, "follows_clip", "", stat_spearman(truth, by[1], PAIRS));
+    if (net->lpips) set_value(w, "follows_lpips", "", stat_spearman(truth, by[2], PAIRS));
+    for (i = 0; i < 8; i++) set[i] = &p, index[i] = i, labels[i] = i ? "" : "the subject";
+    if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, 8);
+    pictures_free(&p);
+    free(z), free(clip);
+    return db_status(net->ctx) != DB_OK;
+}
+
+/* ---- one cell -------------------------------------------------------------------------------- */
+
+/* The steps at which "map" measures. */
+static const size_t trace_steps[] = {60, 125, 250, 500};
+
+static inline int train_and_measure(work *w)
+{
+    int measures = w->c->of->measures;
+    size_t steps = (size_t)w->c->settings.steps, k, done = 0;
+    if (start_training(w)) return 1;
+    for (k = 0; k < 4 && measures & MEASURE_TRACE; k++) {
+        char suffix[16];
+        size_t at = trace_steps[k] < steps ? trace_steps[k] : steps;
+        if (at == done) continue;
+        snprintf(suffix, sizeof suffix, "@%zu", at);
+        if (train_until(w, at) || measure_standard(w, suffix, at == steps)) return 1;
+        done = at;
+    }
+    if (measures & MEASURE_TRACE) return 0;
+    return train_until(w, steps) || measure_standard(w, "", 1) ||
+        (measures & MEASURE_LEAKS && measure_leaks(w)) ||
+        (measures & MEASURE_APPLICATIONS && measure_applications(w));
+}
+
+/* Fills out->value, labels and seconds. Not 0 after an error, which the context tells. */
+static inline int compute_cell(const workplace *wp, const cell *c, record *out)
+{
+    db_ctx *ctx = wp->net.ctx;
+    double began = now();
+    prompts name = name_subject(&c->settings, c->subject);
+    work w;
+    int bad;
+    memset(&w, 0, sizeof w);
+    w.w = wp, w.c = c, w.out = out;
+    phrase(w.instance, sizeof w.instance, "", "", name.word, name.noun, "");
+    phrase(w.class_prompt, sizeof w.class_prompt, "", "", "", name.noun, "");
+    w.photos = take_photos(&c->settings, c->subject), w.real = all_photos(c->subject);
+    w.held_out = render_held_out(c->subject, wp->size->held_out, PHOTO_SIZE);
+    bad = db_pipeline_load(ctx, wp->net.base, &w.p) != DB_OK;
+    if (!bad)
+        bad = c->of->measures & MEASURE_SR    ? measure_sr(&w)
+            : c->of->measures & MEASURE_METRICS ? measure_metrics(&w)
+                                                : train_and_measure(&w);
+    db_dreambooth_free(w.d);
+    db_pipeline_free(w.p);
+    pictures_free(&w.photos), pictures_free(&w.real), pictures_free(&w.held_out);
+    free(w.embeddings);
+    out->seconds = now() - began;
+    return bad || db_status(ctx) != DB_OK;
+}
+
+#endif

@@ -1,0 +1,472 @@
+/* paper - reruns the paper's experiments on the shipped cascade and writes one report.
+
+   build/paper plan       what will be run, and how long it takes
+   build/paper run        runs what is not done yet; --only CELL computes one again and compares
+   build/paper report     results.jsonl -> report.html, results.json
+   build/paper protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts, 4 pictures
+
+   experiments.h is the plan, cells.h computes a cell, statistics.h judges, report.h writes. Each
+   cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
+   on with the same command.                                                                     */
+
+#define _POSIX_C_SOURCE 200809L
+#define DREAMBOOTH_IMPLEMENTATION
+#include "dreambooth.h"
+#define WORLD_IMPLEMENTATION
+#include "world.h"
+#define IMAGES_IMPLEMENTATION
+#include "images.h"
+#define PROGRAM "paper"
+#include "cli.h"
+#include "threads.h"
+#include "classifier.h"
+#include "statistics.h"
+#include "records.h"
+#include "experiments.h"
+#include "cells.h"
+#include "verdicts.h"
+#include "html.h"
+#include "report.h"
+
+typedef struct options {
+    common c;
+    const char *folder, *experiment, *only, *dino, *clip, *lpips, *classifier;
+    double budget, guidance;
+    int quick, micro;
+} options;
+
+static options options_default(void)
+{
+    options o;
+    memset(&o, 0, sizeof o);
+    o.c = common_default, o.c.precision = "auto";
+    o.dino = "examples/world/metrics/dino", o.clip = "examples/world/metrics/clip";
+    o.lpips = "examples/world/metrics/lpips", o.classifier = "build/classifier";
+    o.guidance = 3;
+    return o;
+}
+
+#define PAPER_FLAGS(o)                                                                             \
+    {"folder", TEXT, &(o).folder, "for results and pictures; build/paper, with --quick -quick"},   \
+    {"experiment", TEXT, &(o).experiment, "this one alone"},                                       \
+    {"quick", SWITCH, &(o).quick, "a smoke test of ten minutes: no inference is drawn"},           \
+    {"micro", SWITCH, &(o).micro, "smaller still, for the tests"},                                 \
+    {"dino", TEXT, &(o).dino, "directory of DINO"}, {"clip", TEXT, &(o).clip, "of CLIP"},          \
+    {"lpips", TEXT, &(o).lpips, "of LPIPS"},                                                       \
+    {"classifier", TEXT, &(o).classifier, "of the world's attribute classifier"}
+
+static const scale *scale_of(const options *o) { return &scales[o->micro ? 2 : o->quick ? 1 : 0]; }
+
+static const char *folder_for(const options *o)
+{
+    return o->folder ? o->folder : o->micro ? "build/paper-micro"
+        : o->quick                          ? "build/paper-quick"
+                                            : "build/paper";
+}
+
+static int check_experiment(const options *o)
+{
+    size_t e, nearest = 0;
+    for (e = 0; o->experiment && e < EXPERIMENTS; e++) {
+        if (!strcmp(experiments[e].name, o->experiment)) return 0;
+        if (distance(o->experiment, experiments[e].name) <
+            distance(o->experiment, experiments[nearest].name))
+            nearest = e;
+    }
+    return o->experiment ? fail("there is no experiment \"%s\"; did you mean %s?", o->experiment,
+                                experiments[nearest].name)
+                         : 0;
+}
+
+/* ---- the workplace --------------------------------------------------------------------------- */
+
+static uint64_t hash_file(uint64_t hash, const char *directory, const char *name)
+{
+    char path[4096], buffer[65536];
+    size_t n;
+    FILE *f;
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    f = fopen(path, "rb");
+    while (f && (n = fread(buffer, 1, sizeof buffer, f)) > 0) hash = hash_bytes(hash, buffer, n);
+    if (f) fclose(f);
+    return hash_bytes(hash, name, strlen(name));
+}
+
+static int has_weights(const char *directory)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    if (file_exists(path)) return 1;
+    fprintf(stderr, "note: %s is not there: its measures are left out\n", path);
+    return 0;
+}
+
+/* Opens the metric networks that are there; the hash tells all weights that take part apart. */
+static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
+{
+    static char base[4096], sr[4096];
+    uint64_t hash = hash_begin;
+    networks *net = &w->net;
+    memset(w, 0, sizeof *w);
+    net->ctx = ctx;
+    w->size = scale_of(o), w->folder = folder_for(o), w->guidance = o->guidance;
+    snprintf(base, sizeof base, "%s/base/model_index.json", o->c.model);
+    snprintf(sr, sizeof sr, "%s/sr256/model_index.json", o->c.model);
+    if (file_exists(sr)) snprintf(sr, sizeof sr, "%s/sr256", o->c.model), net->sr = sr;
+    if (file_exists(base)) snprintf(base, sizeof base, "%s/base", o->c.model), net->base = base;
+    else net->base = o->c.model;
+    if (has_weights(o->dino)) db_vit_load(ctx, o->dino, &net->dino);
+    if (has_weights(o->clip)) db_clip_load(ctx, o->clip, &net->clip);
+    if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
+    if (has_weights(o->classifier)) net->classifier = classifier_load(ctx, o->classifier);
+    hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
+    hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
+    if (net->sr) hash = hash_file(hash, net->sr, "unet/diffusion_pytorch_model.safetensors");
+    if (net->dino) hash = hash_file(hash, o->dino, "model.safetensors");
+    if (net->clip) hash = hash_file(hash, o->clip, "model.safetensors");
+    if (net->lpips) hash = hash_file(hash, o->lpips, "model.safetensors");
+    if (net->classifier) hash = hash_file(hash, o->classifier, "model.safetensors");
+    snprintf(net->hash, sizeof net->hash, "%016llx", (unsigned long long)hash);
+    return db_status(ctx) != DB_OK;
+}
+
+static void close_workplace(workplace *w)
+{
+    db_vit_free(w->net.dino), db_vit_free(w->net.classifier);
+    db_clip_free(w->net.clip), db_lpips_free(w->net.lpips);
+}
+
+/* build/paper and all that lies in it. */
+static int make_folders(const char *folder)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s", folder);
+    if (strrchr(path, '/')) {
+        *strrchr(path, '/') = 0;
+        if (*path) make_folder(path);
+    }
+    if (make_folder(folder)) return 1;
+    snprintf(path, sizeof path, "%s/cells", folder);
+    return make_folder(path);
+}
+
+/* ---- records of cells ------------------------------------------------------------------------ */
+
+/* What a record says before anything is computed. The key leaves out only how much is measured. */
+static void describe_cell(const workplace *w, const options *o, const cell *c, record *r)
+{
+    enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS };
+    char plain[RECORD_TEXT - 128], whole[2 * RECORD_TEXT];
+    uint64_t key = hash_begin;
+    memset(r, 0, sizeof *r);
+    settings_print(&c->settings, plain, sizeof plain);
+    snprintf(r->settings, sizeof r->settings,
+             "%sbatch=%d+%d sampler=ddim/%zu guidance=%g class_sampler=ddpm/%zu scale=%s", plain,
+             BATCH, CLASS_BATCH, w->size->draw_steps, w->guidance, w->size->class_steps,
+             w->size->name);
+    snprintf(r->cell, sizeof r->cell, "%s", c->name);
+    snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
+    snprintf(r->machine, sizeof r->machine, "%s, %s", db_isa(w->net.ctx),
+             w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32");
+    snprintf(r->command, sizeof r->command, "build/paper run%s --only '%s'",
+             o->micro       ? " --micro"
+                 : o->quick ? " --quick"
+                            : "",
+             c->name);
+    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s", r->settings,
+             c->subject, c->seed, c->of->measures & APART, w->net.hash);
+    key = hash_bytes(key, whole, strlen(whole));
+    snprintf(r->key, sizeof r->key, "%016llx", (unsigned long long)key);
+}
+
+static int measures_of(const char *cell_name)
+{
+    size_t e, n = strcspn(cell_name, "/");
+    for (e = 0; e < EXPERIMENTS; e++)
+        if (strlen(experiments[e].name) == n && !strncmp(experiments[e].name, cell_name, n))
+            return experiments[e].measures;
+    return 0;
+}
+
+/* The newest record with this key that measured at least as much; `cell` NULL: of any cell. */
+static const record *find_key(const records *all, const char *key, int measures, const char *name)
+{
+    size_t k;
+    for (k = all->n; k-- > 0;) {
+        const record *r = &all->item[k];
+        if (!strcmp(r->key, key) && (!name || !strcmp(r->cell, name)) &&
+            (measures_of(r->cell) & measures) == measures)
+            return r;
+    }
+    return NULL;
+}
+
+/* Seconds that a cell takes on two free cores with AMX, by what it trains and draws. */
+static double expected_seconds(const cell *c, const scale *size)
+{
+    const settings *s = &c->settings;
+    int m = c->of->measures;
+    double picture = .0066 * (double)size->draw_steps, n, each;
+    if (m & MEASURE_METRICS) return 3;
+    if (m & MEASURE_SR)
+        return 4 + (s->noise >= 0 ? .038 * fmin(SR_STEPS, size->most_steps) : 0) +
+            3.0 * .4 * (double)size->held_out;
+    n = (double)((size->places + 1) * size->each) +
+        (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
+    if (m & MEASURE_TRACE) n *= fmin(4, s->steps / 60);
+    if (m & MEASURE_LEAKS) n += 6 * (double)size->leak;
+    if (m & MEASURE_APPLICATIONS) n += 2 * 23 * (double)size->shown;
+    each = s->lambda > 0 ? .175 : .095;
+    if (!strcmp(s->train, "embedding")) each *= .8;
+    return 3 + s->steps * each + n * picture + .0006 * s->classes * (double)size->class_steps;
+}
+
+/* ---- run ------------------------------------------------------------------------------------- */
+
+/* A cell with the values of an equal run gets its pictures, too. */
+static void copy_pictures(const char *folder, const char *from, const char *to)
+{
+    char source[4096], target[4096], cells[4096];
+    size_t k;
+    FILE *in, *out;
+    char buffer[65536];
+    size_t n;
+    snprintf(cells, sizeof cells, "%s/cells/", folder);
+    if (snprintf(source, sizeof source, "%s%s.png", cells, from) >= (int)sizeof source ||
+        snprintf(target, sizeof target, "%s%s.png", cells, to) >= (int)sizeof target)
+        return;
+    for (k = strlen(cells); source[k]; k++) source[k] = source[k] == '/' ? ',' : source[k];
+    for (k = strlen(cells); target[k]; k++) target[k] = target[k] == '/' ? ',' : target[k];
+    in = fopen(source, "rb"), out = in ? fopen(target, "wb") : NULL;
+    while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
+    if (in) fclose(in);
+    if (out) fclose(out);
+}
+
+/* Computes one cell again, and compares with its record to the last digit; without one, adds it. */
+static int run_only(const workplace *w, const options *o, const records *done, const cell *c,
+                    const char *path)
+{
+    record *r = (record *)malloc(sizeof *r);
+    const record *old;
+    size_t k, differing = 0;
+    int bad;
+    describe_cell(w, o, c, r);
+    old = find_key(done, r->key, 0, c->name);
+    bad = compute_cell(w, c, r);
+    for (k = 0; k < r->n && !bad; k++) {
+        char now_is[32], was[32] = "-";
+        snprintf(now_is, sizeof now_is, "%.9g", r->value[k].value);
+        if (old) snprintf(was, sizeof was, "%.9g", record_get(old, r->value[k].name));
+        printf("%-34s %-16s %-16s%s\n", r->value[k].name, now_is, was,
+               old && strcmp(now_is, was) ? "DIFFERENT" : "");
+        differing += old && strcmp(now_is, was);
+    }
+    if (!bad && !old) bad = record_append(r, path);
+    if (!bad)
+        printf("%s: %zu values, %s; %.1f s\n", c->name, r->n,
+               !old             ? "recorded"
+                   : differing  ? "not those of the record"
+                                : "to the digit those of the record",
+               r->seconds);
+    if (!bad && differing && strcmp(old->machine, r->machine))
+        printf("the record was made with %s, this with %s\n", old->machine, r->machine);
+    free(r);
+    return bad || differing;
+}
+
+/* Runs what has no record yet. */
+static int run_all(const workplace *w, const options *o, records *done, const cell *cells, size_t n,
+                   const char *path)
+{
+    record *r = (record *)malloc(sizeof *r);
+    double began = now(), left = 0, expected, spent = 0, ratio;
+    size_t k, computed = 0, there = 0;
+    int bad = 0, stopped = 0;
+    for (k = 0; k < n; k++) {
+        describe_cell(w, o, &cells[k], r);
+        if (find_key(done, r->key, cells[k].of->measures, cells[k].name)) there++;
+        else left += expected_seconds(&cells[k], w->size);
+    }
+    printf("%zu cells, %zu of them done\n", n, there);
+    for (k = 0; k < n && !bad && !stopped; k++) {
+        const cell *c = &cells[k];
+        const record *equal;
+        describe_cell(w, o, c, r);
+        if (find_key(done, r->key, c->of->measures, c->name)) continue;
+        expected = expected_seconds(c, w->size);
+        left -= expected;
+        equal = find_key(done, r->key, c->of->measures, NULL);
+        if (equal) { /* the same run, for another experiment */
+            record *copy = (record *)malloc(sizeof *copy);
+            *copy = *equal;
+            snprintf(copy->cell, sizeof copy->cell, "%s", c->name);
+            snprintf(copy->same_as, sizeof copy->same_as, "%s",
+                     equal->same_as[0] ? equal->same_as : equal->cell);
+            snprintf(copy->command, sizeof copy->command, "%s", r->command);
+            copy->seconds = 0;
+            copy_pictures(w->folder, equal->cell, c->name);
+            bad = record_append(copy, path);
+            if (!bad) records_add(done, copy), there++;
+            free(copy);
+            continue;
+        }
+        ratio = computed ? (now() - began) / spent : 1;
+        if (o->budget > 0 && now() - began + expected * ratio > 60 * o->budget) {
+            printf("stopped: the next cell would not fit the budget\n");
+            break;
+        }
+        bad = compute_cell(w, c, r);
+        if (interrupted) { /* what was begun is done again */
+            stopped = 1;
+            db_clear_error(w->net.ctx);
+            break;
+        }
+        bad = bad || record_append(r, path);
+        if (bad) break;
+        records_add(done, r);
+        computed++, there++, spent += expected;
+        ratio = (now() - began) / spent;
+        printf("%4zu/%zu %-44s %6.1f s  dino %.3f  about %.1f h left\n", there, n, c->name,
+               r->seconds, record_get(r, "dino"), left * ratio / 3600);
+        fflush(stdout);
+    }
+    free(r);
+    if (stopped || (!bad && there < n))
+        printf("%zu of %zu cells are done; the same command goes on\n", there, n);
+    else if (!bad) printf("all %zu cells are done\n", n);
+    return bad;
+}
+
+static int run(int argc, char **argv)
+{
+    options o = options_default();
+    const flag flags[] = {
+        PAPER_FLAGS(o),
+        {"only", TEXT, &o.only, "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again, compare"},
+        {"budget", REAL, &o.budget, "minutes after which no cell is begun; 0: none"},
+        COMMON_FLAGS(o.c)};
+    int status = parse(argc, argv, "run", "runs what is not done yet", flags, NULL);
+    char path[4096];
+    workplace w;
+    records done;
+    cell *cells;
+    size_t n, k, skipped;
+    db_ctx *ctx;
+    if (status) return status == 1;
+    if (check_experiment(&o)) return 1;
+    o.c.quiet = 1;
+    ctx = open_context(&o.c);
+    if (!ctx) return 1;
+    if (open_workplace(&w, &o, ctx) || make_folders(w.folder)) {
+        close_workplace(&w);
+        return finish(ctx) || 1;
+    }
+    snprintf(path, sizeof path, "%s/results.jsonl", w.folder);
+    done = records_load(ctx, path, &skipped);
+    if (skipped) fprintf(stderr, "note: %zu lines of %s are no records\n", skipped, path);
+    cells = list_cells(o.only ? NULL : o.experiment, w.size, &n);
+    if (o.only) {
+        for (k = 0; k < n && strcmp(cells[k].name, o.only); k++) {}
+        status = k == n ? fail("there is no cell \"%s\"; build/paper plan --cells lists them", o.only)
+                        : run_only(&w, &o, &done, &cells[k], path);
+    } else {
+        status = run_all(&w, &o, &done, cells, n, path);
+    }
+    free(cells);
+    records_free(&done);
+    close_workplace(&w);
+    return finish(ctx) || status;
+}
+
+/* ---- plan ------------------------------------------------------------------------------------ */
+
+static int plan(int argc, char **argv)
+{
+    options o = options_default();
+    int list_them = 0;
+    const flag flags[] = {PAPER_FLAGS(o),
+                          {"cells", SWITCH, &list_them, "every cell with its settings"},
+                          COMMON_FLAGS(o.c)};
+    int status = parse(argc, argv, "plan", "what will be run", flags, NULL);
+    workplace w;
+    records planned;
+    double total = 0;
+    size_t e, k, n, runs = 0, all = 0;
+    db_ctx *ctx;
+    if (status) return status == 1;
+    if (check_experiment(&o)) return 1;
+    ctx = open_context(&o.c);
+    if (!ctx) return 1;
+    memset(&w, 0, sizeof w), memset(&planned, 0, sizeof planned);
+    w.net.ctx = ctx, w.size = scale_of(&o), w.guidance = o.guidance;
+    printf("%-15s %5s %5s %7s  %s\n", "experiment", "cells", "new", "minutes", "paper");
+    for (e = 0; e < EXPERIMENTS; e++) {
+        cell *cells = list_cells(experiments[e].name, w.size, &n);
+        double minutes = 0;
+        size_t fresh = 0;
+        if (o.experiment && strcmp(o.experiment, experiments[e].name)) n = 0;
+        for (k = 0; k < n; k++) {
+            record r;
+            describe_cell(&w, &o, &cells[k], &r);
+            if (!find_key(&planned, r.key, cells[k].of->measures, NULL))
+                fresh++, minutes += expected_seconds(&cells[k], w.size) / 60;
+            records_add(&planned, &r);
+            if (list_them) printf("  %-46s %s\n", cells[k].name, r.settings);
+        }
+        if (n)
+            printf("%-15s %5zu %5zu %7.0f  %s\n", experiments[e].name, n, fresh, minutes,
+                   experiments[e].paper);
+        total += minutes, runs += fresh, all += n;
+        free(cells);
+    }
+    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores with AMX\n", "in all", all, runs,
+           total, total / 60);
+    records_free(&planned);
+    return finish(ctx);
+}
+
+/* ---- report ---------------------------------------------------------------------------------- */
+
+static int report(int argc, char **argv)
+{
+    options o = options_default();
+    const flag flags[] = {PAPER_FLAGS(o), COMMON_FLAGS(o.c)};
+    int status = parse(argc, argv, "report", "results.jsonl -> report.html, results.json", flags, NULL);
+    char path[4096];
+    records all;
+    size_t skipped;
+    db_ctx *ctx;
+    if (status) return status == 1;
+    ctx = open_context(&o.c);
+    if (!ctx) return 1;
+    snprintf(path, sizeof path, "%s/results.jsonl", folder_for(&o));
+    all = records_load(ctx, path, &skipped);
+    if (!all.n) status = fail("%s holds no records: build/paper run comes first", path);
+    else status = write_report(&all, scale_of(&o), folder_for(&o));
+    records_free(&all);
+    return finish(ctx) || status;
+}
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(int, char **);
+        const char *what;
+    } commands[] = {
+        {"plan", plan, "what will be run, and how long it takes"},
+        {"run", run, "runs what is not done yet; --only CELL: one again, compared to the digit"},
+        {"report", report, "results.jsonl -> report.html, results.json"}};
+    size_t k, n = sizeof commands / sizeof *commands;
+    let_threads_sleep(argv);
+    for (k = 0; argc > 1 && k < n; k++)
+        if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
+    if (argc > 1 && strcmp(argv[1], "--help")) return fail("there is no command \"%s\"", argv[1]);
+    printf("build/paper COMMAND --flag value ...\n\n");
+    for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
+    printf("\nEach has --help.\n");
+    return argc < 2;
+}
