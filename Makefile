@@ -18,7 +18,7 @@ GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
 GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
 HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
-TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates $(B)/make_spiece
+TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates $(B)/reproduce $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp)) $(B)/gpu_cu
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda $(B)/test_cuda_dreambooth)
 FUZZ    = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/fuzz_*.c))
@@ -38,6 +38,8 @@ help:
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 14 GB"
+	@echo "make paper        the paper's experiments, into build/paper/report.html: 8 hours, in as many sittings as you like;"
+	@echo "                  QUICK=1: a smoke test of ten minutes; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
 	@echo "make clean"
@@ -91,6 +93,13 @@ $(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
 $(B)/test_gpu_dreambooth: tests/test_dreambooth.c $(GPU) $(HEADERS)
 	$(ON_GPU)
 
+# The paper's experiments. A run that was stopped goes on where it was; the tests run it at its smallest, without kernels
+PAPER = --folder $(B)/paper$(if $(QUICK),-quick) $(if $(QUICK),--quick)
+paper: $(B)/reproduce
+	nice $(B)/reproduce run $(PAPER) $(BUDGET:%=--budget %) && $(B)/reproduce report $(PAPER)
+$(B)/test_reproduce_tool: tools/reproduce.c $(HEADERS) | $(B)
+	$(CC) $(CFLAGS) -DDB_NO_SIMD $< -o $@ $(LDLIBS)
+
 # Each example is a program of its own
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS)
@@ -114,8 +123,8 @@ demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUB
 	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
 	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
 
-test: $(TESTS) $(EXAMPLES) $(B)/dreambooth
-	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp examples/*.cu)")
+test: $(TESTS) $(EXAMPLES) $(B)/dreambooth $(B)/test_reproduce_tool
+	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" "sh tests/paper.sh $(B)/test_reproduce_tool $(B)/paper_test" $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp examples/*.cu)")
 
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own, without the examples. A compiler
 # takes many minutes for the kernels of all instruction sets then: they are checked for addresses alone.
@@ -159,5 +168,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help cuda test-cuda demo test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
+.PHONY: all help cuda test-cuda demo paper test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
 .SECONDARY:

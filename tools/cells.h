@@ -7,7 +7,7 @@
 #ifndef CELLS_H
 #define CELLS_H
 
-enum { PHOTO_SIZE = 256, MOST_PROMPTS = 64 };
+enum { MOST_PROMPTS = 64 };
 
 /* Beginnings of the seeds of pictures; the cell's seed stands above them. */
 enum { SEED_SUBJECT, SEED_CLASS, SEED_LEAK, SEED_APPLICATION, SEED_SR };
@@ -78,11 +78,11 @@ static inline void render(const world_scene *scene, const pictures *to, size_t k
 }
 
 /* The photos that the settings train on. */
-static inline pictures take_photos(const settings *s, int subject)
+static inline pictures take_photos(const settings *s, int subject, size_t side)
 {
     static const int views[] = {WORLD_FRONT, WORLD_SIDE, WORLD_BACK, WORLD_ABOVE};
     world_subject_info info = world_subject(subject);
-    pictures p = pictures_make((size_t)s->photos, PHOTO_SIZE);
+    pictures p = pictures_make((size_t)s->photos, side);
     int places[WORLD_PLACES], usual = !strcmp(s->shots, "usual"), k;
     size_t n = free_places(subject, places);
     for (k = 0; k < (int)p.n; k++) {
@@ -98,20 +98,21 @@ static inline pictures take_photos(const settings *s, int subject)
 }
 
 /* All photos of a subject: what pictures are compared with. */
-static inline pictures all_photos(int subject)
+static inline pictures all_photos(int subject, size_t side)
 {
     settings s = settings_default();
     s.photos = world_subject(subject).n_photos;
-    return take_photos(&s, subject);
+    return take_photos(&s, subject, side);
 }
 
-/* The subject where no photo shows it. */
+/* The subject where neither a photo nor a prompt has it. */
 static inline void held_out_scene(int subject, size_t k, world_scene *scene)
 {
     static const int views[] = {WORLD_SIDE, WORLD_FRONT, WORLD_BACK, WORLD_ABOVE};
     int places[WORLD_PLACES];
-    size_t n = free_places(subject, places);
-    world_subject_view(subject, places[k % n], views[k % 4], 7000 + k, scene);
+    free_places(subject, places);
+    world_subject_view(subject, places[HELD_OUT_PLACE + k % HELD_OUT_PLACES], views[k % 4], 7000 + k,
+                       scene);
 }
 
 static inline pictures render_held_out(int subject, size_t n, size_t side)
@@ -139,6 +140,15 @@ static inline uint64_t picture_seed(int cell_seed, int purpose)
     return ((uint64_t)(cell_seed + 1) << 32) + ((uint64_t)purpose << 24);
 }
 
+/* The model before any fine-tuning. */
+static inline int open_base(const workplace *w, db_pipeline **p)
+{
+    *p = NULL;
+    if (db_pipeline_load(w->net.ctx, w->net.base, p) != DB_OK) return 1;
+    if (w->size->side) (*p)->unet->config.sample_size = w->size->side;
+    return 0;
+}
+
 /* Draws prompts[k] from seed + k into to[first + k]. */
 static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, double guidance,
                             const char *const *prompts, size_t n, uint64_t seed, pictures *to,
@@ -160,7 +170,7 @@ static inline pictures draw(const workplace *w, db_pipeline *p, const char *cons
                             uint64_t seed)
 {
     pictures to = pictures_make(n, picture_side(p));
-    draw_into(p, DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, prompts, n, seed, &to, 0);
+    draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, prompts, n, seed, &to, 0);
     return to;
 }
 
@@ -207,9 +217,10 @@ typedef struct request { /* of the original model */
 static inline int draw_original(const workplace *w, const void *how, pictures *to, size_t first)
 {
     const request *r = (const request *)how;
-    db_pipeline *p = NULL;
-    int bad = db_pipeline_load(w->net.ctx, w->net.base, &p) != DB_OK ||
-        draw_into(p, DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, r->prompts + first,
+    db_pipeline *p;
+    int bad = open_base(w, &p) ||
+        draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps,
+                  w->guidance, r->prompts + first,
                   to->n - first, r->seed + first, to, first);
     db_pipeline_free(p);
     return bad;
@@ -234,11 +245,11 @@ static inline int draw_class(const workplace *w, const void *how, pictures *to, 
 {
     const request *r = (const request *)how;
     const char **same = (const char **)malloc((to->n + 1) * sizeof *same);
-    db_pipeline *p = NULL;
+    db_pipeline *p;
     size_t k;
     int bad;
     for (k = 0; k < to->n; k++) same[k] = r->prompts[0];
-    bad = db_pipeline_load(w->net.ctx, w->net.base, &p) != DB_OK ||
+    bad = open_base(w, &p) ||
         draw_into(p, DB_SAMPLER_DDPM, w->size->class_steps, r->guidance, same, to->n - first,
                   db_class_image_seed(r->prompts[0], first), to, first);
     db_pipeline_free(p);
@@ -430,7 +441,7 @@ static inline prompts application_prompts(const settings *s, int subject)
 /* Each prompt `each` times: texts, or with `plain` those without identifier. */
 static inline const char **repeat(const prompts *all, size_t each, int plain)
 {
-    const char **out = (const char **)malloc((all->n * each + 1) * sizeof *out);
+    const char **out = (const char **)calloc(all->n * each + 1, sizeof *out);
     size_t k;
     for (k = 0; k < all->n * each; k++)
         out[k] = plain ? all->item[k / each].words : all->item[k / each].text;
@@ -506,9 +517,10 @@ static inline int start_training(work *w)
     int bad = 0;
     if (s->steps == 0) return 0;
     c.instance_prompt = w->instance, c.resolution = S, c.seed = (uint64_t)w->c->seed;
-    c.train_batch_size = BATCH, c.class_batch_size = CLASS_BATCH;
+    c.train_batch_size = c.class_batch_size = (size_t)s->batch;
     c.learning_rate = (float)s->lr, c.max_train_steps = (size_t)s->steps;
     c.prior_loss_weight = (float)s->lambda, c.train_text_encoder = s->text != 0;
+    c.gradient_checkpointing = c.in_sequence = w->p->vae != NULL; /* a large model */
     c.lora_rank = !strcmp(s->train, "lora") ? (size_t)s->rank : 0;
     if (s->lambda > 0) {
         c.class_prompt = w->class_prompt;
@@ -634,6 +646,28 @@ static inline double denoising_loss(work *w, const pictures *set)
     return sum / (double)(set->n * l * P);
 }
 
+/* Likeness to held-out renders on a scale from 0, what the original model draws from the same noise
+   with the class noun alone, to 1, the held-out renders among themselves: places count on both
+   sides, and photos trained on do not. */
+static inline void measure_fidelity(work *w, const pictures *made, const pictures *before,
+                                    const char *suffix)
+{
+    const networks *net = &w->w->net;
+    const pictures *held = &w->held_out;
+    size_t D = net->dino ? net->dino->config.hidden_size : 0;
+    float *z = dino_of(net, held->view, held->n), *a = dino_of(net, made->view, made->n),
+          *b = dino_of(net, before->view, before->n);
+    if (z && a && b) {
+        double floor = db_cosine_between(b, before->n, z, held->n, D);
+        set_value(w, "held_out_floor", suffix, floor);
+        set_value(w, "held_out_real", suffix, db_cosine_within(z, held->n, D));
+        set_value(w, "fidelity", suffix,
+                  db_normalized_fidelity(db_cosine_between(a, made->n, z, held->n, D),
+                                         db_cosine_within(z, held->n, D), floor));
+    }
+    free(z), free(a), free(b);
+}
+
 /* Shares of what the classifier finds as it was asked for; not a number where nothing was asked. */
 static inline void measure_obedience(work *w, const prompts *all, size_t each, const pictures *made,
                                      const char *suffix)
@@ -697,7 +731,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
     const char **classes = (const char **)malloc((n_class + 1) * sizeof *classes);
     char plain[192];
-    pictures made, tuned, original;
+    pictures made, tuned, original, before;
     db_evaluation e;
     db_scores scores;
     phrase(plain, sizeof plain, "", "", "", all.class_noun, "");
@@ -712,6 +746,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         made = draw(wp, w->p, texts, n, picture_seed(w->c->seed, SEED_SUBJECT));
     }
     original = original_pictures(wp, classes, n_class, side, picture_seed(w->c->seed, SEED_CLASS));
+    before = original_pictures(wp, words, n, side, picture_seed(w->c->seed, SEED_SUBJECT));
     tuned = draw(wp, w->p, classes, trained ? n_class : 0, picture_seed(w->c->seed, SEED_CLASS));
     e.dino = wp->net.dino, e.clip = wp->net.clip, e.lpips = wp->net.lpips;
     e.generated = made.view, e.n_generated = n, e.prompts = words;
@@ -724,6 +759,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     if (scores.field == scores.field) set_value(w, #field, suffix, scores.field);
         DB_SCORES(CELL_SCORE)
 #undef CELL_SCORE
+        measure_fidelity(w, &made, &before, suffix);
         measure_obedience(w, &all, each, &made, suffix);
         if (w->c->of->measures & MEASURE_DIVERSITY) {
             set_value(w, "class_diversity_64", suffix, diversity_of(&wp->net, &tuned, n_class));
@@ -745,7 +781,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         set[k] = trained ? &tuned : &original, index[k] = 0, labels[k] = plain;
         save_strip(w, set, index, labels, k + 1);
     }
-    pictures_free(&made), pictures_free(&tuned), pictures_free(&original);
+    pictures_free(&made), pictures_free(&tuned), pictures_free(&original), pictures_free(&before);
     free((void *)texts), free((void *)words), free((void *)classes);
     return db_status(ctx) != DB_OK;
 }
@@ -790,11 +826,13 @@ static inline int clip_choice(db_clip *clip, const db_image *images, size_t n,
     float *a = (float *)malloc((n + m) * D * sizeof *a), *b = a + n * D;
     int bad = db_clip_embed_images(clip, images, n, a) != DB_OK ||
         db_clip_embed_texts(clip, texts, m, b) != DB_OK;
-    for (k = 0; k < n && !bad; k++)
-        for (out[k] = 0, j = 1; j < m; j++)
-            if (db_cosine_paired(a + k * D, b + j * D, 1, D) >
-                db_cosine_paired(a + k * D, b + out[k] * D, 1, D))
-                out[k] = j;
+    for (k = 0; k < n && !bad; k++) {
+        double best = -2;
+        for (j = 0; j < m; j++) {
+            double c = db_cosine_paired(a + k * D, b + j * D, 1, D);
+            if (c > best) best = c, out[k] = j;
+        }
+    }
     free(a);
     return bad;
 }
@@ -902,7 +940,7 @@ static inline int measure_sr(work *w)
     db_dreambooth *d = NULL;
     db_dreambooth_config c = db_dreambooth_config_default();
     db_sample_config sample = db_sample_config_default();
-    size_t S = PHOTO_SIZE, small = picture_side(w->p), f = S / small, P = S * S * 3,
+    size_t S = wp->size->photo_side, small = picture_side(w->p), f = S / small, P = S * S * 3,
            n = wp->size->held_out, k, i, l, shown = 0;
     float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(n * P * sizeof *y),
           *low = (float *)malloc(n * small * small * 3 * sizeof *low),
@@ -917,7 +955,7 @@ static inline int measure_sr(work *w)
     if (!net->sr) return fail("the experiment needs a super-resolver: a folder sr256");
     if (db_pipeline_load(net->ctx, net->sr, &sr) == DB_OK && s->noise >= 0) {
         c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
-        c.train_batch_size = BATCH, c.upscale = f, c.seed = (uint64_t)w->c->seed;
+        c.train_batch_size = (size_t)s->batch, c.upscale = f, c.seed = (uint64_t)w->c->seed;
         c.max_train_steps = (size_t)fmin(SR_STEPS, wp->size->most_steps);
         c.learning_rate = (float)sr_rate, c.lr_scheduler = DB_LR_COSINE;
         c.lr_warmup_steps = c.max_train_steps / 20;
@@ -1071,21 +1109,17 @@ static inline int measure_metrics(work *w)
 
 /* ---- one cell -------------------------------------------------------------------------------- */
 
-/* The steps at which "map" measures. */
-static const size_t trace_steps[] = {60, 125, 250, 500};
-
 static inline int train_and_measure(work *w)
 {
     int measures = w->c->of->measures;
-    size_t steps = (size_t)w->c->settings.steps, k, done = 0;
+    size_t steps = (size_t)w->c->settings.steps;
+    int k;
     if (start_training(w)) return 1;
-    for (k = 0; k < 4 && measures & MEASURE_TRACE; k++) {
+    for (k = 0; k < TRACES && measures & MEASURE_TRACE; k++) {
         char suffix[16];
-        size_t at = trace_steps[k] < steps ? trace_steps[k] : steps;
-        if (at == done) continue;
+        size_t at = trace_step(k, (double)steps);
         snprintf(suffix, sizeof suffix, "@%zu", at);
         if (train_until(w, at) || measure_standard(w, suffix, at == steps)) return 1;
-        done = at;
     }
     if (measures & MEASURE_TRACE) return 0;
     return train_until(w, steps) || measure_standard(w, "", 1) ||
@@ -1105,9 +1139,10 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
     w.w = wp, w.c = c, w.out = out;
     phrase(w.instance, sizeof w.instance, "", "", name.word, name.noun, "");
     phrase(w.class_prompt, sizeof w.class_prompt, "", "", "", name.noun, "");
-    w.photos = take_photos(&c->settings, c->subject), w.real = all_photos(c->subject);
-    w.held_out = render_held_out(c->subject, wp->size->held_out, PHOTO_SIZE);
-    bad = db_pipeline_load(ctx, wp->net.base, &w.p) != DB_OK;
+    w.photos = take_photos(&c->settings, c->subject, wp->size->photo_side);
+    w.real = all_photos(c->subject, wp->size->photo_side);
+    w.held_out = render_held_out(c->subject, wp->size->held_out, wp->size->photo_side);
+    bad = open_base(wp, &w.p);
     if (!bad)
         bad = c->of->measures & MEASURE_SR    ? measure_sr(&w)
             : c->of->measures & MEASURE_METRICS ? measure_metrics(&w)

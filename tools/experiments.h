@@ -13,6 +13,7 @@
     X(train, WORD, "all", "all, attention, lora, embedding; description and sdedit train nothing") \
     X(lr, NUMBER, "0", "learning rate; 0: the method's")                                           \
     X(steps, NUMBER, "0", "updates; 0: the method's")                                              \
+    X(batch, NUMBER, "4", "photos in a step, and as many class images")                            \
     X(lambda, NUMBER, "1", "weight of prior preservation; 0: none")                                \
     X(classes, NUMBER, "250", "class images: 50 N for N = 5 photos")                               \
     X(class_guidance, NUMBER, "1", "guidance that they are drawn with")                            \
@@ -41,7 +42,7 @@ static const struct { const char *train; double lr; int steps;
                {"lora", 1e-3, 250},
                {"embedding", 1e-2, 250}};
 
-enum { BATCH = 4, CLASS_BATCH = 4, SR_STEPS = 600, SR_CROP = 64 };
+enum { SR_STEPS = 600, SR_CROP = 64 };
 static const double sr_rate = 2e-3;
 
 static inline void read_WORD(char *to, const char *value, size_t n)
@@ -106,19 +107,20 @@ static inline void settings_print(const settings *s, char *out, size_t size)
 
 typedef struct scale {
     const char *name;
+    size_t photo_side, side; /* pixels of photos, and of the base's pictures; 0: the model's */
     size_t places, each;      /* prompts with a place, pictures of each prompt               */
     size_t class_pictures, more_class_pictures; /* of "a [class]"; where diversity is tested */
     size_t leak;              /* pictures of each prompt of the leakage matrix               */
     size_t shown;             /* pictures of each prompt of the applications                 */
     size_t held_out;          /* renders of the subject that are no photos                   */
     size_t draw_steps, class_steps; /* of sampling                                           */
-    double most_steps, most_classes, most_subjects, most_seeds;
+    double most_steps, most_classes, most_photos, most_batch, most_subjects, most_seeds;
 } scale;
 
 static const scale scales[] = {
-    {"full", 6, 4, 16, 64, 8, 4, 6, 30, 30, 1e9, 1e9, 1e9, 1e9},
-    {"quick", 2, 2, 4, 4, 1, 1, 2, 4, 4, 8, 8, 1, 1},
-    {"micro", 1, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 1, 1}};
+    {"full", 256, 0, 6, 4, 16, 64, 8, 4, 6, 30, 30, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9},
+    {"quick", 256, 0, 2, 2, 4, 4, 1, 1, 2, 4, 4, 8, 4, 1e9, 1e9, 1, 1},
+    {"micro", 64, 16, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1, 1}};
 
 /* ---- experiments ----------------------------------------------------------------------------- */
 
@@ -370,6 +372,7 @@ static inline void settings_complete(settings *s, int subject, const scale *size
     if (s->lambda == 0) s->classes = 0, s->class_guidance = plain.class_guidance;
     s->steps = fmin(s->steps, size->most_steps);
     s->classes = fmin(s->classes, size->most_classes);
+    s->photos = fmin(s->photos, size->most_photos), s->batch = fmin(s->batch, size->most_batch);
 }
 
 /* Lists the cells of an experiment, or of all for NULL, in the order in which they are run:
@@ -402,6 +405,10 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
     }
     return all;
 }
+
+/* The steps at which "map" measures: an eighth, a quarter, half and all of them. */
+enum { TRACES = 4 };
+static inline size_t trace_step(int k, double steps) { return (size_t)ceil(steps / (8 >> k)); }
 
 /* ---- prompts --------------------------------------------------------------------------------- */
 
@@ -450,7 +457,9 @@ static inline const char *settings_noun(const settings *s, int subject)
 }
 
 /* Places in an order of the subject's own, those of its photos left out: prompts take the first,
-   photos of the experiment "entanglement" the last. Returns how many. */
+   held-out renders those from HELD_OUT_PLACE on, photos of the experiment "entanglement" the last.
+   Returns how many. */
+enum { HELD_OUT_PLACE = 6, HELD_OUT_PLACES = 3 };
 static inline size_t free_places(int subject, int out[WORLD_PLACES])
 {
     world_subject_info info = world_subject(subject);

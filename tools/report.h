@@ -10,6 +10,7 @@ typedef struct page {
     const records *all;
     const char *folder;
     int inference;    /* 0: a smoke test, from which nothing is concluded */
+    double most_steps; /* of the scale */
     size_t strips;
 } page;
 
@@ -17,23 +18,23 @@ typedef struct page {
 
 static const struct { const char *experiment, *values, *plots; } views[] = {
     {"map", "", ""},
-    {"prior", "dino dino_held_out clip_i clip_t div pres pres_original drift class_diversity_64 "
+    {"prior", "dino fidelity clip_i clip_t div pres pres_original drift class_diversity_64 "
               "class_diversity_64_original place_right overfit", "pres div drift"},
-    {"noun", "dino dino_held_out clip_i clip_t place_right class_right", "dino clip_i"},
-    {"photos", "dino dino_held_out clip_i clip_t div place_right overfit", "dino clip_i overfit"},
+    {"noun", "dino fidelity clip_i clip_t place_right class_right", "dino clip_i"},
+    {"photos", "dino fidelity clip_i clip_t div place_right overfit", "dino clip_i overfit"},
     {"sr", "", "lpips_1e-5 detail_1e-5 spectrum_1e-5"},
-    {"baselines", "dino dino_held_out clip_i clip_t div place_right class_right",
-     "dino clip_t place_right"},
+    {"baselines", "dino fidelity clip_i clip_t div place_right class_right",
+     "dino fidelity clip_t place_right"},
     {"applications", "", ""},
     {"identifier", "dino clip_t pres drift div place_right class_right", "dino drift"},
-    {"trained", "dino dino_held_out clip_t pres drift place_right overfit", "dino drift overfit"},
+    {"trained", "dino fidelity clip_t pres drift place_right overfit", "dino drift overfit"},
     {"lambda", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_images", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_guidance", "dino clip_t div pres drift class_diversity", "drift class_diversity"},
-    {"entanglement", "dino dino_held_out clip_t place_right place_of_photos div",
-     "place_of_photos dino_held_out"},
+    {"entanglement", "dino fidelity clip_t place_right place_of_photos div",
+     "place_of_photos fidelity"},
     {"frequency", "dino clip_t pres drift place_right", "dino drift"},
-    {"first_version", "dino dino_held_out clip_t pres drift place_right overfit", "dino drift"},
+    {"first_version", "dino fidelity clip_t pres drift place_right overfit", "dino drift"},
     {"metrics", "follows_dino follows_clip follows_lpips", ""}};
 
 /* The names of an experiment's conditions; returns how many. */
@@ -271,20 +272,21 @@ static inline double traced(page *g, const experiment *x, const char *condition,
     return stat_mean(v, condition_values(g->all, x, condition, name, v));
 }
 
-/* What decides: normalised fidelity to held-out renders, times the share of places that are right. */
+/* What decides: fidelity to held-out renders times the share of places that are right. */
 static inline double map_score(page *g, const experiment *x, const char *condition, size_t step)
 {
-    double floor = traced(g, x, condition, "pres_original", step),
-           real = traced(g, x, condition, "dino_real", step);
-    return (traced(g, x, condition, "dino_held_out", step) - floor) / (real - floor) *
-        traced(g, x, condition, "place_right", step);
+    return traced(g, x, condition, "fidelity", step) * traced(g, x, condition, "place_right", step);
 }
 
 static inline void write_map(page *g, const experiment *x)
 {
-    static const char *const values[] = {"dino_held_out", "place_right", "overfit"};
+    enum { STEPS = 500 };
+    size_t trace_steps[TRACES];
+    static const char *const values[] = {"fidelity", "place_right", "overfit"};
     const char *names[CONDITIONS];
     size_t n = condition_names(x->name, names), first, last, c, k, v;
+    for (k = 0; k < TRACES; k++)
+        trace_steps[k] = trace_step((int)k, fmin(STEPS, g->most_steps));
     for (first = 0; first < n; first = last) {
         double best = -1e9;
         char chosen[64] = "-";
@@ -292,36 +294,36 @@ static inline void write_map(page *g, const experiment *x)
              !strncmp(names[last], names[first], method_length(names[first])); last++) {}
         fprintf(g->f, "<h3>%.*s</h3>", (int)method_length(names[first]), names[first]);
         for (v = 0; v < 3; v++) {
-            double y[CONDITIONS][4], at[4], low = 1e30, high = -1e30;
+            double y[CONDITIONS][TRACES], at[TRACES], low = 1e30, high = -1e30;
             html_axes a;
             for (c = first; c < last; c++)
-                for (k = 0; k < 4; k++) {
+                for (k = 0; k < TRACES; k++) {
                     at[k] = (double)trace_steps[k];
                     y[c][k] = traced(g, x, names[c], values[v], trace_steps[k]);
                     if (y[c][k] == y[c][k]) low = fmin(low, y[c][k]), high = fmax(high, y[c][k]);
                 }
             if (high < low) continue;
-            a = html_plot_begin(g->f, values[v], 340, 230, 0, 540, low, high);
-            for (k = 0; k < 4; k++) {
+            a = html_plot_begin(g->f, values[v], 340, 230, 0, 1.08 * at[TRACES - 1], low, high);
+            for (k = 0; k < TRACES; k++) {
                 char tick[16];
                 snprintf(tick, sizeof tick, "%zu", trace_steps[k]);
                 html_tick(g->f, &a, at[k], tick);
             }
             for (c = first; c < last; c++) {
                 const char *color = html_colors[c - first];
-                html_line(g->f, &a, at, y[c], 4, color, 1.8, 1);
+                html_line(g->f, &a, at, y[c], TRACES, color, 1.8, 1);
                 fprintf(g->f, "<text x=\"%.0f\" y=\"222\" font-size=\"10\" fill=\"%s\">%s</text>",
                         a.left + 95 * (double)(c - first), color, names[c]);
             }
             html_plot_end(g->f);
         }
-        fprintf(g->f, "<table><tr><th>normalised fidelity to held-out renders &times; places right"
+        fprintf(g->f, "<table><tr><th>fidelity &times; places right"
                       "</th>");
-        for (k = 0; k < 4; k++) fprintf(g->f, "<th class=\"n\">%zu steps</th>", trace_steps[k]);
+        for (k = 0; k < TRACES; k++) fprintf(g->f, "<th class=\"n\">%zu steps</th>", trace_steps[k]);
         fprintf(g->f, "</tr>");
         for (c = first; c < last; c++) {
             fprintf(g->f, "<tr><td>%s</td>", names[c]);
-            for (k = 0; k < 4; k++) {
+            for (k = 0; k < TRACES; k++) {
                 double score = map_score(g, x, names[c], trace_steps[k]);
                 if (score > best) {
                     best = score;
@@ -440,7 +442,7 @@ static inline void write_failures(page *g)
     write_extreme(g, "place_right", -1, "the context is not drawn");
     write_extreme(g, "place_of_photos", 1, "the photos' place comes along");
     write_extreme(g, "overfit", 1, "overfitted to the photos");
-    write_extreme(g, "dino_held_out", -1, "the subject is lost");
+    write_extreme(g, "fidelity", -1, "the subject is lost");
 }
 
 /* ---- the page -------------------------------------------------------------------------------- */
@@ -455,7 +457,7 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
     html_text(g->f, x->question);
     fprintf(g->f, "<br><span class=\"dim\">Paper: ");
     html_text(g->f, x->paper);
-    fprintf(g->f, ". %zu cells: <code>build/paper run --experiment %s</code></span></p>\n", there,
+    fprintf(g->f, ". %zu cells: <code>build/reproduce run --experiment %s</code></span></p>\n", there,
             x->name);
     if (!there) {
         fprintf(g->f, "<p>Not run.</p>\n");
@@ -479,13 +481,13 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
 /* Every cell: its figures, seed, time, command. */
 static inline void write_cells(page *g)
 {
-    static const char *const values[] = {"dino", "dino_held_out", "clip_i", "clip_t", "div", "pres",
+    static const char *const values[] = {"dino", "fidelity", "clip_i", "clip_t", "div", "pres",
                                          "drift", "place_right"};
     size_t k, j;
     fprintf(g->f, "<h2>Every cell</h2><p>All values of a cell are in results.jsonl; its command "
                   "computes them again, to the digit on the same instruction set.</p><details>"
                   "<summary>%zu cells</summary><div class=\"scroll\"><table><tr><th>command: "
-                  "<code>build/paper run --only &hellip;</code></th><th class=\"n\">seconds</th>",
+                  "<code>build/reproduce run --only &hellip;</code></th><th class=\"n\">seconds</th>",
             g->all->n);
     for (j = 0; j < 8; j++) fprintf(g->f, "<th class=\"n\">%s</th>", values[j]);
     fprintf(g->f, "<th>settings</th></tr>\n");
@@ -633,6 +635,7 @@ static inline int write_report(const records *all, const scale *size, const char
     page g;
     memset(&g, 0, sizeof g);
     g.all = &chosen, g.folder = folder, g.inference = !strcmp(size->name, "full");
+    g.most_steps = size->most_steps;
     if (!chosen.n) bad = fail("there are no records of the scale %s", size->name);
     if (!bad) judge(&chosen, o);
     for (k = 0; k < 2 && !bad; k++) {

@@ -195,6 +195,8 @@ static inline double stat_spearman_test(const double *x, const double *y, size_t
     double rho = stat_spearman(x, y, n), z[STAT_MAX];
     size_t k, i, above = 1, below = 1;
     db_rng rng;
+    *greater = *less = 1;
+    if (n < 3 || rho != rho) return rho;
     rng.seed = 1, rng.purpose = STAT_PERMUTE, rng.step = (uint32_t)n;
     for (k = 0; k < STAT_SAMPLES; k++) {
         double other;

@@ -1,9 +1,9 @@
-/* paper - reruns the paper's experiments on the shipped cascade and writes one report.
+/* reproduce - reruns the paper's experiments on the shipped cascade and writes one report.
 
-   build/paper plan       what will be run, and how long it takes
-   build/paper run        runs what is not done yet; --only CELL computes one again and compares
-   build/paper report     results.jsonl -> report.html, results.json
-   build/paper protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts, 4 pictures
+   build/reproduce plan       what will be run, and how long it takes
+   build/reproduce run        runs what is not done yet; --only CELL computes one again and compares
+   build/reproduce report     results.jsonl -> report.html, results.json
+   build/reproduce protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts, 4 pictures
 
    experiments.h is the plan, cells.h computes a cell, statistics.h judges, report.h writes. Each
    cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
@@ -16,7 +16,7 @@
 #include "world.h"
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
-#define PROGRAM "paper"
+#define PROGRAM "reproduce"
 #include "cli.h"
 #include "threads.h"
 #include "classifier.h"
@@ -24,6 +24,7 @@
 #include "records.h"
 #include "experiments.h"
 #include "cells.h"
+#include "protocol.h"
 #include "verdicts.h"
 #include "html.h"
 #include "report.h"
@@ -118,7 +119,7 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
     if (has_weights(o->dino)) db_vit_load(ctx, o->dino, &net->dino);
     if (has_weights(o->clip)) db_clip_load(ctx, o->clip, &net->clip);
     if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
-    if (has_weights(o->classifier)) net->classifier = classifier_load(ctx, o->classifier);
+    if (*o->classifier && has_weights(o->classifier)) net->classifier = classifier_load(ctx, o->classifier);
     hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
     hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
     if (net->sr) hash = hash_file(hash, net->sr, "unet/diffusion_pytorch_model.safetensors");
@@ -155,20 +156,21 @@ static int make_folders(const char *folder)
 /* What a record says before anything is computed. The key leaves out only how much is measured. */
 static void describe_cell(const workplace *w, const options *o, const cell *c, record *r)
 {
-    enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS };
+    /* what draws other pictures of the cell than the standard ones */
+    enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS };
     char plain[RECORD_TEXT - 128], whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
     settings_print(&c->settings, plain, sizeof plain);
     snprintf(r->settings, sizeof r->settings,
-             "%sbatch=%d+%d sampler=ddim/%zu guidance=%g class_sampler=ddpm/%zu scale=%s", plain,
-             BATCH, CLASS_BATCH, w->size->draw_steps, w->guidance, w->size->class_steps,
+             "%ssampler=ddim/%zu guidance=%g class_sampler=ddpm/%zu scale=%s", plain,
+             w->size->draw_steps, w->guidance, w->size->class_steps,
              w->size->name);
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
     snprintf(r->machine, sizeof r->machine, "%s, %s", db_isa(w->net.ctx),
              w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32");
-    snprintf(r->command, sizeof r->command, "build/paper run%s --only '%s'",
+    snprintf(r->command, sizeof r->command, "build/reproduce run%s --only '%s'",
              o->micro       ? " --micro"
                  : o->quick ? " --quick"
                             : "",
@@ -188,7 +190,7 @@ static int measures_of(const char *cell_name)
     return 0;
 }
 
-/* The newest record with this key that measured at least as much; `cell` NULL: of any cell. */
+/* The newest record with this key that measured at least as much; `name` NULL: of any cell. */
 static const record *find_key(const records *all, const char *key, int measures, const char *name)
 {
     size_t k;
@@ -213,7 +215,7 @@ static double expected_seconds(const cell *c, const scale *size)
             3.0 * .4 * (double)size->held_out;
     n = (double)((size->places + 1) * size->each) +
         (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
-    if (m & MEASURE_TRACE) n *= fmin(4, s->steps / 60);
+    if (m & MEASURE_TRACE) n *= TRACES;
     if (m & MEASURE_LEAKS) n += 6 * (double)size->leak;
     if (m & MEASURE_APPLICATIONS) n += 2 * 23 * (double)size->shown;
     each = s->lambda > 0 ? .175 : .095;
@@ -318,7 +320,7 @@ static int run_all(const workplace *w, const options *o, records *done, const ce
         }
         bad = compute_cell(w, c, r);
         if (interrupted) { /* what was begun is done again */
-            stopped = 1;
+            stopped = 1, bad = 0;
             db_clear_error(w->net.ctx);
             break;
         }
@@ -368,7 +370,7 @@ static int run(int argc, char **argv)
     cells = list_cells(o.only ? NULL : o.experiment, w.size, &n);
     if (o.only) {
         for (k = 0; k < n && strcmp(cells[k].name, o.only); k++) {}
-        status = k == n ? fail("there is no cell \"%s\"; build/paper plan --cells lists them", o.only)
+        status = k == n ? fail("there is no cell \"%s\"; build/reproduce plan --cells lists them", o.only)
                         : run_only(&w, &o, &done, &cells[k], path);
     } else {
         status = run_all(&w, &o, &done, cells, n, path);
@@ -442,9 +444,119 @@ static int report(int argc, char **argv)
     if (!ctx) return 1;
     snprintf(path, sizeof path, "%s/results.jsonl", folder_for(&o));
     all = records_load(ctx, path, &skipped);
-    if (!all.n) status = fail("%s holds no records: build/paper run comes first", path);
+    if (!all.n) status = fail("%s holds no records: build/reproduce run comes first", path);
     else status = write_report(&all, scale_of(&o), folder_for(&o));
     records_free(&all);
+    return finish(ctx) || status;
+}
+
+/* ---- protocol -------------------------------------------------------------------------------- */
+
+static uint64_t hash_photos(const photos *p)
+{
+    uint64_t hash = hash_begin;
+    size_t k;
+    for (k = 0; k < p->n; k++) hash = hash_bytes(hash, p->view[k].rgb, p->view[k].w * p->view[k].h * 3);
+    return hash;
+}
+
+static int run_protocol(int argc, char **argv)
+{
+    static const experiment as_experiment = {"protocol", "section 4.1, Table 1", "", NULL, 0, 1, 0};
+    options o = options_default();
+    const char *subjects = NULL, *prompt_file = NULL, *changes = "";
+    long each = 4, class_pictures = 16, steps = 50, class_steps = 100;
+    const flag flags[] = {
+        {"subjects", TEXT, &subjects, "a folder with a folder of photos for each subject"},
+        {"prompts", TEXT, &prompt_file, "prompts_and_classes.txt: subjects' classes, and prompts"},
+        {"settings", TEXT, &changes, "\"lr=5e-6 steps=800 classes=200 batch=1 word=zxk ...\""},
+        {"num_images", WHOLE, &each, "of each prompt"},
+        {"class_pictures", WHOLE, &class_pictures, "of \"a [class]\", for PRES and drift"},
+        {"num_inference_steps", WHOLE, &steps, "sampling steps"},
+        {"class_steps", WHOLE, &class_steps, "of the class images"},
+        {"guidance_scale", REAL, &o.guidance, ""},
+        {"folder", TEXT, &o.folder, "for results and pictures; build/protocol"},
+        {"dino", TEXT, &o.dino, "directory of ViT-S/16 (DINO)"},
+        {"clip", TEXT, &o.clip, "of CLIP"},
+        {"lpips", TEXT, &o.lpips, "of LPIPS"},
+        {"classifier", IGNORED, NULL, "it knows the world's renders alone"},
+        {"micro", SWITCH, &o.micro, "pictures of 16 pixels, for the tests"},
+        {"budget", REAL, &o.budget, "minutes after which no subject is begun; 0: none"},
+        COMMON_FLAGS(o.c)};
+    int status = parse(argc, argv, "protocol",
+                       "the paper's protocol: every subject, every prompt, the means", flags, NULL);
+    protocol *p = (protocol *)malloc(sizeof *p);
+    record *r = (record *)malloc(sizeof *r);
+    scale size;
+    records done, mine;
+    workplace w;
+    char path[4096];
+    double began = now();
+    size_t k, skipped;
+    db_ctx *ctx;
+    if (!status && (!subjects || !prompt_file))
+        status = fail("protocol needs --subjects and --prompts");
+    if (!status) status = read_protocol(prompt_file, p);
+    if (!o.folder) o.folder = "build/protocol";
+    o.c.quiet = 1, o.classifier = "";
+    ctx = status ? NULL : open_context(&o.c);
+    if (!ctx) {
+        free(p), free(r);
+        return status != 2;
+    }
+    status = open_workplace(&w, &o, ctx) || make_folders(o.folder);
+    size = *w.size;
+    size.name = "protocol", size.each = (size_t)each, size.draw_steps = (size_t)steps;
+    size.class_steps = (size_t)class_steps, size.class_pictures = (size_t)class_pictures;
+    w.size = &size;
+    snprintf(path, sizeof path, "%s/results.jsonl", o.folder);
+    done = records_load(ctx, path, &skipped);
+    memset(&mine, 0, sizeof mine);
+    for (k = 0; k < p->n && !status; k++) {
+        const record *there;
+        char folder[2200];
+        photos photo;
+        cell c;
+        memset(&c, 0, sizeof c);
+        snprintf(folder, sizeof folder, "%.2000s/%s", subjects, p->subject[k].folder);
+        if (load_photos(folder, 0, &photo)) {
+            status = 1;
+            break;
+        }
+        c.of = &as_experiment, c.subject = (int)(hash_photos(&photo) & 0x7FFFFFFF);
+        c.settings = settings_default();
+        status = settings_change(&c.settings, changes);
+        if (c.settings.lr == 0) c.settings.lr = methods[0].lr;
+        if (c.settings.steps == 0) c.settings.steps = methods[0].steps;
+        c.settings.photos = (double)photo.n;
+        snprintf(c.name, sizeof c.name, "protocol/dreambooth/%.80s/0", p->subject[k].folder);
+        describe_cell(&w, &o, &c, r);
+        snprintf(r->command, sizeof r->command, "build/reproduce protocol ... --settings '%.300s'",
+                 changes);
+        there = find_key(&done, r->key, 0, c.name);
+        if (there) {
+            records_add(&mine, there);
+        } else if (o.budget > 0 && now() - began > 60 * o.budget) {
+            free_photos(&photo);
+            printf("stopped by the budget; the same command goes on\n");
+            break;
+        } else if (!status) {
+            status = protocol_subject(&w, p, k, &photo, &c, (size_t)class_pictures, r) ||
+                record_append(r, path);
+            if (!status) records_add(&mine, r);
+            if (!status)
+                printf("%3zu/%zu %-24s a %-16s %6.0f s  DINO %.3f  CLIP-I %.3f  CLIP-T %.3f\n", k + 1,
+                       p->n, p->subject[k].folder, p->subject[k].class_noun, r->seconds,
+                       record_get(r, "dino"), record_get(r, "clip_i"), record_get(r, "clip_t"));
+            fflush(stdout);
+        }
+        free_photos(&photo);
+    }
+    if (interrupted) printf("stopped; the same command goes on\n"), db_clear_error(ctx), status = 0;
+    if (!status) print_protocol(&mine);
+    free(p), free(r);
+    records_free(&done), records_free(&mine);
+    close_workplace(&w);
     return finish(ctx) || status;
 }
 
@@ -459,13 +571,14 @@ int main(int argc, char **argv)
     } commands[] = {
         {"plan", plan, "what will be run, and how long it takes"},
         {"run", run, "runs what is not done yet; --only CELL: one again, compared to the digit"},
-        {"report", report, "results.jsonl -> report.html, results.json"}};
+        {"report", report, "results.jsonl -> report.html, results.json"},
+        {"protocol", run_protocol, "the paper's protocol on a real checkpoint: 30 subjects, 25 prompts"}};
     size_t k, n = sizeof commands / sizeof *commands;
     let_threads_sleep(argv);
     for (k = 0; argc > 1 && k < n; k++)
         if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
     if (argc > 1 && strcmp(argv[1], "--help")) return fail("there is no command \"%s\"", argv[1]);
-    printf("build/paper COMMAND --flag value ...\n\n");
+    printf("build/reproduce COMMAND --flag value ...\n\n");
     for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
     printf("\nEach has --help.\n");
     return argc < 2;

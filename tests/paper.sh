@@ -1,0 +1,62 @@
+#!/bin/sh
+# The runner of the experiments at its smallest scale: 2 steps, 16 pixels, no metric networks. What is checked is that
+# it stops, goes on, shares runs, repeats to the digit, and reports; not what it measures.
+#
+#     sh tests/paper.sh build/test_reproduce_tool FOLDER
+tool=$1 work=$2
+. tests/checks.sh
+none="--dino none --clip none --lpips none --classifier none"
+small="--micro --folder $work/p $none"
+lines() { grep -c "$1" "$work/p/results.jsonl"; }
+
+# ---- the plan
+says "the plan" "in all .* hours" $tool plan
+says "the plan's cells" "prior/with/candle1/2 " $tool plan --experiment prior --cells
+refuses "an unknown experiment" "did you mean photos" $tool run $small --experiment fotos
+refuses "an unknown cell" "no cell" $tool run $small --only noun/left/dog2/0
+
+# ---- run, stop, go on
+$tool run $small --experiment noun > "$work/out" 2>&1 & pid=$!
+waited=0
+while [ $waited -lt 200 ] && ! grep -q "^ *1/3" "$work/out"; do sleep 0.1; waited=$((waited + 1)); done
+kill -TERM $pid; wait $pid; status=$?
+[ $status = 0 ] && grep -q "of 3 cells are done; the same command goes on" "$work/out" && [ "$(lines noun/)" -lt 3 ] &&
+    ok "SIGTERM: $(tail -n 1 "$work/out")" || bad "SIGTERM" "status $status, $(tail -n 1 "$work/out")"
+printf '{"cell": "noun/none/dog2/0", "key' >> "$work/p/results.jsonl" # a line that a killed run left
+says "goes on, past a broken line" "all 3 cells are done" $tool run $small --experiment noun
+[ "$(lines '"cell": "noun/[a-z]*/dog2/0", "key": ')" = 3 ] && ok "three cells, each once" || bad "three cells" "$(lines '"key": ') records"
+says "nothing left to do" "3 cells, 3 of them done" $tool run $small --experiment noun
+$tool run $small --experiment class_guidance > "$work/out" 2>&1
+grep '"cell": "class_guidance/1/' "$work/p/results.jsonl" | grep -q '"same_as": "noun/right/dog2/0"' && [ -e "$work/p/cells/class_guidance,1,dog2,0.png" ] &&
+    ok "an equal run is shared" || bad "an equal run is shared" "$(tail -n 1 "$work/out")"
+says "the budget" "stopped: the next cell" $tool run $small --experiment photos --budget 0.0001
+says "a cell again: to the digit" "to the digit those of the record" $tool run $small --only noun/wrong/dog2/0 --threads 1
+
+# ---- the report
+says "the report" "report.html" $tool report --micro --folder "$work/p"
+before=$(sum "$work/p/report.html")
+$tool report --micro --folder "$work/p" > /dev/null 2>&1
+[ "$before" = "$(sum "$work/p/report.html")" ] && ok "the report: the same bytes again" || bad "the report" "other bytes"
+grep -q "no inference is drawn" "$work/p/report.html" && ! grep -q 'class="agrees"\|"verdict"\|p, Holm' "$work/p/report.html" "$work/p/results.json" &&
+    ok "a smoke test has no verdicts" || bad "a smoke test" "it has verdicts"
+grep -q 'src="http\|href="http\|url(http' "$work/p/report.html" && bad "one file" "it names others" || ok "the report is one file"
+refuses "no records" "build/reproduce run comes first" $tool report --micro --folder "$work/nothing"
+
+# ---- the protocol, on a subject's folder
+mkdir -p "$work/subjects"; cp -r examples/world/subjects/dog1 "$work/subjects/dog1"
+cat > "$work/prompts.txt" << 'END'
+Classes
+subject_name,class
+dog1,dog
+Object Prompts
+'a {0} {1} in the jungle'.format(unique_token, class_token),
+Live Subject Prompts
+'a {0} {1} in the snow'.format(unique_token, class_token),
+'a red {0} {1}'.format(unique_token, class_token)
+END
+says "the protocol" "normalised fidelity" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --folder "$work/q" --micro $none \
+    --settings "steps=1 classes=1 batch=1" --num_images 1 --class_pictures 1 --num_inference_steps 1 --class_steps 1
+grep -q 'a zxk dog in the snow|a red zxk dog' "$work/q/results.jsonl" && ok "the protocol's prompts" || bad "the protocol's prompts" "$(head -c 300 "$work/q/results.jsonl")"
+refuses "prompts that are none" "names no subjects\|has no prompts" $tool protocol --subjects "$work/subjects" --prompts README.md --folder "$work/q" $none
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
