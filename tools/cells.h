@@ -668,10 +668,12 @@ static inline void measure_fidelity(work *w, const pictures *made, const picture
     free(z), free(a), free(b);
 }
 
-/* Shares of what the classifier finds as it was asked for; not a number where nothing was asked. */
+/* Shares of what the classifier finds as it was asked for; not a number where nothing was asked.
+   `of` stands behind the values' names: "", or "_original" for the original model's pictures. */
 static inline void measure_obedience(work *w, const prompts *all, size_t each, const pictures *made,
-                                     const char *suffix)
+                                     const char *of, const char *suffix)
 {
+    char name[3][40];
     world_subject_info info = world_subject(w->c->subject);
     size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
@@ -685,9 +687,12 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
             of_photos += one[CLASSIFIER_place] == info.places[0] ||
                 one[CLASSIFIER_place] == info.places[1];
         }
-        set_value(w, "class_right", suffix, (double)class_right / (double)n);
-        set_value(w, "place_right", suffix, (double)right / (double)asked);
-        set_value(w, "place_of_photos", suffix, (double)of_photos / (double)asked);
+        snprintf(name[0], sizeof name[0], "class_right%s", of);
+        snprintf(name[1], sizeof name[1], "place_right%s", of);
+        snprintf(name[2], sizeof name[2], "place_of_photos%s", of);
+        set_value(w, name[0], suffix, (double)class_right / (double)n);
+        set_value(w, name[1], suffix, (double)right / (double)asked);
+        set_value(w, name[2], suffix, (double)of_photos / (double)asked);
     }
     free(seen);
 }
@@ -760,7 +765,10 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         DB_SCORES(CELL_SCORE)
 #undef CELL_SCORE
         measure_fidelity(w, &made, &before, suffix);
-        measure_obedience(w, &all, each, &made, suffix);
+        measure_obedience(w, &all, each, &made, "", suffix);
+        measure_obedience(w, &all, each, &before, "_original", suffix);
+        set_value(w, "dino_original", suffix,
+                  dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n));
         if (w->c->of->measures & MEASURE_DIVERSITY) {
             set_value(w, "class_diversity_64", suffix, diversity_of(&wp->net, &tuned, n_class));
             set_value(w, "class_diversity_64_original", suffix,
@@ -868,6 +876,11 @@ static inline int shows(work *w, const prompt *p, const int32_t *seen, const db_
    the control. */
 static inline int measure_applications(work *w)
 {
+    static const char *const recontextualisation[][2] = { /* measured already */
+        {"success_recontextualisation", "place_right"},
+        {"success_original_recontextualisation", "place_right_original"},
+        {"likeness_recontextualisation", "dino"},
+        {"likeness_original_recontextualisation", "dino_original"}};
     const networks *net = &w->w->net;
     size_t each = w->w->size->shown, side = picture_side(w->p), n, k, first, last;
     prompts all = application_prompts(&w->c->settings, w->c->subject);
@@ -903,7 +916,9 @@ static inline int measure_applications(work *w)
     }
     for (k = 0; k < all.n; k++) set[k] = &made[0], index[k] = k * each, labels[k] = texts[k * each];
     if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, all.n);
-    set_value(w, "success_recontextualisation", "", record_get(w->out, "place_right"));
+    for (k = 0; k < sizeof recontextualisation / sizeof *recontextualisation; k++)
+        set_value(w, recontextualisation[k][0], "",
+                  record_get(w->out, recontextualisation[k][1]));
     pictures_free(&made[0]), pictures_free(&made[1]);
     free((void *)texts), free((void *)words), free(seen);
     return db_status(net->ctx) != DB_OK;

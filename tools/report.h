@@ -457,8 +457,8 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
     html_text(g->f, x->question);
     fprintf(g->f, "<br><span class=\"dim\">Paper: ");
     html_text(g->f, x->paper);
-    fprintf(g->f, ". %zu cells: <code>build/reproduce run --experiment %s</code></span></p>\n", there,
-            x->name);
+    fprintf(g->f, ". %zu cell%s: <code>build/reproduce run --experiment %s</code></span></p>\n", there,
+            there == 1 ? "" : "s", x->name);
     if (!there) {
         fprintf(g->f, "<p>Not run.</p>\n");
         return;
@@ -536,8 +536,8 @@ static inline void write_page(page *g, const outcome *o)
     if (g->inference)
         fprintf(g->f, "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
                       "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
-                      "Holm's correction over H1 to H8, and over the other claims apart; 95 %% "
-                      "intervals by bootstrap. Where several conditions are compared, the weakest "
+                      "Holm's correction over H1 to H8, and over the other claims of each "
+                      "experiment by themselves; 95 %% intervals by bootstrap. Where several conditions are compared, the weakest "
                       "counts.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);

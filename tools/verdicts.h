@@ -2,8 +2,9 @@
    experiments.h.
 
    Subjects are the unit: seeds are averaged first, conditions are paired by subject. Tests are
-   two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...) and over
-   the others apart. Agrees, or opposite: below .05 after correction, in the paper's direction or
+   two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...), and over
+   the other claims of each experiment by themselves: these explore, and a family of all of them
+   would be out of reach of 8 subjects. Agrees, or opposite: below .05 after correction, in the paper's direction or
    against it. Else inconclusive, with the power for the paper's difference and the difference that
    would have been found in 80 of 100 such experiments.                                           */
 #ifndef VERDICTS_H
@@ -170,6 +171,13 @@ static inline outcome judge_alone(const records *all, const claim *c)
     return o;
 }
 
+/* Whether a claim belongs to a family: 0, the hypotheses; 1 + e, the rest of experiment e. */
+static inline int in_family(const claim *c, size_t family)
+{
+    if (c->id[0] || !family) return c->id[0] && !family;
+    return !strcmp(c->experiment, experiments[family - 1].name);
+}
+
 /* All claims, corrected: out [CLAIMS]. */
 static inline void judge(const records *all, outcome *out)
 {
@@ -180,11 +188,11 @@ static inline void judge(const records *all, outcome *out)
         out[k].power = out[k].detectable = (double)NAN;
         out[k].verdict = out[k].n < 3 ? "not measured" : "inconclusive";
     }
-    for (family = 0; family < 2; family++) {
+    for (family = 0; family <= EXPERIMENTS; family++) {
         double p[CLAIMS], against[CLAIMS];
         size_t of[CLAIMS], m = 0;
         for (k = 0; k < CLAIMS; k++)
-            if ((claims[k].id[0] == 0) == (family == 1) && out[k].n >= 3)
+            if (in_family(&claims[k], family) && out[k].n >= 3)
                 p[m] = out[k].p, against[m] = out[k].against, of[m++] = k;
         stat_holm(p, m), stat_holm(against, m);
         for (i = 0; i < m; i++) {
