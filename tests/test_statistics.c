@@ -1,4 +1,4 @@
-/* test_statistics.c - the tests of the experiments against scipy: tests/golden/make_statistics.py. */
+/* test_statistics.c - tools/statistics.h against scipy: tests/golden/make_statistics.py. */
 
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"

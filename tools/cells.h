@@ -111,8 +111,8 @@ static inline void held_out_scene(int subject, size_t k, world_scene *scene)
     static const int views[] = {WORLD_SIDE, WORLD_FRONT, WORLD_BACK, WORLD_ABOVE};
     int places[WORLD_PLACES];
     free_places(subject, places);
-    world_subject_view(subject, places[HELD_OUT_PLACE + k % HELD_OUT_PLACES], views[k % 4], 7000 + k,
-                       scene);
+    world_subject_view(subject, places[HELD_OUT_PLACE + k % HELD_OUT_PLACES], views[k % 4],
+                       7000 + k, scene);
 }
 
 static inline pictures render_held_out(int subject, size_t n, size_t side)
@@ -166,11 +166,12 @@ static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, do
     return bad;
 }
 
-static inline pictures draw(const workplace *w, db_pipeline *p, const char *const *prompts, size_t n,
-                            uint64_t seed)
+static inline pictures draw(const workplace *w, db_pipeline *p, const char *const *prompts,
+                            size_t n, uint64_t seed)
 {
     pictures to = pictures_make(n, picture_side(p));
-    draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance, prompts, n, seed, &to, 0);
+    draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance,
+              prompts, n, seed, &to, 0);
     return to;
 }
 
@@ -278,9 +279,10 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
     db_ctx *ctx = p->ctx;
     size_t T = DB_PROMPT_TOKENS, D = p->text_encoder->config.d_model, S = to->side, P = S * S, k, i,
            CP = p->unet->config.out_channels, dim[4], first;
-    float *text = (float *)malloc(2 * T * D * sizeof *text), *x = (float *)malloc(P * 3 * sizeof *x),
-          *noise = (float *)malloc(P * 3 * sizeof *noise),
-          *pred = (float *)malloc(2 * P * CP * sizeof *pred), *in = (float *)malloc(6 * P * sizeof *in);
+    float *text = (float *)malloc(2 * T * D * sizeof *text),
+          *x = (float *)malloc(P * 3 * sizeof *x), *noise = (float *)malloc(P * 3 * sizeof *noise),
+          *pred = (float *)malloc(2 * P * CP * sizeof *pred),
+          *in = (float *)malloc(6 * P * sizeof *in);
     float time[2], alpha, sigma;
     const char *pair[2] = {"", ""};
     db_tape *t = NULL;
@@ -564,7 +566,8 @@ static inline void set_value(work *w, const char *name, const char *suffix, doub
 /* DINO's embeddings [n,D] of pictures, to be freed; NULL without DINO. */
 static inline float *dino_of(const networks *net, const db_image *images, size_t n)
 {
-    float *z = net->dino ? (float *)malloc((n * net->dino->config.hidden_size + 1) * sizeof *z) : NULL;
+    float *z =
+        net->dino ? (float *)malloc((n * net->dino->config.hidden_size + 1) * sizeof *z) : NULL;
     if (z && db_vit_embed(net->dino, images, n, z) == DB_OK) return z;
     free(z);
     return NULL;
@@ -601,7 +604,8 @@ static inline double denoising_loss(work *w, const pictures *set)
     db_pipeline *p = w->p;
     db_ctx *ctx = p->ctx;
     size_t S = p->unet->config.sample_size, P = S * S * 3, T = DB_PROMPT_TOKENS,
-           D = p->text_encoder->config.d_model, CP = p->unet->config.out_channels, dim[4], l = 0, k, i;
+           D = p->text_encoder->config.d_model, CP = p->unet->config.out_channels, dim[4], l = 0, k,
+           i;
     float *text = (float *)malloc(T * D * sizeof *text), *x = (float *)malloc(P * sizeof *x),
           *z = (float *)malloc(P * sizeof *z), *eps = (float *)malloc(P * sizeof *eps),
           *pred = (float *)malloc(S * S * CP * sizeof *pred), alpha, sigma, time;
@@ -677,7 +681,8 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     world_subject_info info = world_subject(w->c->subject);
     size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
-    if (w->w->net.classifier && classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
+    if (w->w->net.classifier &&
+        classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
         for (k = 0; k < n; k++) {
             const int32_t *one = seen + k * CLASSIFIER_N;
             const prompt *p = &all->item[k / each];
@@ -1022,7 +1027,8 @@ static inline int measure_sr(work *w)
         for (k = 0; k < 2 && k < n && l == 0; k++) { /* the middle: truth, restored */
             for (i = 0; i < CLOSE; i++) {
                 size_t from = ((i + CLOSE_AT) * S + CLOSE_AT) * 3;
-                memcpy(picture_at(&close, shown) + i * CLOSE * 3, picture_at(&truth, k) + from, CLOSE * 3);
+                memcpy(picture_at(&close, shown) + i * CLOSE * 3, picture_at(&truth, k) + from,
+                       CLOSE * 3);
                 memcpy(picture_at(&close, shown + 1) + i * CLOSE * 3, picture_at(&made, k) + from,
                        CLOSE * 3);
             }

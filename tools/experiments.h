@@ -1,8 +1,8 @@
 /* experiments.h - what is run: settings, experiments, conditions, claims, subjects.
 
-   The tables are the plan; PAPER_NOTES.md, "Plan of the experiments", says the same in words. A cell
-   is one condition of one experiment for one subject and one seed. Every condition names what it
-   changes in the settings that all others share. Include after dreambooth.h, cli.h and world.h.  */
+   The tables are the plan; PAPER_NOTES.md, "Plan of the experiments", says the same in words. A
+   cell is one condition of one experiment for one subject and one seed. Every condition names what
+   it changes in the settings that all others share. Include after dreambooth.h, cli.h and world.h. */
 #ifndef EXPERIMENTS_H
 #define EXPERIMENTS_H
 
@@ -133,8 +133,8 @@ typedef struct experiment {
     int n_subjects, seeds, measures;
 } experiment;
 
-/* One subject of each class, all with five photos; living and not in turn, so that the first 8 are a
-   cross-section. */
+/* One subject of each class, all with five photos; living and not in turn, so that the first 8 are
+   a cross-section. */
 static const char *const test_subjects[] = {
     "dog2", "mug1", "cat2", "teapot2", "duck1", "backpack2", "bear2", "robot1",
     "rabbit1", "car2", "turtle1", "vase1", "boot1", "clock1", "candle1"};
@@ -250,9 +250,9 @@ enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };
 /* ---- claims ---------------------------------------------------------------------------------- */
 
 /* MORE, LESS: of `value`, in condition a than in every condition of b (words); b "=.5": than that
-   number. ALIKE: a and b within `margin` of b's mean; b "@other": than that value of the same cells.
-   RISES: the slope over the conditions of a, whose names are numbers, is above 0. FOLLOWS:
-   correlates, over subjects, with the logarithm of how frequent the class is in pre-training. */
+   number; "@other": than that value of the same cells. ALIKE: a and b within `margin` of b's mean.
+   RISES: the slope over the conditions of a, in their order, is above 0; with b "-" below.
+   FOLLOWS: correlates, over subjects, with how frequent the class is in pre-training. */
 typedef enum relation { MORE, LESS, ALIKE, RISES, FOLLOWS } relation;
 
 typedef struct claim {
@@ -356,7 +356,7 @@ static inline int world_subject_named(const char *name)
     return -1;
 }
 
-/* What the settings leave to the method, the subject and the scale; equal runs get equal settings. */
+/* What the settings leave to method, subject and scale; equal runs get equal settings. */
 static inline void settings_complete(settings *s, int subject, const scale *size)
 {
     settings plain = settings_default();

@@ -133,8 +133,8 @@ static inline void html_tick(FILE *f, const html_axes *a, double x, const char *
 }
 
 /* A line through the points that are numbers, with dots. */
-static inline void html_line(FILE *f, const html_axes *a, const double *x, const double *y, size_t n,
-                             const char *color, double width, double opacity)
+static inline void html_line(FILE *f, const html_axes *a, const double *x, const double *y,
+                             size_t n, const char *color, double width, double opacity)
 {
     size_t k;
     int begun = 0;

@@ -3,9 +3,9 @@
    Table 1. Include after cells.h.
 
    --subjects DIR has a folder of photos for each subject. --prompts FILE is laid out as the paper's
-   published prompts_and_classes.txt: lines "folder,class", and lines that hold a template in quotes,
-   'a {0} {1} in the snow', where {0} is the identifier and {1} the class. Templates behind a line that
-   holds "Live" are for cats and dogs, those before it for all else.                               */
+   published prompts_and_classes.txt: lines "folder,class", and lines that hold a template in
+   quotes, 'a {0} {1} in the snow', where {0} is the identifier and {1} the class. Templates behind
+   a line that holds "Live" are for cats and dogs, those before it for all else. */
 #ifndef PROTOCOL_H
 #define PROTOCOL_H
 
@@ -60,8 +60,8 @@ static inline int read_protocol(const char *path, protocol *p)
 }
 
 /* The template with {0} and {1} filled in; a {0} that is "" takes a blank with it. */
-static inline void fill_template(const char *template, const char *word, const char *noun, char *out,
-                                 size_t size)
+static inline void fill_template(const char *template, const char *word, const char *noun,
+                                 char *out, size_t size)
 {
     size_t n = 0;
     while (*template && n + 1 < size) {

@@ -142,7 +142,7 @@ static inline void record_read(const db_json *j, record *r)
         record_set(r, v->key, v->type == DB_JSON_NUMBER ? v->number : (double)NAN);
 }
 
-/* All records of a file, in its order; none where there is no file. *skipped: lines that are none. */
+/* All records of a file, in its order; none without a file. *skipped: lines that are none. */
 static inline records records_load(db_ctx *ctx, const char *path, size_t *skipped)
 {
     records all;

@@ -57,14 +57,50 @@ static inline size_t split_values(const char *text, char out[16][40])
     return n;
 }
 
+/* The paper's figures where a table has the same cell. Imagen's, but for "baselines": Stable
+   Diffusion's, as textual inversion's. */
+static const struct { const char *experiment, *condition, *value, *figure; } paper_figures[] = {
+    {"prior", "with", "pres", ".493"},       {"prior", "without", "pres", ".664"},
+    {"prior", "with", "div", ".391"},        {"prior", "without", "div", ".371"},
+    {"prior", "with", "dino", ".684"},       {"prior", "without", "dino", ".712"},
+    {"prior", "with", "clip_i", ".815"},     {"prior", "without", "clip_i", ".828"},
+    {"prior", "with", "clip_t", ".308"},     {"prior", "without", "clip_t", ".306"},
+    {"noun", "right", "dino", ".744"},       {"noun", "right", "clip_i", ".853"},
+    {"noun", "none", "dino", ".303"},        {"noun", "none", "clip_i", ".607"},
+    {"noun", "wrong", "dino", ".454"},       {"noun", "wrong", "clip_i", ".728"},
+    {"photos", "1", "dino", ".494, .798"},   {"photos", "2", "dino", ".515, .851"},
+    {"photos", "3", "dino", ".596, .871"},   {"photos", "4", "dino", ".604, .876"},
+    {"photos", "5", "dino", ".597, .864"},   {"baselines", "dreambooth", "dino", ".668"},
+    {"baselines", "dreambooth", "clip_i", ".803"}, {"baselines", "dreambooth", "clip_t", ".305"},
+    {"baselines", "inversion", "dino", ".569"},    {"baselines", "inversion", "clip_i", ".780"},
+    {"baselines", "inversion", "clip_t", ".255"}};
+
+static inline const char *paper_figure(const char *experiment_name, const char *condition,
+                                       const char *value)
+{
+    size_t k;
+    for (k = 0; k < sizeof paper_figures / sizeof *paper_figures; k++)
+        if (!strcmp(paper_figures[k].experiment, experiment_name) &&
+            !strcmp(paper_figures[k].condition, condition) &&
+            !strcmp(paper_figures[k].value, value))
+            return paper_figures[k].figure;
+    return NULL;
+}
+
 /* ---- tables ---------------------------------------------------------------------------------- */
 
-static inline void write_mean(page *g, const double *x, size_t n)
+static inline void write_mean_beside(page *g, const double *x, size_t n, const char *figure)
 {
     fprintf(g->f, "<td class=\"n\">");
     html_number(g->f, stat_mean(x, n), 0);
     if (n > 1) fprintf(g->f, " <span class=\"dim\">&plusmn; %.3f</span>", stat_sd(x, n));
+    if (figure) fprintf(g->f, "<br><span class=\"dim\">paper %s</span>", figure);
     fprintf(g->f, "</td>");
+}
+
+static inline void write_mean(page *g, const double *x, size_t n)
+{
+    write_mean_beside(g, x, n, NULL);
 }
 
 /* Conditions by values: means over subjects, their deviation. */
@@ -75,14 +111,16 @@ static inline void write_table(page *g, const experiment *x, const char *value_n
     double v[STAT_MAX];
     size_t n = condition_names(x->name, names), m = split_values(value_names, value), c, k;
     if (!m) return;
-    fprintf(g->f, "<div class=\"scroll\"><table><tr><th>condition</th><th class=\"n\">subjects</th>");
+    fprintf(g->f,
+            "<div class=\"scroll\"><table><tr><th>condition</th><th class=\"n\">subjects</th>");
     for (k = 0; k < m; k++) fprintf(g->f, "<th class=\"n\">%s</th>", value[k]);
     fprintf(g->f, "</tr>\n");
     for (c = 0; c < n; c++) {
         fprintf(g->f, "<tr><td>%s</td><td class=\"n\">%zu</td>", names[c],
                 condition_values(g->all, x, names[c], value[0], v));
         for (k = 0; k < m; k++)
-            write_mean(g, v, condition_values(g->all, x, names[c], value[k], v));
+            write_mean_beside(g, v, condition_values(g->all, x, names[c], value[k], v),
+                              paper_figure(x->name, names[c], value[k]));
         fprintf(g->f, "</tr>\n");
     }
     fprintf(g->f, "</table></div>\n");
@@ -155,8 +193,8 @@ static inline void write_photos(page *g, const char *subject)
         world_render(&s, SIDE, 0, 0, SIDE, SIDE, 3, one, NULL);
         for (y = 0; y < SIDE; y++)
             memcpy(all + (size_t)(y * n + k) * SIDE * 3, one + y * SIDE * 3, SIDE * 3);
-        snprintf(labels + strlen(labels), sizeof labels - strlen(labels), "%sphoto %d", k ? "|" : "",
-                 k + 1);
+        snprintf(labels + strlen(labels), sizeof labels - strlen(labels), "%sphoto %d",
+                 k ? "|" : "", k + 1);
     }
     if (img_encode_png(all, (size_t)n * SIDE, SIDE, &png, &bytes, err, sizeof err) == IMG_OK) {
         fprintf(g->f, "<div class=\"who\">%s</div>", subject);
@@ -223,11 +261,13 @@ static inline void write_verdict(page *g, const claim *c, const outcome *o)
 static inline void write_claims(page *g, const outcome *o, const char *experiment_name)
 {
     size_t k;
-    fprintf(g->f, "<div class=\"scroll\"><table><tr><th></th><th>claim</th><th>measured</th>"
-                  "<th>paper</th><th class=\"n\">ours</th><th class=\"n\">difference%s</th>"
-                  "<th class=\"n\">n</th>%s</tr>\n",
+    fprintf(g->f,
+            "<div class=\"scroll\"><table><tr><th></th><th>claim</th><th>measured</th>"
+            "<th>paper</th><th class=\"n\">ours</th><th class=\"n\">difference%s</th>"
+            "<th class=\"n\">n</th>%s</tr>\n",
             g->inference ? ", 95 %" : "",
-            g->inference ? "<th class=\"n\">p</th><th class=\"n\">p, Holm</th><th>verdict</th>" : "");
+            g->inference ? "<th class=\"n\">p</th><th class=\"n\">p, Holm</th><th>verdict</th>"
+                         : "");
     for (k = 0; k < CLAIMS; k++) {
         const claim *c = &claims[k];
         if (experiment_name ? strcmp(c->experiment, experiment_name) : !c->id[0]) continue;
@@ -244,7 +284,8 @@ static inline void write_claims(page *g, const outcome *o, const char *experimen
         fprintf(g->f, "</td><td class=\"n\">");
         html_number(g->f, o[k].difference, 1);
         if (g->inference && o[k].low == o[k].low)
-            fprintf(g->f, "<br><span class=\"dim\">%+.3f &hellip; %+.3f</span>", o[k].low, o[k].high);
+            fprintf(g->f, "<br><span class=\"dim\">%+.3f &hellip; %+.3f</span>", o[k].low,
+                    o[k].high);
         fprintf(g->f, "</td><td class=\"n\">%zu</td>", o[k].n);
         if (g->inference) {
             fprintf(g->f, "<td class=\"n\">%.4f</td><td class=\"n\">", o[k].p);
@@ -319,7 +360,8 @@ static inline void write_map(page *g, const experiment *x)
         }
         fprintf(g->f, "<table><tr><th>fidelity &times; places right"
                       "</th>");
-        for (k = 0; k < TRACES; k++) fprintf(g->f, "<th class=\"n\">%zu steps</th>", trace_steps[k]);
+        for (k = 0; k < TRACES; k++)
+            fprintf(g->f, "<th class=\"n\">%zu steps</th>", trace_steps[k]);
         fprintf(g->f, "</tr>");
         for (c = first; c < last; c++) {
             fprintf(g->f, "<tr><td>%s</td>", names[c]);
@@ -348,9 +390,10 @@ static inline void write_leaks(page *g, const experiment *x)
     double v[STAT_MAX];
     char name[64];
     size_t k;
-    fprintf(g->f, "<h3>Leakage: DINO likeness of six prompts to the photos</h3><table><tr>"
-                  "<th>prompt (for a dog)</th><th class=\"n\">before</th><th class=\"n\">after, with "
-                  "prior preservation</th><th class=\"n\">after, without</th></tr>");
+    fprintf(g->f,
+            "<h3>Leakage: DINO likeness of six prompts to the photos</h3><table><tr>"
+            "<th>prompt (for a dog)</th><th class=\"n\">before</th><th class=\"n\">after, with "
+            "prior preservation</th><th class=\"n\">after, without</th></tr>");
     for (k = 0; k < 6; k++) {
         fprintf(g->f, "<tr><td>%s</td>", rows[k].text);
         snprintf(name, sizeof name, "leak_before_%s", rows[k].name);
@@ -375,7 +418,8 @@ static inline void write_sr(page *g, const experiment *x)
     size_t n = condition_names(x->name, names), c, k, l;
     double v[STAT_MAX];
     for (k = 0; k < 4; k++) {
-        fprintf(g->f, "<table><tr><th>%s<br><span class=\"dim\">trained at \\ sampled at</span></th>",
+        fprintf(g->f,
+                "<table><tr><th>%s<br><span class=\"dim\">trained at \\ sampled at</span></th>",
                 values[k][1]);
         for (l = 0; l < 3; l++) fprintf(g->f, "<th class=\"n\">%s</th>", levels[l]);
         fprintf(g->f, "</tr>");
@@ -403,9 +447,10 @@ static inline void write_applications(page *g, const experiment *x)
                                          "likeness_original_"};
     double v[STAT_MAX];
     size_t k, j;
-    fprintf(g->f, "<table><tr><th>application</th><th>success by</th><th class=\"n\">success</th>"
-                  "<th class=\"n\">original model, \"a [class] &hellip;\"</th><th class=\"n\">likeness "
-                  "to the photos (DINO)</th><th class=\"n\">original's</th></tr>");
+    fprintf(g->f,
+            "<table><tr><th>application</th><th>success by</th><th class=\"n\">success</th>"
+            "<th class=\"n\">original model, \"a [class] &hellip;\"</th><th class=\"n\">likeness "
+            "to the photos (DINO)</th><th class=\"n\">original's</th></tr>");
     for (k = 0; k < 7; k++) {
         fprintf(g->f, "<tr><td>%s</td><td>%s</td>", groups[k][0], groups[k][1]);
         for (j = 0; j < 4; j++) {
@@ -438,7 +483,8 @@ static inline void write_extreme(page *g, const char *value, double sign, const 
 
 static inline void write_failures(page *g)
 {
-    fprintf(g->f, "<h3>Failure modes (figure 9): the worst of all cells with prior preservation</h3>");
+    fprintf(g->f,
+            "<h3>Failure modes (figure 9): the worst of all cells with prior preservation</h3>");
     write_extreme(g, "place_right", -1, "the context is not drawn");
     write_extreme(g, "place_of_photos", 1, "the photos' place comes along");
     write_extreme(g, "overfit", 1, "overfitted to the photos");
@@ -457,8 +503,8 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
     html_text(g->f, x->question);
     fprintf(g->f, "<br><span class=\"dim\">Paper: ");
     html_text(g->f, x->paper);
-    fprintf(g->f, ". %zu cell%s: <code>build/reproduce run --experiment %s</code></span></p>\n", there,
-            there == 1 ? "" : "s", x->name);
+    fprintf(g->f, ". %zu cell%s: <code>build/reproduce run --experiment %s</code></span></p>\n",
+            there, there == 1 ? "" : "s", x->name);
     if (!there) {
         fprintf(g->f, "<p>Not run.</p>\n");
         return;
@@ -484,10 +530,11 @@ static inline void write_cells(page *g)
     static const char *const values[] = {"dino", "fidelity", "clip_i", "clip_t", "div", "pres",
                                          "drift", "place_right"};
     size_t k, j;
-    fprintf(g->f, "<h2>Every cell</h2><p>All values of a cell are in results.jsonl; its command "
-                  "computes them again, to the digit on the same instruction set.</p><details>"
-                  "<summary>%zu cells</summary><div class=\"scroll\"><table><tr><th>command: "
-                  "<code>build/reproduce run --only &hellip;</code></th><th class=\"n\">seconds</th>",
+    fprintf(g->f,
+            "<h2>Every cell</h2><p>All values of a cell are in results.jsonl; its command "
+            "computes them again, to the digit on the same instruction set.</p><details>"
+            "<summary>%zu cells</summary><div class=\"scroll\"><table><tr><th>command: "
+            "<code>build/reproduce run --only &hellip;</code></th><th class=\"n\">seconds</th>",
             g->all->n);
     for (j = 0; j < 8; j++) fprintf(g->f, "<th class=\"n\">%s</th>", values[j]);
     fprintf(g->f, "<th>settings</th></tr>\n");
@@ -517,16 +564,20 @@ static inline void write_page(page *g, const outcome *o)
     const record *last = &g->all->item[g->all->n - 1];
     size_t k, e;
     for (k = 0; k < g->all->n; k++) seconds += g->all->item[k].seconds;
-    fprintf(g->f, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
-                  "content=\"width=device-width\"><title>DreamBooth, rerun</title><style>%s</style>"
-                  "\n<h1>DreamBooth's experiments, rerun on the shipped cascade</h1>", html_style);
-    fprintf(g->f, "<p>%zu cells, %.1f hours of computing; %s; networks <code>%s</code>. A small world "
-                  "stands in for the paper's: its figures stand beside ours as directions, not as "
-                  "values to hit. Plan, hypotheses and margins: PAPER_NOTES.md.</p>", g->all->n,
-            seconds / 3600, last->machine, last->networks);
+    fprintf(g->f,
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
+            "content=\"width=device-width\"><title>DreamBooth, rerun</title><style>%s</style>"
+            "\n<h1>DreamBooth's experiments, rerun on the shipped cascade</h1>",
+            html_style);
+    fprintf(g->f,
+            "<p>%zu cells, %.1f hours of computing; %s; networks <code>%s</code>. A small world "
+            "stands in for the paper's: its figures stand beside ours as directions, not as "
+            "values to hit. Plan, hypotheses and margins: PAPER_NOTES.md.</p>",
+            g->all->n, seconds / 3600, last->machine, last->networks);
     if (!g->inference)
-        fprintf(g->f, "<p><b>A smoke test: a few steps, one subject. It shows that everything runs; "
-                      "no inference is drawn.</b></p>");
+        fprintf(g->f,
+                "<p><b>A smoke test: a few steps, one subject. It shows that everything runs; "
+                "no inference is drawn.</b></p>");
     fprintf(g->f, "<p>");
     for (e = 0; e < EXPERIMENTS; e++)
         fprintf(g->f, "%s<a href=\"#%s\">%s</a>", e ? " &middot; " : "", experiments[e].name,
@@ -534,11 +585,12 @@ static inline void write_page(page *g, const outcome *o)
     fprintf(g->f, "</p><h2>Hypotheses</h2>");
     write_claims(g, o, NULL);
     if (g->inference)
-        fprintf(g->f, "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
-                      "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
-                      "Holm's correction over H1 to H8, and over the other claims of each "
-                      "experiment by themselves; 95 %% intervals by bootstrap. Where several conditions are compared, the weakest "
-                      "counts.</p>");
+        fprintf(g->f,
+                "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
+                "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
+                "Holm's correction over H1 to H8, and over the other claims of each "
+                "experiment by themselves; 95 %% intervals by bootstrap. Where several conditions "
+                "are compared, the weakest counts.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);
     fprintf(g->f, "</html>\n");
@@ -548,13 +600,15 @@ static inline void write_json(page *g, const outcome *o)
 {
     const char *names[CONDITIONS];
     size_t k, e, c, i, first;
-    fprintf(g->f, "{\n \"inference\": %s,\n \"networks\": \"%s\",\n \"cells\": %zu,\n \"claims\": [",
+    fprintf(g->f,
+            "{\n \"inference\": %s,\n \"networks\": \"%s\",\n \"cells\": %zu,\n \"claims\": [",
             g->inference ? "true" : "false", g->all->item[g->all->n - 1].networks, g->all->n);
     for (k = 0; k < CLAIMS; k++) {
-        fprintf(g->f, "%s\n  {\"id\": \"%s\", \"experiment\": \"%s\", \"value\": \"%s\", \"a\": \"%s\", "
-                      "\"relation\": \"%s\", \"b\": \"%s\", \"n\": %zu", k ? "," : "", claims[k].id,
-                claims[k].experiment, claims[k].value, claims[k].a, relation_text(&claims[k]),
-                claims[k].b, o[k].n);
+        fprintf(g->f,
+                "%s\n  {\"id\": \"%s\", \"experiment\": \"%s\", \"value\": \"%s\", \"a\": \"%s\", "
+                "\"relation\": \"%s\", \"b\": \"%s\", \"n\": %zu",
+                k ? "," : "", claims[k].id, claims[k].experiment, claims[k].value, claims[k].a,
+                relation_text(&claims[k]), claims[k].b, o[k].n);
         {
             const struct { const char *name; double value; int tests; } fields[] = {
                 {"mean_a", o[k].a, 0}, {"mean_b", o[k].b, 0}, {"difference", o[k].difference, 0},

@@ -3,7 +3,7 @@
    build/reproduce plan       what will be run, and how long it takes
    build/reproduce run        runs what is not done yet; --only CELL computes one again and compares
    build/reproduce report     results.jsonl -> report.html, results.json
-   build/reproduce protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts, 4 pictures
+   build/reproduce protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts
 
    experiments.h is the plan, cells.h computes a cell, statistics.h judges, report.h writes. Each
    cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
@@ -119,7 +119,8 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
     if (has_weights(o->dino)) db_vit_load(ctx, o->dino, &net->dino);
     if (has_weights(o->clip)) db_clip_load(ctx, o->clip, &net->clip);
     if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
-    if (*o->classifier && has_weights(o->classifier)) net->classifier = classifier_load(ctx, o->classifier);
+    if (*o->classifier && has_weights(o->classifier))
+        net->classifier = classifier_load(ctx, o->classifier);
     hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
     hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
     if (net->sr) hash = hash_file(hash, net->sr, "unet/diffusion_pytorch_model.safetensors");
@@ -345,7 +346,8 @@ static int run(int argc, char **argv)
     options o = options_default();
     const flag flags[] = {
         PAPER_FLAGS(o),
-        {"only", TEXT, &o.only, "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again, compare"},
+        {"only", TEXT, &o.only,
+         "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again, compare"},
         {"budget", REAL, &o.budget, "minutes after which no cell is begun; 0: none"},
         COMMON_FLAGS(o.c)};
     int status = parse(argc, argv, "run", "runs what is not done yet", flags, NULL);
@@ -370,7 +372,8 @@ static int run(int argc, char **argv)
     cells = list_cells(o.only ? NULL : o.experiment, w.size, &n);
     if (o.only) {
         for (k = 0; k < n && strcmp(cells[k].name, o.only); k++) {}
-        status = k == n ? fail("there is no cell \"%s\"; build/reproduce plan --cells lists them", o.only)
+        status = k == n ? fail("there is no cell \"%s\"; build/reproduce plan --cells lists them",
+                               o.only)
                         : run_only(&w, &o, &done, &cells[k], path);
     } else {
         status = run_all(&w, &o, &done, cells, n, path);
@@ -434,7 +437,8 @@ static int report(int argc, char **argv)
 {
     options o = options_default();
     const flag flags[] = {PAPER_FLAGS(o), COMMON_FLAGS(o.c)};
-    int status = parse(argc, argv, "report", "results.jsonl -> report.html, results.json", flags, NULL);
+    int status =
+        parse(argc, argv, "report", "results.jsonl -> report.html, results.json", flags, NULL);
     char path[4096];
     records all;
     size_t skipped;
@@ -456,7 +460,8 @@ static uint64_t hash_photos(const photos *p)
 {
     uint64_t hash = hash_begin;
     size_t k;
-    for (k = 0; k < p->n; k++) hash = hash_bytes(hash, p->view[k].rgb, p->view[k].w * p->view[k].h * 3);
+    for (k = 0; k < p->n; k++)
+        hash = hash_bytes(hash, p->view[k].rgb, p->view[k].w * p->view[k].h * 3);
     return hash;
 }
 
@@ -545,8 +550,8 @@ static int run_protocol(int argc, char **argv)
                 record_append(r, path);
             if (!status) records_add(&mine, r);
             if (!status)
-                printf("%3zu/%zu %-24s a %-16s %6.0f s  DINO %.3f  CLIP-I %.3f  CLIP-T %.3f\n", k + 1,
-                       p->n, p->subject[k].folder, p->subject[k].class_noun, r->seconds,
+                printf("%3zu/%zu %-24s a %-16s %6.0f s  DINO %.3f  CLIP-I %.3f  CLIP-T %.3f\n",
+                       k + 1, p->n, p->subject[k].folder, p->subject[k].class_noun, r->seconds,
                        record_get(r, "dino"), record_get(r, "clip_i"), record_get(r, "clip_t"));
             fflush(stdout);
         }
@@ -572,7 +577,8 @@ int main(int argc, char **argv)
         {"plan", plan, "what will be run, and how long it takes"},
         {"run", run, "runs what is not done yet; --only CELL: one again, compared to the digit"},
         {"report", report, "results.jsonl -> report.html, results.json"},
-        {"protocol", run_protocol, "the paper's protocol on a real checkpoint: 30 subjects, 25 prompts"}};
+        {"protocol", run_protocol,
+         "the paper's protocol on a real checkpoint: 30 subjects, 25 prompts"}};
     size_t k, n = sizeof commands / sizeof *commands;
     let_threads_sleep(argv);
     for (k = 0; argc > 1 && k < n; k++)

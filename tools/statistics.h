@@ -215,8 +215,8 @@ static inline double stat_spearman_test(const double *x, const double *y, size_t
 
 /* ---- power ----------------------------------------------------------------------------------- */
 
-/* The share of simulated experiments, n normal differences of the given mean and deviation, in which
-   the two-sided signed-rank test stays below alpha with the mean's sign. margin > 0: in which
+/* The share of simulated experiments, n normal differences of the given mean and deviation, in
+   which the two-sided signed-rank test stays below alpha with the mean's sign. margin > 0: in which
    equivalence within it is shown instead. */
 static inline double stat_power(size_t n, double mean, double sd, double alpha, double margin)
 {

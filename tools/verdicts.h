@@ -2,11 +2,11 @@
    experiments.h.
 
    Subjects are the unit: seeds are averaged first, conditions are paired by subject. Tests are
-   two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...), and over
-   the other claims of each experiment by themselves: these explore, and a family of all of them
-   would be out of reach of 8 subjects. Agrees, or opposite: below .05 after correction, in the paper's direction or
-   against it. Else inconclusive, with the power for the paper's difference and the difference that
-   would have been found in 80 of 100 such experiments.                                           */
+   two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...), and
+   over the other claims of each experiment by themselves: these explore, and a family of all of
+   them would be out of reach of 8 subjects. Agrees, or opposite: below .05 after correction, in the
+   paper's direction or against it. Else inconclusive, with the power for the paper's difference and
+   the difference that would have been found in 80 of 100 such experiments. */
 #ifndef VERDICTS_H
 #define VERDICTS_H
 
