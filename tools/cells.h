@@ -931,7 +931,7 @@ static inline int measure_applications(work *w)
 
 /* ---- super-resolution ------------------------------------------------------------------------ */
 
-enum { CLOSE = 96, CLOSE_AT = 80 }; /* side and corner of what is shown close up */
+enum { CLOSE = 96 }; /* side of what is shown close up, from the middle */
 
 /* What the small picture cannot hold: each pixel minus the mean of its block. */
 static inline void detail_of(const float *x, size_t S, size_t f, float *out)
@@ -961,14 +961,15 @@ static inline int measure_sr(work *w)
     db_dreambooth_config c = db_dreambooth_config_default();
     db_sample_config sample = db_sample_config_default();
     size_t S = wp->size->photo_side, small = picture_side(w->p), f = S / small, P = S * S * 3,
-           n = wp->size->held_out, k, i, l, shown = 0;
+           n = wp->size->held_out, k, i, l, shown = 0, side = MIN(S, (size_t)CLOSE),
+           at = (S - side) / 2;
     float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(n * P * sizeof *y),
           *low = (float *)malloc(n * small * small * 3 * sizeof *low),
           *da = (float *)malloc(P * sizeof *da), *db = (float *)malloc(P * sizeof *db);
     uint8_t *mask = (uint8_t *)malloc(S * S * 4);
     const char *texts[64];
     pictures truth = render_held_out(w->c->subject, n, S), made = pictures_make(n, S),
-             spare = pictures_make(1, S), close = pictures_make(8, CLOSE);
+             spare = pictures_make(1, S), close = pictures_make(8, side);
     const pictures *set[8];
     size_t index[8];
     const char *labels[8];
@@ -1025,12 +1026,12 @@ static inline int measure_sr(work *w)
         snprintf(name, sizeof name, "spectrum_%s", levels[l].name);
         set_value(w, name, "", bb / aa);
         for (k = 0; k < 2 && k < n && l == 0; k++) { /* the middle: truth, restored */
-            for (i = 0; i < CLOSE; i++) {
-                size_t from = ((i + CLOSE_AT) * S + CLOSE_AT) * 3;
-                memcpy(picture_at(&close, shown) + i * CLOSE * 3, picture_at(&truth, k) + from,
-                       CLOSE * 3);
-                memcpy(picture_at(&close, shown + 1) + i * CLOSE * 3, picture_at(&made, k) + from,
-                       CLOSE * 3);
+            for (i = 0; i < side; i++) {
+                size_t from = ((i + at) * S + at) * 3;
+                memcpy(picture_at(&close, shown) + i * side * 3, picture_at(&truth, k) + from,
+                       side * 3);
+                memcpy(picture_at(&close, shown + 1) + i * side * 3, picture_at(&made, k) + from,
+                       side * 3);
             }
             labels[shown++] = "held-out render", labels[shown++] = "made small and restored";
         }
@@ -1050,9 +1051,9 @@ static inline int measure_sr(work *w)
                        db_noise_level(&sr->image_noising, s->noise < 0 ? 1e-3 : s->noise), low,
                        small, small, S, S, y);
             for (k = 0; k < 2; k++) {
-                for (i = 0; i < CLOSE; i++)
-                    to_bytes(y + k * P + ((i + CLOSE_AT) * S + CLOSE_AT) * 3, CLOSE * 3,
-                             picture_at(&close, shown) + i * CLOSE * 3);
+                for (i = 0; i < side; i++)
+                    to_bytes(y + k * P + ((i + at) * S + at) * 3, side * 3,
+                             picture_at(&close, shown) + i * side * 3);
                 labels[shown++] = "generated, enlarged";
             }
             img_free(&strip);

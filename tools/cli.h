@@ -359,8 +359,9 @@ static inline int move_file(const char *from, const char *name, const char *to,
                             const char *new_name)
 {
     char source[4096], target[4096];
-    snprintf(source, sizeof source, "%s/%s", from, name);
-    snprintf(target, sizeof target, "%s/%s", to, new_name);
+    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
+        snprintf(target, sizeof target, "%s/%s", to, new_name) >= 4096)
+        return fail("the path %s is too long", to);
     return rename(source, target)
         ? fail("cannot move %s to %s: %s", source, target, strerror(errno))
         : 0;

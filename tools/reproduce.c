@@ -204,24 +204,34 @@ static const record *find_key(const records *all, const char *key, int measures,
     return NULL;
 }
 
-/* Seconds that a cell takes on two free cores with AMX, by what it trains and draws. */
-static double expected_seconds(const cell *c, const scale *size)
+/* Seconds that cell k takes on two free cores with AMX, by what it trains and draws; with what it is
+   the first to need of the original model: class images, pictures of the subject's prompts. */
+static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
+    const cell *c = &cells[k];
     const settings *s = &c->settings;
-    int m = c->of->measures;
-    double picture = .0066 * (double)size->draw_steps, n, each;
+    int m = c->of->measures, object = world_subject(c->subject).object, first = 1;
+    double picture = .0066 * (double)size->draw_steps, n, classes = s->classes, step;
+    size_t j;
     if (m & MEASURE_METRICS) return 3;
     if (m & MEASURE_SR)
         return 4 + (s->noise >= 0 ? .038 * fmin(SR_STEPS, size->most_steps) : 0) +
             3.0 * .4 * (double)size->held_out;
+    for (j = 0; j < k; j++) {
+        const settings *other = &cells[j].settings;
+        first = first && (cells[j].subject != c->subject || cells[j].seed != c->seed);
+        if (world_subject(cells[j].subject).object == object &&
+            other->class_guidance == s->class_guidance)
+            classes = fmin(classes, fmax(0, s->classes - other->classes));
+    }
     n = (double)((size->places + 1) * size->each) +
         (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
-    if (m & MEASURE_TRACE) n *= TRACES;
-    if (m & MEASURE_LEAKS) n += 6 * (double)size->leak;
-    if (m & MEASURE_APPLICATIONS) n += 2 * 23 * (double)size->shown;
-    each = s->lambda > 0 ? .175 : .095;
-    if (!strcmp(s->train, "embedding")) each *= .8;
-    return 3 + s->steps * each + n * picture + .0006 * s->classes * (double)size->class_steps;
+    step = s->lambda > 0 ? .175 : .095;
+    if (!strcmp(s->train, "embedding")) step *= .8;
+    return 3 + s->steps * step + n * picture * (m & MEASURE_TRACE ? TRACES : 1) +
+        (first ? n * picture : 0) + (m & MEASURE_LEAKS ? 9 * picture * (double)size->leak : 0) +
+        (m & MEASURE_APPLICATIONS ? 2 * 23 * picture * (double)size->shown : 0) +
+        classes * .0033 * (double)size->class_steps * fmin(2, s->class_guidance);
 }
 
 /* ---- run ------------------------------------------------------------------------------------- */
@@ -289,7 +299,7 @@ static int run_all(const workplace *w, const options *o, records *done, const ce
     for (k = 0; k < n; k++) {
         describe_cell(w, o, &cells[k], r);
         if (find_key(done, r->key, cells[k].of->measures, cells[k].name)) there++;
-        else left += expected_seconds(&cells[k], w->size);
+        else left += expected_seconds(cells, k, w->size);
     }
     printf("%zu cells, %zu of them done\n", n, there);
     for (k = 0; k < n && !bad && !stopped; k++) {
@@ -297,7 +307,7 @@ static int run_all(const workplace *w, const options *o, records *done, const ce
         const record *equal;
         describe_cell(w, o, c, r);
         if (find_key(done, r->key, c->of->measures, c->name)) continue;
-        expected = expected_seconds(c, w->size);
+        expected = expected_seconds(cells, k, w->size);
         left -= expected;
         equal = find_key(done, r->key, c->of->measures, NULL);
         if (equal) { /* the same run, for another experiment */
@@ -397,7 +407,8 @@ static int plan(int argc, char **argv)
     workplace w;
     records planned;
     double total = 0;
-    size_t e, k, n, runs = 0, all = 0;
+    size_t k, n, last, runs = 0;
+    cell *cells;
     db_ctx *ctx;
     if (status) return status == 1;
     if (check_experiment(&o)) return 1;
@@ -406,28 +417,26 @@ static int plan(int argc, char **argv)
     memset(&w, 0, sizeof w), memset(&planned, 0, sizeof planned);
     w.net.ctx = ctx, w.size = scale_of(&o), w.guidance = o.guidance;
     printf("%-15s %5s %5s %7s  %s\n", "experiment", "cells", "new", "minutes", "paper");
-    for (e = 0; e < EXPERIMENTS; e++) {
-        cell *cells = list_cells(experiments[e].name, w.size, &n);
+    cells = list_cells(o.experiment, w.size, &n);
+    for (k = 0; k < n; k = last) {
+        const experiment *x = cells[k].of;
         double minutes = 0;
         size_t fresh = 0;
-        if (o.experiment && strcmp(o.experiment, experiments[e].name)) n = 0;
-        for (k = 0; k < n; k++) {
+        for (last = k; last < n && cells[last].of == x; last++) {
             record r;
-            describe_cell(&w, &o, &cells[k], &r);
-            if (!find_key(&planned, r.key, cells[k].of->measures, NULL))
-                fresh++, minutes += expected_seconds(&cells[k], w.size) / 60;
+            describe_cell(&w, &o, &cells[last], &r);
+            if (!find_key(&planned, r.key, x->measures, NULL))
+                fresh++, minutes += expected_seconds(cells, last, w.size) / 60;
             records_add(&planned, &r);
-            if (list_them) printf("  %-46s %s\n", cells[k].name, r.settings);
+            if (list_them) printf("  %-46s %s\n", cells[last].name, r.settings);
         }
-        if (n)
-            printf("%-15s %5zu %5zu %7.0f  %s\n", experiments[e].name, n, fresh, minutes,
-                   experiments[e].paper);
-        total += minutes, runs += fresh, all += n;
-        free(cells);
+        printf("%-15s %5zu %5zu %7.0f  %s\n", x->name, last - k, fresh, minutes, x->paper);
+        total += minutes, runs += fresh;
     }
-    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores with AMX\n", "in all", all, runs,
+    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores with AMX\n", "in all", n, runs,
            total, total / 60);
     records_free(&planned);
+    free(cells);
     return finish(ctx);
 }
 
