@@ -96,7 +96,7 @@ $(B)/test_gpu_dreambooth: tests/test_dreambooth.c $(GPU) $(HEADERS)
 # The paper's experiments. A run that was stopped goes on where it was; the tests run it at its smallest, without kernels
 PAPER = --folder $(B)/paper$(if $(QUICK),-quick) $(if $(QUICK),--quick) --classifier $(B)/classifier
 paper: $(B)/reproduce
-	nice $(B)/reproduce run $(PAPER) $(BUDGET:%=--budget %) && $(B)/reproduce report $(PAPER)
+	$(B)/reproduce run $(PAPER) $(BUDGET:%=--budget %) && $(B)/reproduce report $(PAPER)
 $(B)/test_reproduce_tool: tools/reproduce.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -DDB_NO_SIMD $< -o $@ $(LDLIBS)
 

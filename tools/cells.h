@@ -1140,6 +1140,7 @@ static inline int train_and_measure(work *w)
     for (k = 0; k < TRACES && measures & MEASURE_TRACE; k++) {
         char suffix[16];
         size_t at = trace_step(k, (double)steps);
+        if (k && at == trace_step(k - 1, (double)steps)) continue;
         snprintf(suffix, sizeof suffix, "@%zu", at);
         if (train_until(w, at) || measure_standard(w, suffix, at == steps)) return 1;
     }
@@ -1161,8 +1162,12 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
     w.w = wp, w.c = c, w.out = out;
     phrase(w.instance, sizeof w.instance, "", "", name.word, name.noun, "");
     phrase(w.class_prompt, sizeof w.class_prompt, "", "", "", name.noun, "");
-    w.photos = take_photos(&c->settings, c->subject, wp->size->photo_side);
     w.real = all_photos(c->subject, wp->size->photo_side);
+    if (strcmp(c->settings.shots, "usual")) {
+        w.photos = take_photos(&c->settings, c->subject, wp->size->photo_side);
+    } else { /* the first of them */
+        w.photos = w.real, w.photos.n = (size_t)c->settings.photos;
+    }
     w.held_out = render_held_out(c->subject, wp->size->held_out, wp->size->photo_side);
     bad = open_base(wp, &w.p);
     if (!bad)
@@ -1171,7 +1176,8 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
                                                 : train_and_measure(&w);
     db_dreambooth_free(w.d);
     db_pipeline_free(w.p);
-    pictures_free(&w.photos), pictures_free(&w.real), pictures_free(&w.held_out);
+    if (w.photos.rgb != w.real.rgb) pictures_free(&w.photos);
+    pictures_free(&w.real), pictures_free(&w.held_out);
     free(w.embeddings);
     out->seconds = now() - began;
     return bad || db_status(ctx) != DB_OK;
