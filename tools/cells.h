@@ -961,10 +961,10 @@ static inline int measure_sr(work *w)
     db_dreambooth_config c = db_dreambooth_config_default();
     db_sample_config sample = db_sample_config_default();
     size_t S = wp->size->photo_side, small = picture_side(w->p), f = S / small, P = S * S * 3,
-           n = wp->size->held_out, k, i, l, shown = 0, side = MIN(S, (size_t)CLOSE),
+           n = wp->size->held_out, room = MAX(n, (size_t)2), k, i, l, shown = 0, side = MIN(S, (size_t)CLOSE),
            at = (S - side) / 2;
-    float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(n * P * sizeof *y),
-          *low = (float *)malloc(n * small * small * 3 * sizeof *low),
+    float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(room * P * sizeof *y),
+          *low = (float *)malloc(room * small * small * 3 * sizeof *low),
           *da = (float *)malloc(P * sizeof *da), *db = (float *)malloc(P * sizeof *db);
     uint8_t *mask = (uint8_t *)malloc(S * S * 4);
     const char *texts[64];
@@ -989,8 +989,8 @@ static inline int measure_sr(work *w)
     for (k = 0; k < n; k++) {
         to_floats(picture_at(&truth, k), P, x + k * P);
         db_downsample(x + k * P, S, S, 3, f, low + k * small * small * 3);
-        texts[k] = w->instance;
     }
+    for (k = 0; k < room; k++) texts[k] = w->instance;
     sample.sampler = DB_SAMPLER_DDIM, sample.guidance_scale = 1;
     sample.num_inference_steps = wp->size->draw_steps > 10 ? 10 : wp->size->draw_steps;
     sample.seed = picture_seed(w->c->seed, SEED_SR);
