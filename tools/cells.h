@@ -946,125 +946,158 @@ static inline void detail_of(const float *x, size_t S, size_t f, float *out)
     free(low);
 }
 
-/* Trains the super-resolver on the photos, then restores held-out renders of the subject that were
-   made small, at each sampling level; and enlarges two of the base's own pictures of the subject,
-   where the experiment "prior" has left some. */
+typedef struct restoration {
+    db_pipeline *sr;
+    size_t side, small, n; /* of the pictures; how many there are */
+    float *low, *out;      /* small pictures [n,small,small,3], enlarged ones [n,side,side,3] */
+    const char **texts;
+    pictures truth, made;  /* held-out renders; the same restored */
+    db_sample_config sample;
+} restoration;
+
+/* The super-resolver after training on the photos, and held-out renders made small; there is room
+   for two pictures at least. */
+static inline int start_restoration(work *w, restoration *r)
+{
+    const workplace *wp = w->w;
+    const settings *s = &w->c->settings;
+    db_ctx *ctx = wp->net.ctx;
+    db_dreambooth_config c = db_dreambooth_config_default();
+    db_dreambooth *d = NULL;
+    size_t S = wp->size->photo_side, small = picture_side(w->p), room, k;
+    float *x = (float *)malloc(S * S * 3 * sizeof *x);
+    r->side = S, r->small = small, r->n = wp->size->held_out, room = MAX(r->n, (size_t)2);
+    r->low = (float *)malloc(room * small * small * 3 * sizeof *r->low);
+    r->out = (float *)malloc(room * S * S * 3 * sizeof *r->out);
+    r->texts = (const char **)malloc(room * sizeof *r->texts);
+    r->truth = render_held_out(w->c->subject, r->n, S), r->made = pictures_make(r->n, S);
+    for (k = 0; k < room; k++) r->texts[k] = w->instance;
+    for (k = 0; k < r->n; k++) {
+        to_floats(picture_at(&r->truth, k), S * S * 3, x);
+        db_downsample(x, S, S, 3, S / small, r->low + k * small * small * 3);
+    }
+    free(x);
+    r->sample = db_sample_config_default();
+    r->sample.sampler = DB_SAMPLER_DDIM, r->sample.guidance_scale = 1;
+    r->sample.num_inference_steps = MIN(wp->size->draw_steps, (size_t)10);
+    r->sample.seed = picture_seed(w->c->seed, SEED_SR);
+    if (db_pipeline_load(ctx, wp->net.sr, &r->sr) != DB_OK) return 1;
+    if (s->noise < 0) return 0; /* as shipped */
+    c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
+    c.train_batch_size = (size_t)s->batch, c.upscale = S / small, c.seed = (uint64_t)w->c->seed;
+    c.max_train_steps = (size_t)fmin(SR_STEPS, wp->size->most_steps);
+    c.learning_rate = (float)sr_rate, c.lr_scheduler = DB_LR_COSINE;
+    c.lr_warmup_steps = c.max_train_steps / 20;
+    c.noise_level = db_noise_level(&r->sr->image_noising, s->noise);
+    db_dreambooth_create(r->sr, w->p, &c, w->photos.view, w->photos.n, NULL, 0, &d);
+    while (d && db_dreambooth_steps_done(d) < c.max_train_steps)
+        if (db_dreambooth_step(d, NULL) != DB_OK) break;
+    db_dreambooth_free(d);
+    return db_status(ctx) != DB_OK;
+}
+
+static inline int enlarge(work *w, restoration *r, size_t n, double variance)
+{
+    return db_upscale(r->sr, w->p, r->texts, n, &r->sample,
+                      db_noise_level(&r->sr->image_noising, variance), r->low, r->small, r->small,
+                      r->side, r->side, r->out) != DB_OK;
+}
+
+/* Restores the held-out renders with so much noise on the small pictures. Values: LPIPS; PSNR; of
+   the detail on the object its correlation with the true one and its energy beside that one's. */
+static inline int measure_restored(work *w, restoration *r, double variance, const char *name)
+{
+    const networks *net = &w->w->net;
+    size_t S = r->side, P = S * S * 3, k, i;
+    float *x = (float *)malloc(P * sizeof *x), *true_detail = (float *)malloc(P * sizeof *x),
+          *detail = (float *)malloc(P * sizeof *x);
+    uint8_t *mask = (uint8_t *)malloc(S * S * 4);
+    pictures spare = pictures_make(1, S);
+    double distance = 0, squares = 0, ab = 0, aa = 0, bb = 0;
+    int bad = enlarge(w, r, r->n, variance);
+    for (k = 0; k < r->n && !bad; k++) {
+        const float *y = r->out + k * P;
+        world_scene scene;
+        db_image pair[2];
+        float one = (float)NAN;
+        to_bytes(y, P, picture_at(&r->made, k));
+        pair[0] = r->truth.view[k], pair[1] = r->made.view[k];
+        if (net->lpips) bad = db_lpips_distances(net->lpips, pair, 2, &one) != DB_OK;
+        distance += (double)one / (double)r->n;
+        held_out_scene(w->c->subject, k, &scene); /* again, for where the object is */
+        world_render(&scene, (int)S, 0, 0, (int)S, (int)S, 1, spare.rgb, mask);
+        to_floats(picture_at(&r->truth, k), P, x);
+        detail_of(x, S, S / r->small, true_detail), detail_of(y, S, S / r->small, detail);
+        for (i = 0; i < P; i++) {
+            double a = (double)true_detail[i], b = (double)detail[i];
+            squares += pow((double)x[i] - (double)y[i], 2) / (double)(r->n * P);
+            if (mask[i / 3 * 4] >= 128) ab += a * b, aa += a * a, bb += b * b;
+        }
+    }
+    set_value(w, "lpips_", name, distance), set_value(w, "psnr_", name, 10 * log10(4 / squares));
+    set_value(w, "detail_", name, ab / sqrt(aa * bb)), set_value(w, "spectrum_", name, bb / aa);
+    pictures_free(&spare);
+    free(x), free(true_detail), free(detail), free(mask);
+    return bad;
+}
+
+/* The middle of picture k, close up, into place `to`. */
+static inline void show_middle(const pictures *from, size_t k, const pictures *close, size_t to)
+{
+    size_t n = close->side, at = (from->side - n) / 2, y;
+    for (y = 0; y < n; y++)
+        memcpy(picture_at(close, to) + y * n * 3,
+               picture_at(from, k) + ((at + y) * from->side + at) * 3, n * 3);
+}
+
+/* A strip of close-ups: two held-out renders beside what became of them, and two of the base's own
+   pictures of the subject, enlarged, where the experiment "prior" has left some. */
+static inline int show_close_ups(work *w, restoration *r)
+{
+    const settings *s = &w->c->settings;
+    pictures close = pictures_make(6, MIN(r->side, (size_t)CLOSE)),
+             large = pictures_make(2, r->side);
+    const pictures *set[6];
+    size_t index[6], shown = 0, small = r->small, k, y;
+    const char *labels[6];
+    char path[4096], err[IMG_ERROR_SIZE];
+    img_image strip;
+    int bad = 0;
+    for (k = 0; k < 2 && k < r->n; k++) {
+        show_middle(&r->truth, k, &close, shown), labels[shown++] = "held-out render";
+        show_middle(&r->made, k, &close, shown), labels[shown++] = "made small and restored";
+    }
+    snprintf(path, sizeof path, "%s/cells/prior,with,%s,%d.png", w->w->folder,
+             world_subject(w->c->subject).name, w->c->seed);
+    if (file_exists(path) && img_load(path, &strip, err, sizeof err) == IMG_OK) {
+        for (y = 0; y < 2 * small && strip.h == small && strip.w >= 2 * small; y++)
+            to_floats(strip.rgb + (y % small * strip.w + y / small * small) * 3, small * 3,
+                      r->low + y * small * 3);
+        img_free(&strip);
+        bad = enlarge(w, r, 2, s->noise < 0 ? 1e-3 : s->noise);
+        if (!bad) to_bytes(r->out, 2 * r->side * r->side * 3, large.rgb);
+        for (k = 0; k < 2; k++)
+            show_middle(&large, k, &close, shown), labels[shown++] = "generated, enlarged";
+    }
+    for (k = 0; k < shown; k++) set[k] = &close, index[k] = k;
+    bad = bad || save_strip(w, set, index, labels, shown);
+    pictures_free(&close), pictures_free(&large);
+    return bad;
+}
+
 static inline int measure_sr(work *w)
 {
-    static const struct { double variance; const char *name; } levels[] = {
-        {1e-5, "1e-5"}, {1e-3, "1e-3"}, {.25, ".25"}};
-    const workplace *wp = w->w;
-    const networks *net = &wp->net;
-    const settings *s = &w->c->settings;
-    db_pipeline *sr = NULL;
-    db_dreambooth *d = NULL;
-    db_dreambooth_config c = db_dreambooth_config_default();
-    db_sample_config sample = db_sample_config_default();
-    size_t S = wp->size->photo_side, small = picture_side(w->p), f = S / small, P = S * S * 3,
-           n = wp->size->held_out, room = MAX(n, (size_t)2), k, i, l, shown = 0, side = MIN(S, (size_t)CLOSE),
-           at = (S - side) / 2;
-    float *x = (float *)malloc(n * P * sizeof *x), *y = (float *)malloc(room * P * sizeof *y),
-          *low = (float *)malloc(room * small * small * 3 * sizeof *low),
-          *da = (float *)malloc(P * sizeof *da), *db = (float *)malloc(P * sizeof *db);
-    uint8_t *mask = (uint8_t *)malloc(S * S * 4);
-    const char *texts[64];
-    pictures truth = render_held_out(w->c->subject, n, S), made = pictures_make(n, S),
-             spare = pictures_make(1, S), close = pictures_make(8, side);
-    const pictures *set[8];
-    size_t index[8];
-    const char *labels[8];
-    if (!net->sr) return fail("the experiment needs a super-resolver: a folder sr256");
-    if (db_pipeline_load(net->ctx, net->sr, &sr) == DB_OK && s->noise >= 0) {
-        c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
-        c.train_batch_size = (size_t)s->batch, c.upscale = f, c.seed = (uint64_t)w->c->seed;
-        c.max_train_steps = (size_t)fmin(SR_STEPS, wp->size->most_steps);
-        c.learning_rate = (float)sr_rate, c.lr_scheduler = DB_LR_COSINE;
-        c.lr_warmup_steps = c.max_train_steps / 20;
-        c.noise_level = db_noise_level(&sr->image_noising, s->noise);
-        db_dreambooth_create(sr, w->p, &c, w->photos.view, w->photos.n, NULL, 0, &d);
-        while (d && db_dreambooth_steps_done(d) < c.max_train_steps)
-            if (db_dreambooth_step(d, NULL) != DB_OK) break;
-        db_dreambooth_free(d);
-    }
-    for (k = 0; k < n; k++) {
-        to_floats(picture_at(&truth, k), P, x + k * P);
-        db_downsample(x + k * P, S, S, 3, f, low + k * small * small * 3);
-    }
-    for (k = 0; k < room; k++) texts[k] = w->instance;
-    sample.sampler = DB_SAMPLER_DDIM, sample.guidance_scale = 1;
-    sample.num_inference_steps = wp->size->draw_steps > 10 ? 10 : wp->size->draw_steps;
-    sample.seed = picture_seed(w->c->seed, SEED_SR);
-    for (l = 0; l < 3 && db_status(net->ctx) == DB_OK; l++) {
-        double distance = 0, squares = 0, ab = 0, aa = 0, bb = 0;
-        char name[48];
-        db_upscale(sr, w->p, texts, n, &sample,
-                   db_noise_level(&sr->image_noising, levels[l].variance), low, small, small, S, S,
-                   y);
-        to_bytes(y, n * P, made.rgb);
-        for (k = 0; k < n; k++) {
-            world_scene scene;
-            db_image pair[2];
-            float one = (float)NAN;
-            pair[0] = truth.view[k], pair[1] = made.view[k];
-            if (net->lpips) db_lpips_distances(net->lpips, pair, 2, &one);
-            distance += (double)one / (double)n;
-            held_out_scene(w->c->subject, k, &scene);
-            world_render(&scene, (int)S, 0, 0, (int)S, (int)S, 1, spare.rgb, mask);
-            detail_of(x + k * P, S, f, da), detail_of(y + k * P, S, f, db);
-            for (i = 0; i < P; i++) {
-                squares += pow((double)x[k * P + i] - (double)y[k * P + i], 2) / (double)(n * P);
-                if (mask[i / 3 * 4] < 128) continue; /* beside the object */
-                ab += (double)da[i] * (double)db[i];
-                aa += (double)da[i] * (double)da[i], bb += (double)db[i] * (double)db[i];
-            }
-        }
-        snprintf(name, sizeof name, "lpips_%s", levels[l].name), set_value(w, name, "", distance);
-        snprintf(name, sizeof name, "psnr_%s", levels[l].name);
-        set_value(w, name, "", 10 * log10(4 / squares));
-        snprintf(name, sizeof name, "detail_%s", levels[l].name);
-        set_value(w, name, "", ab / sqrt(aa * bb));
-        snprintf(name, sizeof name, "spectrum_%s", levels[l].name);
-        set_value(w, name, "", bb / aa);
-        for (k = 0; k < 2 && k < n && l == 0; k++) { /* the middle: truth, restored */
-            for (i = 0; i < side; i++) {
-                size_t from = ((i + at) * S + at) * 3;
-                memcpy(picture_at(&close, shown) + i * side * 3, picture_at(&truth, k) + from,
-                       side * 3);
-                memcpy(picture_at(&close, shown + 1) + i * side * 3, picture_at(&made, k) + from,
-                       side * 3);
-            }
-            labels[shown++] = "held-out render", labels[shown++] = "made small and restored";
-        }
-    }
-    if (db_status(net->ctx) == DB_OK) { /* generated pictures of the subject, enlarged */
-        char path[4096], err[IMG_ERROR_SIZE];
-        img_image strip;
-        snprintf(path, sizeof path, "%s/cells/prior,with,%s,%d.png", wp->folder,
-                 world_subject(w->c->subject).name, w->c->seed);
-        if (file_exists(path) && img_load(path, &strip, err, sizeof err) == IMG_OK) {
-            for (k = 0; k < 2 && strip.h == small && strip.w >= 2 * small; k++) {
-                for (i = 0; i < small; i++)
-                    to_floats(strip.rgb + (i * strip.w + k * small) * 3, small * 3,
-                              low + (k * small + i) * small * 3);
-            }
-            db_upscale(sr, w->p, texts, 2, &sample,
-                       db_noise_level(&sr->image_noising, s->noise < 0 ? 1e-3 : s->noise), low,
-                       small, small, S, S, y);
-            for (k = 0; k < 2; k++) {
-                for (i = 0; i < side; i++)
-                    to_bytes(y + k * P + ((i + at) * S + at) * 3, side * 3,
-                             picture_at(&close, shown) + i * side * 3);
-                labels[shown++] = "generated, enlarged";
-            }
-            img_free(&strip);
-        }
-        for (k = 0; k < shown; k++) set[k] = &close, index[k] = k;
-        save_strip(w, set, index, labels, shown);
-    }
-    db_pipeline_free(sr);
-    pictures_free(&truth), pictures_free(&made), pictures_free(&close), pictures_free(&spare);
-    free(x), free(y), free(low), free(da), free(db), free(mask);
-    return db_status(net->ctx) != DB_OK;
+    restoration r;
+    int bad;
+    if (!w->w->net.sr) return fail("the experiment needs a super-resolver: a folder sr256");
+    memset(&r, 0, sizeof r);
+    bad = start_restoration(w, &r) || measure_restored(w, &r, .25, ".25") ||
+        measure_restored(w, &r, 1e-3, "1e-3") || measure_restored(w, &r, 1e-5, "1e-5") ||
+        show_close_ups(w, &r);
+    db_pipeline_free(r.sr);
+    pictures_free(&r.truth), pictures_free(&r.made);
+    free(r.low), free(r.out), free((void *)r.texts);
+    return bad;
 }
 
 /* ---- do the metrics measure subjects? -------------------------------------------------------- */
