@@ -406,9 +406,12 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
     return all;
 }
 
-/* The steps at which "map" measures: an eighth, a quarter, half and all of them. */
+/* The steps at which "map" measures: an eighth, a quarter, half and all of them; of few only all. */
 enum { TRACES = 4 };
-static inline size_t trace_step(int k, double steps) { return (size_t)ceil(steps / (8 >> k)); }
+static inline size_t trace_step(int k, double steps)
+{
+    return (size_t)(steps < 8 ? steps : ceil(steps / (8 >> k)));
+}
 
 /* ---- prompts --------------------------------------------------------------------------------- */
 
