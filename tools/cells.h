@@ -514,9 +514,10 @@ static inline int start_training(work *w)
     const settings *s = &w->c->settings;
     db_dreambooth_config c = db_dreambooth_config_default();
     size_t S = picture_side(w->p), n = (size_t)s->classes;
-    pictures classes = pictures_make(0, S);
+    pictures classes;
     float *class_images = NULL;
     int bad = 0;
+    memset(&classes, 0, sizeof classes);
     if (s->steps == 0) return 0;
     c.instance_prompt = w->instance, c.resolution = S, c.seed = (uint64_t)w->c->seed;
     c.train_batch_size = c.class_batch_size = (size_t)s->batch;

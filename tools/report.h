@@ -211,8 +211,12 @@ static inline void write_pictures(page *g, const experiment *x, int subjects)
     int k;
     for (k = 0; k < subjects && k < x->n_subjects; k++) {
         char cell_name[128];
-        snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, names[0], x->subjects[k]);
-        if (!records_find(g->all, cell_name)) continue;
+        int any = 0;
+        for (c = 0; c < n; c++) {
+            snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, names[c], x->subjects[k]);
+            any = any || records_find(g->all, cell_name);
+        }
+        if (!any) continue;
         if (strcmp(x->name, "metrics")) write_photos(g, x->subjects[k]);
         for (c = 0; c < n; c++) {
             snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, names[c], x->subjects[k]);
