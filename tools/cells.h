@@ -15,7 +15,8 @@ enum { SEED_SUBJECT, SEED_CLASS, SEED_LEAK, SEED_APPLICATION, SEED_SR };
 typedef struct networks {
     db_ctx *ctx;
     const char *base, *sr; /* directories; sr or NULL */
-    db_vit *dino, *classifier; /* each may be NULL: its values are then missing */
+    classifier *classifier; /* each may be NULL: its values are then missing */
+    db_vit *dino;
     db_clip *clip;
     db_lpips *lpips;
     char hash[20];

@@ -127,7 +127,8 @@ static inline void classifier_forward(db_tape *t, classifier *m, db_tensor x,
 }
 
 /* The most likely value of every attribute of n pictures: out [n][CLASSIFIER_N]. */
-static inline db_result classifier_run(classifier *m, const db_image *images, size_t n, int32_t *out)
+static inline db_result classifier_run(classifier *m, const db_image *images, size_t n,
+                                       int32_t *out)
 {
     db_ctx *ctx = m->params.ctx;
     size_t S = m->config.image_size, width = 0, b, k, j;

@@ -2,7 +2,7 @@
 
    The tables are the plan; PAPER_NOTES.md, "Plan of the experiments", says the same in words. A
    cell is one condition of one experiment for one subject and one seed. Every condition names what
-   it changes in the settings that all others share. Include after dreambooth.h, cli.h and world.h. */
+   it changes in the settings that all others share. Include after dreambooth.h, cli.h, world.h. */
 #ifndef EXPERIMENTS_H
 #define EXPERIMENTS_H
 
@@ -406,7 +406,7 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
     return all;
 }
 
-/* The steps at which "map" measures: an eighth, a quarter, half and all of them; of few only all. */
+/* The steps at which "map" measures: an eighth, a quarter, half and all; of few only all. */
 enum { TRACES = 4 };
 static inline size_t trace_step(int k, double steps)
 {

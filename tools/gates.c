@@ -417,8 +417,8 @@ static int run(const options *o, db_ctx *ctx)
 
 int main(int argc, char **argv)
 {
-    options o = {"examples/world/captions.txt", "examples/world/base", "build/classifier", NULL,
-                 "build", "f32", CAPTIONS, 0};
+    options o = {"examples/world/captions.txt", "examples/world/base",
+                 "examples/world/metrics/classifier", NULL, "build", "f32", CAPTIONS, 0};
     const struct { const char *name; const char **text; long *number; } flags[] = {
         {"--captions", &o.captions, NULL}, {"--model", &o.model, NULL},
         {"--classifier", &o.classifier, NULL}, {"--metrics", &o.metrics, NULL},

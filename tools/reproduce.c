@@ -42,7 +42,7 @@ static options options_default(void)
     memset(&o, 0, sizeof o);
     o.c = common_default, o.c.precision = "auto";
     o.dino = "examples/world/metrics/dino", o.clip = "examples/world/metrics/clip";
-    o.lpips = "examples/world/metrics/lpips", o.classifier = "build/classifier";
+    o.lpips = "examples/world/metrics/lpips", o.classifier = "examples/world/metrics/classifier";
     o.guidance = 3;
     return o;
 }
@@ -120,7 +120,7 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
     if (has_weights(o->clip)) db_clip_load(ctx, o->clip, &net->clip);
     if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
     if (*o->classifier && has_weights(o->classifier))
-        net->classifier = classifier_load(ctx, o->classifier);
+        net->classifier = classifier_open(ctx, o->classifier, 1);
     hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
     hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
     if (net->sr) hash = hash_file(hash, net->sr, "unet/diffusion_pytorch_model.safetensors");
@@ -134,7 +134,7 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
 
 static void close_workplace(workplace *w)
 {
-    db_vit_free(w->net.dino), db_vit_free(w->net.classifier);
+    db_vit_free(w->net.dino), classifier_free(w->net.classifier);
     db_clip_free(w->net.clip), db_lpips_free(w->net.lpips);
 }
 
@@ -204,8 +204,8 @@ static const record *find_key(const records *all, const char *key, int measures,
     return NULL;
 }
 
-/* Seconds that cell k takes on two free cores with AMX, by what it trains and draws; with what it is
-   the first to need of the original model: class images, pictures of the subject's prompts. */
+/* Seconds that cell k takes on two free cores with AMX, by what it trains and draws; with what it
+   is the first to need of the original model: class images, pictures of the subject's prompts. */
 static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
     const cell *c = &cells[k];
