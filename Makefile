@@ -42,6 +42,9 @@ help:
 	@echo "                  QUICK=1: a smoke test of ten minutes; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
+	@echo "make retrain      trains the shipped cascade and its metric networks again, from nothing, into build/retrained: a day"
+	@echo "make verify       the shipped weights against examples/world/SHA256SUMS"
+	@echo "make gates        the shipped base held to renders of the same 512 captions"
 	@echo "make clean"
 
 # The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
@@ -92,6 +95,13 @@ $(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
 	$(ON_GPU)
 $(B)/test_gpu_dreambooth: tests/test_dreambooth.c $(GPU) $(HEADERS)
 	$(ON_GPU)
+
+retrain: $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates
+	TOOLS=$(B) nice sh tools/retrain.sh $(B)/retrained
+verify:
+	cd examples/world && sha256sum -c --quiet SHA256SUMS && echo "the shipped weights are those of the record"
+gates: $(B)/gates
+	$(B)/gates run --out $(B)
 
 # The paper's experiments. A run that was stopped goes on where it was; the tests run it at its smallest, without kernels
 PAPER = --folder $(B)/paper$(if $(QUICK),-quick) $(if $(QUICK),--quick) --classifier $(B)/classifier
@@ -168,5 +178,5 @@ bench: $(B)/bench
 clean:
 	rm -rf $(B)
 
-.PHONY: all help cuda test-cuda demo paper test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench clean
+.PHONY: all help cuda test-cuda demo paper test sanitize matrix neon fuzz mutate golden check-diffusers check-full bench retrain verify gates clean
 .SECONDARY:

@@ -1718,7 +1718,7 @@ static int demo(int argc, char **argv)
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
     long steps = 250, sr_steps = 600, batch = 4;
-    double rate = 1.5e-4, sr_rate = 2e-3, variance = 1e-5;
+    double rate = 2.2e-4, sr_rate = 2e-3, variance = 1e-5;
     const flag flags[] = {{"instance_data_dir", TEXT, &folder, "photos of the subject"},
                           {"class_noun", TEXT, &noun, "what it is"},
                           {"identifier", TEXT, &word, "a rare word for it"},

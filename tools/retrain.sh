@@ -4,7 +4,7 @@
 # The steps of the shipped weights, without the pauses between their sittings. Started again it goes on where it stopped.
 # SHARE=500 takes a 500th of every count: a rehearsal of minutes.
 set -e
-out=$1 share=${SHARE:-1}
+out=$1 share=${SHARE:-1} tools=${TOOLS:-build}
 world=examples/world
 mkdir -p "$out"
 for d in base sr256 metrics; do cp -r $world/$d "$out/"; done
@@ -14,7 +14,7 @@ n() { echo $(($1 / share > 3 ? $1 / share : 3)); }
 pool() { # name, size, count, more
     name=$1 size=$2 count=$(n $3)
     shift 3
-    [ -f "$out/$name.pool" ] || build/world pool --out "$out/$name.pool" --size $size --count $count "$@"
+    [ -f "$out/$name.pool" ] || $tools/world pool --out "$out/$name.pool" --size $size --count $count "$@"
 }
 pool base 64 60000 --samples 3
 pool sr 256 3000 --samples 2 --seed 200000
@@ -23,26 +23,26 @@ pool metric 64 60000 --samples 3 --split metric
 pretrain() { # what, steps in all, decay, more
     what=$1 steps=$(n $2) decay=$(n $3)
     shift 3
-    build/pretrain $what --state "$out/$what.state" --steps $steps --decay $decay "$@"
+    $tools/pretrain $what --state "$out/$what.state" --steps $steps --decay $decay "$@"
 }
 base="--dir $out/base --pool $out/base.pool --precision bf16 --lr 8e-4"
 sr="--dir $out/sr256 --text $out/base --pool $out/sr.pool --precision bf16 --size 64 --scale 4 --batch 8"
-build/pretrain vocabulary --dir "$out/base"
+$tools/pretrain vocabulary --dir "$out/base"
 pretrain text 2500 1000 --dir "$out/base" --batch 64 --lr 2e-3 --warmup 200
-pretrain base 10433 0 $base --size 32 --batch 32
-pretrain base @CONSTANT@ 0 $base --size 64 --batch 16
-pretrain base @ALL@ @DECAY@ $base --size 64 --batch 16 --ema 0.998
+pretrain base 8806 0 $base --size 32 --batch 32
+pretrain base 28060 0 $base --size 64 --batch 16
+pretrain base 29360 1300 $base --size 64 --batch 16 --ema 0.998
 pretrain sr 24464 0 $sr
 pretrain sr 26100 1500 $sr --ema 0.998
 
 metric() { # what, steps, decay, batch, learning rate, average
-    build/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/metric.pool" --state "$out/$1.state" --precision bf16 \
+    $tools/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/metric.pool" --state "$out/$1.state" --precision bf16 \
         --steps $(n $2) --decay $(n $3) --batch $4 --lr $5 --ema $6
 }
 metric classifier 3000 1000 64 1e-3 0.997
 metric lpips 1200 400 32 1e-3 0.996
-metric clip @CLIP@
-metric dino @DINO@
+metric clip 2500 800 96 1e-3 0.997
+metric dino 12000 3000 32 5e-4 0.998
 
-build/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
+$tools/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
     --metrics "$out/metrics" --out "$out" --precision bf16 --count $(n 512)
