@@ -355,7 +355,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
     X(LAYER_NORM_DX, "layer_norm_dx", 3, db__cpu_layer_norm_dx, NULL)                              \
     X(ACT, "act", 1, db__cpu_act, db__act_backward)                                                \
     X(ACT_DX, "act_dx", 1, db__cpu_act_dx, NULL)                                                   \
-    X(GATE, "gate", 1, db__cpu_gate, db__gate_backward)                                            \
+    X(GATE, "gate", 1, db__cpu_gate, db__act_backward)                                             \
     X(GATE_DX, "gate_dx", 1, db__cpu_gate_dx, NULL)                                                \
     X(MUL, "mul", 1, db__cpu_mul, db__mul_backward)                                                \
     X(AXPBY, "axpby", 1, db__cpu_axpby, db__axpby_backward)                                        \
@@ -2309,6 +2309,16 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
     }
 }
 
+/* Begins one operation; sync waits for it. */
+static db_result db__begin(db_ctx *ctx, db_op op, db_call *c)
+{
+    if (!ctx->backend->run[op])
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
+                        ctx->backend->name, db__op_name(op));
+    ctx->backend->run[op](ctx, c);
+    return ctx->result;
+}
+
 /* All operations, in order */
 static void db__run_nodes(db_tape *t, uint64_t seed, uint32_t step)
 {
@@ -2316,15 +2326,10 @@ static void db__run_nodes(db_tape *t, uint64_t seed, uint32_t step)
     size_t n;
     for (n = 0; n < t->n_nodes && ctx->result == DB_OK; n++) {
         db_call c = db__call(t, n);
-        if (!ctx->backend->run[t->node[n].op]) {
-            db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
-                     ctx->backend->name, db__op_name(t->node[n].op));
-            return;
-        }
         c.scratch = t->arena + t->arena_bytes;
         c.seed = seed;
         c.step = step;
-        ctx->backend->run[t->node[n].op](ctx, &c);
+        db__begin(ctx, t->node[n].op, &c);
     }
 }
 
@@ -2377,6 +2382,7 @@ typedef struct db__gemm {
     size_t lds;
 } db__gemm;
 
+/* In the order in which an operation's f holds it. */
 typedef struct db__adamw_step {
     float lr, beta1, beta2, eps, weight_decay;
     float correction1, correction2; /* 1 - beta^step              */
@@ -3771,6 +3777,7 @@ static void db__cpu_act_dx(db_ctx *ctx, db_call *c)
     }
 }
 
+/* Of an activation and of a gate alike */
 static void db__act_backward(db_tape *t, const db__node *n)
 {
     db_tensor arg[3];
@@ -3779,21 +3786,27 @@ static void db__act_backward(db_tape *t, const db__node *n)
     arg[1] = db_grad(t, n->arg[0]), arg[2] = n->arg[1];
     if (arg[1].id < 0 || !db__needs_grad(t, arg[2])) return;
     arg[0] = db__grad_target(t, arg[2], &add);
-    made = db__record(t, DB_OP_ACT_DX, 3, arg);
+    made = db__record(t, n->op == DB_OP_GATE ? DB_OP_GATE_DX : DB_OP_ACT_DX, 3, arg);
     if (made) made->i[0] = n->i[0], made->i[1] = add;
 }
 
-db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
+static db_tensor db__record_act(db_tape *t, db_op op, db_tensor x, const size_t *dim,
+                                db_activation act)
 {
     db_tensor arg[2];
     db__node *n;
-    if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
-    arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x;
-    n = db__record(t, DB_OP_ACT, 2, arg);
+    arg[0] = db__activation(t, x.n_dims, dim), arg[1] = x;
+    n = db__record(t, op, 2, arg);
     if (!n) return db_none;
     n->i[0] = (int)act;
     db__inherit_grad(t, arg[0], 1, arg + 1);
     return arg[0];
+}
+
+db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
+{
+    if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
+    return db__record_act(t, DB_OP_ACT, x, x.dim, act);
 }
 
 /* a: y, x.  i: act */
@@ -3827,22 +3840,8 @@ static void db__cpu_gate_dx(db_ctx *ctx, db_call *c)
     }
 }
 
-static void db__gate_backward(db_tape *t, const db__node *n)
-{
-    db_tensor arg[3];
-    db__node *made;
-    int add = 0;
-    arg[1] = db_grad(t, n->arg[0]), arg[2] = n->arg[1];
-    if (arg[1].id < 0 || !db__needs_grad(t, arg[2])) return;
-    arg[0] = db__grad_target(t, arg[2], &add);
-    made = db__record(t, DB_OP_GATE_DX, 3, arg);
-    if (made) made->i[0] = n->i[0], made->i[1] = add;
-}
-
 db_tensor db_gate(db_tape *t, db_tensor x, db_activation act)
 {
-    db_tensor arg[2];
-    db__node *n;
     size_t dim[4];
     if (t->ctx->result != DB_OK) return db_none;
     if (x.n_dims < 1 || x.dim[x.n_dims - 1] % 2) {
@@ -3852,12 +3851,7 @@ db_tensor db_gate(db_tape *t, db_tensor x, db_activation act)
     }
     memcpy(dim, x.dim, sizeof dim);
     dim[x.n_dims - 1] /= 2;
-    arg[0] = db__activation(t, x.n_dims, dim), arg[1] = x;
-    n = db__record(t, DB_OP_GATE, 2, arg);
-    if (!n) return db_none;
-    n->i[0] = (int)act;
-    db__inherit_grad(t, arg[0], 1, arg + 1);
-    return arg[0];
+    return db__record_act(t, DB_OP_GATE, x, dim, act);
 }
 
 /* a: y, a, b.  i: add */
@@ -5152,9 +5146,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
 static db__adamw_step db__adamw_step_of(const db_call *c)
 {
     db__adamw_step a;
-    a.lr = c->f[0], a.beta1 = c->f[1], a.beta2 = c->f[2], a.eps = c->f[3];
-    a.weight_decay = c->f[4], a.correction1 = c->f[5], a.correction2 = c->f[6];
-    a.grad_scale = c->f[7];
+    memcpy(&a, c->f, sizeof a);
     return a;
 }
 
@@ -5556,18 +5548,10 @@ static db_arg db__arg(void *data, size_t n, db_dtype dtype)
 }
 static db_arg db__float_arg(float *data, size_t n) { return db__arg(data, n, DB_F32); }
 
-/* Begins one operation that is on no tape; db__run_alone waits for it as well. */
-static db_result db__begin_alone(db_ctx *ctx, db_op op, db_call *c)
-{
-    if (!ctx->backend->run[op])
-        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "the backend %s has no operation %s",
-                        ctx->backend->name, db__op_name(op));
-    ctx->backend->run[op](ctx, c);
-    return ctx->result;
-}
+/* Runs one operation that is on no tape, and waits for it. */
 static db_result db__run_alone(db_ctx *ctx, db_op op, db_call *c)
 {
-    if (db__begin_alone(ctx, op, c) != DB_OK) return ctx->result;
+    if (db__begin(ctx, op, c) != DB_OK) return ctx->result;
     return ctx->backend->sync(ctx);
 }
 
@@ -5667,10 +5651,8 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     if (o->config.max_grad_norm > 0)
         a.grad_scale *= (float)DB__MIN(1.0, (double)o->config.max_grad_norm / (grad_norm + 1e-6));
     while (ctx->result == DB_OK && (op = db__next_update(o, &k, &c)) >= 0) {
-        c.f[0] = a.lr, c.f[1] = a.beta1, c.f[2] = a.beta2, c.f[3] = a.eps;
-        c.f[4] = a.weight_decay, c.f[5] = a.correction1, c.f[6] = a.correction2;
-        c.f[7] = a.grad_scale;
-        db__begin_alone(ctx, (db_op)op, &c);
+        memcpy(c.f, &a, sizeof a);
+        db__begin(ctx, (db_op)op, &c);
     }
     return ctx->backend->sync(ctx);
 }
@@ -15177,7 +15159,7 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
 {
     DB__T *p = (DB__T *)p_;
     DB__V v, top = DB__vset1(*max), total[2];
-    float lane[DB__VN], was = *max, grown;
+    float lane[DB__VN], most = *max, grown = 1;
     size_t i;
     int k;
     for (i = 0; i < n; i += DB__VN) {
@@ -15185,17 +15167,18 @@ DB__KERNEL float DB__FN(softmax)(void *p_, float *s, const float *bias, const fl
         (&v, s + i, bias ? bias + i : NULL, mask ? mask + i : NULL, n - i, scale, 1);
         DB__FN(storef_n)(s + i, &v, n - i);
         if (n - i >= DB__VN) top = DB__vmax(top, v);
-        else for (k = 0; (size_t)k < n - i; k++) *max = DB__MAX(*max, s[i + (size_t)k]);
+        else for (k = 0; (size_t)k < n - i; k++) most = DB__MAX(most, s[i + (size_t)k]);
     }
     DB__vstore(lane, top);
-    for (k = 0; k < DB__VN; k++) *max = DB__MAX(*max, lane[k]);
+    for (k = 0; k < DB__VN; k++) most = DB__MAX(most, lane[k]);
     total[0] = total[1] = DB__vset1(0.0f);
-#define DB__AT(i, U) DB__FN(softmax_at)(p + i, s + i, total, *max, n - i, U)
+#define DB__AT(i, U) DB__FN(softmax_at)(p + i, s + i, total, most, n - i, U)
     DB__WALK(i, n, DB__AT);
 #undef DB__AT
     for (i = n; i < n_padded; i++) p[i] = 0;
     total[0] = DB__vadd(total[0], total[1]);
-    grown = *max > was ? expf(was - *max) : 1;
+    if (most > *max) grown = expf(*max - most);
+    *max = most;
     *sum = *sum * grown + DB__FN(sum)(total);
     return grown;
 }

@@ -3,7 +3,7 @@
    A cell depends on its settings, subject, seed and the networks alone, on nothing that ran before
    it: it begins with the shipped weights, and what cells share (class images, pictures of the
    original model) is a function of its key, kept in a file so that it is drawn once. Include after
-   classifier.h, experiments.h and records.h.                                                     */
+   classifier.h, pictures.h, experiments.h and records.h.                                         */
 #ifndef CELLS_H
 #define CELLS_H
 
@@ -28,55 +28,6 @@ typedef struct workplace { /* what all cells have in common */
     const char *folder; /* for records and pictures */
     double guidance;
 } workplace;
-
-/* ---- pictures -------------------------------------------------------------------------------- */
-
-typedef struct pictures { /* square, owned */
-    uint8_t *rgb;
-    db_image *view;
-    size_t n, side;
-} pictures;
-
-static inline pictures pictures_make(size_t n, size_t side)
-{
-    pictures p;
-    size_t k;
-    p.n = n, p.side = side;
-    p.rgb = (uint8_t *)calloc(n + 1, side * side * 3);
-    p.view = (db_image *)calloc(n + 1, sizeof *p.view);
-    for (k = 0; k < n; k++)
-        p.view[k].rgb = p.rgb + k * side * side * 3, p.view[k].w = p.view[k].h = side;
-    return p;
-}
-
-static inline void pictures_free(pictures *p)
-{
-    free(p->rgb), free(p->view);
-    memset(p, 0, sizeof *p);
-}
-
-static inline uint8_t *picture_at(const pictures *p, size_t k)
-{
-    return p->rgb + k * p->side * p->side * 3;
-}
-
-static inline void to_bytes(const float *x, size_t n, uint8_t *out)
-{
-    size_t k;
-    for (k = 0; k < n; k++) out[k] = to_byte(x[k]);
-}
-
-static inline void to_floats(const uint8_t *x, size_t n, float *out)
-{
-    size_t k;
-    for (k = 0; k < n; k++) out[k] = (float)x[k] / 127.5f - 1;
-}
-
-static inline void render(const world_scene *scene, const pictures *to, size_t k)
-{
-    int side = (int)to->side;
-    world_render(scene, side, 0, 0, side, side, 3, picture_at(to, k), NULL);
-}
 
 /* The photos that the settings train on. */
 static inline pictures take_photos(const settings *s, int subject, size_t side)
@@ -150,29 +101,19 @@ static inline int open_base(const workplace *w, db_pipeline **p)
     return 0;
 }
 
-/* Draws prompts[k] from seed + k into to[first + k]. */
-static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, double guidance,
-                            const char *const *prompts, size_t n, uint64_t seed, pictures *to,
-                            size_t first)
+/* The same as all pictures of subjects are drawn. */
+static inline int draw_usual(const workplace *w, db_pipeline *p, const char *const *prompts,
+                             size_t n, uint64_t seed, pictures *to, size_t first)
 {
-    db_sample_config c = db_sample_config_default();
-    size_t P = to->side * to->side * 3;
-    float *x = (float *)malloc((n + 1) * P * sizeof *x);
-    int bad;
-    c.sampler = sampler, c.num_inference_steps = steps;
-    c.guidance_scale = (float)guidance, c.seed = seed;
-    bad = n && db_generate(p, prompts, n, NULL, &c, to->side, to->side, x) != DB_OK;
-    if (!bad) to_bytes(x, n * P, picture_at(to, first));
-    free(x);
-    return bad;
+    return draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps,
+                     w->guidance, prompts, n, seed, to, first);
 }
 
 static inline pictures draw(const workplace *w, db_pipeline *p, const char *const *prompts,
                             size_t n, uint64_t seed)
 {
     pictures to = pictures_make(n, picture_side(p));
-    draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps, w->guidance,
-              prompts, n, seed, &to, 0);
+    draw_usual(w, p, prompts, n, seed, &to, 0);
     return to;
 }
 
@@ -213,7 +154,7 @@ static inline pictures kept(const workplace *w, const char *what, size_t n, size
 typedef struct request { /* of the original model */
     const char *const *prompts;
     uint64_t seed;
-    double guidance;
+    double guidance; /* of class images */
 } request;
 
 static inline int draw_original(const workplace *w, const void *how, pictures *to, size_t first)
@@ -221,9 +162,7 @@ static inline int draw_original(const workplace *w, const void *how, pictures *t
     const request *r = (const request *)how;
     db_pipeline *p;
     int bad = open_base(w, &p) ||
-        draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps,
-                  w->guidance, r->prompts + first,
-                  to->n - first, r->seed + first, to, first);
+        draw_usual(w, p, r->prompts + first, to->n - first, r->seed + first, to, first);
     db_pipeline_free(p);
     return bad;
 }
@@ -239,7 +178,7 @@ static inline pictures original_pictures(const workplace *w, const char *const *
     for (k = 0; k < n; k++) key = hash_bytes(key, prompts[k], strlen(prompts[k]) + 1);
     snprintf(what, sizeof what, "original %016llx seed %llu steps %zu guidance %g",
              (unsigned long long)key, (unsigned long long)seed, w->size->draw_steps, w->guidance);
-    r.prompts = prompts, r.seed = seed, r.guidance = w->guidance;
+    r.prompts = prompts, r.seed = seed, r.guidance = 0;
     return kept(w, what, n, side, draw_original, &r);
 }
 
@@ -272,6 +211,23 @@ static inline pictures class_pool(const workplace *w, const char *class_prompt, 
     return kept(w, what, n, side, draw_class, &r);
 }
 
+/* A tape of the U-Net on B images [B,S,S,3], timesteps [B] and texts [B,T,D], the three of in; its
+   output is kept in *y. NULL after an error. */
+static inline db_tape *record_unet(db_pipeline *p, size_t B, size_t S, db_tensor in[3],
+                                   db_tensor *y)
+{
+    db_tape *t = NULL;
+    size_t dim[4];
+    if (db_tape_create(p->ctx, &t) != DB_OK) return NULL;
+    dim[0] = B, dim[1] = dim[2] = S, dim[3] = 3;
+    in[0] = db_input(t, DB_F32, 4, dim), in[1] = db_input(t, DB_F32, 1, dim);
+    dim[1] = DB_PROMPT_TOKENS, dim[2] = p->text_encoder->config.d_model;
+    in[2] = db_input(t, DB_F32, 3, dim);
+    *y = db_unet_forward(t, p->unet, in[0], in[1], in[2], db_none, NULL);
+    db_keep(t, *y);
+    return t;
+}
+
 /* SDEdit (Meng et al., 2021): picture k is noised `strength` of the way and drawn from there. */
 static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *const *prompts,
                                 size_t n, const db_image *from, size_t n_from, double strength,
@@ -279,23 +235,15 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
 {
     db_ctx *ctx = p->ctx;
     size_t T = DB_PROMPT_TOKENS, D = p->text_encoder->config.d_model, S = to->side, P = S * S, k, i,
-           CP = p->unet->config.out_channels, dim[4], first;
+           CP = p->unet->config.out_channels, first;
     float *text = (float *)malloc(2 * T * D * sizeof *text),
           *x = (float *)malloc(P * 3 * sizeof *x), *noise = (float *)malloc(P * 3 * sizeof *noise),
           *pred = (float *)malloc(2 * P * CP * sizeof *pred),
           *in = (float *)malloc(6 * P * sizeof *in);
     float time[2], alpha, sigma;
     const char *pair[2] = {"", ""};
-    db_tape *t = NULL;
-    db_tensor image, when, words, y;
-    if (db_tape_create(ctx, &t) == DB_OK) {
-        dim[0] = 2, dim[1] = dim[2] = S, dim[3] = 3;
-        image = db_input(t, DB_F32, 4, dim), when = db_input(t, DB_F32, 1, dim);
-        dim[1] = T, dim[2] = D;
-        words = db_input(t, DB_F32, 3, dim);
-        y = db_unet_forward(t, p->unet, image, when, words, db_none, NULL);
-        db_keep(t, y);
-    }
+    db_tensor in_tape[3], y;
+    db_tape *t = record_unet(p, 2, S, in_tape, &y);
     for (k = 0; k < n && db_status(ctx) == DB_OK; k++) {
         db_trajectory tr;
         db_rng rng;
@@ -310,12 +258,12 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
         if (db_status(ctx) == DB_OK && first < tr.n) {
             db_schedule_coefficients(&p->scheduler, tr.timestep[first], &alpha, &sigma);
             for (i = 0; i < P * 3; i++) x[i] = alpha * x[i] + sigma * noise[i];
-            db_upload(t, words, text);
+            db_upload(t, in_tape[2], text);
         }
         for (i = first; i < tr.n && db_status(ctx) == DB_OK; i++) {
             time[0] = time[1] = (float)tr.timestep[i];
             memcpy(in, x, P * 3 * sizeof *in), memcpy(in + P * 3, x, P * 3 * sizeof *in);
-            db_upload(t, image, in), db_upload(t, when, time);
+            db_upload(t, in_tape[0], in), db_upload(t, in_tape[1], time);
             db_run(t, seed, (uint32_t)i);
             if (db_download(t, y, pred) != DB_OK) break;
             db_guide(1, P, 3, CP, (float)w->guidance, pred);
@@ -585,19 +533,6 @@ static inline double dino_between(const networks *net, const db_image *a, size_t
     return c;
 }
 
-/* Mean LPIPS of all pairs. */
-static inline double diversity_of(const networks *net, const pictures *p, size_t n)
-{
-    size_t pairs = n * (n - 1) / 2, k;
-    float *d = (float *)malloc((pairs + 1) * sizeof *d);
-    double sum = 0;
-    if (n > 1 && net->lpips && db_lpips_distances(net->lpips, p->view, n, d) == DB_OK)
-        for (k = 0; k < pairs; k++) sum += (double)d[k] / (double)pairs;
-    else sum = (double)NAN;
-    free(d);
-    return sum;
-}
-
 /* The denoising loss of pictures under the instance prompt, at fixed times with fixed noise: low on
    the photos and high on other renders of the subject is overfitting. */
 static inline double denoising_loss(work *w, const pictures *set)
@@ -606,24 +541,17 @@ static inline double denoising_loss(work *w, const pictures *set)
     db_pipeline *p = w->p;
     db_ctx *ctx = p->ctx;
     size_t S = p->unet->config.sample_size, P = S * S * 3, T = DB_PROMPT_TOKENS,
-           D = p->text_encoder->config.d_model, CP = p->unet->config.out_channels, dim[4], l = 0, k,
-           i;
+           D = p->text_encoder->config.d_model, CP = p->unet->config.out_channels, l = 0, k, i;
     float *text = (float *)malloc(T * D * sizeof *text), *x = (float *)malloc(P * sizeof *x),
           *z = (float *)malloc(P * sizeof *z), *eps = (float *)malloc(P * sizeof *eps),
           *pred = (float *)malloc(S * S * CP * sizeof *pred), alpha, sigma, time;
     const char *prompt_text = w->instance;
     double sum = 0;
-    db_tape *t = NULL;
-    db_tensor image, when, words, y;
-    dim[0] = 1, dim[1] = dim[2] = S, dim[3] = 3;
-    if (db_tape_create(ctx, &t) == DB_OK) {
-        image = db_input(t, DB_F32, 4, dim), when = db_input(t, DB_F32, 1, dim);
-        dim[1] = T, dim[2] = D;
-        words = db_input(t, DB_F32, 3, dim);
-        y = db_unet_forward(t, p->unet, image, when, words, db_none, NULL);
-        db_keep(t, y);
+    db_tensor in[3], y;
+    db_tape *t = record_unet(p, 1, S, in, &y);
+    if (t) {
         db_encode(p->text_encoder, p->tokenizer, &prompt_text, 1, T, text, NULL);
-        db_upload(t, words, text);
+        db_upload(t, in[2], text);
     }
     for (k = 0; k < set->n && db_status(ctx) == DB_OK; k++) {
         db_resize(ctx, &set->view[k], S, S, x);
@@ -635,7 +563,7 @@ static inline double denoising_loss(work *w, const pictures *set)
             db_schedule_coefficients(&p->scheduler, step, &alpha, &sigma);
             for (i = 0; i < P; i++) z[i] = alpha * x[i] + sigma * eps[i];
             time = (float)step;
-            db_upload(t, image, z), db_upload(t, when, &time);
+            db_upload(t, in[0], z), db_upload(t, in[1], &time);
             db_run(t, 1, 0);
             if (db_download(t, y, pred) != DB_OK) break;
             for (i = 0; i < P; i++) {
@@ -664,12 +592,13 @@ static inline void measure_fidelity(work *w, const pictures *made, const picture
     float *z = dino_of(net, held->view, held->n), *a = dino_of(net, made->view, made->n),
           *b = dino_of(net, before->view, before->n);
     if (z && a && b) {
-        double floor = db_cosine_between(b, before->n, z, held->n, D);
+        double floor = db_cosine_between(b, before->n, z, held->n, D),
+               real = db_cosine_within(z, held->n, D);
         set_value(w, "held_out_floor", suffix, floor);
-        set_value(w, "held_out_real", suffix, db_cosine_within(z, held->n, D));
+        set_value(w, "held_out_real", suffix, real);
         set_value(w, "fidelity", suffix,
-                  db_normalized_fidelity(db_cosine_between(a, made->n, z, held->n, D),
-                                         db_cosine_within(z, held->n, D), floor));
+                  db_normalized_fidelity(db_cosine_between(a, made->n, z, held->n, D), real,
+                                         floor));
     }
     free(z), free(a), free(b);
 }
@@ -777,9 +706,10 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         set_value(w, "dino_original", suffix,
                   dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n));
         if (w->c->of->measures & MEASURE_DIVERSITY) {
-            set_value(w, "class_diversity_64", suffix, diversity_of(&wp->net, &tuned, n_class));
+            set_value(w, "class_diversity_64", suffix,
+                      mean_lpips(wp->net.lpips, tuned.view, n_class));
             set_value(w, "class_diversity_64_original", suffix,
-                      diversity_of(&wp->net, &original, n_class));
+                      mean_lpips(wp->net.lpips, original.view, n_class));
         }
         if (trained && !w->p->vae) {
             double seen = denoising_loss(w, &w->photos), unseen = denoising_loss(w, &w->held_out);

@@ -156,6 +156,31 @@ static inline int parse(int argc, char **argv, const char *command, const char *
     return 0;
 }
 
+/* ---- commands -------------------------------------------------------------------------------- */
+
+typedef struct tool_command {
+    const char *name;
+    int (*run)(int, char **);
+    const char *what;
+} tool_command;
+
+/* Runs the command that argv[1] names. Without one, or for --help, lists all, and then `more`. */
+static inline int run_command(int argc, char **argv, const tool_command *all, size_t n,
+                              const char *more)
+{
+    size_t k, nearest = 0;
+    for (k = 0; argc > 1 && k < n; k++) {
+        if (!strcmp(argv[1], all[k].name)) return all[k].run(argc, argv);
+        if (distance(argv[1], all[k].name) < distance(argv[1], all[nearest].name)) nearest = k;
+    }
+    if (argc > 1 && strcmp(argv[1], "--help"))
+        return fail("there is no command \"%s\"; did you mean %s?", argv[1], all[nearest].name);
+    printf("build/" PROGRAM " COMMAND --flag value ...\n\n");
+    for (k = 0; k < n; k++) printf("  %-10s %s\n", all[k].name, all[k].what);
+    printf("\nEach has --help.%s\n", more);
+    return argc < 2;
+}
+
 /* ---- the context and its progress ------------------------------------------------------------ */
 
 typedef struct common {

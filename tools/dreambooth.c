@@ -1894,11 +1894,7 @@ done:
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        int (*run)(int, char **);
-        const char *what;
-    } commands[] = {
+    static const tool_command commands[] = {
         {"demo", demo,
          "photos of a subject -> the subject in new places, through the whole cascade"},
         {"train", train, "fine-tunes one stage on a folder of photos"},
@@ -1910,33 +1906,23 @@ int main(int argc, char **argv)
         {"info", info, "what a model directory holds and needs"},
         {"convert", convert, "diffusers' directory <-> one LDM file; f32, f16, bf16"},
         {"probe", probe, "one network on given tensors, to compare with other implementations"}};
-    size_t k, n = sizeof commands / sizeof *commands, nearest = 0;
     let_threads_sleep(argv);
-    for (k = 0; argc > 1 && k < n; k++) {
-        if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
-        if (distance(argv[1], commands[k].name) < distance(argv[1], commands[nearest].name))
-            nearest = k;
-    }
-    if (argc > 1 && strcmp(argv[1], "--help"))
-        return fail("there is no command \"%s\"; did you mean %s?", argv[1],
-                    commands[nearest].name);
-    printf("build/dreambooth COMMAND --flag value ...\n\n");
-    for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
-    printf("\nEach has --help. Flags have the names of diffusers' train_dreambooth.py. A model is "
-           "a directory in diffusers'\n"
-           "layout or one .safetensors file of Stable Diffusion 1.x; without one, the shipped "
-           "cascade. For instance\n\n"
-           "  build/dreambooth train --pretrained_model_name_or_path stable-diffusion-v1-5 "
-           "--instance_data_dir photos \\\n"
-           "      --instance_prompt \"a photo of sks dog\" --resolution 512 --train_batch_size 1 "
-           "--learning_rate 5e-6 \\\n"
-           "      --lr_warmup_steps 0 --max_train_steps 400 --gradient_checkpointing --output_dir "
-           "my-dog\n"
-           "  build/dreambooth generate --pretrained_model_name_or_path my-dog --prompt \"a photo "
-           "of sks dog in a bucket\"\n"
-           "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
-           "IF-II-L-v1.0 --scheduler ddpm \\\n"
-           "      --num_inference_steps 100 --guidance_scale 7 --upscale_steps 50 "
-           "--upscale_guidance 4 --prompt \"a dog\"\n");
-    return argc < 2;
+    return run_command(
+        argc, argv, commands, sizeof commands / sizeof *commands,
+        " Flags have the names of diffusers' train_dreambooth.py. A model is "
+        "a directory in diffusers'\n"
+        "layout or one .safetensors file of Stable Diffusion 1.x; without one, the shipped "
+        "cascade. For instance\n\n"
+        "  build/dreambooth train --pretrained_model_name_or_path stable-diffusion-v1-5 "
+        "--instance_data_dir photos \\\n"
+        "      --instance_prompt \"a photo of sks dog\" --resolution 512 --train_batch_size 1 "
+        "--learning_rate 5e-6 \\\n"
+        "      --lr_warmup_steps 0 --max_train_steps 400 --gradient_checkpointing --output_dir "
+        "my-dog\n"
+        "  build/dreambooth generate --pretrained_model_name_or_path my-dog --prompt \"a photo "
+        "of sks dog in a bucket\"\n"
+        "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
+        "IF-II-L-v1.0 --scheduler ddpm \\\n"
+        "      --num_inference_steps 100 --guidance_scale 7 --upscale_steps 50 "
+        "--upscale_guidance 4 --prompt \"a dog\"");
 }

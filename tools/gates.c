@@ -17,22 +17,19 @@
 #include "dreambooth.h"
 #define WORLD_IMPLEMENTATION
 #include "world.h"
-#include "classifier.h"
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
+#define PROGRAM "gates"
+#include "cli.h"
+#include "classifier.h"
+#include "pictures.h"
 #include "threads.h"
 
-enum { CAPTIONS = 512, S = 64, P = S * S * 3, STEPS = 30, EACH = 8, AT_ONCE = 8 };
+enum { CAPTIONS = 512, S = 64, STEPS = 30, EACH = 8, AT_ONCE = 8 };
 enum { ASKED = 4 };
 static const int asked[ASKED] = {CLASSIFIER_class, CLASSIFIER_place, CLASSIFIER_color,
                                  CLASSIFIER_view};
 static const double wanted[ASKED] = {0.95, 0.95, 0.90, 0.90}; /* of the share in renders */
-
-static int fail(const char *what, const char *more)
-{
-    fprintf(stderr, "gates: %s%s\n", what, more ? more : "");
-    return 1;
-}
 
 /* ---- the captions ---------------------------------------------------------------------------- */
 
@@ -79,13 +76,8 @@ typedef struct material {
     size_t n;
     char (*caption)[WORLD_CAPTION_MAX];
     world_scene *scene, *stranger; /* of the captions; as many others of their kind */
-    uint8_t *drawn, *render, *other; /* [n][S][S][3] */
+    pictures drawn, rendered, other;
 } material;
-
-static void render(const world_scene *scene, uint8_t *rgb)
-{
-    world_render(scene, S, 0, 0, S, S, 3, rgb, NULL);
-}
 
 static int read_captions(const options *o, material *m)
 {
@@ -93,12 +85,12 @@ static int read_captions(const options *o, material *m)
     char line[WORLD_CAPTION_MAX + 40], *tab;
     size_t room = (size_t)o->count, i;
     uint64_t index = 2u << 20;
-    if (!file) return fail("cannot open ", o->captions);
+    if (!file) return fail("cannot open %s", o->captions);
     m->caption = (char (*)[WORLD_CAPTION_MAX])calloc(room, sizeof *m->caption);
     m->scene = (world_scene *)calloc(room, sizeof *m->scene);
     for (m->n = 0; m->n < room && fgets(line, sizeof line, file); m->n++) {
         if (!(tab = strchr(line, '\t')))
-            return fclose(file), fail("no tab in a line of ", o->captions);
+            return fclose(file), fail("no tab in a line of %s", o->captions);
         tab[strcspn(tab, "\r\n")] = 0;
         snprintf(m->caption[m->n], WORLD_CAPTION_MAX, "%s", tab + 1);
         world_sample(world_seed(WORLD_VALIDATION, strtoull(line, NULL, 10)), &m->scene[m->n]);
@@ -109,52 +101,32 @@ static int read_captions(const options *o, material *m)
         world_sample(world_seed(WORLD_VALIDATION, index), &m->stranger[i]);
         i += (size_t)full_caption(&m->stranger[i], line);
     }
-    m->drawn = (uint8_t *)malloc(m->n * P), m->render = (uint8_t *)malloc(m->n * P),
-    m->other = (uint8_t *)malloc(m->n * P);
-    return m->n ? 0 : fail("no captions in ", o->captions);
+    m->drawn = pictures_make(m->n, S), m->rendered = pictures_make(m->n, S),
+    m->other = pictures_make(m->n, S);
+    return m->n ? 0 : fail("no captions in %s", o->captions);
 }
 
-static uint8_t to_byte(float v)
+/* Draws n prompts from seeds first, first + 1, ... into to[at + k]. */
+static int draw(db_pipeline *p, const char *const *prompts, size_t n, uint64_t first, pictures *to,
+                size_t at)
 {
-    return (uint8_t)(DB__MIN(DB__MAX(v, -1.0f), 1.0f) * 127.5f + 128);
+    size_t k;
+    for (k = 0; k < n; k += AT_ONCE)
+        if (draw_into(p, DB_SAMPLER_DDIM, STEPS, 3, prompts + k, MIN(n - k, (size_t)AT_ONCE),
+                      first + k, to, at + k))
+            return 1;
+    return 0;
 }
 
-/* Pictures of n prompts, seeds first, first + 1, ...: [n][S][S][3] */
-static db_result draw(db_pipeline *p, const char *const *prompts, size_t n, uint64_t first,
-                      uint8_t *rgb)
-{
-    db_sample_config c = db_sample_config_default();
-    float *x = (float *)malloc(AT_ONCE * P * sizeof *x);
-    size_t from, i;
-    c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = STEPS, c.guidance_scale = 3;
-    for (from = 0; from < n && db_status(p->ctx) == DB_OK; from += AT_ONCE) {
-        size_t part = DB__MIN(n - from, (size_t)AT_ONCE);
-        c.seed = first + from;
-        if (db_generate(p, prompts + from, part, NULL, &c, S, S, x) != DB_OK) break;
-        for (i = 0; i < part * P; i++) rgb[from * P + i] = to_byte(x[i]);
-    }
-    free(x);
-    return db_status(p->ctx);
-}
-
-static db_image *views(uint8_t *rgb, size_t n)
-{
-    db_image *v = (db_image *)malloc(n * sizeof *v);
-    size_t i;
-    for (i = 0; i < n; i++) v[i].rgb = rgb + i * P, v[i].w = v[i].h = S;
-    return v;
-}
-
-/* ---- the share of attributes recognised ------------------------------------------------------- */
+/* ---- the share of attributes recognised ------------------------------------------------------ */
 
 /* right[a] of attribute asked[a]; confusion[a]: [truth][answer] counts, of the pictures drawn. */
-static db_result recognise(classifier *net, const material *m, uint8_t *rgb, double right[ASKED],
-                           size_t *confusion[ASKED])
+static db_result recognise(classifier *net, const material *m, const pictures *p,
+                           double right[ASKED], size_t *confusion[ASKED])
 {
-    db_image *image = views(rgb, m->n);
     int32_t *out = (int32_t *)malloc(m->n * CLASSIFIER_N * sizeof *out), truth[CLASSIFIER_N];
     size_t i, a;
-    classifier_run(net, image, m->n, out);
+    classifier_run(net, p->view, m->n, out);
     for (a = 0; a < ASKED; a++) {
         size_t values = classifier_attributes[asked[a]].values;
         right[a] = 0;
@@ -165,11 +137,11 @@ static db_result recognise(classifier *net, const material *m, uint8_t *rgb, dou
             if (confusion) confusion[a][(size_t)truth[asked[a]] * values + (size_t)answer]++;
         }
     }
-    free(image), free(out);
+    free(out);
     return db_status(net->params.ctx);
 }
 
-/* ---- Frechet distance ------------------------------------------------------------------------- */
+/* ---- Frechet distance ------------------------------------------------------------------------ */
 
 /* The eigenvalues of a symmetric a [n,n] (destroyed) by Jacobi's rotations; v [n,n] gets the
    eigenvectors as columns. */
@@ -258,25 +230,20 @@ static double frechet(const float *a, const float *b, size_t n, size_t D)
     return distance;
 }
 
-/* ---- diversity -------------------------------------------------------------------------------- */
+/* ---- diversity ------------------------------------------------------------------------------- */
 
-/* The mean LPIPS of all pairs of EACH pictures, averaged over the classes: [classes][EACH]. */
-static double diversity(db_lpips *net, uint8_t *rgb)
+/* The mean LPIPS of all pairs of a class's EACH pictures, averaged over the classes. */
+static double diversity(db_lpips *net, const pictures *p)
 {
-    float d[EACH * (EACH - 1) / 2];
-    db_image *image = views(rgb, WORLD_CLASSES * EACH);
     double sum = 0;
-    size_t k, i, pairs = EACH * (EACH - 1) / 2;
-    for (k = 0; k < WORLD_CLASSES; k++) {
-        db_lpips_distances(net, image + k * EACH, EACH, d);
-        for (i = 0; i < pairs; i++) sum += (double)d[i] / (double)(pairs * WORLD_CLASSES);
-    }
-    free(image);
+    size_t k;
+    for (k = 0; k < WORLD_CLASSES; k++)
+        sum += mean_lpips(net, p->view + k * EACH, EACH) / WORLD_CLASSES;
     return sum;
 }
 
 /* "a [class]" drawn, and photos of it rendered, as many of each class: no hybrids. */
-static db_result class_pictures(db_pipeline *p, uint8_t *drawn, uint8_t *rendered)
+static db_result class_pictures(db_pipeline *p, pictures *drawn, pictures *rendered)
 {
     char prompt[WORLD_CLASSES][40];
     const char *prompts[EACH];
@@ -286,18 +253,18 @@ static db_result class_pictures(db_pipeline *p, uint8_t *drawn, uint8_t *rendere
         const char *name = world_class_name((int)k);
         snprintf(prompt[k], sizeof prompt[k], "%s %s", strchr("aeiou", name[0]) ? "an" : "a", name);
         for (i = 0; i < EACH; i++) prompts[i] = prompt[k];
-        draw(p, prompts, EACH, 1000000 + k * EACH, drawn + k * EACH * P);
+        draw(p, prompts, EACH, 1000000 + k * EACH, drawn, k * EACH);
         for (i = 0; i < EACH; index++) {
             world_scene scene;
             world_sample(world_seed(WORLD_VALIDATION, index), &scene);
             if (scene.object != (int)k || scene.head >= 0 || scene.style != WORLD_PHOTO) continue;
-            render(&scene, rendered + n++ * P), i++;
+            render(&scene, rendered, n++), i++;
         }
     }
     return db_status(p->ctx);
 }
 
-/* ---- the report ------------------------------------------------------------------------------- */
+/* ---- the report ------------------------------------------------------------------------------ */
 
 static int write_sheet(const options *o, const material *m)
 {
@@ -307,13 +274,13 @@ static int write_sheet(const options *o, const material *m)
     img_grid_config g = img_grid_config_default();
     img_image sheet;
     size_t i, n = DB__MIN(m->n, (size_t)64);
-    for (i = 0; i < n; i++) each[i] = m->drawn + i * P, labels[i] = m->caption[i];
+    for (i = 0; i < n; i++) each[i] = picture_at(&m->drawn, i), labels[i] = m->caption[i];
     g.title = "the first captions of the gates, nothing selected", g.scale = 2, g.columns = 8;
     snprintf(path, sizeof path, "%s/gates.png", o->out);
     if (img_grid(each, labels, n, S, S, &g, &sheet, err, sizeof err) != IMG_OK)
-        return fail(err, NULL);
+        return fail("%s", err);
     if (img_save_png(path, sheet.rgb, sheet.w, sheet.h, err, sizeof err) != IMG_OK)
-        return fail(err, NULL);
+        return fail("%s", err);
     img_free(&sheet);
     return 0;
 }
@@ -340,8 +307,7 @@ static int run(const options *o, db_ctx *ctx)
     db_vit *dino = NULL;
     db_lpips *lpips = NULL;
     double drawn[ASKED], rendered[ASKED], div[2] = {0, 0}, apart[2] = {0, 0};
-    size_t *confusion[ASKED], i, a, all = WORLD_CLASSES * EACH;
-    uint8_t *classes = (uint8_t *)malloc(2 * all * P);
+    size_t *confusion[ASKED], i, a;
     FILE *file;
     long task;
     int good = 1;
@@ -354,35 +320,35 @@ static int run(const options *o, db_ctx *ctx)
     }
     DB__OMP(omp parallel for schedule(dynamic))
     for (task = 0; task < (long)m.n; task++) {
-        render(&m.scene[task], m.render + (size_t)task * P);
-        render(&m.stranger[task], m.other + (size_t)task * P);
+        render(&m.scene[task], &m.rendered, (size_t)task);
+        render(&m.stranger[task], &m.other, (size_t)task);
     }
-    if (db_pipeline_load(ctx, o->model, &p) != DB_OK) return fail(db_last_error(ctx), NULL);
-    draw(p, prompts, m.n, 0, m.drawn);
-    if (!(net = classifier_open(ctx, o->classifier, 1))) return fail(db_last_error(ctx), NULL);
-    recognise(net, &m, m.drawn, drawn, confusion);
-    recognise(net, &m, m.render, rendered, NULL);
+    if (db_pipeline_load(ctx, o->model, &p) != DB_OK) return fail("%s", db_last_error(ctx));
+    draw(p, prompts, m.n, 0, &m.drawn, 0);
+    if (!(net = classifier_open(ctx, o->classifier, 1))) return fail("%s", db_last_error(ctx));
+    recognise(net, &m, &m.drawn, drawn, confusion);
+    recognise(net, &m, &m.rendered, rendered, NULL);
     if (o->metrics) {
         float *z;
         size_t D;
-        db_image *image[3];
+        const pictures *set[3] = {&m.rendered, &m.drawn, &m.other};
+        pictures classes[2];
         snprintf(path, sizeof path, "%s/dino", o->metrics);
-        if (db_vit_load(ctx, path, &dino) != DB_OK) return fail(db_last_error(ctx), NULL);
+        if (db_vit_load(ctx, path, &dino) != DB_OK) return fail("%s", db_last_error(ctx));
         snprintf(path, sizeof path, "%s/lpips", o->metrics);
-        if (db_lpips_load(ctx, path, &lpips) != DB_OK) return fail(db_last_error(ctx), NULL);
+        if (db_lpips_load(ctx, path, &lpips) != DB_OK) return fail("%s", db_last_error(ctx));
         D = dino->config.hidden_size;
         z = (float *)malloc(3 * m.n * D * sizeof *z);
-        image[0] = views(m.render, m.n), image[1] = views(m.drawn, m.n),
-        image[2] = views(m.other, m.n);
-        for (i = 0; i < 3; i++) db_vit_embed(dino, image[i], m.n, z + i * m.n * D), free(image[i]);
+        for (i = 0; i < 3; i++) db_vit_embed(dino, set[i]->view, m.n, z + i * m.n * D);
         for (i = 0; i < 2; i++) apart[i] = frechet(z, z + (i + 1) * m.n * D, m.n, D);
-        class_pictures(p, classes, classes + all * P);
-        for (i = 0; i < 2; i++) div[i] = diversity(lpips, classes + i * all * P);
+        for (i = 0; i < 2; i++) classes[i] = pictures_make(WORLD_CLASSES * EACH, S);
+        class_pictures(p, &classes[0], &classes[1]);
+        for (i = 0; i < 2; i++) div[i] = diversity(lpips, &classes[i]), pictures_free(&classes[i]);
         free(z);
     }
-    if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
+    if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
     snprintf(path, sizeof path, "%s/gates.json", o->out);
-    if (!(file = fopen(path, "w"))) return fail("cannot write ", path);
+    if (!(file = fopen(path, "w"))) return fail("cannot write %s", path);
     fprintf(file, "{\"captions\": %zu", m.n);
     printf("%zu captions       drawn   renders   ratio   asked\n", m.n);
     for (a = 0; a < ASKED; a++) {
@@ -410,8 +376,8 @@ static int run(const options *o, db_ctx *ctx)
     good = write_sheet(o, &m) ? 1 : 0;
     classifier_free(net), db_vit_free(dino), db_lpips_free(lpips), db_pipeline_free(p);
     for (a = 0; a < ASKED; a++) free(confusion[a]);
-    free(classes), free((void *)prompts);
-    free(m.caption), free(m.scene), free(m.stranger), free(m.drawn), free(m.render), free(m.other);
+    free((void *)prompts), free(m.caption), free(m.scene), free(m.stranger);
+    pictures_free(&m.drawn), pictures_free(&m.rendered), pictures_free(&m.other);
     return good;
 }
 
@@ -419,29 +385,28 @@ int main(int argc, char **argv)
 {
     options o = {"examples/world/captions.txt", "examples/world/base",
                  "examples/world/metrics/classifier", NULL, "build", "f32", CAPTIONS, 0};
-    const struct { const char *name; const char **text; long *number; } flags[] = {
-        {"--captions", &o.captions, NULL}, {"--model", &o.model, NULL},
-        {"--classifier", &o.classifier, NULL}, {"--metrics", &o.metrics, NULL},
-        {"--out", &o.out, NULL}, {"--precision", &o.precision, NULL}, {"--count", NULL, &o.count},
-        {"--threads", NULL, &o.threads}};
+    const flag flags[] = {
+        {"captions", TEXT, &o.captions, "lines of INDEX<tab>CAPTION"},
+        {"model", TEXT, &o.model, "the base: a diffusers directory"},
+        {"classifier", TEXT, &o.classifier, "its directory"},
+        {"metrics", TEXT, &o.metrics, "a folder with dino and lpips; without it no distances"},
+        {"out", TEXT, &o.out, "where gates.json and gates.png go"},
+        {"precision", TEXT, &o.precision, "bf16 or f32"},
+        {"count", WHOLE, &o.count, "captions"},
+        {"threads", WHOLE, &o.threads, "0: all cores"},
+        {NULL, TEXT, NULL, NULL}};
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
-    size_t f, n = sizeof flags / sizeof *flags;
-    int k, status;
+    int status;
     let_threads_sleep(argv);
     if (argc > 1 && !strcmp(argv[1], "captions")) return write_captions();
-    if (argc < 2 || strcmp(argv[1], "run")) return fail("captions or run?", NULL);
-    for (k = 2; k < argc; k += 2) {
-        for (f = 0; f < n && strcmp(flags[f].name, argv[k]); f++) {}
-        if (f == n || k + 1 == argc)
-            return fail(f == n ? "unknown flag " : "no value for ", argv[k]);
-        if (flags[f].text) *flags[f].text = argv[k + 1];
-        else if ((*flags[f].number = strtol(argv[k + 1], NULL, 10)) <= 0)
-            return fail("not a positive number for ", argv[k]);
-    }
+    if (argc < 2 || strcmp(argv[1], "run")) return fail("captions or run?");
+    status = parse(argc, argv, "run", "holds the base to renders of its captions", flags, NULL);
+    if (status) return status != 2;
+    if (!o.count) return fail("--count takes a number from 1");
     config.threads = (int)o.threads;
     config.compute = strcmp(o.precision, "bf16") ? DB_F32 : DB_BF16;
-    if (db_create(&ctx, &config) != DB_OK) return fail("no context", NULL);
+    if (db_create(&ctx, &config) != DB_OK) return fail("no context");
     status = run(&o, ctx);
     db_destroy(ctx);
     return status;

@@ -46,17 +46,6 @@ static inline size_t condition_names(const char *experiment_name, const char *ou
     return n;
 }
 
-static inline size_t split_values(const char *text, char out[16][40])
-{
-    size_t n = 0;
-    while (*text && n < 16) {
-        size_t length = strcspn(text, " ");
-        snprintf(out[n++], 40, "%.*s", (int)length, text);
-        text += length + strspn(text + length, " ");
-    }
-    return n;
-}
-
 /* The paper's figures where a table has the same cell. Imagen's, but for "baselines": Stable
    Diffusion's, as textual inversion's. */
 static const struct { const char *experiment, *condition, *value, *figure; } paper_figures[] = {
@@ -109,7 +98,7 @@ static inline void write_table(page *g, const experiment *x, const char *value_n
     const char *names[CONDITIONS];
     char value[16][40];
     double v[STAT_MAX];
-    size_t n = condition_names(x->name, names), m = split_values(value_names, value), c, k;
+    size_t n = condition_names(x->name, names), m = split_words(value_names, value, 16), c, k;
     if (!m) return;
     fprintf(g->f,
             "<div class=\"scroll\"><table><tr><th>condition</th><th class=\"n\">subjects</th>");
@@ -520,7 +509,7 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
     if (!strcmp(x->name, "prior")) write_leaks(g, x);
     if (!strcmp(x->name, "sr")) write_sr(g, x);
     if (!strcmp(x->name, "applications")) write_applications(g, x);
-    n = split_values(views[e].plots, plot);
+    n = split_words(views[e].plots, plot, 16);
     for (k = 0; k < n; k++) write_plot(g, x, plot[k]);
     write_pictures(g, x, !strcmp(x->name, "prior") ? 4 : !strcmp(x->name, "applications") ? 3
                            : !strcmp(x->name, "sr") ? 2

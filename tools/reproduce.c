@@ -20,6 +20,7 @@
 #include "cli.h"
 #include "threads.h"
 #include "classifier.h"
+#include "pictures.h"
 #include "statistics.h"
 #include "records.h"
 #include "experiments.h"
@@ -578,23 +579,12 @@ static int run_protocol(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        int (*run)(int, char **);
-        const char *what;
-    } commands[] = {
+    static const tool_command commands[] = {
         {"plan", plan, "what will be run, and how long it takes"},
         {"run", run, "runs what is not done yet; --only CELL: one again, compared to the digit"},
         {"report", report, "results.jsonl -> report.html, results.json"},
         {"protocol", run_protocol,
          "the paper's protocol on a real checkpoint: 30 subjects, 25 prompts"}};
-    size_t k, n = sizeof commands / sizeof *commands;
     let_threads_sleep(argv);
-    for (k = 0; argc > 1 && k < n; k++)
-        if (!strcmp(argv[1], commands[k].name)) return commands[k].run(argc, argv);
-    if (argc > 1 && strcmp(argv[1], "--help")) return fail("there is no command \"%s\"", argv[1]);
-    printf("build/reproduce COMMAND --flag value ...\n\n");
-    for (k = 0; k < n; k++) printf("  %-10s %s\n", commands[k].name, commands[k].what);
-    printf("\nEach has --help.\n");
-    return argc < 2;
+    return run_command(argc, argv, commands, sizeof commands / sizeof *commands, "");
 }

@@ -59,11 +59,11 @@ static inline const experiment *experiment_named(const char *name)
     return &experiments[e];
 }
 
-/* Splits words; returns how many. */
-static inline size_t split_words(const char *text, char out[8][40])
+/* Splits words, at most `most`; returns how many. */
+static inline size_t split_words(const char *text, char out[][40], size_t most)
 {
     size_t n = 0;
-    while (*text && n < 8) {
+    while (*text && n < most) {
         size_t length = strcspn(text, " ");
         snprintf(out[n++], 40, "%.*s", (int)length, text);
         text += length + strspn(text + length, " ");
@@ -132,7 +132,7 @@ static inline size_t claim_slopes(const records *all, const claim *c, double *sl
 {
     const experiment *e = experiment_named(c->experiment);
     char names[8][40];
-    size_t m = split_words(c->a, names), n = 0, j;
+    size_t m = split_words(c->a, names, 8), n = 0, j;
     int k;
     for (k = 0; k < e->n_subjects; k++) {
         double x[8], y[8];
@@ -157,7 +157,7 @@ static inline outcome judge_alone(const records *all, const claim *c)
         compare(c, x, y, n, &o);
         return o;
     }
-    m = split_words(c->b, others);
+    m = split_words(c->b, others, 8);
     if (!m) others[m++][0] = 0;
     for (k = 0; k < m; k++) { /* against every b: the weakest comparison counts */
         memset(&one, 0, sizeof one);
