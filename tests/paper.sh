@@ -29,6 +29,11 @@ says "nothing left to do" "3 cells, 3 of them done" $tool run $small --experimen
 $tool run $small --experiment class_guidance > "$work/out" 2>&1
 grep '"cell": "class_guidance/1/' "$work/p/results.jsonl" | grep -q '"same_as": "noun/right/dog2/0"' && [ -e "$work/p/cells/class_guidance,1,dog2,0.png" ] &&
     ok "an equal run is shared" || bad "an equal run is shared" "$(tail -n 1 "$work/out")"
+# two processes: nothing is done twice, and the values are those of one
+$tool run --micro --folder "$work/two" $none --experiment noun --jobs 2 > "$work/out" 2>&1
+values() { sed -n 's/.*"cell": "\(noun[^"]*\)".*"values": /\1 /p' "$1/results.jsonl" | sort; }
+grep -q "all 3 cells are done" "$work/out" && [ "$(grep -c '"cell"' "$work/two/results.jsonl")" = 3 ] && [ "$(values "$work/two")" = "$(values "$work/p")" ] &&
+    ok "two processes: every cell once, the same values" || bad "two processes" "$(tail -n 1 "$work/out")"
 says "the budget" "stopped: the next cell" $tool run $small --experiment photos --budget 0.0001
 says "a cell again: to the digit" "to the digit those of the record" $tool run $small --only noun/wrong/dog2/0 --threads 1
 

@@ -27,7 +27,24 @@ typedef struct workplace { /* what all cells have in common */
     const scale *size;
     const char *folder; /* for records and pictures */
     double guidance;
+    int lock;           /* of the folder's file of that name; 0: none */
 } workplace;
+
+/* Takes what the hexadecimal key names for this process, until release or its end: a lock on that
+   byte of a file, which nobody reads. 0 if another has it, or, with wait, after a signal. */
+static inline int set_lock(const workplace *w, const char *key, int type, int wait)
+{
+    struct flock f;
+    memset(&f, 0, sizeof f);
+    f.l_type = (short)type, f.l_whence = SEEK_SET, f.l_len = 1;
+    f.l_start = (off_t)(strtoull(key, NULL, 16) & 0x3fffffff);
+    return !w->lock || fcntl(w->lock, wait ? F_SETLKW : F_SETLK, &f) == 0;
+}
+static inline int hold(const workplace *w, const char *key, int wait)
+{
+    return set_lock(w, key, F_WRLCK, wait);
+}
+static inline void release(const workplace *w, const char *key) { set_lock(w, key, F_UNLCK, 0); }
 
 /* The photos that the settings train on. */
 static inline pictures take_photos(const settings *s, int subject, size_t side)
@@ -127,7 +144,7 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
 static const uint64_t hash_begin = 0xcbf29ce484222325u;
 
 /* n pictures that only the original model and `what` decide, from the file of that name; those that
-   it lacks are drawn by `more` and added. */
+   it lacks are drawn by `more` and added. Another process that draws the same is waited for. */
 static inline pictures kept(const workplace *w, const char *what, size_t n, size_t side,
                             int (*more)(const workplace *, const void *, pictures *, size_t),
                             const void *how)
@@ -135,19 +152,21 @@ static inline pictures kept(const workplace *w, const char *what, size_t n, size
     pictures p = pictures_make(n, side);
     size_t one = side * side * 3, have = 0;
     uint64_t key = hash_bytes(hash_begin, what, strlen(what));
-    char path[4096], temporary[4096];
+    char path[4096], temporary[4096], name[20];
     FILE *f;
     key = hash_bytes(key, w->net.hash, strlen(w->net.hash));
+    snprintf(name, sizeof name, "%016llx", (unsigned long long)key);
     snprintf(path, sizeof path, "%s/pictures", w->folder);
     make_folder(path);
-    snprintf(path, sizeof path, "%s/pictures/%016llx.rgb", w->folder, (unsigned long long)key);
+    snprintf(path, sizeof path, "%s/pictures/%s.rgb", w->folder, name);
+    snprintf(temporary, sizeof temporary, "%s/pictures/%s.tmp", w->folder, name);
+    hold(w, name, 1);
     f = fopen(path, "rb");
     if (f) have = fread(p.rgb, one, n, f), fclose(f);
-    if (have == n || more(w, how, &p, have)) return p;
-    snprintf(temporary, sizeof temporary, "%s/pictures/%016llx.tmp", w->folder,
-             (unsigned long long)key);
-    f = fopen(temporary, "wb");
-    if (f && (fwrite(p.rgb, one, n, f) == n) + (fclose(f) == 0) == 2) rename(temporary, path);
+    if (have < n && !more(w, how, &p, have) && (f = fopen(temporary, "wb")) != NULL &&
+        (fwrite(p.rgb, one, n, f) == n) + (fclose(f) == 0) == 2)
+        rename(temporary, path);
+    release(w, name);
     return p;
 }
 

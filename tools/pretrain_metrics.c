@@ -18,7 +18,7 @@
 #include "training.h"
 #include "threads.h"
 
-enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE }; /* purposes of random streams */
+enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE }; /* purposes of random streams */
 enum { EVERY = 100 };                                    /* steps from line to line    */
 
 /* ---- what the trainings share ---------------------------------------------------------------- */
@@ -140,6 +140,39 @@ static db_image pool_picture(const session *s, size_t i)
     image.w = image.h = s->pool.header->size;
     image.rgb = s->pool.rgb + i * image.w * image.h * 3;
     return image;
+}
+
+/* Picture i with the object before what another picture has in a corner: out [S,S,3] bytes. A part
+   of a picture has the picture's place, so what only parts have in common is the place; what these
+   have in common is the object. The renderer knows where it is, and nothing else is told. */
+static void put_elsewhere(session *s, size_t i, uint64_t k, uint8_t *out)
+{
+    size_t S = s->pool.header->size, A = S / 2, side, x, y, c;
+    const uint8_t *own = s->pool.rgb + i * S * S * 3, *mask = s->pool.aux + i * A * A * 4;
+    float *place = (float *)malloc(S * S * 3 * sizeof *place);
+    db_rng rng = stream(s, FOR_PLACE);
+    db_image other = pool_picture(s, db_random_below(&rng, 4 * k, (uint32_t)s->pool.header->count));
+    uint8_t *corner = (uint8_t *)malloc(S * S * 3);
+    uint32_t which = db_random_below(&rng, 4 * k + 1, 8);
+    db_image part;
+    side = S / 4 + db_random_below(&rng, 4 * k + 2, (uint32_t)(S / 4));
+    for (y = 0; y < side; y++)
+        memcpy(corner + y * side * 3,
+               other.rgb + (((which & 1 ? S - side : 0) + y) * S + (which & 2 ? S - side : 0)) * 3,
+               side * 3);
+    part.rgb = corner, part.w = part.h = side;
+    db_resize(s->ctx, &part, S, S, place);
+    for (y = 0; y < S; y++)
+        for (x = 0; x < S; x++)
+            for (c = 0; c < 3; c++) {
+                float there = (float)mask[(y / 2 * A + x / 2) * 4] / 255,
+                      behind = 127.5f * (place[(y * S + x) * 3 + c] + 1);
+                size_t to = which & 4 ? S - 1 - x : x; /* every other one is mirrored */
+                out[(y * S + to) * 3 + c] =
+                    (uint8_t)(there * own[(y * S + x) * 3 + c] +
+                              (1 - there) * DB__MIN(255, DB__MAX(0, behind)) + 0.5f);
+            }
+    free(place), free(corner);
 }
 
 /* A square of `low` to `high` of the picture's area, at the network's size, a little darker or
@@ -313,6 +346,8 @@ static int train_dino(const options *o, db_ctx *ctx)
     db_tape *tt = NULL;
     db_tensor x, y, tx, z, targets;
     float *views, *cosines, *p, *goal, *mean, *center;
+    db_image image;
+    uint8_t *elsewhere;
     double loss, n, entropy = 0, *usage = (double *)calloc(PROTOTYPES, sizeof *usage);
     if (!open_session(&s, o, ctx, "dino")) return 1;
     m = vit_with_more(ctx, o->dir, dino_declare, &own);
@@ -337,11 +372,13 @@ static int train_dino(const options *o, db_ctx *ctx)
     p = (float *)malloc(GLOBAL * B * PROTOTYPES * sizeof *p);
     goal = (float *)malloc(VIEWS * B * PROTOTYPES * sizeof *goal);
     mean = (float *)malloc(PROTOTYPES * sizeof *mean);
+    image = pool_picture(&s, 0);
+    image.rgb = elsewhere = (uint8_t *)malloc(image.w * image.h * 3);
     while (running(&s)) {
         char rest[100];
         for (v = 0; v < VIEWS; v++) /* [view][sample] */
             for (k = 0; k < B; k++) {
-                db_image image = pool_picture(&s, draw_picture(&s, k));
+                put_elsewhere(&s, draw_picture(&s, k), v * B + k, elsewhere);
                 draw_view(&s, &m->processor, S, &image, v * B + k, v < GLOBAL ? 0.5 : 0.2,
                           v < GLOBAL ? 1 : 0.5, views + (v * B + k) * S * S * 3);
             }
@@ -372,6 +409,7 @@ static int train_dino(const options *o, db_ctx *ctx)
         entropy = 0;
     }
     free(views), free(cosines), free(p), free(goal), free(mean), free(usage);
+    free(elsewhere);
     db_tape_destroy(tt);
     db_vit_free(teacher);
     k = (size_t)finish(&s, own);

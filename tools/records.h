@@ -6,6 +6,8 @@
 #ifndef RECORDS_H
 #define RECORDS_H
 
+#include <fcntl.h>
+
 enum { RECORD_VALUES = 320, RECORD_TEXT = 512 };
 
 typedef struct record {
@@ -109,11 +111,17 @@ static inline void record_write(const record *r, FILE *f)
     fprintf(f, "}}\n");
 }
 
-/* Adds a record to the file, durably. A line that was cut off before it is closed first. */
+/* Adds a record to the file, durably, one process after the other. A line that was cut off before
+   it is closed first. */
 static inline int record_append(const record *r, const char *path)
 {
     FILE *f = fopen(path, "ab+");
-    int bad = !f;
+    struct flock whole;
+    int bad;
+    memset(&whole, 0, sizeof whole);
+    whole.l_type = F_WRLCK; /* until the file is closed */
+    do bad = !f || fcntl(fileno(f), F_SETLKW, &whole) != 0;
+    while (bad && errno == EINTR);
     if (f && fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n') fputc('\n', f);
     if (f) {
         fseek(f, 0, SEEK_END);

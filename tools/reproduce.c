@@ -7,9 +7,12 @@
 
    experiments.h is the plan, cells.h computes a cell, statistics.h judges, report.h writes. Each
    cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
-   on with the same command.                                                                     */
+   on with the same command. Any number of processes may run in one folder: each takes a cell that
+   no other works on; --jobs starts some.                                                        */
 
 #define _POSIX_C_SOURCE 200809L
+#include <sys/wait.h>
+#include <unistd.h>
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #define WORLD_IMPLEMENTATION
@@ -34,7 +37,8 @@ typedef struct options {
     common c;
     const char *folder, *experiment, *only, *dino, *clip, *lpips, *classifier;
     double budget, guidance;
-    int quick, micro;
+    long jobs;
+    int quick, micro, helper; /* helper: a process that another one started */
 } options;
 
 static options options_default(void)
@@ -44,7 +48,7 @@ static options options_default(void)
     o.c = common_default, o.c.precision = "auto";
     o.dino = "examples/world/metrics/dino", o.clip = "examples/world/metrics/clip";
     o.lpips = "examples/world/metrics/lpips", o.classifier = "examples/world/metrics/classifier";
-    o.guidance = 3;
+    o.guidance = 3, o.jobs = 1;
     return o;
 }
 
@@ -137,6 +141,7 @@ static void close_workplace(workplace *w)
 {
     db_vit_free(w->net.dino), classifier_free(w->net.classifier);
     db_clip_free(w->net.clip), db_lpips_free(w->net.lpips);
+    if (w->lock > 0) close(w->lock);
 }
 
 /* build/paper and all that lies in it. */
@@ -151,6 +156,15 @@ static int make_folders(const char *folder)
     if (make_folder(folder)) return 1;
     snprintf(path, sizeof path, "%s/cells", folder);
     return make_folder(path);
+}
+
+/* Several processes may work in one folder: see hold. */
+static int open_lock(workplace *w)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/lock", w->folder);
+    w->lock = open(path, O_RDWR | O_CREAT, 0666);
+    return w->lock < 0 ? fail("cannot write %s: %s", path, strerror(errno)) : 0;
 }
 
 /* ---- records of cells ------------------------------------------------------------------------ */
@@ -258,15 +272,16 @@ static void copy_pictures(const char *folder, const char *from, const char *to)
 }
 
 /* Computes one cell again, and compares with its record to the last digit; without one, adds it. */
-static int run_only(const workplace *w, const options *o, const records *done, const cell *c,
-                    const char *path)
+static int run_only(const workplace *w, const options *o, const cell *c, const char *path)
 {
+    size_t skipped;
+    records done = records_load(w->net.ctx, path, &skipped);
     record *r = (record *)malloc(sizeof *r);
     const record *old;
     size_t k, differing = 0;
     int bad;
     describe_cell(w, o, c, r);
-    old = find_key(done, r->key, 0, c->name);
+    old = find_key(&done, r->key, 0, c->name);
     bad = compute_cell(w, c, r);
     for (k = 0; k < r->n && !bad; k++) {
         char now_is[32], was[32] = "-";
@@ -286,69 +301,131 @@ static int run_only(const workplace *w, const options *o, const records *done, c
     if (!bad && differing && strcmp(old->machine, r->machine))
         printf("the record was made with %s, this with %s\n", old->machine, r->machine);
     free(r);
+    records_free(&done);
     return bad || differing;
 }
 
-/* Runs what has no record yet. */
-static int run_all(const workplace *w, const options *o, records *done, const cell *cells, size_t n,
+/* The first of the cells without a record that no other process works on, held for this one; n:
+   none. *busy: the first that another works on; *there: how many have a record; *left: seconds
+   that the others take. */
+static size_t take_cell(const workplace *w, const options *o, const records *done,
+                        const cell *cells, size_t n, size_t *busy, size_t *there, double *left)
+{
+    record *r = (record *)malloc(sizeof *r);
+    size_t k, taken = n;
+    *busy = n, *there = 0, *left = 0;
+    for (k = 0; k < n; k++) {
+        describe_cell(w, o, &cells[k], r);
+        if (find_key(done, r->key, cells[k].of->measures, cells[k].name)) {
+            ++*there;
+            continue;
+        }
+        *left += expected_seconds(cells, k, w->size);
+        if (taken < n) continue;
+        if (hold(w, r->key, 0)) taken = k;
+        else if (*busy == n) *busy = k;
+    }
+    free(r);
+    return taken;
+}
+
+/* Adds the record of an equal run under another cell's name. */
+static int share_run(const workplace *w, const record *equal, const cell *c, record *r,
+                     const char *path)
+{
+    char command[RECORD_TEXT];
+    snprintf(command, sizeof command, "%s", r->command);
+    *r = *equal;
+    snprintf(r->cell, sizeof r->cell, "%s", c->name);
+    snprintf(r->same_as, sizeof r->same_as, "%s", equal->same_as[0] ? equal->same_as : equal->cell);
+    snprintf(r->command, sizeof r->command, "%s", command);
+    r->seconds = 0;
+    copy_pictures(w->folder, equal->cell, c->name);
+    return record_append(r, path);
+}
+
+/* Runs what has no record yet, beside other processes that do the same. */
+static int run_all(const workplace *w, const options *o, const cell *cells, size_t n,
                    const char *path)
 {
     record *r = (record *)malloc(sizeof *r);
-    double began = now(), left = 0, expected, spent = 0, ratio;
-    size_t k, computed = 0, there = 0;
-    int bad = 0, stopped = 0;
-    for (k = 0; k < n; k++) {
-        describe_cell(w, o, &cells[k], r);
-        if (find_key(done, r->key, cells[k].of->measures, cells[k].name)) there++;
-        else left += expected_seconds(cells, k, w->size);
-    }
-    printf("%zu cells, %zu of them done\n", n, there);
-    for (k = 0; k < n && !bad && !stopped; k++) {
-        const cell *c = &cells[k];
+    double began = now(), left, expected, spent = 0;
+    size_t there, busy, skipped;
+    int bad = 0, stopped = 0, first = 1;
+    for (; !bad && !stopped; first = 0) {
+        records done = records_load(w->net.ctx, path, &skipped);
+        size_t k = take_cell(w, o, &done, cells, n, &busy, &there, &left);
+        const cell *c = &cells[k < n ? k : busy];
         const record *equal;
+        records_free(&done);
+        if (first && skipped && !o->helper)
+            fprintf(stderr, "note: %zu lines of %s are no records\n", skipped, path);
+        if (first && !o->helper) printf("%zu cells, %zu of them done\n", n, there);
+        if (there == n) break;
         describe_cell(w, o, c, r);
-        if (find_key(done, r->key, c->of->measures, c->name)) continue;
-        expected = expected_seconds(cells, k, w->size);
-        left -= expected;
-        equal = find_key(done, r->key, c->of->measures, NULL);
-        if (equal) { /* the same run, for another experiment */
-            record *copy = (record *)malloc(sizeof *copy);
-            *copy = *equal;
-            snprintf(copy->cell, sizeof copy->cell, "%s", c->name);
-            snprintf(copy->same_as, sizeof copy->same_as, "%s",
-                     equal->same_as[0] ? equal->same_as : equal->cell);
-            snprintf(copy->command, sizeof copy->command, "%s", r->command);
-            copy->seconds = 0;
-            copy_pictures(w->folder, equal->cell, c->name);
-            bad = record_append(copy, path);
-            if (!bad) records_add(done, copy), there++;
-            free(copy);
+        if (k == n) { /* see what comes of the other's */
+            stopped = !hold(w, r->key, 1);
+            release(w, r->key);
             continue;
         }
-        ratio = computed ? (now() - began) / spent : 1;
-        if (o->budget > 0 && now() - began + expected * ratio > 60 * o->budget) {
+        done = records_load(w->net.ctx, path, &skipped); /* it may have been done meanwhile */
+        equal = find_key(&done, r->key, c->of->measures, NULL);
+        expected = expected_seconds(cells, k, w->size);
+        if (equal && !find_key(&done, r->key, c->of->measures, c->name))
+            bad = share_run(w, equal, c, r, path);
+        else if (!equal && o->budget > 0 &&
+                 now() - began + expected * (spent > 0 ? (now() - began) / spent : 1) >
+                     60 * o->budget) {
             printf("stopped: the next cell would not fit the budget\n");
-            break;
+            stopped = 1;
+        } else if (!equal) {
+            bad = compute_cell(w, c, r);
+            if (interrupted) { /* what was begun is done again */
+                stopped = 1, bad = 0;
+                db_clear_error(w->net.ctx);
+            } else if (!bad && !(bad = record_append(r, path))) {
+                there++, spent += expected, left -= expected;
+                printf("%4zu/%zu %-44s %6.1f s  dino %.3f  about %.1f h left\n", there, n, c->name,
+                       r->seconds, record_get(r, "dino"),
+                       left * (now() - began) / spent / (double)o->jobs / 3600);
+                fflush(stdout);
+            }
         }
-        bad = compute_cell(w, c, r);
-        if (interrupted) { /* what was begun is done again */
-            stopped = 1, bad = 0;
-            db_clear_error(w->net.ctx);
-            break;
-        }
-        bad = bad || record_append(r, path);
-        if (bad) break;
-        records_add(done, r);
-        computed++, there++, spent += expected;
-        ratio = (now() - began) / spent;
-        printf("%4zu/%zu %-44s %6.1f s  dino %.3f  about %.1f h left\n", there, n, c->name,
-               r->seconds, record_get(r, "dino"), left * ratio / 3600);
-        fflush(stdout);
+        release(w, r->key);
+        records_free(&done);
     }
     free(r);
-    if (stopped || (!bad && there < n))
-        printf("%zu of %zu cells are done; the same command goes on\n", there, n);
-    else if (!bad) printf("all %zu cells are done\n", n);
+    if (o->helper || bad) return bad;
+    if (there < n) printf("%zu of %zu cells are done; the same command goes on\n", there, n);
+    else printf("all %zu cells are done\n", n);
+    return bad;
+}
+
+/* Starts o->jobs - 1 more processes like this one; each gets its share of the threads. What they
+   are is in child[]; a helper returns with o->helper set. */
+static void start_helpers(options *o, pid_t *child)
+{
+    long k;
+    if (!o->c.threads) o->c.threads = DB__MAX(1, sysconf(_SC_NPROCESSORS_ONLN) / o->jobs);
+    fflush(stdout);
+    for (k = 1; k < o->jobs && !o->helper; k++) {
+        child[k] = fork();
+        o->helper = child[k] == 0;
+    }
+}
+
+/* Waits for them; not 0 if one failed. */
+static int wait_for_helpers(const options *o, const pid_t *child)
+{
+    int bad = 0, status;
+    long k;
+    for (k = 1; k < o->jobs; k++) {
+        if (child[k] <= 0) continue;
+        if (interrupted) kill(child[k], SIGTERM);
+        while (waitpid(child[k], &status, 0) < 0 && errno == EINTR)
+            if (interrupted) kill(child[k], SIGTERM);
+        bad = bad || status;
+    }
     return bad;
 }
 
@@ -360,37 +437,39 @@ static int run(int argc, char **argv)
         {"only", TEXT, &o.only,
          "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again, compare"},
         {"budget", REAL, &o.budget, "minutes after which no cell is begun; 0: none"},
+        {"jobs", WHOLE, &o.jobs, "processes, each with its share of the threads"},
         COMMON_FLAGS(o.c)};
     int status = parse(argc, argv, "run", "runs what is not done yet", flags, NULL);
     char path[4096];
+    enum { MOST_JOBS = 256 };
+    pid_t child[MOST_JOBS];
     workplace w;
-    records done;
     cell *cells;
-    size_t n, k, skipped;
+    size_t n, k;
     db_ctx *ctx;
     if (status) return status == 1;
     if (check_experiment(&o)) return 1;
+    if (o.jobs < 1 || o.jobs > MOST_JOBS) return fail("--jobs takes 1 to %d", MOST_JOBS);
     o.c.quiet = 1;
+    if (!o.only) start_helpers(&o, child);
     ctx = open_context(&o.c);
     if (!ctx) return 1;
-    if (open_workplace(&w, &o, ctx) || make_folders(w.folder)) {
+    if (open_workplace(&w, &o, ctx) || make_folders(w.folder) || open_lock(&w)) {
         close_workplace(&w);
         return finish(ctx) || 1;
     }
     snprintf(path, sizeof path, "%s/results.jsonl", w.folder);
-    done = records_load(ctx, path, &skipped);
-    if (skipped) fprintf(stderr, "note: %zu lines of %s are no records\n", skipped, path);
     cells = list_cells(o.only ? NULL : o.experiment, w.size, &n);
     if (o.only) {
         for (k = 0; k < n && strcmp(cells[k].name, o.only); k++) {}
         status = k == n ? fail("there is no cell \"%s\"; build/reproduce plan --cells lists them",
                                o.only)
-                        : run_only(&w, &o, &done, &cells[k], path);
+                        : run_only(&w, &o, &cells[k], path);
     } else {
-        status = run_all(&w, &o, &done, cells, n, path);
+        status = run_all(&w, &o, cells, n, path);
+        if (!o.helper && wait_for_helpers(&o, child)) status = 1;
     }
     free(cells);
-    records_free(&done);
     close_workplace(&w);
     return finish(ctx) || status;
 }
