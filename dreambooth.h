@@ -747,7 +747,8 @@ typedef enum db_block { /* PLAIN, CROSS_ATTN: Stable Diffusion's; RESNET, SIMPLE
 typedef struct db_unet_config { /* diffusers' UNet2DConditionModel, names as in config.json */
     size_t in_channels, out_channels, sample_size;
     size_t n_levels;
-    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS], mid_block_type;
+    db_block down_block_types[DB_MAX_LEVELS], up_block_types[DB_MAX_LEVELS];
+    db_block mid_block_type; /* CROSS_ATTN, SIMPLE_CROSS_ATTN; PLAIN: a residual block alone */
     size_t block_out_channels[DB_MAX_LEVELS], layers_per_block[DB_MAX_LEVELS];
     size_t attention_head_dim[DB_MAX_LEVELS]; /* SIMPLE_CROSS_ATTN: the width of a head; CROSS_ATTN:
                                                  their number */
@@ -948,6 +949,9 @@ typedef struct db_sample_config {
     float noise_level;    /* the class label that says how much it was noised                     */
     const float *latents; /* the initial noise as diffusers takes it, [n,C,h,w]; NULL: drawn      */
     int latent;           /* db_sample: what is drawn are latents, not to be clipped to [-1,1]    */
+    size_t tile;          /* the network sees squares of so many pixels (latents), a quarter shared
+                             with the next, and their predictions are blended: memory for a square
+                             instead of the picture; 0: the whole                                 */
     size_t vae_tile;      /* latent models: decode in tiles of so many latents (see db_vae_decode);
                              0: of the autoencoder's sample_size, but only above a megapixel      */
 } db_sample_config;
@@ -9904,11 +9908,12 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     if (c->mid_block_type == DB_BLOCK_CROSS_ATTN)
         h = db__transformer(n, c, "attentions.0", h, text, c->attention_head_dim[last],
                             c->transformer_layers_per_block[last], 0);
-    else
+    if (c->mid_block_type == DB_BLOCK_SIMPLE_CROSS_ATTN)
         h = db__simple_cross_attention(n, c, "attentions.0", h, text, c->attention_head_dim[last],
                                        c->mid_block_only_cross_attention);
-    h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last],
-                   c->mid_block_scale_factor, 0);
+    if (c->mid_block_type != DB_BLOCK_PLAIN)
+        h = db__resnet(n, &r, "resnets.1", h, emb, c->block_out_channels[last],
+                       c->mid_block_scale_factor, 0);
     db__leave(n, here);
 
     /* up: one layer more than on the way down, each with one skip */
@@ -10092,9 +10097,11 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
         db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported",
                  path, text);
     text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
-    c->mid_block_type =
-        !strcmp(text, "UNetMidBlock2DCrossAttn") ? DB_BLOCK_CROSS_ATTN : DB_BLOCK_SIMPLE_CROSS_ATTN;
-    if (c->mid_block_type != DB_BLOCK_CROSS_ATTN && strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
+    if (!strcmp(text, "UNetMidBlock2DCrossAttn")) c->mid_block_type = DB_BLOCK_CROSS_ATTN;
+    else if (!strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
+        c->mid_block_type = DB_BLOCK_SIMPLE_CROSS_ATTN;
+    else if (!strcmp(text, "UNetMidBlock2D")) c->mid_block_type = DB_BLOCK_PLAIN;
+    else
         db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"mid_block_type\" \"%s\" is not supported", path,
                  text);
     text = db_json_string(j, "resnet_time_scale_shift", "default");
@@ -11011,34 +11018,108 @@ static void db__sample_noise(uint64_t seed, uint32_t purpose, uint32_t step, siz
     }
 }
 
+/* Squares along an edge of n pixels that are `side` long and share a quarter with the next. */
+static size_t db__tiles(size_t n, size_t side)
+{
+    return side < n ? DB__CEIL_DIV(n - side, DB__MAX(side - side / 4, (size_t)1)) + 1 : 1;
+}
+
+/* Where square k of count begins: the first at 0, the last at the end. */
+static size_t db__tile_start(size_t n, size_t side, size_t count, size_t k)
+{
+    return count > 1 ? k * (n - side) / (count - 1) : 0;
+}
+
+/* What a square's prediction counts for at its pixel i of `side`: 1, and less towards an edge that
+   another square overlaps. */
+static float db__tile_weight(size_t n, size_t start, size_t side, size_t i)
+{
+    size_t fade = side / 4 + 1, before = start ? i + 1 : fade,
+           after = start + side < n ? side - i : fade;
+    return (float)DB__MIN(DB__MIN(before, after), fade) / (float)fade;
+}
+
+/* The network on a picture, in squares if it is larger than they are. */
+typedef struct db__predictor {
+    db_tape *tape;
+    db_tensor x, y;        /* [N,h,w,CI] -> [N,h,w,CP]          */
+    size_t N, h, w, H, W;  /* of a square, of the picture       */
+    size_t CI, CP;
+    float *in, *out, *sum; /* a square's; [H,W] sums of weights */
+} db__predictor;
+
+/* x [B,H,W,C] beside low_res (or NULL), sample b of N being b % B, to pred [N,H,W,CP]. */
+static void db__predict(db__predictor *p, const float *x, const float *low_res, size_t B, size_t C,
+                        uint64_t seed, uint32_t step, float *pred)
+{
+    size_t rows = db__tiles(p->H, p->h), columns = db__tiles(p->W, p->w), k, b, i, j, c,
+           P = p->H * p->W;
+    memset(pred, 0, p->N * P * p->CP * sizeof *pred), memset(p->sum, 0, P * sizeof *p->sum);
+    for (k = 0; k < rows * columns && p->tape->ctx->result == DB_OK; k++) {
+        size_t y0 = db__tile_start(p->H, p->h, rows, k / columns),
+               x0 = db__tile_start(p->W, p->w, columns, k % columns);
+        for (b = 0; b < p->N; b++)
+            for (i = 0; i < p->h; i++)
+                for (j = 0; j < p->w; j++) {
+                    size_t at = ((b % B * p->H + y0 + i) * p->W + x0 + j) * C;
+                    float *to = p->in + ((b * p->h + i) * p->w + j) * p->CI;
+                    memcpy(to, x + at, C * sizeof *to);
+                    if (low_res) memcpy(to + C, low_res + at, C * sizeof *to);
+                }
+        db_upload(p->tape, p->x, p->in);
+        db_run(p->tape, seed, step);
+        if (db_download(p->tape, p->y, p->out) != DB_OK) return;
+        for (i = 0; i < p->h; i++)
+            for (j = 0; j < p->w; j++) {
+                size_t at = (y0 + i) * p->W + x0 + j;
+                float weight = db__tile_weight(p->H, y0, p->h, i) *
+                    db__tile_weight(p->W, x0, p->w, j);
+                p->sum[at] += weight;
+                for (b = 0; b < p->N; b++)
+                    for (c = 0; c < p->CP; c++)
+                        pred[(b * P + at) * p->CP + c] +=
+                            weight * p->out[((b * p->h + i) * p->w + j) * p->CP + c];
+            }
+    }
+    for (b = 0; b < p->N; b++)
+        for (i = 0; i < P; i++)
+            for (c = 0; c < p->CP; c++) pred[(b * P + i) * p->CP + c] /= p->sum[i];
+}
+
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config,
                     const float *text, size_t T, size_t D, size_t B, size_t H, size_t W, size_t C,
                     float *out)
 {
     db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
-    size_t N = guided ? 2 * B : B, P = H * W, CI = config->low_res ? 2 * C : C,
-           CP = u->config.out_channels, n = P * C, k, b, p;
+    size_t N = guided ? 2 * B : B, P = H * W, CP = u->config.out_channels, n = P * C, k, b;
     size_t dim[4];
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)),
-          *in = (float *)db__alloc(ctx, N * P * CI, sizeof(float));
-    float *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)),
+          *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)),
           *time = (float *)db__alloc(ctx, N, sizeof(float));
     db_tape *t = NULL;
-    db_tensor x, ts, words, labels = db_none, y;
+    db_tensor ts, words, labels = db_none;
     db_trajectory tr;
-    memset(&tr, 0, sizeof tr);
-    if (!noise || !in || !pred || !time || db_tape_create(ctx, &t) != DB_OK) goto done;
+    db__predictor net;
+    memset(&tr, 0, sizeof tr), memset(&net, 0, sizeof net);
+    net.N = N, net.H = H, net.W = W, net.CI = config->low_res ? 2 * C : C, net.CP = CP;
+    net.h = config->tile ? DB__MIN(config->tile, H) : H;
+    net.w = config->tile ? DB__MIN(config->tile, W) : W;
+    net.in = (float *)db__alloc(ctx, N * net.h * net.w * net.CI, sizeof(float));
+    net.out = (float *)db__alloc(ctx, N * net.h * net.w * CP, sizeof(float));
+    net.sum = (float *)db__alloc(ctx, P, sizeof(float));
+    if (ctx->result != DB_OK || db_tape_create(ctx, &t) != DB_OK) goto done;
     if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
         goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
-    dim[0] = N, dim[1] = H, dim[2] = W, dim[3] = CI;
-    x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
+    dim[0] = N, dim[1] = net.h, dim[2] = net.w, dim[3] = net.CI;
+    net.tape = t;
+    net.x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
     if (u->config.class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
     dim[1] = T, dim[2] = D;
     words = db_input(t, DB_F32, 3, dim);
-    y = db_unet_forward(t, u, x, ts, words, labels, NULL);
-    db_keep(t, y);
+    net.y = db_unet_forward(t, u, net.x, ts, words, labels, NULL);
+    db_keep(t, net.y);
     db_upload(t, words, guided ? text : text + B * T * D);
     if (labels.id >= 0) {
         for (k = 0; k < N; k++) time[k] = config->noise_level;
@@ -11050,19 +11131,9 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
     }
     for (k = 0; k < tr.n && ctx->result == DB_OK; k++) {
-        for (b = 0; b < N; b++) {
-            time[b] = (float)tr.timestep[k];
-            for (p = 0; p < P; p++) {
-                memcpy(in + (b * P + p) * CI, out + (b % B * P + p) * C, C * sizeof(float));
-                if (config->low_res)
-                    memcpy(in + (b * P + p) * CI + C, config->low_res + (b % B * P + p) * C,
-                           C * sizeof(float));
-            }
-        }
-        db_upload(t, x, in);
+        for (b = 0; b < N; b++) time[b] = (float)tr.timestep[k];
         db_upload(t, ts, time);
-        db_run(t, config->seed, (uint32_t)k);
-        db_download(t, y, pred);
+        db__predict(&net, out, config->low_res, B, C, config->seed, (uint32_t)k, pred);
         if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
         if (db_trajectory_draws(&tr, k))
             db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
@@ -11082,9 +11153,11 @@ done:
     db_tape_destroy(t);
     db_trajectory_free(&tr);
     db__free(ctx, noise);
-    db__free(ctx, in);
     db__free(ctx, pred);
     db__free(ctx, time);
+    db__free(ctx, net.in);
+    db__free(ctx, net.out);
+    db__free(ctx, net.sum);
     return ctx->result;
 }
 
@@ -11974,7 +12047,7 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
 
 /* ---- drawing --------------------------------------------------------------------------------- */
 
-enum { DB__AT_ONCE = 8 }; /* images sampled together */
+enum { DB__AT_ONCE = 8 }; /* images sampled together, if they are not large */
 
 /* Latents [B,h,w,L] to pictures in [-1,1]. */
 static void db__decode_latents(db_vae *v, size_t tile, const float *latents, size_t B, size_t h,
@@ -11995,7 +12068,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
     db_ctx *ctx = p->ctx;
     size_t T, D, from, k, cut, total_cut = 0,
            f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3,
-           P;
+           at_once = H * W > (size_t)512 * 512 ? 1 : DB__AT_ONCE, P;
     float *states, *condition = NULL, *latents = NULL;
     if (!text->text_encoder || !text->tokenizer)
         return db__fail(ctx, DB_ERROR_MISSING,
@@ -12007,11 +12080,11 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
                         H, W, f);
     T = db__prompt_tokens(text->text_encoder), D = text->text_encoder->config.d_model;
     P = H / f * (W / f) * C;
-    if (p->vae) latents = (float *)db__alloc(ctx, DB__AT_ONCE * P, sizeof(float));
-    states = (float *)db__alloc(ctx, 2 * DB__AT_ONCE * T * D, sizeof(float));
-    if (low) condition = (float *)db__alloc(ctx, DB__AT_ONCE * H * W * 3, sizeof(float));
-    for (from = 0; from < n && ctx->result == DB_OK; from += DB__AT_ONCE) {
-        size_t B = DB__MIN(n - from, (size_t)DB__AT_ONCE);
+    if (p->vae) latents = (float *)db__alloc(ctx, at_once * P, sizeof(float));
+    states = (float *)db__alloc(ctx, 2 * at_once * T * D, sizeof(float));
+    if (low) condition = (float *)db__alloc(ctx, at_once * H * W * 3, sizeof(float));
+    for (from = 0; from < n && ctx->result == DB_OK; from += at_once) {
+        size_t B = DB__MIN(n - from, at_once);
         const char *none[DB__AT_ONCE];
         db_sample_config c = *config;
         for (k = 0; k < B; k++) none[k] = negative ? negative : "";
@@ -12030,7 +12103,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
             c.low_res = condition;
             c.noise_level = (float)level;
         }
-        ctx->batches_before = from / DB__AT_ONCE, ctx->batches = DB__CEIL_DIV(n, DB__AT_ONCE);
+        ctx->batches_before = from / at_once, ctx->batches = DB__CEIL_DIV(n, at_once);
         if (config->latents) c.latents = config->latents + from * P;
         c.latent = p->vae != NULL;
         if (ctx->result == DB_OK)

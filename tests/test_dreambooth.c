@@ -608,16 +608,16 @@ static void test_determinism(void)
     remove(file);
 }
 
-/* The network's output for one picture 16 x 16: channels of x, conditioning, level. */
-static void forward(subject *s, const float *noise, const float *low, float level, size_t step,
+/* The network's output for one picture S x S: channels of x, conditioning, level. */
+static void forward(subject *s, size_t S, const float *noise, const float *low, float level, size_t step,
                     const char *prompt, float *out)
 {
     db_tape *t = NULL;
-    size_t dim[4] = {1, 16, 16, 6}, text[3] = {1, DB_PROMPT_TOKENS, 8}, k;
-    float *in = (float *)malloc(16 * 16 * 6 * sizeof *in),
+    size_t dim[4] = {1, S, S, 6}, text[3] = {1, DB_PROMPT_TOKENS, 8}, k;
+    float *in = (float *)malloc(S * S * 6 * sizeof *in),
           *words = (float *)malloc(DB_PROMPT_TOKENS * 8 * sizeof *words), time = (float)step;
     db_tensor x, ts, w, labels, y;
-    for (k = 0; k < 256; k++)
+    for (k = 0; k < S * S; k++)
         memcpy(in + 6 * k, noise + 3 * k, 3 * sizeof *in),
             memcpy(in + 6 * k + 3, low + 3 * k, 3 * sizeof *in);
     db_encode(s->p.text_encoder, s->p.tokenizer, &prompt, 1, DB_PROMPT_TOKENS, words, NULL);
@@ -653,7 +653,7 @@ static void test_conditioning(void)
     db_dreambooth_config c;
     db_sample_config sampling = db_sample_config_default();
     float small[4 * 4 * 3], whole[16 * 16 * 3], expected[16 * 16 * 3], part[8 * 8 * 3],
-        noise[16 * 16 * 3], drawn[16 * 16 * 3], level;
+        noise[16 * 16 * 3], drawn[16 * 16 * 3], low[8 * 8 * 3], sums[16 * 16], level;
     const char *prompt = "a zxk dog";
     size_t k, step = 0;
     double e = 1;
@@ -697,7 +697,8 @@ static void test_conditioning(void)
     if (db_trajectory_init(&s.p.scheduler, sampling.sampler, 1, 768, &tr) == DB_OK)
         step = tr.timestep[0];
     db_trajectory_free(&tr);
-    forward(&s, noise, expected, level, step, prompt, expected);
+    memcpy(whole, expected, sizeof whole);
+    forward(&s, 16, noise, whole, level, step, prompt, expected);
     for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k], -1), 1);
     e = largest_difference(drawn, expected, 768);
     if (db_status(s.ctx) == DB_OK && e <= 1e-5)
@@ -706,6 +707,31 @@ static void test_conditioning(void)
     else
         test_fail("conditioning in sampling", "the picture differs by %g; %s", e,
                   db_last_error(s.ctx));
+
+    /* the same in squares of 8 that begin at 0, 4 and 8: a quarter (2) would do, the last ends with
+       the picture, so they share 4; towards inner edges a square counts 2/3 and 1/3 */
+    memset(expected, 0, sizeof expected), memset(sums, 0, sizeof sums);
+    for (k = 0; k < 9 * 64; k++) {
+        size_t y0 = k / 192 * 4, x0 = k / 64 % 3 * 4, y = k % 64 / 8, x = k % 8, at, ch;
+        float wy = fminf(y0 ? (float)(y + 1) / 3 : 1, y0 < 8 ? (float)(8 - y) / 3 : 1),
+              wx = fminf(x0 ? (float)(x + 1) / 3 : 1, x0 < 8 ? (float)(8 - x) / 3 : 1);
+        float weight = fminf(wy, 1) * fminf(wx, 1);
+        if (k % 64 == 0) {
+            for (at = 0; at < 64; at++)
+                for (ch = 0; ch < 3; ch++) {
+                    size_t from = ((y0 + at / 8) * 16 + x0 + at % 8) * 3 + ch;
+                    part[at * 3 + ch] = noise[from], low[at * 3 + ch] = whole[from];
+                }
+            forward(&s, 8, part, low, level, step, prompt, part);
+        }
+        at = (y0 + y) * 16 + x0 + x, sums[at] += weight;
+        for (ch = 0; ch < 3; ch++) expected[at * 3 + ch] += weight * part[(y * 8 + x) * 3 + ch];
+    }
+    for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k] / sums[k / 3], -1), 1);
+    sampling.tile = 8;
+    db_upscale(&s.p, &s.p, &prompt, 1, &sampling, level, small, 4, 4, 16, 16, drawn);
+    e = largest_difference(drawn, expected, 768);
+    test_check(db_status(s.ctx) == DB_OK && e <= 1e-5, "sampling in squares", "blended");
 
     /* without noise, a window is the whole's part */
     db_condition_low_res(&s.p.image_noising, -1, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16, whole);

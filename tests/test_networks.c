@@ -8,7 +8,7 @@
 
 int main(int argc, char **argv)
 {
-    static const char *const unets[] = {"if1_a", "if1_b", "if1_c", "if2_a", "if2_b", "if2_c"},
+    static const char *const unets[] = {"if1_a", "if1_b", "if1_c", "if2_a", "if2_b", "if2_c", "if3_a"},
                              *const t5s[] = {"t5_a", "t5_b", "t5_c"};
     size_t k;
     db_config config = db_config_default();

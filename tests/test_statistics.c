@@ -85,6 +85,8 @@ static void pairs(const db_json *cases)
 
 static void power(const db_json *cases)
 {
+    /* 0 is above two of b, 1 above three, 2 above three and as large as the fourth, 3 above all */
+    static const double a[] = {0, 1, 2, 3}, b[] = {-1.5, -.5, .5, 2};
     const db_json *c;
     double worst = 0, low, high, x[20], sd;
     size_t n = 0, k;
@@ -100,6 +102,7 @@ static void power(const db_json *cases)
                "a power of .8");
     test_check(isinf(stat_detectable(4, 1, .05)), "too few pairs", "no difference is found");
     for (k = 0; k < 20; k++) x[k] = (double)k;
+    test_check(stat_auc(a, 4, b, 4) == 12.5 / 16, "area under the curve", "12.5 of 16 pairs");
     stat_bootstrap(x, 20, &low, &high); /* mean 9.5, standard error 1.32 */
     test_check(fabs(low - (9.5 - 1.96 * 1.29)) < .2 && fabs(high - (9.5 + 1.96 * 1.29)) < .2,
                "bootstrap interval", "about 1.96 standard errors");

@@ -29,10 +29,11 @@ static void free_cascade(cascade *c)
     db_pipeline_free(c->beside);
 }
 
-/* DIRECTORY is a diffusers pipeline, or a folder with pipelines named base, sr256, sr1024.
-   `upscalers` (or NULL) follow. A super-resolver without a text encoder uses that of the base
+/* DIRECTORY is a diffusers pipeline, or a folder with pipelines named base, sr256, sr1024, of which
+   the first `stages` are opened. `upscalers` (or NULL) follow. A super-resolver without a text encoder uses that of the base
    beside it. */
-static int load_cascade(db_ctx *ctx, const char *directory, const list *upscalers, cascade *c)
+static int load_cascade(db_ctx *ctx, const char *directory, long stages, const list *upscalers,
+                        cascade *c)
 {
     static const char *const names[MAX_STAGES] = {"base", "sr256", "sr1024"};
     char path[4096];
@@ -40,7 +41,7 @@ static int load_cascade(db_ctx *ctx, const char *directory, const list *upscaler
     memset(c, 0, sizeof *c);
     snprintf(path, sizeof path, "%s/base/model_index.json", directory);
     if (file_exists(path)) {
-        for (k = 0; k < MAX_STAGES && db_status(ctx) == DB_OK; k++) {
+        for (k = 0; k < (size_t)stages && k < MAX_STAGES && db_status(ctx) == DB_OK; k++) {
             snprintf(path, sizeof path, "%s/%s/model_index.json", directory, names[k]);
             if (!file_exists(path)) break;
             snprintf(path, sizeof path, "%s/%s", directory, names[k]);
@@ -85,15 +86,17 @@ static size_t stage_size(const db_pipeline *p)
 
 typedef struct drawing {
     const char *negative, *scheduler;
-    long steps, height, width, seed, upscale_steps;
+    long steps, height, width, seed, stages, upscale_steps, upscale_tile;
     double guidance, upscale_guidance, noise_variance;
     float *latents; /* the base's initial noise [n,C,h,w], owned by who reads it; or NULL */
 } drawing;
 
-static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 10, -1, 1, 1e-3, NULL};
+static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 1, 1e-3, NULL};
 
 #define UPSCALE_FLAGS(d)                                                                           \
     {"upscale_steps", WHOLE, &(d).upscale_steps, "sampling steps of a super-resolver"},            \
+    {"upscale_tile", WHOLE, &(d).upscale_tile,                                                     \
+     "it sees squares of so many pixels, which overlap; 0: whole pictures"},                       \
     {"upscale_guidance", REAL, &(d).upscale_guidance, "its guidance; 1: none"},                    \
     {"noise_variance", REAL, &(d).noise_variance, "put on its small image (IF's level 250: .154)"}
 
@@ -128,6 +131,9 @@ static int check_drawing(const drawing *d)
 {
     if (d->scheduler && find_sampler(d->scheduler, "scheduler") < 0) return 1;
     if (!d->upscale_steps) return fail("sampling needs at least one step");
+    if (d->stages < 1 || d->stages > MAX_STAGES)
+        return fail("--stages takes 1 to %d", (int)MAX_STAGES);
+    if (d->upscale_tile % 8) return fail("--upscale_tile must be a multiple of 8");
     if (d->height % 8 || d->width % 8) return fail("--height and --width must be multiples of 8");
     if (d->noise_variance < 0 || d->noise_variance >= 1)
         return fail("--noise_variance must lie in [0,1)");
@@ -151,6 +157,7 @@ static db_sample_config sampling(const drawing *d, int upscaling)
     s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
     s.guidance_scale = (float)MAX(upscaling ? d->upscale_guidance : d->guidance, 1.0);
     s.seed = (uint64_t)d->seed;
+    if (upscaling) s.tile = (size_t)d->upscale_tile;
     if (!upscaling &&
         d->latents) /* who gives the noise wants diffusers' picture: then its DDIM, too */
         s.latents = d->latents, s.use_clipped_model_output = 0;
@@ -232,6 +239,7 @@ static int generate(int argc, char **argv)
         {"latents", TEXT, &latents,
          "safetensors with diffusers' initial noise \"latents\" [n,C,h,w]"},
         {"lora", TEXT, &lora, "folder or file of a LoRA beside the model's weights"},
+        {"stages", WHOLE, &d.stages, "of a cascade's folder: 1 base, 2 sr256, 3 sr1024"},
         {"upscalers", LIST, &upscalers, "directories of further stages"},
         {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
         DRAWING_FLAGS(d),
@@ -252,7 +260,7 @@ static int generate(int argc, char **argv)
     n = prompts.n * (size_t)each;
     all = (const char **)calloc(n, sizeof *all);
     for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
-    status = load_cascade(ctx, c.model, &upscalers, &m);
+    status = load_cascade(ctx, c.model, d.stages, &upscalers, &m);
     if (!status) complete_drawing(&d, m.stage[0]);
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
@@ -315,7 +323,8 @@ static int upscale(int argc, char **argv)
     if (check_drawing(&d)) return 1;
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (load_cascade(ctx, c.model, NULL, &m) || load_photos(in, 0, &p) || make_folder(out)) {
+    if (load_cascade(ctx, c.model, d.stages, NULL, &m) || load_photos(in, 0, &p) ||
+        make_folder(out)) {
         free_cascade(&m);
         return finish(ctx) || 1;
     }
@@ -569,7 +578,7 @@ static int identifier(int argc, char **argv)
     if (status) return status == 1;
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (load_cascade(ctx, c.model, NULL, &m) || !m.text->tokenizer) {
+    if (load_cascade(ctx, c.model, 1, NULL, &m) || !m.text->tokenizer) {
         free_cascade(&m);
         return finish(ctx) || fail("%s has no tokenizer", c.model);
     }
@@ -1081,7 +1090,7 @@ static int train(int argc, char **argv)
     c.model = stage_directory(c.model, "base");
     ctx = open_context(&c);
     if (!ctx) return 1;
-    if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    if (load_cascade(ctx, c.model, MAX_STAGES, NULL, &m)) goto done;
     status = check_model_flags(m.stage[0], m.text->text_encoder, &t, tokens, text_mask);
     if (status) goto done;
     if (m.stage[0]->super_resolution) t.validation.n = (long)t.validation.images.n;
@@ -1207,7 +1216,7 @@ static int info(int argc, char **argv)
     if (status) return status == 1;
     ctx = open_context(&c);
     if (!ctx) return 1;
-    status = load_cascade(ctx, c.model, NULL, &m);
+    status = load_cascade(ctx, c.model, MAX_STAGES, NULL, &m);
     for (k = 0; k < m.n && !status; k++) describe(m.stage[k], c.model, c.precision);
     free_cascade(&m);
     return finish(ctx) || status;
@@ -1769,7 +1778,7 @@ static int demo(int argc, char **argv)
         each[n] = prompts[n], n++;
     }
     for (k = 0; k < CLASS_PICTURES; k++) classes[k] = class_prompt;
-    if (load_cascade(ctx, c.model, NULL, &m)) goto done;
+    if (load_cascade(ctx, c.model, d.stages, NULL, &m)) goto done;
     if (m.n < 2) status = fail("%s has no super-resolution stage", c.model);
     complete_drawing(&d, m.stage[0]);
     if (status || load_photos(folder, 64, &photo)) {

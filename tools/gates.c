@@ -11,7 +11,20 @@
          - the diversity of "a [class]" pictures beside that of renders: mean LPIPS of pairs;
          - Frechet distances to renders, in DINO's features: of the pictures, of other renders;
        and OUT/gates.png, the first 64 pictures. --count N takes the first N captions,
-       --precision bf16|f32, --threads N.                                                        */
+       --precision bf16|f32, --threads N.
+
+   build/gates restore --model DIR --virtual 256|1024 --metrics DIR --out DIR
+       Renders --count scenes, 256 px of a picture of that size, makes them a quarter as large,
+       restores them with the super-resolver DIR and with bicubic interpolation; prints LPIPS and
+       PSNR to the render, writes OUT/restore.png with the first eight.
+
+   build/gates subjects --metrics DIR
+       Photos of the test subjects: how often two of one subject are more alike than two of
+       different subjects of the class, by DINO, CLIP-I and LPIPS; and do they rank pairs alike?
+
+   build/gates sheets --model DIR --out DIR
+       Takes the first 64 captions through the cascade DIR: OUT/sheet256.png, and OUT/sheet1024.png
+       with 256 px from the middle of each.                                                      */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -23,13 +36,16 @@
 #include "cli.h"
 #include "classifier.h"
 #include "pictures.h"
+#include "statistics.h"
 #include "threads.h"
 
-enum { CAPTIONS = 512, S = 64, STEPS = 30, EACH = 8, AT_ONCE = 8 };
+enum { CAPTIONS = 512, SHEET = 64, S = 64, STEPS = 30, EACH = 8, AT_ONCE = 8 };
 enum { ASKED = 4 };
 static const int asked[ASKED] = {CLASSIFIER_class, CLASSIFIER_place, CLASSIFIER_color,
                                  CLASSIFIER_view};
 static const double wanted[ASKED] = {0.95, 0.95, 0.90, 0.90}; /* of the share in renders */
+
+static const char first_captions[] = "the first captions of the gates, nothing selected";
 
 /* ---- the captions ---------------------------------------------------------------------------- */
 
@@ -69,7 +85,8 @@ static int write_captions(void)
 
 typedef struct options {
     const char *captions, *model, *classifier, *metrics, *out, *precision;
-    long count, threads;
+    long count, threads, virtual_side;
+    double noise_variance;
 } options;
 
 typedef struct material {
@@ -266,18 +283,19 @@ static db_result class_pictures(db_pipeline *p, pictures *drawn, pictures *rende
 
 /* ---- the report ------------------------------------------------------------------------------ */
 
-static int write_sheet(const options *o, const material *m)
+/* OUT/name.png: the first n pictures with their labels (or NULL), in `columns`. */
+static int write_sheet(const options *o, const char *name, const char *title, const pictures *p,
+                       const char *const *labels, size_t n, int columns, int scale)
 {
     char path[4096], err[IMG_ERROR_SIZE];
-    const uint8_t *each[64];
-    const char *labels[64];
+    const uint8_t *each[SHEET];
     img_grid_config g = img_grid_config_default();
     img_image sheet;
-    size_t i, n = DB__MIN(m->n, (size_t)64);
-    for (i = 0; i < n; i++) each[i] = picture_at(&m->drawn, i), labels[i] = m->caption[i];
-    g.title = "the first captions of the gates, nothing selected", g.scale = 2, g.columns = 8;
-    snprintf(path, sizeof path, "%s/gates.png", o->out);
-    if (img_grid(each, labels, n, S, S, &g, &sheet, err, sizeof err) != IMG_OK)
+    size_t i;
+    for (i = 0; i < n; i++) each[i] = picture_at(p, i);
+    g.title = title, g.scale = scale, g.columns = columns;
+    snprintf(path, sizeof path, "%s/%s.png", o->out, name);
+    if (img_grid(each, labels, n, p->side, p->side, &g, &sheet, err, sizeof err) != IMG_OK)
         return fail("%s", err);
     if (img_save_png(path, sheet.rgb, sheet.w, sheet.h, err, sizeof err) != IMG_OK)
         return fail("%s", err);
@@ -373,7 +391,8 @@ static int run(const options *o, db_ctx *ctx)
     fprintf(file, "}\n");
     fclose(file);
     printf("%s\n", good ? "all gates reached" : "not all gates reached");
-    good = write_sheet(o, &m) ? 1 : 0;
+    good = write_sheet(o, "gates", first_captions, &m.drawn, prompts, DB__MIN(m.n, (size_t)SHEET),
+                       8, 2);
     classifier_free(net), db_vit_free(dino), db_lpips_free(lpips), db_pipeline_free(p);
     for (a = 0; a < ASKED; a++) free(confusion[a]);
     free((void *)prompts), free(m.caption), free(m.scene), free(m.stranger);
@@ -381,10 +400,231 @@ static int run(const options *o, db_ctx *ctx)
     return good;
 }
 
+/* ---- super-resolution ------------------------------------------------------------------------ */
+
+enum { BIG = 256, FACTOR = 4, SMALL = BIG / FACTOR, SR_STEPS = 10, SHOWN = 8 };
+
+/* As the tool draws: small [SMALL,SMALL,3] to out [BIG,BIG,3], with `text` for the prompt. */
+static db_result enlarge(db_pipeline *sr, db_pipeline *text, const char *prompt, uint64_t seed,
+                         double variance, const float *small, float *out)
+{
+    db_sample_config c = db_sample_config_default();
+    c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = SR_STEPS, c.guidance_scale = 1;
+    c.seed = seed;
+    return db_upscale(sr, text, &prompt, 1, &c, db_noise_level(&sr->image_noising, variance),
+                      small, SMALL, SMALL, BIG, BIG, out);
+}
+
+static void bicubic(const float *small, float *out)
+{
+    static float narrow[SMALL * BIG * 3];
+    double weights[16];
+    db__resize_axis(DB_FILTER_BICUBIC, small, SMALL, SMALL, 3, narrow, BIG, weights);
+    db__resize_axis(DB_FILTER_BICUBIC, narrow, 1, SMALL, BIG * 3, out, BIG, weights);
+}
+
+static double psnr(const db_image *a, const db_image *b)
+{
+    double sum = 0;
+    size_t k, n = a->w * a->h * 3;
+    for (k = 0; k < n; k++) sum += pow((double)a->rgb[k] - (double)b->rgb[k], 2);
+    return 10 * log10(255 * 255 / (sum / (double)n + 1e-9));
+}
+
+static int restore(const options *o, db_ctx *ctx)
+{
+    static const char *const names[] = {"render", "given", "bicubic", "restored"};
+    enum { RENDER, GIVEN, BICUBIC, RESTORED, KINDS };
+    size_t n = (size_t)o->count, i, k, q;
+    pictures p = pictures_make(KINDS * n, BIG);
+    float *x = (float *)malloc(BIG * BIG * 3 * sizeof *x), small[SMALL * SMALL * 3];
+    const char *labels[KINDS * SHOWN];
+    double lpips[KINDS] = {0}, signal[KINDS] = {0};
+    size_t closer = 0;
+    char path[4096];
+    db_pipeline *sr = NULL, *text = NULL;
+    db_lpips *net = NULL;
+    if (!o->metrics) return fail("restore needs --metrics");
+    snprintf(path, sizeof path, "%s/../base", o->model);
+    if (db_pipeline_load(ctx, o->model, &sr) != DB_OK ||
+        db_pipeline_load(ctx, path, &text) != DB_OK)
+        return fail("%s", db_last_error(ctx));
+    snprintf(path, sizeof path, "%s/lpips", o->metrics);
+    if (db_lpips_load(ctx, path, &net) != DB_OK) return fail("%s", db_last_error(ctx));
+    for (i = 0; i < n && db_status(ctx) == DB_OK; i++) {
+        const db_image *view = p.view + KINDS * i;
+        int side = (int)o->virtual_side, corner = (side - BIG) / 2;
+        char caption[WORLD_CAPTION_MAX];
+        float d[2];
+        world_scene scene;
+        world_sample(world_seed(WORLD_VALIDATION, (3u << 20) + i), &scene);
+        world_caption_kept(&scene, 0, caption, sizeof caption);
+        world_render(&scene, side, corner, corner, BIG, BIG, 3, picture_at(&p, KINDS * i), NULL);
+        to_floats(view[RENDER].rgb, BIG * BIG * 3, x);
+        db_downsample(x, BIG, BIG, 3, FACTOR, small);
+        for (q = 0; q < BIG * BIG * 3; q++)
+            x[q] = small[(q / 3 / BIG / FACTOR * SMALL + q / 3 % BIG / FACTOR) * 3 + q % 3];
+        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + GIVEN));
+        bicubic(small, x);
+        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + BICUBIC));
+        if (enlarge(sr, text, caption, i, o->noise_variance, small, x) != DB_OK) break;
+        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + RESTORED));
+        for (k = BICUBIC; k <= RESTORED; k++) {
+            db_image pair[2];
+            pair[0] = view[RENDER], pair[1] = view[k];
+            if (db_lpips_distances(net, pair, 2, d + k - BICUBIC) != DB_OK) break;
+            lpips[k] += (double)d[k - BICUBIC] / (double)n;
+            signal[k] += psnr(pair, pair + 1) / (double)n;
+        }
+        closer += d[1] < d[0];
+    }
+    if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
+    printf("%zu renders        LPIPS     PSNR\n", n);
+    for (k = BICUBIC; k <= RESTORED; k++)
+        printf("%-14s    %7.4f  %7.2f\n", names[k], lpips[k], signal[k]);
+    printf("restored is closer than bicubic in %zu of %zu\n", closer, n);
+    for (k = 0; k < KINDS * SHOWN; k++) labels[k] = names[k % KINDS];
+    k = (size_t)write_sheet(o, "restore", "held-out renders, nothing selected", &p, labels,
+                            KINDS * DB__MIN(n, (size_t)SHOWN), KINDS * 2, 1);
+    db_lpips_free(net), db_pipeline_free(sr), db_pipeline_free(text);
+    pictures_free(&p), free(x);
+    return (int)k;
+}
+
+enum { LIKENESSES = 3, PHOTOS = world_n_test * world_max_photos };
+
+/* Likenesses [LIKENESSES][n][n] of n photos by DINO, CLIP's image tower, LPIPS. */
+static db_result compare_photos(const options *o, db_ctx *ctx, const db_image *photo, size_t n,
+                                double *out)
+{
+    char path[4096];
+    db_vit *dino = NULL;
+    db_clip *clip = NULL;
+    db_lpips *lpips = NULL;
+    float *z = NULL, *d = (float *)malloc(n * n * sizeof *d);
+    size_t net, i, j, D, at = 0;
+    snprintf(path, sizeof path, "%s/dino", o->metrics);
+    db_vit_load(ctx, path, &dino);
+    snprintf(path, sizeof path, "%s/clip", o->metrics);
+    db_clip_load(ctx, path, &clip);
+    snprintf(path, sizeof path, "%s/lpips", o->metrics);
+    db_lpips_load(ctx, path, &lpips);
+    for (net = 0; net < 2 && db_status(ctx) == DB_OK; net++) {
+        D = net ? clip->config.projection_dim : dino->config.hidden_size;
+        z = (float *)realloc(z, n * D * sizeof *z);
+        if (net) db_clip_embed_images(clip, photo, n, z);
+        else db_vit_embed(dino, photo, n, z);
+        for (i = 0; i < n; i++)
+            for (j = 0; j < n; j++)
+                out[(net * n + i) * n + j] = db_cosine_paired(z + i * D, z + j * D, 1, D);
+    }
+    if (db_status(ctx) == DB_OK) db_lpips_distances(lpips, photo, n, d); /* pairs i < j */
+    for (i = 0; i < n; i++)
+        for (j = i + 1; j < n; j++, at++) out[(2 * n + i) * n + j] = -(double)d[at];
+    free(z), free(d);
+    db_vit_free(dino), db_clip_free(clip), db_lpips_free(lpips);
+    return db_status(ctx);
+}
+
+static int subjects(const options *o, db_ctx *ctx)
+{
+    static const char *const names[LIKENESSES] = {"DINO", "CLIP-I", "LPIPS"};
+    pictures p = pictures_make(PHOTOS, S);
+    int of[PHOTOS], s, photo;
+    double *like, *same, *other, *means[LIKENESSES], auc;
+    size_t n = 0, i, j, k, n_same, n_other, pairs = 0;
+    if (!o->metrics) return fail("subjects needs --metrics");
+    for (s = world_n_dev; s < world_n_subjects; s++)
+        for (photo = 0; photo < world_subject(s).n_photos; photo++, n++) {
+            world_scene scene;
+            world_subject_photo(s, photo, &scene);
+            render(&scene, &p, n);
+            of[n] = s;
+        }
+    like = (double *)malloc(LIKENESSES * n * n * sizeof *like);
+    same = (double *)malloc(2 * n * n * sizeof *same), other = same + n * n;
+    for (k = 0; k < LIKENESSES; k++)
+        means[k] = (double *)malloc(world_n_test * world_n_test * sizeof *means[k]);
+    if (compare_photos(o, ctx, p.view, n, like) != DB_OK) return fail("%s", db_last_error(ctx));
+    printf("%zu photos of %d subjects\n", n, (int)world_n_test);
+    for (k = 0; k < LIKENESSES; k++) {
+        double sum[world_n_subjects][world_n_subjects], count[world_n_subjects][world_n_subjects];
+        int a, b;
+        memset(sum, 0, sizeof sum), memset(count, 0, sizeof count);
+        n_same = n_other = pairs = 0;
+        for (i = 0; i < n; i++)
+            for (j = i + 1; j < n; j++) {
+                double x = like[(k * n + i) * n + j];
+                if (world_subject(of[i]).object != world_subject(of[j]).object) continue;
+                if (of[i] == of[j]) same[n_same++] = x;
+                else other[n_other++] = x;
+                sum[of[i]][of[j]] += x, count[of[i]][of[j]]++;
+            }
+        for (a = 0; a < world_n_subjects; a++)
+            for (b = a; b < world_n_subjects; b++)
+                if (count[a][b] > 0) means[k][pairs++] = sum[a][b] / count[a][b];
+        auc = stat_auc(same, n_same, other, n_other);
+        printf("%-8s AUC %.3f (%zu pairs of one subject, %zu of two of a class)", names[k], auc,
+               n_same, n_other);
+        if (k) printf("; ranks %zu pairs of subjects as DINO does: Spearman %.3f", pairs,
+                      stat_spearman(means[0], means[k], pairs));
+        printf("\n");
+    }
+    for (k = 0; k < LIKENESSES; k++) free(means[k]);
+    free(like), free(same);
+    pictures_free(&p);
+    return 0;
+}
+
+/* The first captions through all stages, one after the other; of the third its middle. */
+static int sheets(const options *o, db_ctx *ctx)
+{
+    static const char *const stages[] = {"base", "sr256", "sr1024"};
+    db_pipeline *p[3] = {NULL, NULL, NULL};
+    pictures to[2];
+    const char *labels[SHEET];
+    options first = *o;
+    material m;
+    float *x = (float *)malloc(BIG * BIG * 3 * sizeof *x), small[SMALL * SMALL * 3];
+    char path[4096];
+    size_t i, k, y, n;
+    int bad;
+    first.count = SHEET;
+    if (read_captions(&first, &m)) return 1;
+    n = m.n;
+    for (k = 0; k < 3; k++) {
+        snprintf(path, sizeof path, "%s/%s", o->model, stages[k]);
+        if (db_pipeline_load(ctx, path, &p[k]) != DB_OK) return fail("%s", db_last_error(ctx));
+    }
+    for (i = 0; i < n; i++) labels[i] = m.caption[i];
+    for (k = 0; k < 2; k++) to[k] = pictures_make(n, BIG);
+    draw(p[0], labels, n, 0, &m.drawn, 0);
+    for (i = 0; i < n; i++) {
+        to_floats(picture_at(&m.drawn, i), SMALL * SMALL * 3, small);
+        if (enlarge(p[1], p[0], labels[i], i, o->noise_variance, small, x) != DB_OK) break;
+        to_bytes(x, BIG * BIG * 3, picture_at(&to[0], i));
+        for (y = 0; y < SMALL; y++)
+            memcpy(small + y * SMALL * 3,
+                   x + (((BIG - SMALL) / 2 + y) * BIG + (BIG - SMALL) / 2) * 3,
+                   SMALL * 3 * sizeof *x);
+        if (enlarge(p[2], p[0], labels[i], i, o->noise_variance, small, x) != DB_OK) break;
+        to_bytes(x, BIG * BIG * 3, picture_at(&to[1], i));
+    }
+    if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
+    bad = write_sheet(o, "sheet256", first_captions, &to[0], labels, n, 8, 1) ||
+        write_sheet(o, "sheet1024", "256 px from the middle of the same at 1024 px", &to[1], labels,
+                    n, 8, 1);
+    for (k = 0; k < 3; k++) db_pipeline_free(p[k]);
+    for (k = 0; k < 2; k++) pictures_free(&to[k]);
+    pictures_free(&m.drawn), pictures_free(&m.rendered), pictures_free(&m.other);
+    free(m.caption), free(m.scene), free(m.stranger), free(x);
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     options o = {"examples/world/captions.txt", "examples/world/base",
-                 "examples/world/metrics/classifier", NULL, "build", "f32", CAPTIONS, 0};
+                 "examples/world/metrics/classifier", NULL, "build", "f32", CAPTIONS, 0, 256, 1e-3};
     const flag flags[] = {
         {"captions", TEXT, &o.captions, "lines of INDEX<tab>CAPTION"},
         {"model", TEXT, &o.model, "the base: a diffusers directory"},
@@ -392,22 +632,33 @@ int main(int argc, char **argv)
         {"metrics", TEXT, &o.metrics, "a folder with dino and lpips; without it no distances"},
         {"out", TEXT, &o.out, "where gates.json and gates.png go"},
         {"precision", TEXT, &o.precision, "bf16 or f32"},
-        {"count", WHOLE, &o.count, "captions"},
+        {"count", WHOLE, &o.count, "captions, renders"},
+        {"noise_variance", REAL, &o.noise_variance, "put on the small picture"},
+        {"virtual", WHOLE, &o.virtual_side, "restore: pixels of the whole picture"},
         {"threads", WHOLE, &o.threads, "0: all cores"},
         {NULL, TEXT, NULL, NULL}};
+    static const struct { const char *name, *what; int (*run)(const options *, db_ctx *);
+    } commands[] = {{"run", "holds the base to renders of its captions", run},
+                    {"restore", "holds a super-resolver to renders", restore},
+                    {"subjects", "holds the metric networks to photos of subjects", subjects},
+                    {"sheets", "the first captions through all stages", sheets}};
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
     int status;
+    size_t k;
     let_threads_sleep(argv);
     if (argc > 1 && !strcmp(argv[1], "captions")) return write_captions();
-    if (argc < 2 || strcmp(argv[1], "run")) return fail("captions or run?");
-    status = parse(argc, argv, "run", "holds the base to renders of its captions", flags, NULL);
+    for (k = 0; argc > 1 && k < sizeof commands / sizeof *commands; k++)
+        if (!strcmp(argv[1], commands[k].name)) break;
+    if (argc < 2 || k == sizeof commands / sizeof *commands)
+        return fail("captions, run, restore, subjects or sheets?");
+    status = parse(argc, argv, commands[k].name, commands[k].what, flags, NULL);
     if (status) return status != 2;
     if (!o.count) return fail("--count takes a number from 1");
     config.threads = (int)o.threads;
     config.compute = strcmp(o.precision, "bf16") ? DB_F32 : DB_BF16;
     if (db_create(&ctx, &config) != DB_OK) return fail("no context");
-    status = run(&o, ctx);
+    status = commands[k].run(&o, ctx);
     db_destroy(ctx);
     return status;
 }

@@ -17,8 +17,9 @@
 #include "classifier.h"
 #include "training.h"
 #include "threads.h"
+#include "statistics.h"
 
-enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE }; /* purposes of random streams */
+enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE, FOR_GRAIN }; /* purposes of random streams */
 enum { EVERY = 100 };                                    /* steps from line to line    */
 
 /* ---- what the trainings share ---------------------------------------------------------------- */
@@ -142,13 +143,25 @@ static db_image pool_picture(const session *s, size_t i)
     return image;
 }
 
-/* Picture i with the object before what another picture has in a corner: out [S,S,3] bytes. A part
-   of a picture has the picture's place, so what only parts have in common is the place; what these
-   have in common is the object. The renderer knows where it is, and nothing else is told. */
-static void put_elsewhere(session *s, size_t i, uint64_t k, uint8_t *out)
+/* The scene of the pool's picture i from any side, in other light: rgb [S,S,3], aux [S,S,4]. */
+static void turn(const session *s, size_t i, uint64_t k, uint8_t *rgb, uint8_t *aux)
 {
-    size_t S = s->pool.header->size, A = S / 2, side, x, y, c;
-    const uint8_t *own = s->pool.rgb + i * S * S * 3, *mask = s->pool.aux + i * A * A * 4;
+    int S = (int)s->pool.header->size;
+    world_scene scene = s->pool.scenes[i];
+    db_rng rng = stream(s, FOR_CHANGE);
+    world_set_view(&scene, (int)db_random_below(&rng, 4 * k, WORLD_VIEWS),
+                   s->tr.step * 65536 + k);
+    scene.light_azimuth += 2 * db_random_uniform(&rng, 4 * k + 1) - 1;
+    world_render(&scene, S, 0, 0, S, S, 2, rgb, aux);
+}
+
+/* A picture own [S,S,3] with the object before what one of the pool has in a corner: out [S,S,3].
+   Parts of a picture have its place in common, and two of these the object alone. mask [S/f,S/f,4]
+   is the renderer's word on where that is, in the first channel. */
+static void put_elsewhere(session *s, const uint8_t *own, const uint8_t *mask, size_t f, uint64_t k,
+                          uint8_t *out)
+{
+    size_t S = s->pool.header->size, side, x, y, c;
     float *place = (float *)malloc(S * S * 3 * sizeof *place);
     db_rng rng = stream(s, FOR_PLACE);
     db_image other = pool_picture(s, db_random_below(&rng, 4 * k, (uint32_t)s->pool.header->count));
@@ -165,7 +178,7 @@ static void put_elsewhere(session *s, size_t i, uint64_t k, uint8_t *out)
     for (y = 0; y < S; y++)
         for (x = 0; x < S; x++)
             for (c = 0; c < 3; c++) {
-                float there = (float)mask[(y / 2 * A + x / 2) * 4] / 255,
+                float there = (float)mask[(y / f * (S / f) + x / f) * 4] / 255,
                       behind = 127.5f * (place[(y * S + x) * 3 + c] + 1);
                 size_t to = which & 4 ? S - 1 - x : x; /* every other one is mirrored */
                 out[(y * S + to) * 3 + c] =
@@ -209,32 +222,27 @@ static db_tensor input_pictures(db_tape *t, size_t B, size_t S)
 }
 
 /* ---- DINO ------------------------------------------------------------------------------------
-   Caron et al., 2021: a student sees several crops of a picture and has to give, for each, what its
-   own average (the teacher) gives for another crop: a distribution over K prototypes. The teacher's
-   is centred by its running mean, against one prototype taking all, and sharpened, against none
-   mattering. No subject, class or caption is seen.                                              */
+   What DINO does (Caron et al., 2021), with the loss of MoCo v3 (Chen et al., 2021): a student sees
+   a crop of a picture and has to find, by cosine, what its own average (the teacher) makes of
+   another picture of the same scene among the batch's others, from any side and in another place,
+   as different photos of a thing would be. No class or caption is seen, and no subject occurs.
 
-enum { PROTOTYPES = 1024, HIDDEN = 256, BOTTLENECK = 64, GLOBAL = 2, VIEWS = 4 };
-static const float student_temperature = 0.1f, teacher_temperature = 0.05f;
+   DINO's own loss, agreement on a distribution over prototypes that the teacher centres, needs
+   batches of a thousand: with 32 it led to all of the 1024 prototypes or to fifteen (PAPER_NOTES).
+   It is ViT features learned by self-distillation that the metric asks for.                     */
 
-/* x [B,D] -> cosines with the prototypes [B,PROTOTYPES] */
+enum { HIDDEN = 256, EMBEDDING = 128 };
+static const float dino_temperature = 0.1f;
+
+/* x [B,D] -> unit vectors [B,EMBEDDING] */
 static db_tensor dino_head(db_net *n, db_tensor x)
 {
     db_tape *t = n->tape;
-    db_tensor w;
     x = db_activate(t, db__linear_layer(n, "head.0", x, HIDDEN, 1, db_none), DB_ACT_GELU);
-    x = db_unit_norm(t, db__linear_layer(n, "head.1", x, BOTTLENECK, 1, db_none));
-    w = db_cast(t, db__weight(n, "head.prototypes.weight", PROTOTYPES, BOTTLENECK, 0, 0),
-                t->compute);
-    return db_linear(t, x, db_cast(t, db_unit_norm(t, w), DB_F32), db_none, db_none);
+    return db_unit_norm(t, db__linear_layer(n, "head.1", x, EMBEDDING, 1, db_none));
 }
 
-/* The head and the centre, which is kept with the parameters. */
-static void dino_declare(db_net *n, db_tensor features)
-{
-    dino_head(n, features);
-    db__weight(n, "center", PROTOTYPES, 0, 0, 0);
-}
+static void dino_declare(db_net *n, db_tensor features) { dino_head(n, features); }
 
 static db_tensor dino_forward(db_tape *t, db_vit *m, db_tensor x)
 {
@@ -279,10 +287,10 @@ static db_vit *vit_with_more(db_ctx *ctx, const char *directory,
 static double dino_auc(db_vit *m)
 {
     enum { MOST = world_n_dev * world_max_photos };
-    size_t S = m->config.image_size, D = m->config.hidden_size, n = 0, i, j, k, l;
+    size_t S = m->config.image_size, D = m->config.hidden_size, n = 0, i, j;
     uint8_t *rgb = (uint8_t *)malloc(MOST * S * S * 3);
     float *z = (float *)malloc(MOST * D * sizeof *z);
-    double *same = (double *)malloc(MOST * MOST * sizeof *same), wins = 0;
+    double *same = (double *)malloc(MOST * MOST * sizeof *same), auc;
     double *other = (double *)malloc(MOST * MOST * sizeof *other);
     db_image image[MOST];
     int subject[MOST], a, b;
@@ -302,114 +310,99 @@ static double dino_auc(db_vit *m)
             if (subject[i] == subject[j]) same[n_same++] = c;
             else other[n_other++] = c;
         }
-    for (k = 0; k < n_same; k++)
-        for (l = 0; l < n_other; l++)
-            wins += same[k] > other[l] ? 1 : same[k] == other[l] ? 0.5 : 0;
+    auc = stat_auc(same, n_same, other, n_other);
     free(rgb), free(z), free(same), free(other);
-    return wins / (double)(n_same * n_other);
+    return auc;
 }
 
-/* The teacher's distribution of a view from its cosines z; adds z to *mean. Returns its entropy. */
-static double dino_target(const float *z, const float *center, float *p, float *mean)
+/* scale a b^T: every cosine of two batches of unit vectors, [A,P] and [B,P] -> [A,B] */
+static db_tensor cosines_of(db_tape *t, db_tensor a, db_tensor b, float scale)
 {
-    double sum = 0, entropy = 0;
-    float most = -1e30f;
-    size_t j;
-    for (j = 0; j < PROTOTYPES; j++) {
-        p[j] = (z[j] - center[j]) / teacher_temperature;
-        most = DB__MAX(most, p[j]);
-        mean[j] += z[j];
-    }
-    for (j = 0; j < PROTOTYPES; j++) sum += (double)(p[j] = expf(p[j] - most));
-    for (j = 0; j < PROTOTYPES; j++) {
-        p[j] = (float)((double)p[j] / sum);
-        if (p[j] > 0) entropy -= (double)p[j] * log((double)p[j]);
-    }
-    return entropy;
+    a = db_linear(t, a, db_cast(t, b, DB_F32), db_none, db_none);
+    return db_weighted_sum(t, scale, a, 0, db_none);
 }
 
-/* The entropy of the sums of n distributions. */
-static double spread(const double *sum, double n)
+/* The place of the largest of n numbers. */
+static size_t best_of(const float *x, size_t n)
 {
-    double entropy = 0;
-    size_t j;
-    for (j = 0; j < PROTOTYPES; j++)
-        if (sum[j] > 0) entropy -= sum[j] / n * log(sum[j] / n);
-    return entropy;
+    size_t best = 0, k;
+    for (k = 1; k < n; k++) best = x[k] > x[best] ? k : best;
+    return best;
 }
 
 static int train_dino(const options *o, db_ctx *ctx)
 {
     session s;
-    size_t own = 0, B = (size_t)o->batch, S, k, v, j, dim[2];
+    size_t own = 0, B = (size_t)o->batch, N = 2 * B, S, k, j, dim[2], right = 0;
     db_vit *m, *teacher;
     db_tape *tt = NULL;
-    db_tensor x, y, tx, z, targets;
-    float *views, *cosines, *p, *goal, *mean, *center;
+    db_tensor x, scores, tx, z, keys, mask, targets;
+    float *views, *embedded, *row;
+    int32_t *partner;
     db_image image;
-    uint8_t *elsewhere;
-    double loss, n, entropy = 0, *usage = (double *)calloc(PROTOTYPES, sizeof *usage);
+    uint8_t *elsewhere, *turned, *masks;
+    double loss;
+    int threads = db__threads(ctx);
+    (void)threads;
     if (!open_session(&s, o, ctx, "dino")) return 1;
     m = vit_with_more(ctx, o->dir, dino_declare, &own);
     teacher = m ? vit_with_more(ctx, o->dir, dino_declare, NULL) : NULL;
     if (!m || !teacher || start(&s, &m->params) != DB_OK) return fail(db_last_error(ctx), NULL);
     S = m->config.image_size;
-    db_params_find(&m->params, "center")->frozen = 1;
-    center = db_params_find(&m->params, "center")->data;
     for (k = 0; k < m->params.n; k++) /* the teacher is the student's average */
         teacher->params.item[k].data = s.tr.ema + (m->params.item[k].data - m->params.data);
     db_tape_create(ctx, &tt), db_tape_create(ctx, &s.tape);
-    tx = input_pictures(tt, GLOBAL * B, S);
-    z = dino_forward(tt, teacher, tx); /* [2B,K] */
+    tx = input_pictures(tt, N, S);
+    z = dino_forward(tt, teacher, tx); /* [N,EMBEDDING] */
     db_keep(tt, z);
-    x = input_pictures(s.tape, VIEWS * B, S);
-    dim[0] = VIEWS * B, dim[1] = PROTOTYPES;
-    targets = db_input(s.tape, DB_F32, 2, dim);
-    y = db_weighted_sum(s.tape, 1 / student_temperature, dino_forward(s.tape, m, x), 0, db_none);
-    record_loss(&s, db_cross_entropy(s.tape, y, targets));
-    views = (float *)malloc(VIEWS * B * S * S * 3 * sizeof *views);
-    cosines = (float *)malloc(GLOBAL * B * PROTOTYPES * sizeof *cosines);
-    p = (float *)malloc(GLOBAL * B * PROTOTYPES * sizeof *p);
-    goal = (float *)malloc(VIEWS * B * PROTOTYPES * sizeof *goal);
-    mean = (float *)malloc(PROTOTYPES * sizeof *mean);
+    x = input_pictures(s.tape, N, S);
+    dim[0] = N, dim[1] = EMBEDDING, keys = db_input(s.tape, DB_F32, 2, dim);
+    dim[1] = N, mask = db_input(s.tape, DB_F32, 2, dim);
+    dim[1] = 1, targets = db_input(s.tape, DB_I32, 2, dim);
+    scores = cosines_of(s.tape, dino_forward(s.tape, m, x), keys, 1 / dino_temperature);
+    scores = db_weighted_sum(s.tape, 1, scores, 1, db_cast(s.tape, mask, s.tape->compute));
+    db_keep(s.tape, scores);
+    record_loss(&s, db_cross_entropy(s.tape, scores, targets));
+    views = (float *)malloc(N * S * S * 3 * sizeof *views);
+    embedded = (float *)malloc(N * EMBEDDING * sizeof *embedded);
+    row = (float *)calloc(N * N, sizeof *row);
+    partner = (int32_t *)malloc(N * sizeof *partner);
+    turned = (uint8_t *)malloc(B * S * S * 7), masks = turned + B * S * S * 3;
     image = pool_picture(&s, 0);
     image.rgb = elsewhere = (uint8_t *)malloc(image.w * image.h * 3);
+    for (k = 0; k < N; k++) { /* a crop is not to find itself, but its picture's other */
+        row[k * N + k] = -1e9f;
+        partner[k] = (int32_t)((k + B) % N);
+    }
+    db_upload(s.tape, mask, row), db_upload(s.tape, targets, partner);
     while (running(&s)) {
         char rest[100];
-        for (v = 0; v < VIEWS; v++) /* [view][sample] */
-            for (k = 0; k < B; k++) {
-                put_elsewhere(&s, draw_picture(&s, k), v * B + k, elsewhere);
-                draw_view(&s, &m->processor, S, &image, v * B + k, v < GLOBAL ? 0.5 : 0.2,
-                          v < GLOBAL ? 1 : 0.5, views + (v * B + k) * S * S * 3);
-            }
+        long task;
+        DB__OMP(omp parallel for num_threads(threads) schedule(dynamic))
+        for (task = 0; task < (long)B; task++)
+            turn(&s, draw_picture(&s, (uint64_t)task), (uint64_t)task,
+                 turned + (size_t)task * S * S * 3, masks + (size_t)task * S * S * 4);
+        for (k = 0; k < N; k++) { /* [of the pool, turned][scene] */
+            size_t i = draw_picture(&s, k % B), own_at = k % B * S * S;
+            if (k < B) put_elsewhere(&s, s.pool.rgb + i * S * S * 3, s.pool.aux + i * S * S, 2, k,
+                                     elsewhere);
+            else put_elsewhere(&s, turned + own_at * 3, masks + own_at * 4, 1, k, elsewhere);
+            draw_view(&s, &m->processor, S, &image, k, 0.4, 1, views + k * S * S * 3);
+        }
         db_upload(tt, tx, views);
         db_run(tt, 0, 0);
-        db_download(tt, z, cosines);
-        memset(mean, 0, PROTOTYPES * sizeof *mean);
-        for (k = 0; k < GLOBAL * B; k++)
-            entropy += dino_target(cosines + k * PROTOTYPES, center, p + k * PROTOTYPES, mean);
-        for (v = 0; v < VIEWS; v++) /* a view is told by the teacher's other views */
-            for (k = 0; k < B; k++)
-                for (j = 0; j < PROTOTYPES; j++) {
-                    float first = p[k * PROTOTYPES + j], second = p[(B + k) * PROTOTYPES + j];
-                    float both = (first + second) / 2;
-                    goal[(v * B + k) * PROTOTYPES + j] = v == 0 ? second : v == 1 ? first : both;
-                }
-        for (k = 0; k < GLOBAL * B * PROTOTYPES; k++) usage[k % PROTOTYPES] += (double)p[k];
-        for (j = 0; j < PROTOTYPES; j++)
-            center[j] = 0.9f * center[j] + 0.1f * mean[j] / (float)(GLOBAL * B);
-        db_upload(s.tape, x, views), db_upload(s.tape, targets, goal);
-        if (!update(&s, &loss)) continue;
-        n = (double)(GLOBAL * B * EVERY);
-        /* one picture's prototypes should get fewer, those in use at all should not */
-        snprintf(rest, sizeof rest, " prototypes a view %.1f, in use %.1f, AUC of subjects %.3f",
-                 exp(entropy / n), exp(spread(usage, n)), dino_auc(teacher));
+        db_download(tt, z, embedded);
+        db_upload(s.tape, x, views), db_upload(s.tape, keys, embedded);
+        j = (size_t)update(&s, &loss);
+        db_download(s.tape, scores, row);
+        for (k = 0; k < N; k++) right += best_of(row + k * N, N) == (size_t)partner[k];
+        if (!j) continue;
+        snprintf(rest, sizeof rest, " pictures that find their scene's other among %zu: %.3f, AUC of "
+                 "subjects %.3f", N, (double)right / (double)(N * EVERY), dino_auc(teacher));
         line(&s, loss, rest);
-        memset(usage, 0, PROTOTYPES * sizeof *usage);
-        entropy = 0;
+        right = 0;
     }
-    free(views), free(cosines), free(p), free(goal), free(mean), free(usage);
-    free(elsewhere);
+    free(views), free(embedded), free(row), free(partner), free(elsewhere), free(turned);
     db_tape_destroy(tt);
     db_vit_free(teacher);
     k = (size_t)finish(&s, own);
@@ -420,13 +413,6 @@ static int train_dino(const options *o, db_ctx *ctx)
 /* ---- CLIP ------------------------------------------------------------------------------------
    Radford et al., 2021: in a batch, each picture has to find its caption, and each caption its
    picture, by cosine. The temperature stays .07, where transformers' logit_scale begins.        */
-
-/* scale a b^T: every cosine of two batches of unit vectors, [B,P] and [B,P] -> [B,B] */
-static db_tensor cosines_of(db_tape *t, db_tensor a, db_tensor b, float scale)
-{
-    a = db_linear(t, a, db_cast(t, b, DB_F32), db_none, db_none);
-    return db_weighted_sum(t, scale, a, 0, db_none);
-}
 
 static int train_clip(const options *o, db_ctx *ctx)
 {
@@ -484,11 +470,7 @@ static int train_clip(const options *o, db_ctx *ctx)
         db_upload(s.tape, ends, places), db_upload(s.tape, targets, own);
         k = (size_t)update(&s, &mean);
         db_download(s.tape, logits, scores);
-        for (j = 0; j < B; j++) {
-            size_t best = 0, i;
-            for (i = 1; i < B; i++) best = scores[j * B + i] > scores[j * B + best] ? i : best;
-            right += best == j;
-        }
+        for (j = 0; j < B; j++) right += best_of(scores + j * B, B) == j;
         if (!k) continue;
         snprintf(rest, sizeof rest, " captions that find their picture among %zu: %.3f", B,
                  (double)right / (double)(EVERY * B));
@@ -503,7 +485,8 @@ static int train_clip(const options *o, db_ctx *ctx)
 
 /* ---- LPIPS -----------------------------------------------------------------------------------
    A distance of LPIPS's architecture, fitted as a whole to what the renderer knows: a picture, and
-   the same scene with some of its parameters changed by known amounts.                          */
+   the same scene with some of its parameters changed by known amounts, often less sharp or grainy
+   by a known amount besides.                                                                    */
 
 /* Changes one to four properties of a scene; returns how far it went, 0 to about 1. */
 static double change_scene(const db_rng *rng, uint64_t k, world_scene *scene)
@@ -531,6 +514,36 @@ static double change_scene(const db_rng *rng, uint64_t k, world_scene *scene)
     distance += 0.20 * fabs((double)(scene->yaw - was.yaw));
     distance += 0.30 * fabs((double)(scene->fill - was.fill));
     distance += 0.05 * fabs((double)(scene->light_azimuth - was.light_azimuth));
+    return distance;
+}
+
+/* Half of the pictures [S,S,3] lose sharpness, a quarter get grain; returns how far it went. */
+static double spoil(db_ctx *ctx, const db_rng *rng, uint64_t k, size_t S, uint8_t *rgb)
+{
+    size_t n = S * S * 3, i, side;
+    float *x = (float *)malloc(2 * n * sizeof *x), *grain = x + n;
+    double factor = 1 + 3 * (double)db_random_uniform(rng, k + 1), distance = 0,
+           sigma = 0.1 * (double)db_random_uniform(rng, k + 2);
+    db_image image;
+    image.rgb = rgb, image.w = image.h = S;
+    if (db_random_uniform(rng, k) < 0.5f) { /* smaller and back */
+        side = (size_t)((double)S / factor + 0.5);
+        db_resize(ctx, &image, side, side, x);
+        for (i = 0; i < side * side * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
+        image.w = image.h = side;
+        db_resize(ctx, &image, S, S, x);
+        for (i = 0; i < n; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
+        distance += 0.1 * log2((double)S / (double)side);
+    }
+    if (db_random_uniform(rng, k + 3) < 0.25f) {
+        db_rng own = *rng;
+        own.purpose = FOR_GRAIN, own.seed += k << 32;
+        db_random_normal(&own, n, grain);
+        for (i = 0; i < n; i++)
+            rgb[i] = (uint8_t)DB__MIN(255, DB__MAX(0, rgb[i] + 255 * (float)sigma * grain[i]));
+        distance += sigma;
+    }
+    free(x);
     return distance;
 }
 
@@ -588,6 +601,7 @@ static int train_lpips(const options *o, db_ctx *ctx)
         }
         for (k = 0; k < B; k++) {
             db_image was = pool_picture(&s, draw_picture(&s, k)), is = was;
+            goal[k] += (float)spoil(ctx, &rng, 64 * (k + B), S, rgb + k * P);
             is.rgb = rgb + k * P;
             db_preprocess(ctx, &m->processor, &was, S, S, a + k * P);
             db_preprocess(ctx, &m->processor, &is, S, S, b + k * P);

@@ -213,6 +213,17 @@ static inline double stat_spearman_test(const double *x, const double *y, size_t
     return rho;
 }
 
+/* How often a value of a is above one of b (equal ones count half): the area under the curve of
+   hits over false alarms. */
+static inline double stat_auc(const double *a, size_t n_a, const double *b, size_t n_b)
+{
+    double wins = 0;
+    size_t i, j;
+    for (i = 0; i < n_a; i++)
+        for (j = 0; j < n_b; j++) wins += a[i] > b[j] ? 1 : a[i] == b[j] ? 0.5 : 0;
+    return wins / (double)(n_a * n_b);
+}
+
 /* ---- power ----------------------------------------------------------------------------------- */
 
 /* The share of simulated experiments, n normal differences of the given mean and deviation, in

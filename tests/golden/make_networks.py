@@ -52,13 +52,12 @@ def unet(name, B, H, W, T, **config):
     full = dict(sample_size=max(H, W), act_fn="gelu", resnet_time_scale_shift="scale_shift", mid_block_type="UNetMidBlock2DSimpleCrossAttn",
                 down_block_types=["ResnetDownsampleBlock2D" if k == "R" else "SimpleCrossAttnDownBlock2D" for k in kinds],
                 up_block_types=["ResnetUpsampleBlock2D" if k == "R" else "SimpleCrossAttnUpBlock2D" for k in reversed(kinds)],
-                cross_attention_norm="group_norm", addition_embed_type="text", encoder_hid_dim_type="text_proj", _class_name="UNet2DConditionModel")
-    full |= config
+                cross_attention_norm="group_norm", addition_embed_type="text", encoder_hid_dim_type="text_proj", _class_name="UNet2DConditionModel") | config
     model = diffusers.UNet2DConditionModel.from_config(full).double()
     fill(model)
     t = {"sample": torch.from_numpy(hashed(name + ".sample", (B, full["in_channels"], H, W), 1.5)).double(),
          "timestep": torch.tensor([981.0, 37.0, 500.0][:B]).double(),
-         "encoder_hidden_states": torch.from_numpy(hashed(name + ".text", (B, T, full["encoder_hid_dim"]), 1.5)).double()}
+         "encoder_hidden_states": torch.from_numpy(hashed(name + ".text", (B, T, full["encoder_hid_dim"] or full["cross_attention_dim"]), 1.5)).double()}
     if "class_embed_type" in full:
         t["class_labels"] = torch.tensor([250.0, 3.0, 77.0][:B]).double()
     out = model(t["sample"], t["timestep"], t["encoder_hidden_states"], class_labels=t.get("class_labels")).sample
@@ -93,6 +92,9 @@ if __name__ == "__main__":
          cross_attention_dim=32, encoder_hid_dim=16, addition_embed_type_num_heads=2, norm_num_groups=2, only_cross_attention=[False, False, True], **two)
     unet("if2_c", 3, 8, 8, 6, kinds="SS", in_channels=6, out_channels=3, block_out_channels=[4, 8], layers_per_block=1, attention_head_dim=4,
          cross_attention_dim=64, encoder_hid_dim=16, addition_embed_type_num_heads=4, norm_num_groups=2, **two)
+    # no text, no attention: the shipped cascade's third network
+    unet("if3_a", 2, 8, 16, 2, kinds="RRR", in_channels=6, out_channels=3, block_out_channels=[4, 8, 8], layers_per_block=1, mid_block_type="UNetMidBlock2D",
+         class_embed_type="timestep", addition_embed_type=None, encoder_hid_dim=None, encoder_hid_dim_type=None, cross_attention_dim=4, norm_num_groups=2, act_fn="silu")
     t5("t5_a", 2, 9, [9, 4], d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
     t5("t5_b", 3, 21, [21, 1, 13], d_model=12, d_kv=6, d_ff=20, num_layers=3, num_heads=2, vocab_size=33)
     t5("t5_c", 1, 30, [17], d_model=20, d_kv=5, d_ff=16, num_layers=1, num_heads=3, feed_forward_proj="relu", relative_attention_num_buckets=32, relative_attention_max_distance=128)
