@@ -106,7 +106,7 @@ gates: $(B)/gates
 # The paper's experiments, JOBS at a time (small trainings are faster side by side, with one thread each, than one after the
 # other on all cores). A run that was stopped goes on where it was; the tests run it at its smallest, without kernels
 JOBS = $(shell getconf _NPROCESSORS_ONLN || echo 1)
-PAPER = --folder $(B)/paper$(if $(QUICK),-quick) $(if $(QUICK),--quick) --classifier $(B)/classifier
+PAPER = --folder $(B)/paper$(if $(QUICK),-quick) $(if $(QUICK),--quick)
 paper: $(B)/reproduce
 	$(B)/reproduce run $(PAPER) $(BUDGET:%=--budget %) --jobs $(JOBS) && $(B)/reproduce report $(PAPER)
 $(B)/test_reproduce_tool: tools/reproduce.c $(HEADERS) | $(B)

@@ -10914,8 +10914,8 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
    The later stages of the cascade draw a large image from a small one. The small image is noised
    before the network reads it, and the network is told how much: noise conditioning augmentation
    (Ho et al., 2022; Imagen, section 2.4), which makes it robust to the small image's faults.
-   DreamBooth fine-tunes these stages at a *lower* level than usual (paper, section 4.4 and
-   appendix): what strong noise hides, a network invents.
+   DreamBooth fine-tunes these stages at a *lower* level than usual (first version of the
+   paper, section 4.4, supplement): what strong noise hides, a network invents.
 
    Easy to get wrong
    - The level that conditions the network is the level that was applied.
@@ -12144,11 +12144,12 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
    Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain
    mean squared error fixes the weights w_t):
 
-     E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2      learn the subject
-   from its photos
-     + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]    keep the class: x_pr
-   are the original model's own pictures of "a [class]" db_dreambooth_create records the network and
-   its loss for both terms' samples in one batch, or for one term's after the other's;
+     E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2
+     + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]
+
+   The first term learns the subject from its photos; the second keeps the class: x_pr are the
+   original model's own pictures of "a [class]". db_dreambooth_create records the network and its
+   loss for both terms' samples in one batch, or for one term's after the other's;
    db_dreambooth_step draws the batches, runs them and moves the weights.
 
    Easy to get wrong

@@ -5,16 +5,16 @@
    build/reproduce report     results.jsonl -> report.html, results.json
    build/reproduce protocol   the paper's protocol on a real checkpoint: 30 subjects, 25 prompts
 
-   experiments.h is the plan, cells.h computes a cell, statistics.h judges, report.h writes. Each
+   experiments.h is the plan, cells.h computes a cell, verdicts.h judges, report.h writes. Each
    cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
    on with the same command. Any number of processes may run in one folder: each takes a cell that
    no other works on; --jobs starts some.                                                        */
 
 #define _POSIX_C_SOURCE 200809L
-#include <sys/wait.h>
-#include <unistd.h>
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
+#include <sys/wait.h>
+#include <unistd.h>
 #define WORLD_IMPLEMENTATION
 #include "world.h"
 #define IMAGES_IMPLEMENTATION

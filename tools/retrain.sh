@@ -7,7 +7,7 @@ set -e
 out=$1 share=${SHARE:-1} tools=${TOOLS:-build}
 world=examples/world
 mkdir -p "$out"
-for d in base sr256 metrics; do cp -r $world/$d "$out/"; done
+for d in base sr256 sr1024 metrics; do cp -r $world/$d "$out/"; done
 find "$out" -name '*.safetensors' ! -name '*.state' -delete
 n() { echo $(($1 / share > 3 ? $1 / share : 3)); }
 
@@ -18,12 +18,13 @@ pool() { # name, size, count, more
 }
 pool base 64 60000 --samples 3
 pool sr 256 3000 --samples 2 --seed 200000
+pool sr1024 256 4000 --virtual 1024 --samples 2 --seed 300000
 pool metric 64 60000 --samples 3 --split metric
 
 pretrain() { # what, steps in all, decay, more
     what=$1 steps=$(n $2) decay=$(n $3)
     shift 3
-    $tools/pretrain $what --state "$out/$what.state" --steps $steps --decay $decay "$@"
+    $tools/pretrain ${what%1024} --state "$out/$what.state" --steps $steps --decay $decay "$@"
 }
 base="--dir $out/base --pool $out/base.pool --precision bf16 --lr 8e-4"
 sr="--dir $out/sr256 --text $out/base --pool $out/sr.pool --precision bf16 --size 64 --scale 4 --batch 8"
@@ -34,15 +35,16 @@ pretrain base 28060 0 $base --size 64 --batch 16
 pretrain base 29360 1300 $base --size 64 --batch 16 --ema 0.998
 pretrain sr 24464 0 $sr
 pretrain sr 26100 1500 $sr --ema 0.998
+pretrain sr1024 30000 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --ema 0.998
 
 metric() { # what, steps, decay, batch, learning rate, average
     $tools/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/metric.pool" --state "$out/$1.state" --precision bf16 \
         --steps $(n $2) --decay $(n $3) --batch $4 --lr $5 --ema $6
 }
 metric classifier 3000 1000 64 1e-3 0.997
-metric lpips 1200 400 32 1e-3 0.996
+metric lpips 1600 500 32 1e-3 0.996
 metric clip 2500 800 96 1e-3 0.997
-metric dino 12000 3000 32 5e-4 0.998
+metric dino 1600 700 64 7e-4 0.997
 
 $tools/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
     --metrics "$out/metrics" --out "$out" --precision bf16 --count $(n 512)
