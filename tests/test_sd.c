@@ -222,8 +222,8 @@ static void check_configs(db_ctx *ctx)
 {
     refuse_config(ctx, "sd_a", "\"CrossAttnDownBlock2D\"", "\"AttnDownBlock2D\"",
                   "AttnDownBlock2D");
-    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock2D\"",
-                  "UNetMidBlock2D");
+    refuse_config(ctx, "sd_a", "\"UNetMidBlock2DCrossAttn\"", "\"UNetMidBlock3D\"",
+                  "UNetMidBlock3D");
     refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3",
                   "attention_head_dim");
     refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1]", "2 levels");

@@ -22,6 +22,11 @@
        Photos of the test subjects: how often two of one subject are more alike than two of
        different subjects of the class, by DINO, CLIP-I and LPIPS; and do they rank pairs alike?
 
+   build/gates rare --model DIR --metrics DIR
+       Does a reserved word mean anything before fine-tuning? "a [word] dog" beside "a dog": the
+       largest cosine of their pooled encodings over all words, and whether 64 pictures of either
+       can be told apart in DINO's features (a permutation test; "a cat" shows that it could).
+
    build/gates sheets --model DIR --out DIR
        Takes the first 64 captions through the cascade DIR: OUT/sheet256.png, and OUT/sheet1024.png
        with 256 px from the middle of each.                                                      */
@@ -576,6 +581,110 @@ static int subjects(const options *o, db_ctx *ctx)
     return 0;
 }
 
+enum { RARE_PICTURES = 64, SHUFFLES = 2000, FOR_SHUFFLE = 9101 };
+
+/* Energy distance (Szekely and Rizzo, 2004) of two sets of n, rows at[0 ... n) and at[n ... 2n) of
+   the distances d [2n,2n]. */
+static double energy(const double *d, const size_t *at, size_t n)
+{
+    double within = 0, between = 0;
+    size_t i, j;
+    for (i = 0; i < 2 * n; i++)
+        for (j = 0; j < 2 * n; j++)
+            *((i < n) == (j < n) ? &within : &between) += d[at[i] * 2 * n + at[j]];
+    return (between - within) / (double)(n * n);
+}
+
+/* p of sets a and b [n,D] having one distribution: how many of the orders of both together give
+   an energy distance as large. */
+static double set_apart(const float *a, const float *b, size_t n, size_t D, double *distance)
+{
+    double *d = (double *)malloc(4 * n * n * sizeof *d);
+    size_t *at = (size_t *)malloc(2 * n * sizeof *at), i, j, k, larger = 1;
+    db_rng rng;
+    for (i = 0; i < 2 * n; at[i] = i, i++)
+        for (j = 0; j < 2 * n; j++)
+            d[i * 2 * n + j] = 1 - db_cosine_paired(i < n ? a + i * D : b + (i - n) * D,
+                                                    j < n ? a + j * D : b + (j - n) * D, 1, D);
+    *distance = energy(d, at, n);
+    rng.seed = 1, rng.purpose = FOR_SHUFFLE, rng.step = 0;
+    for (k = 0; k < SHUFFLES; k++) {
+        for (i = 2 * n - 1; i > 0; i--) {
+            size_t to = db_random_below(&rng, k * 2 * n + i, (uint32_t)(i + 1)), t = at[i];
+            at[i] = at[to], at[to] = t;
+        }
+        larger += energy(d, at, n) >= *distance;
+    }
+    free(d), free(at);
+    return (double)larger / (SHUFFLES + 1);
+}
+
+/* The mean of a prompt's encoded tokens: out [D]. */
+static db_result pooled(db_pipeline *p, const char *prompt, float *out)
+{
+    enum { T = DB_PROMPT_TOKENS };
+    size_t D = p->text_encoder->config.d_model, k, j;
+    float *states = (float *)malloc(T * D * sizeof *states);
+    int32_t ids[2 * T];
+    db_tokenize(p->tokenizer, prompt, T, ids, ids + T, NULL);
+    db_encode(p->text_encoder, p->tokenizer, &prompt, 1, T, states, NULL);
+    memset(out, 0, D * sizeof *out);
+    for (k = 0; k < T; k++)
+        for (j = 0; j < D && ids[T + k]; j++) out[j] += states[k * D + j];
+    free(states);
+    return db_status(p->ctx);
+}
+
+static int rare(const options *o, db_ctx *ctx)
+{
+    enum { DOG, RARE, CAT, SETS };
+    static const char *const names[SETS] = {"a dog", "a [word] dog", "a cat"};
+    char path[4096], text[RARE_PICTURES][40];
+    const char *prompts[RARE_PICTURES];
+    db_pipeline *p = NULL;
+    db_vit *dino = NULL;
+    float *z[SETS], *plain, *with;
+    double most = -1, distance;
+    size_t k, s, D;
+    if (!o->metrics) return fail("rare needs --metrics");
+    snprintf(path, sizeof path, "%s/dino", o->metrics);
+    if (db_pipeline_load(ctx, o->model, &p) != DB_OK || db_vit_load(ctx, path, &dino) != DB_OK)
+        return fail("%s", db_last_error(ctx));
+    D = p->text_encoder->config.d_model;
+    plain = (float *)malloc(2 * D * sizeof *plain), with = plain + D;
+    pooled(p, "a dog", plain);
+    for (k = 0; k < world_n_rare; k++) {
+        snprintf(text[0], sizeof text[0], "a %s dog", world_rare[k]);
+        if (pooled(p, text[0], with) != DB_OK) break;
+        most = fmax(most, db_cosine_paired(plain, with, 1, D));
+    }
+    printf("pooled encodings of \"a dog\" and of it with one of %d reserved words: cosine %.3f or "
+           "less\n", (int)world_n_rare, most);
+    D = dino->config.hidden_size;
+    for (s = 0; s < SETS && db_status(ctx) == DB_OK; s++) {
+        pictures drawn = pictures_make(RARE_PICTURES, S);
+        for (k = 0; k < RARE_PICTURES; k++) {
+            if (s == RARE) snprintf(text[k], sizeof text[k], "a %s dog", world_rare[k]);
+            else snprintf(text[k], sizeof text[k], "%s", names[s]);
+            prompts[k] = text[k];
+        }
+        draw(p, prompts, RARE_PICTURES, 1 + 1000 * s, &drawn, 0);
+        z[s] = (float *)malloc(RARE_PICTURES * D * sizeof *z[s]);
+        db_vit_embed(dino, drawn.view, RARE_PICTURES, z[s]);
+        pictures_free(&drawn);
+    }
+    if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
+    for (s = RARE; s < SETS; s++) {
+        double chance = set_apart(z[DOG], z[s], RARE_PICTURES, D, &distance);
+        printf("%d pictures of \"%s\" beside those of \"a dog\": energy distance %.4f, p = %.4f\n",
+               (int)RARE_PICTURES, names[s], distance, chance);
+    }
+    for (s = 0; s < SETS; s++) free(z[s]);
+    free(plain);
+    db_vit_free(dino), db_pipeline_free(p);
+    return 0;
+}
+
 /* The first captions through all stages, one after the other; of the third its middle. */
 static int sheets(const options *o, db_ctx *ctx)
 {
@@ -641,6 +750,7 @@ int main(int argc, char **argv)
     } commands[] = {{"run", "holds the base to renders of its captions", run},
                     {"restore", "holds a super-resolver to renders", restore},
                     {"subjects", "holds the metric networks to photos of subjects", subjects},
+                    {"rare", "does a reserved word mean anything?", rare},
                     {"sheets", "the first captions through all stages", sheets}};
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
@@ -651,7 +761,7 @@ int main(int argc, char **argv)
     for (k = 0; argc > 1 && k < sizeof commands / sizeof *commands; k++)
         if (!strcmp(argv[1], commands[k].name)) break;
     if (argc < 2 || k == sizeof commands / sizeof *commands)
-        return fail("captions, run, restore, subjects or sheets?");
+        return fail("captions, run, restore, subjects, rare or sheets?");
     status = parse(argc, argv, commands[k].name, commands[k].what, flags, NULL);
     if (status) return status != 2;
     if (!o.count) return fail("--count takes a number from 1");

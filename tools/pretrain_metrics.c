@@ -384,9 +384,10 @@ static int train_dino(const options *o, db_ctx *ctx)
                  turned + (size_t)task * S * S * 3, masks + (size_t)task * S * S * 4);
         for (k = 0; k < N; k++) { /* [of the pool, turned][scene] */
             size_t i = draw_picture(&s, k % B), own_at = k % B * S * S;
-            if (k < B) put_elsewhere(&s, s.pool.rgb + i * S * S * 3, s.pool.aux + i * S * S, 2, k,
-                                     elsewhere);
-            else put_elsewhere(&s, turned + own_at * 3, masks + own_at * 4, 1, k, elsewhere);
+            if (k >= B) put_elsewhere(&s, turned + own_at * 3, masks + own_at * 4, 1, k, elsewhere);
+            else if (k % 2) memcpy(elsewhere, s.pool.rgb + i * S * S * 3, S * S * 3); /* as it is */
+            else put_elsewhere(&s, s.pool.rgb + i * S * S * 3, s.pool.aux + i * S * S, 2, k,
+                               elsewhere);
             draw_view(&s, &m->processor, S, &image, k, 0.4, 1, views + k * S * S * 3);
         }
         db_upload(tt, tx, views);
