@@ -4,8 +4,8 @@
 
 Loads each pipeline directory's U-Net and T5 encoder with diffusers and transformers, runs both sides on the same
 random inputs (ours through `build/dreambooth probe`), compares, and draws one picture with diffusers' own pipeline.
-Without arguments: both stages as shipped, and both after two steps of fine-tuning. The super-resolver has no text
-encoder of its own; its pipeline gets the base's embeddings."""
+Without arguments: all stages as shipped, and the first two after two steps of fine-tuning. The super-resolvers have no text
+encoder of their own; their pipelines get the base's embeddings."""
 import json, os, subprocess, sys, tempfile
 import numpy as np, torch, diffusers, transformers
 from safetensors.numpy import load_file, save_file
@@ -50,13 +50,13 @@ def embeddings(prompt):
 
 
 scratch = tempfile.TemporaryDirectory()
-models = sys.argv[1:] or ["examples/world/base", "examples/world/sr256"] + [fine_tuned(s, f"{scratch.name}/{s}") for s in ("base", "sr256")]
+models = sys.argv[1:] or ["examples/world/base", "examples/world/sr256", "examples/world/sr1024"] + [fine_tuned(s, f"{scratch.name}/{s}") for s in ("base", "sr256")]
 for model in models:
     torch.manual_seed(0)
     index = json.load(open(f"{model}/model_index.json"))
     unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet").float().eval()
     c = unet.config
-    x = {"sample": torch.randn(2, c.in_channels, 32, 48), "timestep": torch.tensor([700.0, 20.0]), "encoder_hidden_states": torch.randn(2, 77, c.encoder_hid_dim)}
+    x = {"sample": torch.randn(2, c.in_channels, 32, 48), "timestep": torch.tensor([700.0, 20.0]), "encoder_hidden_states": torch.randn(2, 77, c.encoder_hid_dim or c.cross_attention_dim)}
     if c.class_embed_type:
         x["class_labels"] = torch.tensor([250.0, 3.0])
     with torch.no_grad():

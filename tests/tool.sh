@@ -156,6 +156,12 @@ done
 says "generate" "2 pictures" $tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g1" --threads 1
 $tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g2" > /dev/null 2>&1
 [ "$(sum "$work/g1/00001.png")" = "$(sum "$work/g2/00001.png")" ] && ok "pictures: the same bits with 1 and all threads" || bad "pictures" "differ between 1 and all threads"
+three="$tool generate --quiet --prompt dog --num_inference_steps 2 --upscale_steps 1 --height 16 --width 16 --stages 3"
+says "three stages, the last in squares" "1 pictures" $three --upscale_tile 64 --output_dir "$work/g3"
+$three --upscale_tile 0 --output_dir "$work/g4" > /dev/null 2>&1
+[ "$(sum "$work/g3/grid_64.png")" = "$(sum "$work/g4/grid_64.png")" ] && [ "$(sum "$work/g3/grid_256.png")" != "$(sum "$work/g4/grid_256.png")" ] &&
+    ok "squares change what is larger than one, and nothing else" || bad "squares" "$(ls "$work/g3" "$work/g4" | tr '\n' ' ')"
+refuses "no stages" "takes 1 to 3" $three --stages 0
 refuses "no prompt" "needs --prompt" $tool generate
 refuses "a sampler that does not exist" "takes ddpm, ddim" $tool generate --prompt x --scheduler euler
 refuses "a picture of odd size" "multiples of 8" $tool generate --prompt x --width 60
