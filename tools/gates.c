@@ -330,7 +330,10 @@ static int run(const options *o, db_ctx *ctx)
     db_vit *dino = NULL;
     db_lpips *lpips = NULL;
     double drawn[ASKED], rendered[ASKED], div[2] = {0, 0}, apart[2] = {0, 0};
-    size_t *confusion[ASKED], i, a;
+    const pictures *set[3] = {&m.rendered, &m.drawn, &m.other};
+    pictures classes[2];
+    size_t *confusion[ASKED], i, a, D;
+    float *z;
     FILE *file;
     long task;
     int good = 1;
@@ -351,24 +354,18 @@ static int run(const options *o, db_ctx *ctx)
     if (!(net = classifier_open(ctx, o->classifier, 1))) return fail("%s", db_last_error(ctx));
     recognise(net, &m, &m.drawn, drawn, confusion);
     recognise(net, &m, &m.rendered, rendered, NULL);
-    if (o->metrics) {
-        float *z;
-        size_t D;
-        const pictures *set[3] = {&m.rendered, &m.drawn, &m.other};
-        pictures classes[2];
-        snprintf(path, sizeof path, "%s/dino", o->metrics);
-        if (db_vit_load(ctx, path, &dino) != DB_OK) return fail("%s", db_last_error(ctx));
-        snprintf(path, sizeof path, "%s/lpips", o->metrics);
-        if (db_lpips_load(ctx, path, &lpips) != DB_OK) return fail("%s", db_last_error(ctx));
-        D = dino->config.hidden_size;
-        z = (float *)malloc(3 * m.n * D * sizeof *z);
-        for (i = 0; i < 3; i++) db_vit_embed(dino, set[i]->view, m.n, z + i * m.n * D);
-        for (i = 0; i < 2; i++) apart[i] = frechet(z, z + (i + 1) * m.n * D, m.n, D);
-        for (i = 0; i < 2; i++) classes[i] = pictures_make(WORLD_CLASSES * EACH, S);
-        class_pictures(p, &classes[0], &classes[1]);
-        for (i = 0; i < 2; i++) div[i] = diversity(lpips, &classes[i]), pictures_free(&classes[i]);
-        free(z);
-    }
+    snprintf(path, sizeof path, "%s/dino", o->metrics);
+    if (db_vit_load(ctx, path, &dino) != DB_OK) return fail("%s", db_last_error(ctx));
+    snprintf(path, sizeof path, "%s/lpips", o->metrics);
+    if (db_lpips_load(ctx, path, &lpips) != DB_OK) return fail("%s", db_last_error(ctx));
+    D = dino->config.hidden_size;
+    z = (float *)malloc(3 * m.n * D * sizeof *z);
+    for (i = 0; i < 3; i++) db_vit_embed(dino, set[i]->view, m.n, z + i * m.n * D);
+    for (i = 0; i < 2; i++) apart[i] = frechet(z, z + (i + 1) * m.n * D, m.n, D);
+    for (i = 0; i < 2; i++) classes[i] = pictures_make(WORLD_CLASSES * EACH, S);
+    class_pictures(p, &classes[0], &classes[1]);
+    for (i = 0; i < 2; i++) div[i] = diversity(lpips, &classes[i]), pictures_free(&classes[i]);
+    free(z);
     if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
     snprintf(path, sizeof path, "%s/gates.json", o->out);
     if (!(file = fopen(path, "w"))) return fail("cannot write %s", path);
@@ -385,14 +382,12 @@ static int run(const options *o, db_ctx *ctx)
         write_confusion(file, confusion[a], classifier_attributes[asked[a]].values);
         fprintf(file, "}");
     }
-    if (o->metrics) {
-        good &= div[0] >= 0.9 * div[1];
-        printf("diversity           %.3f    %.3f    %.3f    0.90%s\n", div[0], div[1],
-               div[0] / div[1], div[0] >= 0.9 * div[1] ? "" : "  not reached");
-        printf("Frechet distance    %.3f    %.3f (of other renders)\n", apart[0], apart[1]);
-        fprintf(file, ",\n\"diversity\": {\"drawn\": %.4f, \"renders\": %.4f}", div[0], div[1]);
-        fprintf(file, ",\n\"frechet\": {\"drawn\": %.4f, \"renders\": %.4f}", apart[0], apart[1]);
-    }
+    good &= div[0] >= 0.9 * div[1];
+    printf("diversity           %.3f    %.3f    %.3f    0.90%s\n", div[0], div[1],
+           div[0] / div[1], div[0] >= 0.9 * div[1] ? "" : "  not reached");
+    printf("Frechet distance    %.3f    %.3f (of other renders)\n", apart[0], apart[1]);
+    fprintf(file, ",\n\"diversity\": {\"drawn\": %.4f, \"renders\": %.4f}", div[0], div[1]);
+    fprintf(file, ",\n\"frechet\": {\"drawn\": %.4f, \"renders\": %.4f}", apart[0], apart[1]);
     fprintf(file, "}\n");
     fclose(file);
     printf("%s\n", good ? "all gates reached" : "not all gates reached");
@@ -449,7 +444,6 @@ static int restore(const options *o, db_ctx *ctx)
     char path[4096];
     db_pipeline *sr = NULL, *text = NULL;
     db_lpips *net = NULL;
-    if (!o->metrics) return fail("restore needs --metrics");
     snprintf(path, sizeof path, "%s/../base", o->model);
     if (db_pipeline_load(ctx, o->model, &sr) != DB_OK ||
         db_pipeline_load(ctx, path, &text) != DB_OK)
@@ -538,7 +532,6 @@ static int subjects(const options *o, db_ctx *ctx)
     int of[PHOTOS], s, photo;
     double *like, *same, *other, *means[LIKENESSES], auc;
     size_t n = 0, i, j, k, n_same, n_other, pairs = 0;
-    if (!o->metrics) return fail("subjects needs --metrics");
     for (s = world_n_dev; s < world_n_subjects; s++)
         for (photo = 0; photo < world_subject(s).n_photos; photo++, n++) {
             world_scene scene;
@@ -646,7 +639,6 @@ static int rare(const options *o, db_ctx *ctx)
     float *z[SETS], *plain, *with;
     double most = -1, distance;
     size_t k, s, D;
-    if (!o->metrics) return fail("rare needs --metrics");
     snprintf(path, sizeof path, "%s/dino", o->metrics);
     if (db_pipeline_load(ctx, o->model, &p) != DB_OK || db_vit_load(ctx, path, &dino) != DB_OK)
         return fail("%s", db_last_error(ctx));
@@ -733,12 +725,12 @@ static int sheets(const options *o, db_ctx *ctx)
 int main(int argc, char **argv)
 {
     options o = {"examples/world/captions.txt", "examples/world/base",
-                 "examples/world/metrics/classifier", NULL, "build", "f32", CAPTIONS, 0, 256, 1e-3};
+                 "examples/world/metrics/classifier", "examples/world/metrics", "build", "f32", CAPTIONS, 0, 256, 1e-3};
     const flag flags[] = {
         {"captions", TEXT, &o.captions, "lines of INDEX<tab>CAPTION"},
         {"model", TEXT, &o.model, "the base: a diffusers directory"},
         {"classifier", TEXT, &o.classifier, "its directory"},
-        {"metrics", TEXT, &o.metrics, "a folder with dino and lpips; without it no distances"},
+        {"metrics", TEXT, &o.metrics, "a folder with dino, clip and lpips"},
         {"out", TEXT, &o.out, "where gates.json and gates.png go"},
         {"precision", TEXT, &o.precision, "bf16 or f32"},
         {"count", WHOLE, &o.count, "captions, renders"},

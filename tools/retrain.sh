@@ -35,7 +35,7 @@ pretrain base 28060 0 $base --size 64 --batch 16
 pretrain base 29360 1300 $base --size 64 --batch 16 --ema 0.998
 pretrain sr 24464 0 $sr
 pretrain sr 26100 1500 $sr --ema 0.998
-pretrain sr1024 30000 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --ema 0.998
+pretrain sr1024 24500 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --lr 1e-3 --ema 0.998
 
 metric() { # what, steps, decay, batch, learning rate, average
     $tools/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/metric.pool" --state "$out/$1.state" --precision bf16 \
@@ -44,7 +44,7 @@ metric() { # what, steps, decay, batch, learning rate, average
 metric classifier 3000 1000 64 1e-3 0.997
 metric lpips 1600 500 32 1e-3 0.996
 metric clip 2500 800 96 1e-3 0.997
-metric dino 1600 700 64 7e-4 0.997
+metric dino 2500 900 64 7e-4 0.998
 
 $tools/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
     --metrics "$out/metrics" --out "$out" --precision bf16 --count $(n 512)
