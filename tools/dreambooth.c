@@ -30,8 +30,8 @@ static void free_cascade(cascade *c)
 }
 
 /* DIRECTORY is a diffusers pipeline, or a folder with pipelines named base, sr256, sr1024, of which
-   the first `stages` are opened. `upscalers` (or NULL) follow. A super-resolver without a text encoder uses that of the base
-   beside it. */
+   the first `stages` are opened. `upscalers` (or NULL) follow. A super-resolver without a text
+   encoder uses that of the base beside it. */
 static int load_cascade(db_ctx *ctx, const char *directory, long stages, const list *upscalers,
                         cascade *c)
 {

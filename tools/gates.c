@@ -725,7 +725,8 @@ static int sheets(const options *o, db_ctx *ctx)
 int main(int argc, char **argv)
 {
     options o = {"examples/world/captions.txt", "examples/world/base",
-                 "examples/world/metrics/classifier", "examples/world/metrics", "build", "f32", CAPTIONS, 0, 256, 1e-3};
+                 "examples/world/metrics/classifier", "examples/world/metrics", "build", "f32",
+                 CAPTIONS, 0, 256, 1e-3};
     const flag flags[] = {
         {"captions", TEXT, &o.captions, "lines of INDEX<tab>CAPTION"},
         {"model", TEXT, &o.model, "the base: a diffusers directory"},

@@ -19,8 +19,9 @@
 #include "threads.h"
 #include "statistics.h"
 
-enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE, FOR_GRAIN }; /* purposes of random streams */
-enum { EVERY = 100 };                                    /* steps from line to line    */
+/* purposes of random streams */
+enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE, FOR_GRAIN };
+enum { EVERY = 100 }; /* steps from line to line */
 
 /* ---- what the trainings share ---------------------------------------------------------------- */
 
@@ -143,6 +144,17 @@ static db_image pool_picture(const session *s, size_t i)
     return image;
 }
 
+/* A square of a picture: out [side,side,3], of which the view is returned. */
+static db_image cut(const db_image *from, size_t x0, size_t y0, size_t side, uint8_t *out)
+{
+    db_image part;
+    size_t y;
+    for (y = 0; y < side; y++)
+        memcpy(out + y * side * 3, from->rgb + ((y0 + y) * from->w + x0) * 3, side * 3);
+    part.rgb = out, part.w = part.h = side;
+    return part;
+}
+
 /* The scene of the pool's picture i from any side, in other light: rgb [S,S,3], aux [S,S,4]. */
 static void turn(const session *s, size_t i, uint64_t k, uint8_t *rgb, uint8_t *aux)
 {
@@ -169,11 +181,7 @@ static void put_elsewhere(session *s, const uint8_t *own, const uint8_t *mask, s
     uint32_t which = db_random_below(&rng, 4 * k + 1, 8);
     db_image part;
     side = S / 4 + db_random_below(&rng, 4 * k + 2, (uint32_t)(S / 4));
-    for (y = 0; y < side; y++)
-        memcpy(corner + y * side * 3,
-               other.rgb + (((which & 1 ? S - side : 0) + y) * S + (which & 2 ? S - side : 0)) * 3,
-               side * 3);
-    part.rgb = corner, part.w = part.h = side;
+    part = cut(&other, which & 2 ? S - side : 0, which & 1 ? S - side : 0, side, corner);
     db_resize(s->ctx, &part, S, S, place);
     for (y = 0; y < S; y++)
         for (x = 0; x < S; x++)
@@ -191,21 +199,18 @@ static void put_elsewhere(session *s, const uint8_t *own, const uint8_t *mask, s
 /* A square of `low` to `high` of the picture's area, at the network's size, a little darker or
    lighter in each colour: out [S,S,3] as the processor gives them. */
 static void draw_view(session *s, const db_image_processor *p, size_t S, const db_image *image,
-                      uint64_t k,
-                      double low, double high, float *out)
+                      uint64_t k, double low, double high, float *out)
 {
     db_rng rng = stream(s, FOR_VIEW);
     double area = low + (high - low) * (double)db_random_uniform(&rng, 8 * k);
-    size_t side = (size_t)((double)image->w * sqrt(area) + 0.5), x0, y0, y, i;
+    size_t side = (size_t)((double)image->w * sqrt(area) + 0.5), x0, y0, i;
     uint8_t *crop = (uint8_t *)malloc(side * side * 3);
     db_image part;
     float gain[3];
     x0 = db_random_below(&rng, 8 * k + 1, (uint32_t)(image->w - side + 1));
     y0 = db_random_below(&rng, 8 * k + 2, (uint32_t)(image->h - side + 1));
-    for (y = 0; y < side; y++)
-        memcpy(crop + y * side * 3, image->rgb + ((y0 + y) * image->w + x0) * 3, side * 3);
     for (i = 0; i < 3; i++) gain[i] = 0.85f + 0.3f * db_random_uniform(&rng, 8 * k + 3 + i);
-    part.rgb = crop, part.w = part.h = side;
+    part = cut(image, x0, y0, side, crop);
     db_resize(s->ctx, &part, S, S, out);
     for (i = 0; i < S * S * 3; i++) {
         float v = DB__MIN(1.0f, (out[i] / 2 + 0.5f) * gain[i % 3]);
@@ -398,8 +403,9 @@ static int train_dino(const options *o, db_ctx *ctx)
         db_download(s.tape, scores, row);
         for (k = 0; k < N; k++) right += best_of(row + k * N, N) == (size_t)partner[k];
         if (!j) continue;
-        snprintf(rest, sizeof rest, " pictures that find their scene's other among %zu: %.3f, AUC of "
-                 "subjects %.3f", N, (double)right / (double)(N * EVERY), dino_auc(teacher));
+        snprintf(rest, sizeof rest,
+                 " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f", N,
+                 (double)right / (double)(N * EVERY), dino_auc(teacher));
         line(&s, loss, rest);
         right = 0;
     }
@@ -518,6 +524,16 @@ static double change_scene(const db_rng *rng, uint64_t k, world_scene *scene)
     return distance;
 }
 
+/* A square picture of `from` pixels a side scaled to `to`, in place; x is room for the larger. */
+static void rescale(db_ctx *ctx, uint8_t *rgb, size_t from, size_t to, float *x)
+{
+    db_image image;
+    size_t i;
+    image.rgb = rgb, image.w = image.h = from;
+    db_resize(ctx, &image, to, to, x);
+    for (i = 0; i < to * to * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
+}
+
 /* Half of the pictures [S,S,3] lose sharpness, a quarter get grain; returns how far it went. */
 static double spoil(db_ctx *ctx, const db_rng *rng, uint64_t k, size_t S, uint8_t *rgb)
 {
@@ -525,15 +541,9 @@ static double spoil(db_ctx *ctx, const db_rng *rng, uint64_t k, size_t S, uint8_
     float *x = (float *)malloc(2 * n * sizeof *x), *grain = x + n;
     double factor = 1 + 3 * (double)db_random_uniform(rng, k + 1), distance = 0,
            sigma = 0.1 * (double)db_random_uniform(rng, k + 2);
-    db_image image;
-    image.rgb = rgb, image.w = image.h = S;
     if (db_random_uniform(rng, k) < 0.5f) { /* smaller and back */
         side = (size_t)((double)S / factor + 0.5);
-        db_resize(ctx, &image, side, side, x);
-        for (i = 0; i < side * side * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
-        image.w = image.h = side;
-        db_resize(ctx, &image, S, S, x);
-        for (i = 0; i < n; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
+        rescale(ctx, rgb, S, side, x), rescale(ctx, rgb, side, S, x);
         distance += 0.1 * log2((double)S / (double)side);
     }
     if (db_random_uniform(rng, k + 3) < 0.25f) {
