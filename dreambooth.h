@@ -2395,6 +2395,7 @@ typedef struct db__adamw_step {
 
 typedef struct db__kernels {
     size_t k_multiple; /* K of a matrix product is padded to this */
+    int pairs;         /* one instruction multiplies and adds pairs of bf16 */
     void (*gemm)(const db__gemm *g);
     size_t size; /* of one number */
     void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n,
@@ -3071,16 +3072,18 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    x. The pixels are walked in blocks; a block's x is copied once into panels [16
    channels][pixels][16], in which another (dy,dx) is only another offset, and stays in the second
    cache for all k x k products. The blocks are cut into `parts`, each with a sum of its own; a part
-   of large weights into slices of OC. bf16 is computed on tiles where there are any. */
+   of large weights into slices of OC. bf16 is multiplied in pairs of pixels where the processor can,
+   else in f32. */
 
 typedef struct db__dw {
     db__conv v;
-    int tiles;
+    int pairs;
     size_t panels, ldc; /* of 16 channels of x; row length of a sum, k * 16 * panels       */
     size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc] */
     size_t slice, slices;      /* of OC                                                           */
-    size_t line;               /* tiles: pixels of a line with its halo, an even number           */
-    size_t k_region, x_region; /* tiles: pixels of dY in a region, a multiple of 32; and of x     */
+    size_t line;               /* pairs: pixels of a line with its halo, an even number           */
+    size_t k_region, x_region; /* pairs: pixels of dY in a region, a multiple of 32; and of x     */
+    size_t turned;             /* pairs: pixels of dY transposed at once                          */
     size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch */
 } db__dw;
 
@@ -3090,15 +3093,15 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
                         size_t stride, long pad)
 {
     db__dw w;
-    int tiles = kern->k_multiple == 32 && stride == 1;
-    size_t pixels = tiles ? 512 : 128, wanted, width;
+    int pairs = kern->pairs && stride == 1;
+    size_t pixels = pairs ? 512 : 128, wanted, width;
     db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, pixels);
     width = (v.columns - 1) * stride + k;
     memset(&w, 0, sizeof w);
-    w.v = v, w.tiles = tiles;
+    w.v = v, w.pairs = pairs;
     w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
     w.regions = v.B * v.by_y * v.by_x;
-    w.per_block = tiles ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
+    w.per_block = pairs ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
     w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
     w.part = k * v.OC * w.ldc;
     wanted = DB__MIN(w.blocks, ((size_t)1 << 21) / w.part);
@@ -3106,10 +3109,11 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     w.slices = w.parts >= 8 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
     w.slice = DB__ROUND_UP(DB__CEIL_DIV(v.OC, w.slices), 16);
     w.slices = DB__CEIL_DIV(v.OC, w.slice);
-    if (tiles) {
+    if (pairs) {
         w.line = DB__ROUND_UP(width, 2);
         w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
         w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
+        w.turned = kern->k_multiple == 32 ? 32 : w.k_region; /* a tile's rows side by side */
         w.x_bytes = (k > 1 ? 2 : 1) * w.per_block * w.x_region * w.panels * 16 * 2;
         w.line_bytes = (w.line + 1) * v.C * 2;
         w.dy_bytes = w.k_region * w.slice * 2;
@@ -3190,9 +3194,9 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
         }
 }
 
-/* The same on tiles. K runs over whole lines with their halo, where dY is zero. Pairs of pixels
-   side by side serve every second dx; for the others x is packed again, one pixel on. */
-static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
+/* The same in pairs of pixels. K runs over whole lines with their halo, where dY is zero. Pairs side
+   by side serve every second dx; for the others x is packed again, one pixel on. */
+static void db__dw_pairs(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
                          size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
@@ -3242,14 +3246,16 @@ static void db__dw_tiles(db_ctx *ctx, const db__dw *w, const db_arg *x, const db
             memset(to + at.columns * m, 0, (w->line - at.columns) * m * 2);
         }
         memset(grad + at.rows * w->line * m, 0, (w->k_region - at.rows * w->line) * m * 2);
-        for (p = 0; p < w->k_region; p += 32) /* [32 pixels][m] -> [m][32] */
-            kern->transpose(turned + (i * w->k_region + p) * m, 32, grad + p * m, m, 32, m, 32);
+        for (p = 0; p < w->k_region; p += w->turned) /* [pixels][m] -> [m][pixels] */
+            kern->transpose(turned + (i * w->k_region + p) * m, w->turned, grad + p * m, m,
+                            w->turned, m, w->turned);
     }
     for (ky = 0; ky < v->k; ky++)
         for (kx = 0; kx < v->k; kx++) {
             db__gemm g;
             g.m = m, g.k = w->k_region, g.taps = n, g.panels = w->panels;
-            g.a = turned, g.lda = 32, g.a_k = m, g.a_tap = w->k_region * m;
+            g.a = turned, g.lda = w->turned, g.a_tap = w->k_region * m;
+            g.a_k = w->turned < w->k_region ? m : 1;
             g.b = (kx % 2 ? odd : even) + (ky * w->line + kx / 2 * 2) * 16;
             g.b_panel = panel, g.b_k = 16, g.b_tap = w->x_region * 16;
             g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
@@ -3281,7 +3287,7 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
                    m = DB__MIN(w.slice, v->OC - oc0), block;
             size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
             for (block = first; block < last && dw->present; block++)
-                (w.tiles ? db__dw_tiles : db__dw_floats)(
+                (w.pairs ? db__dw_pairs : db__dw_floats)(
                     ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
                     sums + part * w.part, in_place || block > first);
             if (oc0 == 0 && dbias->present) {
@@ -14072,7 +14078,10 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vstore_bf16(p, v) (*(p) = db__f32_to_bf16(v))
 #endif
 
-#ifndef DB__vdot2 /* no instruction for it: two multiply-adds on the widened halves of a pair */
+#ifdef DB__vdot2
+#define DB__PAIRS 1
+#else /* no instruction for it: two multiply-adds on the widened halves of a pair */
+#define DB__PAIRS 0
 #define DB__vdot2(acc, pair, b) do { \
         (acc) = DB__vfma(DB__vset1(db__bits_to_float((uint32_t)(pair) << 16)), \
             DB__vlow_bf16(b), acc); \
@@ -15336,9 +15345,11 @@ DB__KERNEL void DB__FN(adamw)(float *w, float *m, float *v, const float *g, size
 static const db__kernels DB__FN(table) = {
 #ifdef DB__AMX_TARGET
     32,
+    DB__PAIRS,
     DB__FN(gemm_tiles),
 #else
     DB__K2,
+    DB__PAIRS,
     DB__FN(gemm),
 #endif
     sizeof(DB__T),
@@ -15410,6 +15421,7 @@ static const db__kernels DB__FN(table) = {
 #undef DB__TARGET
 #undef DB__vstore_bf16
 #undef DB__vdot2
+#undef DB__PAIRS
 #undef DB__AMX_TARGET
 #undef DB__T
 #undef DB__TYPE

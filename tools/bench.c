@@ -1,6 +1,7 @@
 /* bench - times one thing and prints one line of JSON: its name, the multiplications and additions
-   of one call, the most memory the process held, what it ran on, and of every repetition the
-   seconds and the share of the peak that `peak registers` reaches just before and after it.
+   of one call, the most memory the process held, what a network's tape takes of it, what it ran
+   on, and of every repetition the seconds and the share of the peak that `peak registers` reaches
+   just before and after it.
 
    build/bench peak registers        multiply-adds on registers: what the processor can do
    build/bench peak gemm             the header's product on numbers near the processor
@@ -42,6 +43,7 @@ static struct {
 static db_ctx *ctx;
 static db_tape *tape;
 static double flops; /* of one call */
+static double arena_mb; /* of a network's tape: all that a call holds beside the parameters */
 
 static void run_tape(void) { db_run(tape, 0, 0); }
 static void (*run)(void) = run_tape;
@@ -78,7 +80,7 @@ static void prepare_tape(void)
     size_t k;
     if (db_plan(tape, &plan) != DB_OK || db__ensure_arena(tape) != DB_OK)
         fail(db_last_error(ctx), "");
-    flops = plan.flops;
+    flops = plan.flops, arena_mb = (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6;
     for (k = 0; k < tape->n_values; k++) {
         const db__value *v = &tape->value[k];
         if (v->kind == DB__KEPT)
@@ -445,9 +447,9 @@ static void measure(void)
         peak[r] = before, before = peak_now(), peak[r] = (peak[r] + before) / 2;
     }
     if (db_status(ctx) != DB_OK) fail(db_last_error(ctx), "");
-    printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"threads\": %d, \"isa\": "
-           "\"%s\", \"dtype\": \"%s\"",
-           o.command, o.name, flops, peak_mb(), db__threads(ctx),
+    printf("{\"name\": \"%s %s\", \"flops\": %.0f, \"peak_mb\": %.1f, \"arena_mb\": %.1f, "
+           "\"threads\": %d, \"isa\": \"%s\", \"dtype\": \"%s\"",
+           o.command, o.name, flops, peak_mb(), arena_mb, db__threads(ctx),
            ctx->backend == db_backend_cpu() ? db_isa(ctx) : ctx->backend->name, o.dtype);
     for (printf(", \"seconds\": ["), r = 0; r < o.repetitions; r++)
         printf("%s%.9g", r ? ", " : "", seconds[r]);

@@ -10,10 +10,11 @@ the first round tries them all, the second repeats the fastest. Attention is sca
 
 GFLOP/s of both sides count our multiplications and additions of convolutions, matrix products and attention; share is
 ours in the peak, multiply-adds on registers alone, measured between the repetitions. MB is VmHWM, the largest resident memory of a process; of PyTorch's,
-torch_libraries_mb are there after the import. Without PyTorch the table has ours alone.
+torch_libraries_mb are there after the import. Of a training step, ours_arena_mb is all that ours holds beside parameters, gradients
+and moments, torch_saved_mb what PyTorch keeps for the backward pass, its temporaries not counted. Without PyTorch the table has ours alone.
 
---scaling measures SD 1.5's U-Net at other batches, resolutions and threads instead: the time for each GFLOP should stay
-what it is in the first row, and halve with a second thread.
+--scaling measures SD 1.5's U-Net at other batches, resolutions and threads instead, in one round, PyTorch in the layout
+that is its fastest there: the time for each GFLOP should stay what it is in the first row, and halve with a second thread.
 """
 import argparse
 import json
@@ -139,6 +140,7 @@ def unet_train_step(a, variant):
         optimizer.zero_grad()
         if average:
             with torch.no_grad(): torch._foreach_lerp_(average, params, 5e-4)
+    run.params = params
     return run
 
 def world_generate(a, variant):
@@ -184,13 +186,25 @@ def peak_mb():
     with open("/proc/self/status") as f: return int(re.search(r"VmHWM:\s*(\d+)", f.read())[1]) * 1024 / 1e6
 
 
+def saved_mb(run):
+    """What a training step keeps from forward for backward beside its parameters. What comes and goes is not counted."""
+    saved = {}
+    def keep(x):
+        storage = x.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x): run()
+    for p in run.params: saved.pop(p.untyped_storage().data_ptr(), None)
+    return sum(saved.values()) / 1e6
+
+
 def torch_process(command, variant, threads, repetitions):
     """What build/bench does and prints, with PyTorch."""
     torch.set_num_threads(threads)
     libraries, words, seconds = peak_mb(), command.split(), []
     flags = {name[2:]: int(value) if value.isdigit() else value for name, value in zip(words[2::2], words[3::2])}
     run = NETWORKS.get(words[1], operation)(dict(flags, name=words[1]), Variant(variant))
-    run()
+    saved = saved_mb(run) if hasattr(run, "params") else run()
     began = time.perf_counter()
     run()
     calls = int(0.05 / (time.perf_counter() - began)) + 1
@@ -198,7 +212,7 @@ def torch_process(command, variant, threads, repetitions):
         began = time.perf_counter()
         for _ in range(calls): run()
         seconds.append((time.perf_counter() - began) / calls)
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "libraries_mb": libraries}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "libraries_mb": libraries, "saved_mb": saved if hasattr(run, "params") else None}))
 
 
 # ---- the comparison -----------------------------------------------------------------------------------------------------
@@ -216,23 +230,26 @@ def theirs(command, variant, *how): return start([sys.executable, os.path.abspat
 def median(runs, of="seconds"): return statistics.median(s for run in runs for s in run[of])
 
 
-def compare(command, dtype, with_torch, *how):
-    """An entry of bench.json; what there is no value for is None."""
+def variants_of(command, dtype):
     layouts = ["contiguous"] if command.split()[1] in ONE_LAYOUT else ["contiguous", "channels_last"]
     ways = ["f32"] if dtype == "f32" else ["cast"] if command.startswith("op") else ["autocast", "cast"]
-    variants = [f"{layout} {way}" for layout in layouts for way in ways] if with_torch else []
+    return [f"{layout} {way}" for layout in layouts for way in ways]
+
+
+def compare(command, dtype, variants, rounds, *how):
+    """An entry of bench.json; what there is no value for is None."""
     mine, other = [], {v: [] for v in variants}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         mine.append(ours(command, dtype, *how))
         for v in variants: other[v].append(theirs(command, v, *how))
         variants = sorted((v for v in variants if other[v][-1]), key=lambda v: median(other[v]))[:1]
     seconds, gflop, entry = median(mine), mine[0]["flops"] / 1e9, dict.fromkeys(k for _, k, _ in COLUMNS)
-    entry.update(ours_s=seconds, ours_peak_mb=max(r["peak_mb"] for r in mine))
+    entry.update(ours_s=seconds, ours_peak_mb=max(r["peak_mb"] for r in mine), ours_arena_mb=mine[0]["arena_mb"])
     if gflop: entry.update(ours_gflops=gflop / seconds, share_of_peak=median(mine, "share_of_peak"))
     for v in variants:  # the fastest, or none
         torch_s = median(other[v])
         entry.update(torch_s=torch_s, ratio=torch_s / seconds, torch_gflops=gflop / torch_s or None, torch_variant=v,
-                     torch_peak_mb=max(r["peak_mb"] for r in other[v]), torch_libraries_mb=other[v][0]["libraries_mb"])
+                     torch_peak_mb=max(r["peak_mb"] for r in other[v]), torch_libraries_mb=other[v][0]["libraries_mb"], torch_saved_mb=other[v][0]["saved_mb"])
     return entry
 
 
@@ -246,7 +263,7 @@ def scaling(with_torch, repetitions):
     entries, first = [], {}
     print("threads batch latents   GFLOP     ours s   ms/GFLOP   of first    torch s   ms/GFLOP   of first")
     for threads, batch, size in SCALING:
-        e = compare(f"net unet_sd15_forward --batch {batch} --size {size}", "f32", with_torch, threads, repetitions)
+        e = compare(f"net unet_sd15_forward --batch {batch} --size {size}", "f32", ["channels_last f32"] * with_torch, 1, threads, repetitions)
         gflop, line = e["ours_gflops"] * e["ours_s"], f"{threads:7} {batch:5} {size:4} x {size:<4}"
         for side in ("ours_s", "torch_s"):
             if e[side] is None: continue
@@ -283,7 +300,7 @@ def main():
         for dtype in ("f32",) if command.startswith("load") else ("f32", "bf16"):
             name = key if dtype == "f32" else key + "_bf16"
             if not re.search(o.only, name): continue
-            results[name] = entry = compare(command, dtype, with_torch, *how)
+            results[name] = entry = compare(command, dtype, variants_of(command, dtype) * with_torch, ROUNDS, *how)
             print(f"{name:36}" + "".join(f"{'-' if entry[k] is None else form.format(entry[k]):>9}" for _, k, form in COLUMNS), flush=True)
     with open(OUT, "w") as f: json.dump(results, f, indent=1)
     print(f"-> {OUT}")

@@ -81,7 +81,7 @@ static int update(session *s, double *mean)
     trainer *tr = &s->tr;
     float value = 0;
     db_zero_grad(tr->params);
-    db_run(s->tape, s->o->seed, (uint32_t)tr->step);
+    db_run(s->tape, (uint64_t)s->o->seed, (uint32_t)tr->step);
     db_download(s->tape, s->loss, &value);
     db_optimizer_step(&tr->opt, learning_rate(s->o, tr->step), 1, NULL);
     db_ema_update(tr->params, tr->ema, ema_decay(s->o, tr->step));
@@ -125,7 +125,7 @@ static int finish(session *s, size_t n)
 static db_rng stream(const session *s, uint32_t purpose)
 {
     db_rng rng;
-    rng.seed = s->o->seed, rng.purpose = purpose, rng.step = (uint32_t)s->tr.step;
+    rng.seed = (uint64_t)s->o->seed, rng.purpose = purpose, rng.step = (uint32_t)s->tr.step;
     return rng;
 }
 

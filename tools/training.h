@@ -16,10 +16,9 @@ enum { FOR_INIT = 1000 }; /* the first purpose of a tool's random streams: initi
 
 typedef struct options {
     const char *dir, *text, *pool, *state, *sheets, *init, *device;
-    long steps, batch, size, scale, warmup, decay, save_every, sheet_every, threads;
+    long steps, batch, size, scale, warmup, decay, save_every, sheet_every, threads, seed;
     double lr, ema, aux;
     int bf16;
-    uint64_t seed;
 } options;
 
 static volatile sig_atomic_t stop_asked;
@@ -60,6 +59,7 @@ static int read_flags(options *o, int argc, char **argv)
                      {"--save_every", &o->save_every, NULL, NULL},
                      {"--sheet_every", &o->sheet_every, NULL, NULL},
                      {"--threads", &o->threads, NULL, NULL},
+                     {"--seed", &o->seed, NULL, NULL},
                      {"--lr", NULL, &o->lr, NULL},
                      {"--ema", NULL, &o->ema, NULL},
                      {"--aux", NULL, &o->aux, NULL}};
@@ -203,7 +203,7 @@ static db_result init_trainer(trainer *t, db_param_table *params, const options 
     t->params = params;
     db_optimizer_init(&t->opt, params, &c);
     if (db_status(params->ctx) != DB_OK) return db_status(params->ctx);
-    initialise(params, o->seed);
+    initialise(params, (uint64_t)o->seed);
     if (o->init && !state_there && load_weights(params, o->init) != DB_OK)
         return db_status(params->ctx);
     if (!(t->ema = db_ema_create(params))) return db_status(params->ctx);

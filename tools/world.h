@@ -709,10 +709,8 @@ static world__mentions world__draw_mentions(const world_scene *s, world__rng *rn
         && world__chance(rng, s->pose == WORLD_STANDING ? 0.12f : 0.80f);
     m.glyph = s->glyph >= 0 && world__chance(rng, 0.85f);
     m.place = world__chance(rng, 0.72f);
-    /* a back that is seldom called one is learnt last: it looks like a front that is hard to see */
-    m.view = world__chance(rng, s->view == WORLD_FRONT      ? 0.45f
-                                    : s->view == WORLD_BACK ? 0.90f
-                                                            : 0.65f);
+    /* a view that is seldom named is learnt last: a back looks like a front that is hard to see */
+    m.view = world__chance(rng, 0.85f);
     return m;
 }
 
