@@ -135,8 +135,11 @@ demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUB
 	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
 	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
 
-test: $(TESTS) $(EXAMPLES) $(B)/dreambooth $(B)/test_reproduce_tool
-	@sh tests/run.sh $(TESTS) "sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" "sh tests/paper.sh $(B)/test_reproduce_tool $(B)/paper_test" $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp examples/*.cu)")
+# NO_TOOLS=1: without what runs whole programs
+SCRIPTS = $(if $(NO_TOOLS),,"sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" \
+    "sh tests/paper.sh $(B)/test_reproduce_tool $(B)/paper_test")
+test: $(TESTS) $(EXAMPLES) $(if $(NO_TOOLS),,$(B)/dreambooth $(B)/test_reproduce_tool)
+	@sh tests/run.sh $(TESTS) $(SCRIPTS) $(if $(EXAMPLES),"sh tests/examples.sh $(B) $(wildcard examples/*.c examples/*.cpp examples/*.cu)")
 
 # Under the address and undefined-behaviour sanitizers, in a build folder of their own, without the examples. A compiler
 # takes many minutes for the kernels of all instruction sets then: they are checked for addresses alone.

@@ -109,7 +109,7 @@ int world_has_head(int object);  /* can give its head to a hybrid               
 int world_has_label(int object); /* can have a letter or digit painted on it           */
 
 /* Reserved words without meaning: the first world_n_rare_shown of them are scattered through
-   2 % of the captions with Zipf frequencies, the rest never appear. */
+   8 % of the captions with Zipf frequencies, the rest never appear. */
 enum { world_n_rare = 100, world_n_rare_shown = 80 };
 extern const char *const world_rare[world_n_rare];
 
@@ -180,7 +180,7 @@ void world_set_view(world_scene *scene, int view, uint64_t seed);
 void world_set_color(world_scene *scene, int which, int color);
 
 /* Writes one random wording of the scene's caption into buf (size bytes, always terminated), in
-   lower case: 10 % are empty, 12 % are bare ("a dog"), 2 % carry a rare word. */
+   lower case: 10 % are empty, 12 % are bare ("a dog"), 8 % carry a rare word. */
 void world_caption(const world_scene *scene, uint64_t seed, char *buf, size_t size);
 
 /* The same without dropping: never empty. */
@@ -503,7 +503,7 @@ const char *const world_rare[world_n_rare] = {
     "vkq", "q4z", "hzv", "jxk", "zg", "k9x", "xjz", "qvw", "fzk", "vx"};
 
 static float world__rare_weight(int i) { return 1.0f / (float)(i + 1); }
-#define WORLD__RARE_CAPTIONS 0.02f /* fraction of non-empty captions with a rare word */
+#define WORLD__RARE_CAPTIONS 0.08f /* fraction of non-empty captions with a rare word */
 
 double world_rare_frequency(int i)
 {
