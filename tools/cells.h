@@ -408,6 +408,17 @@ static inline prompts application_prompts(const settings *s, int subject)
     return all;
 }
 
+/* 25 prompts: twelve places, the bare name; styles, views, accessories. */
+static inline prompts protocol_prompts(const settings *s, int subject, size_t places)
+{
+    prompts all = subject_prompts(s, subject, 2 * places),
+            more = application_prompts(s, subject);
+    size_t k;
+    for (k = 0; k < more.n && strcmp(more.item[k].group, "colours"); k++)
+        all.item[all.n++] = more.item[k];
+    return all;
+}
+
 /* Each prompt `each` times: texts, or with `plain` those without identifier. */
 static inline const char **repeat(const prompts *all, size_t each, int plain)
 {
@@ -652,6 +663,34 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     free(seen);
 }
 
+/* The share of pictures that are nearer to this subject's photos than to those of the other 29
+   (mean DINO cosine). */
+static inline void measure_nearest(work *w, const pictures *made, const char *name)
+{
+    enum { OTHERS = sizeof thirty / sizeof *thirty };
+    const networks *net = &w->w->net;
+    size_t D = net->dino ? net->dino->config.hidden_size : 0, k, j, right = 0;
+    float *z = dino_of(net, made->view, made->n), *of[OTHERS];
+    size_t n[OTHERS];
+    for (j = 0; j < OTHERS; j++) {
+        pictures p = all_photos(world_subject_named(thirty[j]), w->w->size->photo_side);
+        of[j] = dino_of(net, p.view, n[j] = p.n);
+        pictures_free(&p);
+    }
+    for (k = 0; k < made->n && z && db_status(net->ctx) == DB_OK; k++) {
+        double best = -2;
+        size_t nearest = 0;
+        for (j = 0; j < OTHERS; j++) {
+            double c = db_cosine_between(z + k * D, 1, of[j], n[j], D);
+            if (c > best) best = c, nearest = j;
+        }
+        right += world_subject_named(thirty[nearest]) == w->c->subject;
+    }
+    if (z) set_value(w, name, "", (double)right / (double)made->n);
+    for (j = 0; j < OTHERS; j++) free(of[j]);
+    free(z);
+}
+
 /* One picture beside the other, as CELL.png with the labels in the record. */
 static inline int save_strip(work *w, const pictures *const *set, const size_t *index,
                              const char *const *labels, size_t n)
@@ -686,8 +725,9 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     size_t each = wp->size->each, side = picture_side(w->p), n, k,
            n_class = w->c->of->measures & MEASURE_DIVERSITY ? wp->size->more_class_pictures
                                                             : wp->size->class_pictures;
-    int trained = s->steps > 0;
-    prompts all = subject_prompts(s, w->c->subject, wp->size->places);
+    int trained = s->steps > 0, protocol = w->c->of->measures & MEASURE_PROTOCOL;
+    prompts all = protocol ? protocol_prompts(s, w->c->subject, wp->size->places)
+                           : subject_prompts(s, w->c->subject, wp->size->places);
     const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
     const char **classes = (const char **)malloc((n_class + 1) * sizeof *classes);
     char plain[192];
@@ -722,6 +762,10 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         measure_fidelity(w, &made, &before, suffix);
         measure_obedience(w, &all, each, &made, "", suffix);
         measure_obedience(w, &all, each, &before, "_original", suffix);
+        if (protocol) {
+            measure_nearest(w, &made, "nearest_right");
+            measure_nearest(w, &before, "nearest_right_original");
+        }
         set_value(w, "dino_original", suffix,
                   dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n));
         if (w->c->of->measures & MEASURE_DIVERSITY) {

@@ -35,6 +35,8 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
      "place_of_photos fidelity"},
     {"frequency", "dino clip_t pres drift place_right", "dino drift"},
     {"first_version", "dino fidelity clip_t pres drift place_right overfit", "dino drift"},
+    {"demo", "dino clip_i clip_t fidelity place_right place_right_original nearest_right "
+             "nearest_right_original", "fidelity nearest_right"},
     {"metrics", "follows_dino follows_clip follows_lpips", ""}};
 
 /* The names of an experiment's conditions; returns how many. */
@@ -54,6 +56,8 @@ static const struct { const char *experiment, *condition, *value, *figure; } pap
     {"prior", "with", "dino", ".684"},       {"prior", "without", "dino", ".712"},
     {"prior", "with", "clip_i", ".815"},     {"prior", "without", "clip_i", ".828"},
     {"prior", "with", "clip_t", ".308"},     {"prior", "without", "clip_t", ".306"},
+    {"demo", "tuned", "dino", ".696"},       {"demo", "tuned", "clip_i", ".812"},
+    {"demo", "tuned", "clip_t", ".306"},
     {"noun", "right", "dino", ".744"},       {"noun", "right", "clip_i", ".853"},
     {"noun", "none", "dino", ".303"},        {"noun", "none", "clip_i", ".607"},
     {"noun", "wrong", "dino", ".454"},       {"noun", "wrong", "clip_i", ".728"},

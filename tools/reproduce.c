@@ -173,7 +173,8 @@ static int open_lock(workplace *w)
 static void describe_cell(const workplace *w, const options *o, const cell *c, record *r)
 {
     /* what draws other pictures of the cell than the standard ones */
-    enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS };
+    enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS |
+               MEASURE_PROTOCOL };
     char plain[RECORD_TEXT - 128], whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
@@ -239,7 +240,7 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
             other->class_guidance == s->class_guidance)
             classes = fmin(classes, fmax(0, s->classes - other->classes));
     }
-    n = (double)((size->places + 1) * size->each) +
+    n = (double)((size->places + 1) * size->each) * (m & MEASURE_PROTOCOL ? 25.0 / 7 : 1) +
         (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
     step = s->lambda > 0 ? .175 : .095;
     if (!strcmp(s->train, "embedding")) step *= .8;
