@@ -3072,8 +3072,8 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    x. The pixels are walked in blocks; a block's x is copied once into panels [16
    channels][pixels][16], in which another (dy,dx) is only another offset, and stays in the second
    cache for all k x k products. The blocks are cut into `parts`, each with a sum of its own; a part
-   of large weights into slices of OC. bf16 is multiplied in pairs of pixels where the processor can,
-   else in f32. */
+   of large weights into slices of OC. bf16 is multiplied in pairs of pixels where the processor
+   can, else in f32. */
 
 typedef struct db__dw {
     db__conv v;
@@ -3194,8 +3194,8 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
         }
 }
 
-/* The same in pairs of pixels. K runs over whole lines with their halo, where dY is zero. Pairs side
-   by side serve every second dx; for the others x is packed again, one pixel on. */
+/* The same in pairs of pixels. K runs over whole lines with their halo, where dY is zero. Pairs
+   side by side serve every second dx; for the others x is packed again, one pixel on. */
 static void db__dw_pairs(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
                          size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
@@ -9636,12 +9636,11 @@ void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
    diffusers' UNet2DConditionModel, built from config.json, with the blocks of two families:
 
      Imagen's and DeepFloyd IF's (Saharia et al., 2022, appendix B): ResnetDownsampleBlock2D,
-     SimpleCrossAttnDownBlock2D; Stable Diffusion's (Rombach et al., 2022): DownBlock2D,
-   CrossAttnDownBlock2D.
+     SimpleCrossAttnDownBlock2D;
+     Stable Diffusion's (Rombach et al., 2022): DownBlock2D, CrossAttnDownBlock2D.
 
-     x -> conv_in -> down blocks -> mid block -> up blocks (each layer takes one output of the way
-   down)
-       -> norm, activation -> conv_out
+     x -> conv_in -> down blocks -> mid block -> up blocks -> norm, activation -> conv_out
+     (each layer of the way up takes one output of the way down)
 
    IF: the time embedding scales and shifts the second normalisation of every ResNet, the pooled
    text is added to it, and attention reads the text as further keys and values beside the pixels'

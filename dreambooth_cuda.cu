@@ -6,8 +6,8 @@
 
        db_config c = db_config_default();
        const char *why;
-       c.backend = db_backend_cuda(&why);                  NULL, and *why says why: the CPU is taken
-   then db_create(&ctx, &c);
+       c.backend = db_backend_cuda(&why);                // NULL, and *why says why: the CPU is taken
+       db_create(&ctx, &c);
 
    Needs the CUDA runtime and nothing else; compute capability 7.5 and up, tensor cores from 8.0 on.
 
@@ -17,13 +17,13 @@
 
    Easy to get wrong
    - All memory of the backend is managed: host code (loading, saving) reads and writes parameters
-   as if they were its own, but only while nothing runs; db_run ends by waiting (`sync`).
+     as if they were its own, but only while nothing runs; db_run ends by waiting (`sync`).
    - From its second run on a tape is a CUDA graph: an operation may not wait, allocate or look at
-   numbers, and what changes from run to run (the noise's seed and step) lies in GPU memory.
+     numbers, and what changes from run to run (the noise's seed and step) lies in GPU memory.
    - Everything goes through the thread's own stream: another thread's recording forbids the use of
-   the common one.
+     the common one.
    - Sums have a fixed order: parts by shape, trees by thread index, no floating-point atomics. The
-   same run gives the same bits.
+     same run gives the same bits.
    - A kernel without a result for a part of its grid still reaches every barrier of its block. */
 #include "dreambooth.h"
 
