@@ -6,7 +6,7 @@
 
        db_config c = db_config_default();
        const char *why;
-       c.backend = db_backend_cuda(&why);                // NULL, and *why says why: the CPU is taken
+       c.backend = db_backend_cuda(&why);               // NULL, and *why says why: the CPU is taken
        db_create(&ctx, &c);
 
    Needs the CUDA runtime and nothing else; compute capability 7.5 and up, tensor cores from 8.0 on.
