@@ -66,6 +66,8 @@ refuses "a LoRA's checkpoint without --rank" "another kind of training" tiny "$w
 draw="$tool generate --quiet --prompt dog --num_inference_steps 2 --height 16 --width 16 --pretrained_model_name_or_path $base"
 $draw --output_dir "$work/g1" > "$work/out" 2>&1; says "generate with a LoRA" "1 pictures" $draw --output_dir "$work/g2" --lora "$work/l1"
 [ "$(sum "$work/g1/00000.png")" != "$(sum "$work/g2/00000.png")" ] && ok "a LoRA changes the picture" || bad "a LoRA changes the picture" "the same bits"
+$tool generate --quiet --prompt dog --num_images 2 --num_inference_steps 2 --height 32 --width 32 --pretrained_model_name_or_path $base --output_dir "$work/g3" > "$work/out" 2>&1
+says "eval passes over the grid of generate" "class diversity" $tool eval --class_dir "$work/g3" --lpips examples/world/metrics/lpips
 refuses "a LoRA as a model" "belongs to" $tool generate --prompt x --pretrained_model_name_or_path "$work/l1"
 refuses "a LoRA that is not there" "cannot be opened" $tool generate --prompt x --pretrained_model_name_or_path $base --lora "$work/none"
 

@@ -371,6 +371,18 @@ static int upscale(int argc, char **argv)
 /* The picture that a file of a generated folder is: 00012.png -> 12. */
 static size_t picture_number(const char *name) { return (size_t)strtoul(name, NULL, 10); }
 
+/* Views and names without the grids that `generate` writes beside its pictures; returns how many. */
+static size_t leave_out_grids(photos *p)
+{
+    size_t k, n = 0;
+    for (k = 0; k < p->n; k++)
+        if (strncmp(p->name[k], "grid_", 5) != 0) {
+            p->view[n] = p->view[k];
+            memmove(p->name[n++], p->name[k], sizeof p->name[0]);
+        }
+    return n;
+}
+
 static void print_scores(const db_scores *s, FILE *json)
 {
     int first = 1;
@@ -412,9 +424,9 @@ static int eval(int argc, char **argv)
     db_scores scores;
     char **lines = NULL;
     const char **each = NULL;
-    size_t k, n_lines = 0;
+    size_t n[5], k, n_lines = 0;
     db_ctx *ctx;
-    memset(set, 0, sizeof set), memset(&e, 0, sizeof e);
+    memset(set, 0, sizeof set), memset(n, 0, sizeof n), memset(&e, 0, sizeof e);
     if (status) return status == 1;
     if (!dino && !clip && !lpips) return fail("eval needs at least one of --dino, --clip, --lpips");
     if (!folder[0] && !folder[3]) return fail("eval needs --generated_dir or --class_dir");
@@ -424,17 +436,13 @@ static int eval(int argc, char **argv)
     if (clip && db_status(ctx) == DB_OK) db_clip_load(ctx, clip, &e.clip);
     if (lpips && db_status(ctx) == DB_OK) db_lpips_load(ctx, lpips, &e.lpips);
     status = db_status(ctx) != DB_OK;
-    for (k = 0; k < 5 && !status; k++)
+    for (k = 0; k < 5 && !status; k++) {
         if (folder[k]) status = load_photos(folder[k], 0, &set[k]);
-    if (!status && folder[0]) { /* grids are not pictures of the subject */
-        size_t keep = 0;
-        for (k = 0; k < set[0].n; k++)
-            if (isdigit((unsigned char)set[0].name[k][0])) {
-                set[0].view[keep] = set[0].view[k];
-                memmove(set[0].name[keep++], set[0].name[k], sizeof set[0].name[0]);
-            }
-        e.generated = set[0].view, e.n_generated = keep;
+        n[k] = leave_out_grids(&set[k]);
     }
+    e.generated = set[0].view, e.n_generated = n[0], e.real = set[1].view, e.n_real = n[1];
+    e.held_out = set[2].view, e.n_held_out = n[2], e.class_images = set[3].view, e.n_class = n[3];
+    e.original_class = set[4].view, e.n_original = n[4];
     if (!status && prompt_file) {
         lines = load_lines(prompt_file, &n_lines);
         each = (const char **)calloc(e.n_generated + 1, sizeof *each);
@@ -447,9 +455,6 @@ static int eval(int argc, char **argv)
         }
         e.prompts = each;
     }
-    e.real = set[1].view, e.n_real = set[1].n, e.held_out = set[2].view, e.n_held_out = set[2].n;
-    e.class_images = set[3].view, e.n_class = set[3].n;
-    e.original_class = set[4].view, e.n_original = set[4].n;
     if (!status && db_evaluate(ctx, &e, &scores) == DB_OK) {
         FILE *json = out ? fopen(out, "w") : NULL;
         print_scores(&scores, NULL);
