@@ -204,7 +204,8 @@ def torch_process(command, variant, threads, repetitions):
     libraries, words, seconds = peak_mb(), command.split(), []
     flags = {name[2:]: int(value) if value.isdigit() else value for name, value in zip(words[2::2], words[3::2])}
     run = NETWORKS.get(words[1], operation)(dict(flags, name=words[1]), Variant(variant))
-    saved = saved_mb(run) if hasattr(run, "params") else run()
+    saved = saved_mb(run) if hasattr(run, "params") else None
+    if saved is None: run()
     began = time.perf_counter()
     run()
     calls = int(0.05 / (time.perf_counter() - began)) + 1
@@ -212,7 +213,7 @@ def torch_process(command, variant, threads, repetitions):
         began = time.perf_counter()
         for _ in range(calls): run()
         seconds.append((time.perf_counter() - began) / calls)
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "libraries_mb": libraries, "saved_mb": saved if hasattr(run, "params") else None}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "libraries_mb": libraries, "saved_mb": saved}))
 
 
 # ---- the comparison -----------------------------------------------------------------------------------------------------

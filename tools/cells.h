@@ -664,31 +664,36 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
 }
 
 /* The share of pictures that are nearer to this subject's photos than to those of the other 29
-   (mean DINO cosine). */
-static inline void measure_nearest(work *w, const pictures *made, const char *name)
+   (mean DINO cosine), after training and before. */
+static inline void measure_nearest(work *w, const pictures *made, const pictures *before)
 {
     enum { OTHERS = sizeof thirty / sizeof *thirty };
+    static const char *const names[] = {"nearest_right", "nearest_right_original"};
+    const pictures *const sets[] = {made, before};
     const networks *net = &w->w->net;
-    size_t D = net->dino ? net->dino->config.hidden_size : 0, k, j, right = 0;
-    float *z = dino_of(net, made->view, made->n), *of[OTHERS];
-    size_t n[OTHERS];
+    size_t D = net->dino ? net->dino->config.hidden_size : 0, n[OTHERS], i, j, k;
+    float *of[OTHERS];
     for (j = 0; j < OTHERS; j++) {
         pictures p = all_photos(world_subject_named(thirty[j]), w->w->size->photo_side);
         of[j] = dino_of(net, p.view, n[j] = p.n);
         pictures_free(&p);
     }
-    for (k = 0; k < made->n && z && db_status(net->ctx) == DB_OK; k++) {
-        double best = -2;
-        size_t nearest = 0;
-        for (j = 0; j < OTHERS; j++) {
-            double c = db_cosine_between(z + k * D, 1, of[j], n[j], D);
-            if (c > best) best = c, nearest = j;
+    for (i = 0; i < 2; i++) {
+        float *z = dino_of(net, sets[i]->view, sets[i]->n);
+        size_t right = 0;
+        for (k = 0; k < sets[i]->n && z && db_status(net->ctx) == DB_OK; k++) {
+            double best = -2;
+            size_t nearest = 0;
+            for (j = 0; j < OTHERS; j++) {
+                double c = db_cosine_between(z + k * D, 1, of[j], n[j], D);
+                if (c > best) best = c, nearest = j;
+            }
+            right += world_subject_named(thirty[nearest]) == w->c->subject;
         }
-        right += world_subject_named(thirty[nearest]) == w->c->subject;
+        if (z) set_value(w, names[i], "", (double)right / (double)sets[i]->n);
+        free(z);
     }
-    if (z) set_value(w, name, "", (double)right / (double)made->n);
     for (j = 0; j < OTHERS; j++) free(of[j]);
-    free(z);
 }
 
 /* One picture beside the other, as CELL.png with the labels in the record. */
@@ -762,10 +767,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         measure_fidelity(w, &made, &before, suffix);
         measure_obedience(w, &all, each, &made, "", suffix);
         measure_obedience(w, &all, each, &before, "_original", suffix);
-        if (protocol) {
-            measure_nearest(w, &made, "nearest_right");
-            measure_nearest(w, &before, "nearest_right_original");
-        }
+        if (protocol) measure_nearest(w, &made, &before);
         set_value(w, "dino_original", suffix,
                   dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n));
         if (w->c->of->measures & MEASURE_DIVERSITY) {
