@@ -256,10 +256,9 @@ typedef struct db_tensor {
 extern const db_tensor db_none; /* passed where an operand may be "none" */
 
 typedef struct db_memory_plan {
-    size_t arena_bytes;   /* activations, gradients of activations, inputs                        */
-    size_t scratch_bytes; /* the kernels' own                                                     */
+    size_t arena_bytes; /* activations, their gradients, inputs, and between them the kernels' own  */
     size_t n_operations;
-    double flops;         /* multiplications and additions of one run                             */
+    double flops;       /* multiplications and additions of one run                               */
 } db_memory_plan;
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out);
@@ -1774,7 +1773,8 @@ typedef struct db__node {
     size_t s[6];
     int i[4];
     float f[2];
-    int segment; /* gradient checkpointing: recompute this node within that segment, -1: keep */
+    int segment;    /* gradient checkpointing: recompute this node within that segment, -1: keep */
+    size_t scratch; /* its kernels' memory while it runs: an offset in the arena */
 } db__node;
 
 struct db_tape {
@@ -1788,7 +1788,7 @@ struct db_tape {
     int n_segments, segment; /* checkpointed segments so far; the open one or -1 */
     size_t n_forward;        /* nodes that the caller recorded; the rest is db_backward's */
     char *arena;             /* on the backend's device */
-    size_t arena_bytes, scratch_bytes;
+    size_t arena_bytes;
     int planned;
     void *recording; /* of the backend's begin_run */
 };
@@ -1981,6 +1981,17 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
     return node;
 }
 
+/* Appends a node like `like`; NULL once the context has failed. */
+static db__node *db__record_like(db_tape *t, const db__node *like)
+{
+    db__node *node = db__record(t, like->op, DB_MAX_ARGS, like->arg);
+    if (!node) return NULL;
+    memcpy(node->s, like->s, sizeof node->s);
+    memcpy(node->i, like->i, sizeof node->i);
+    memcpy(node->f, like->f, sizeof node->f);
+    return node;
+}
+
 static int db__needs_grad(const db_tape *t, db_tensor x)
 {
     return x.id >= 0 && t->value[x.id].needs_grad;
@@ -2066,7 +2077,6 @@ static size_t db__recompute(db_tape *t, size_t from, size_t to)
     for (n = 0; n < t->n_values; n++) renamed[n] = (int)n;
     for (n = from; n < to; n++) {
         db__node copy = t->node[n];
-        db__node *made;
         int outputs = db__op_outputs(copy.op);
         for (k = 0; k < DB_MAX_ARGS; k++) {
             int id = copy.arg[k].id;
@@ -2083,11 +2093,7 @@ static size_t db__recompute(db_tape *t, size_t from, size_t to)
             }
             copy.arg[k].id = renamed[id];
         }
-        made = db__record(t, copy.op, DB_MAX_ARGS, copy.arg);
-        if (!made) break;
-        memcpy(made->s, copy.s, sizeof copy.s);
-        memcpy(made->i, copy.i, sizeof copy.i);
-        memcpy(made->f, copy.f, sizeof copy.f);
+        if (!db__record_like(t, &copy)) break;
     }
     db__free(t->ctx, renamed);
     return first;
@@ -2095,6 +2101,64 @@ static size_t db__recompute(db_tape *t, size_t from, size_t to)
 
 void db_checkpoint_begin(db_tape *t) { t->segment = t->n_segments++; }
 void db_checkpoint_end(db_tape *t) { t->segment = -1; }
+
+/* The norms, activations and gates: outputs that cost little to compute again, from an input that
+   their own backward reads and that is kept for it anyway. */
+static int db__cheap(db_op op)
+{
+    return op == DB_OP_GROUP_NORM || op == DB_OP_LAYER_NORM || op == DB_OP_ACT || op == DB_OP_GATE;
+}
+
+/* The value that the backward pass reads in place of `id`: a copy of the cheap operation that made
+   it is recorded when it is first asked for. producer [values]: that operation's node, or -1. */
+static int db__again(db_tape *t, const int *producer, int *again, int id)
+{
+    db__node copy;
+    int k, outputs;
+    if (id < 0 || producer[id] < 0) return id;
+    if (again[id] >= 0) return again[id];
+    copy = t->node[producer[id]];
+    outputs = db__op_outputs(copy.op);
+    for (k = 0; k < outputs; k++)
+        copy.arg[k] = db__new_value(t, DB__ACTIVATION, t->value[copy.arg[k].id].dtype,
+                                    copy.arg[k].n_dims, copy.arg[k].dim);
+    for (k = outputs; k < DB_MAX_ARGS; k++)
+        copy.arg[k].id = db__again(t, producer, again, copy.arg[k].id);
+    db__record_like(t, &copy);
+    return again[id] = copy.arg[0].id;
+}
+
+/* Rewrites the backward pass so that it computes the cheap outputs again where it first reads them:
+   half a ResNet block's activations need not outlive the forward pass. */
+static void db__forget_cheap(db_tape *t)
+{
+    size_t n, n_backward = t->n_nodes - t->n_forward, n_values = t->n_values;
+    db__node *backward = (db__node *)db__alloc(t->ctx, n_backward, sizeof *backward);
+    int *producer = (int *)db__alloc(t->ctx, n_values, sizeof *producer);
+    int *again = (int *)db__alloc(t->ctx, n_values, sizeof *again);
+    int k;
+    if (!backward || !producer || !again) goto done;
+    memcpy(backward, t->node + t->n_forward, n_backward * sizeof *backward);
+    memset(producer, -1, n_values * sizeof *producer);
+    memset(again, -1, n_values * sizeof *again);
+    for (n = 0; n < t->n_forward; n++) {
+        const db__node *node = &t->node[n];
+        const db__value *out = &t->value[node->arg[0].id];
+        if (node->segment < 0 && db__cheap(node->op) && out->needs_grad &&
+            out->kind == DB__ACTIVATION)
+            producer[node->arg[0].id] = (int)n;
+    }
+    t->n_nodes = t->n_forward;
+    for (n = 0; n < n_backward; n++) {
+        for (k = db__op_outputs(backward[n].op); k < DB_MAX_ARGS; k++)
+            backward[n].arg[k].id = db__again(t, producer, again, backward[n].arg[k].id);
+        db__record_like(t, &backward[n]);
+    }
+done:
+    db__free(t->ctx, backward);
+    db__free(t->ctx, producer);
+    db__free(t->ctx, again);
+}
 
 db_result db_backward(db_tape *t, db_tensor loss)
 {
@@ -2121,6 +2185,7 @@ db_result db_backward(db_tape *t, db_tensor loss)
             n = from;
         }
     }
+    if (t->ctx->result == DB_OK) db__forget_cheap(t);
     for (n = 0; n < t->n_values; n++) /* what db_require_grad asked for can be downloaded */
         if (t->value[n].kind == DB__KEPT && t->value[n].needs_grad && t->value[n].grad >= 0 &&
             t->value[t->value[n].grad].kind == DB__ACTIVATION)
@@ -2134,17 +2199,25 @@ typedef struct db__hole {
     size_t offset, bytes;
 } db__hole;
 
-/* Best fit: the smallest hole that holds the bytes, else the end of the arena. */
+/* Best fit: the smallest hole that holds the bytes; else the end of the arena, from the hole there
+   on, if there is one. */
 static size_t db__place(db__hole *hole, size_t *n_holes, size_t bytes, size_t *end)
 {
-    size_t k, best = (size_t)-1, at;
-    for (k = 0; k < *n_holes; k++)
-        if (hole[k].bytes >= bytes && (best == (size_t)-1 || hole[k].bytes < hole[best].bytes))
+    size_t k, best = *n_holes, last = *n_holes, at;
+    for (k = 0; k < *n_holes; k++) {
+        if (hole[k].bytes >= bytes && (best == *n_holes || hole[k].bytes < hole[best].bytes))
             best = k;
-    if (best == (size_t)-1) {
+        if (hole[k].offset + hole[k].bytes == *end) last = k;
+    }
+    if (best == *n_holes && last == *n_holes) {
         at = *end;
         *end += bytes;
         return at;
+    }
+    if (best == *n_holes) {
+        best = last;
+        *end = hole[last].offset + bytes;
+        hole[last].bytes = bytes;
     }
     at = hole[best].offset;
     hole[best].offset += bytes;
@@ -2171,6 +2244,17 @@ static void db__unplace(db__hole *hole, size_t *n_holes, size_t offset, size_t b
     hole[(*n_holes)++].bytes = bytes;
 }
 
+/* Elementwise operations may write over an input that is read no more: which arguments, as bits. */
+static unsigned db__in_place(db_op op)
+{
+    switch (op) {
+    case DB_OP_ACT: return 1u << 1;
+    case DB_OP_ACT_DX: return 1u << 1 | 1u << 2;
+    case DB_OP_GATE_DX: return 1u << 2;
+    default: return 0;
+    }
+}
+
 /* The pointers, shapes and attributes of node n, as a backend takes them. */
 static db_call db__call(const db_tape *t, size_t n)
 {
@@ -2193,14 +2277,29 @@ static db_call db__call(const db_tape *t, size_t n)
     memcpy(c.s, node->s, sizeof c.s);
     memcpy(c.i, node->i, sizeof c.i);
     memcpy(c.f, node->f, sizeof node->f);
+    c.scratch = t->arena ? t->arena + node->scratch : NULL;
     return c;
 }
 
-/* Lays the values out; afterwards arena_bytes and scratch_bytes are known. */
+/* The value whose place the first output of node n takes, or -1. */
+static int db__written_over(const db_tape *t, size_t n)
+{
+    const db__node *node = &t->node[n];
+    int k;
+    for (k = 1; k < DB_MAX_ARGS; k++) {
+        const db__value *v = &t->value[DB__MAX(node->arg[k].id, 0)];
+        if (db__in_place(node->op) >> k & 1 && v->kind == DB__ACTIVATION && v->last == (int)n &&
+            v->bytes == t->value[node->arg[0].id].bytes)
+            return node->arg[k].id;
+    }
+    return -1;
+}
+
+/* Lays the values out, and what memory each operation's kernels need of their own while it runs. */
 static db_result db__lay_out(db_tape *t)
 {
     db_ctx *ctx = t->ctx;
-    size_t n, k, n_holes = 0, end = 0, at = 0;
+    size_t n, k, n_holes = 0, end = 0;
     db__hole *hole = (db__hole *)db__alloc(ctx, t->n_values + 1, sizeof *hole);
     int *dying = (int *)db__alloc(ctx, t->n_values + 1, sizeof *dying);
     int *head = (int *)db__alloc(ctx, t->n_nodes + 1, sizeof *head);
@@ -2223,26 +2322,32 @@ static db_result db__lay_out(db_tape *t)
         head[v->last] = (int)k;
     }
     for (n = 0; n < t->n_nodes; n++) {
-        int d;
+        int d, over;
         for (k = 0; k < DB_MAX_ARGS; k++) {
             int id = t->node[n].arg[k].id;
             if (id < 0 || t->value[id].kind != DB__ACTIVATION || t->value[id].first != (int)n)
                 continue;
             if (t->value[id].placed) continue; /* by an earlier argument of this node */
-            t->value[id].offset = db__place(hole, &n_holes, t->value[id].bytes, &end);
+            over = k ? -1 : db__written_over(t, n);
+            t->value[id].offset = over >= 0 ? t->value[over].offset
+                : db__place(hole, &n_holes, t->value[id].bytes, &end);
             t->value[id].placed = 1;
+            if (over >= 0) t->value[over].placed = 0; /* its place is taken, not to be given back */
         }
-        for (d = head[n]; d >= 0; d = dying[d])
-            db__unplace(hole, &n_holes, t->value[d].offset, t->value[d].bytes);
         {
             db_call c = db__call(t, n);
             c.measuring = 1;
             if (ctx->backend->run[t->node[n].op]) ctx->backend->run[t->node[n].op](ctx, &c);
-            at = DB__MAX(at, c.scratch_used);
+            if (c.scratch_used) {
+                t->node[n].scratch = db__place(hole, &n_holes, c.scratch_used, &end);
+                db__unplace(hole, &n_holes, t->node[n].scratch, c.scratch_used);
+            }
         }
+        for (d = head[n]; d >= 0; d = dying[d])
+            if (t->value[d].placed)
+                db__unplace(hole, &n_holes, t->value[d].offset, t->value[d].bytes);
     }
     t->arena_bytes = end;
-    t->scratch_bytes = at;
 done:
     db__free(ctx, hole);
     db__free(ctx, dying);
@@ -2262,7 +2367,6 @@ db_result db_plan(db_tape *t, db_memory_plan *plan)
     if (plan) {
         memset(plan, 0, sizeof *plan);
         plan->arena_bytes = t->arena_bytes;
-        plan->scratch_bytes = t->scratch_bytes;
         plan->n_operations = t->n_nodes;
         for (n = 0; n < t->n_nodes; n++) {
             db_call c = db__call(t, n);
@@ -2276,14 +2380,12 @@ static db_result db__ensure_arena(db_tape *t)
 {
     if (t->arena || t->ctx->result != DB_OK) return t->ctx->result;
     if (db_plan(t, NULL) != DB_OK) return t->ctx->result;
-    t->arena =
-        (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + t->scratch_bytes + DB__ALIGN);
+    t->arena = (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + DB__ALIGN);
     if (!t->arena)
         return db__fail(t->ctx, DB_ERROR_MEMORY,
-                        "the network's activations need %.1f MB and its kernels %.1f MB; use a "
-                        "smaller batch or "
+                        "the network's activations need %.1f MB; use a smaller batch or "
                         "resolution, or gradient checkpointing",
-                        (double)t->arena_bytes / 1e6, (double)t->scratch_bytes / 1e6);
+                        (double)t->arena_bytes / 1e6);
     return DB_OK;
 }
 
@@ -2330,7 +2432,6 @@ static void db__run_nodes(db_tape *t, uint64_t seed, uint32_t step)
     size_t n;
     for (n = 0; n < t->n_nodes && ctx->result == DB_OK; n++) {
         db_call c = db__call(t, n);
-        c.scratch = t->arena + t->arena_bytes;
         c.seed = seed;
         c.step = step;
         db__begin(ctx, t->node[n].op, &c);
@@ -3322,19 +3423,20 @@ static void db__conv2d_backward(db_tape *t, const db__node *n)
     db__node *made;
     int add = 0;
     if (dy.id < 0) return;
-    if (db__needs_grad(t, x)) {
-        arg[0] = db__grad_target(t, x, &add);
-        arg[0].n_dims = 4, memcpy(arg[0].dim, x.dim, sizeof x.dim);
-        arg[1] = dy, arg[2] = w;
-        made = db__record(t, DB_OP_CONV2D_DX, 3, arg);
-        if (made) memcpy(made->s, n->s, sizeof made->s), made->i[0] = add;
-    }
+    /* the weights' first: x may be forgotten before there is a dx */
     if (db__needs_grad(t, w) || db__needs_grad(t, bias)) {
         arg[0] = db__needs_grad(t, w) ? db__sum_target(t, w) : db_none;
         arg[1] = db__needs_grad(t, bias) ? db__sum_target(t, bias) : db_none;
         arg[2] = x, arg[3] = dy;
         made = db__record(t, DB_OP_CONV2D_DW, 4, arg);
         if (made) memcpy(made->s, n->s, sizeof made->s);
+    }
+    if (db__needs_grad(t, x)) {
+        arg[0] = db__grad_target(t, x, &add);
+        arg[0].n_dims = 4, memcpy(arg[0].dim, x.dim, sizeof x.dim);
+        arg[1] = dy, arg[2] = w;
+        made = db__record(t, DB_OP_CONV2D_DX, 3, arg);
+        if (made) memcpy(made->s, n->s, sizeof made->s), made->i[0] = add;
     }
     db__grad_pass(t, n->arg[4], dy);
 }
@@ -12450,15 +12552,12 @@ static void db__draw_batch(db_dreambooth *d, const db__pass *pass, uint32_t run)
     }
 }
 
-/* A tape's memory. */
-static size_t db__tape_bytes(const db_tape *t) { return t->arena_bytes + t->scratch_bytes; }
-
 /* Forward and backward: gradients of eq. 2 add up in the tables, the terms' losses in the terms. */
 static void db__run_batches(db_dreambooth *d, uint32_t run)
 {
     size_t n, i, k, at;
     if (d->n_passes > 1) { /* one arena in turn */
-        size_t larger = db__tape_bytes(d->pass[1].tape) > db__tape_bytes(d->pass[0].tape);
+        size_t larger = d->pass[1].tape->arena_bytes > d->pass[0].tape->arena_bytes;
         if (db__ensure_arena(d->pass[larger].tape) != DB_OK) return;
         d->pass[!larger].tape->arena = d->pass[larger].tape->arena;
     }
@@ -12802,10 +12901,7 @@ void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan)
     for (k = 0; k < d->n_passes; k++) {
         db_memory_plan one;
         if (db_plan(d->pass[k].tape, &one) != DB_OK) return;
-        if (one.arena_bytes + one.scratch_bytes > plan->arena_bytes + plan->scratch_bytes) {
-            plan->arena_bytes = one.arena_bytes;
-            plan->scratch_bytes = one.scratch_bytes;
-        }
+        plan->arena_bytes = DB__MAX(plan->arena_bytes, one.arena_bytes);
         plan->n_operations += one.n_operations, plan->flops += one.flops;
     }
 }

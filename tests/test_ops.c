@@ -314,7 +314,7 @@ static void poison(recorded *c, int byte)
 {
     size_t k;
     if (db__ensure_arena(c->tape) != DB_OK) return;
-    memset(c->tape->arena, byte, c->tape->arena_bytes + c->tape->scratch_bytes);
+    memset(c->tape->arena, byte, c->tape->arena_bytes);
     for (k = 0; k < c->n; k++) fill(c, &c->arg[k]);
 }
 

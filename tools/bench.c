@@ -76,11 +76,11 @@ static void fill(void *x, db_dtype dtype, size_t n)
    outputs too. */
 static void prepare_tape(void)
 {
-    db_memory_plan plan = {0, 0, 0, 0};
+    db_memory_plan plan = {0, 0, 0};
     size_t k;
     if (db_plan(tape, &plan) != DB_OK || db__ensure_arena(tape) != DB_OK)
         fail(db_last_error(ctx), "");
-    flops = plan.flops, arena_mb = (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6;
+    flops = plan.flops, arena_mb = (double)plan.arena_bytes / 1e6;
     for (k = 0; k < tape->n_values; k++) {
         const db__value *v = &tape->value[k];
         if (v->kind == DB__KEPT)
@@ -222,7 +222,6 @@ static void run_nodes(void)
     size_t n;
     for (flops = 0, n = first_node; n < tape->n_nodes; n++) {
         db_call c = db__call(tape, n);
-        c.scratch = tape->arena + tape->arena_bytes;
         ctx->backend->run[tape->node[n].op](ctx, &c);
         flops += db__op_flops(tape->node[n].op, &c);
     }
@@ -370,7 +369,7 @@ static void run_generate(void)
 
 static void world_generate(void)
 {
-    db_memory_plan plan = {0, 0, 0, 0};
+    db_memory_plan plan = {0, 0, 0};
     make_unet();
     record_unet(
         image_input(2 * o.B, 3)); /* only to count the work of a step: db_sample has its own tape */

@@ -769,12 +769,11 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
     if (c->lora_rank)
         trained = p->unet->params.lora->params.count +
             (c->train_text_encoder ? p->text_encoder->params.lora->params.count : 0);
-    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations %.0f MB, "
-           "kernels %.0f MB; "
+    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations %.0f MB; "
            "%zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
            (double)trained / 1e6,
            (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6,
-           (double)plan->arena_bytes / 1e6, (double)plan->scratch_bytes / 1e6, plan->n_operations,
+           (double)plan->arena_bytes / 1e6, plan->n_operations,
            plan->flops * (double)c->gradient_accumulation_steps / 1e9,
            step * (double)c->max_train_steps, c->max_train_steps);
     fflush(stdout);
@@ -1202,10 +1201,8 @@ static void describe(const db_pipeline *p, const char *path, const char *precisi
     if (u->class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
     db_unet_forward(t, p->unet, x, time, words, labels, NULL);
     if (db_plan(t, &plan) == DB_OK)
-        printf("forward pass   %.2f GFLOP, %.1f MB of activations, %.1f MB of scratch (one "
-               "picture, %s, %s)\n",
-               plan.flops / 1e9, (double)plan.arena_bytes / 1e6, (double)plan.scratch_bytes / 1e6,
-               precision, db_isa(p->ctx));
+        printf("forward pass   %.2f GFLOP, %.1f MB of activations (one picture, %s, %s)\n",
+               plan.flops / 1e9, (double)plan.arena_bytes / 1e6, precision, db_isa(p->ctx));
     db_tape_destroy(t);
 }
 

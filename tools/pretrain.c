@@ -379,7 +379,7 @@ static size_t draw_timestep(const db_schedule *s, const db_rng *rng, uint64_t k)
     return t;
 }
 
-/* The first picture from `at` on that shows a back, if there is one: every eighth of a batch. 14 %
+/* The first picture from `at` on that shows a back, if there is one: every sixth of a batch. 14 %
    of the pool do, too few to be told from fronts. */
 static size_t next_back(const world_pool *pool, size_t at)
 {
@@ -488,7 +488,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
             printf("%s: %.2fM parameters, %zu pictures in the pool, batch %zu at %zu px: %.0f MB, "
                    "%.1f GFLOP a step, %s %s\n",
                    sr ? "sr" : "base", (double)u->params.count / 1e6, (size_t)pool.header->count, B,
-                   S, (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6, plan.flops / 1e9,
+                   S, (double)plan.arena_bytes / 1e6, plan.flops / 1e9,
                    db_isa(ctx), o->bf16 ? "bf16" : "f32");
         fflush(stdout);
     }
@@ -500,7 +500,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
         for (k = 0; k < B; k++) {
             size_t at, step_t;
             rng.purpose = FOR_BATCH, at = db_random_below(&rng, k, (uint32_t)pool.header->count);
-            if (!sr && k % 8 == 0) at = next_back(&pool, at);
+            if (!sr && k % 6 == 0) at = next_back(&pool, at);
             rng.purpose = FOR_TIME;
             step_t = sr ? db_random_below(&rng, k, (uint32_t)s.num_train_timesteps)
                         : draw_timestep(&s, &rng, k);

@@ -63,7 +63,7 @@ static void record_loss(session *s, db_tensor loss)
     printf("%s: %.2fM parameters, %llu pictures in the pool, batch %ld: %.0f MB, %.1f GFLOP a "
            "step, %s %s\n",
            s->name, (double)s->tr.params->count / 1e6, (unsigned long long)s->pool.header->count,
-           s->o->batch, (double)(plan.arena_bytes + plan.scratch_bytes) / 1e6, plan.flops / 1e9,
+           s->o->batch, (double)plan.arena_bytes / 1e6, plan.flops / 1e9,
            db_isa(s->ctx), s->o->bf16 ? "bf16" : "f32");
     fflush(stdout);
     s->began = now() - s->tr.seconds;
