@@ -2114,16 +2114,15 @@ static int db__cheap(db_op op)
 static int db__again(db_tape *t, const int *producer, int *again, int id)
 {
     db__node copy;
-    int k, outputs;
+    int k;
     if (id < 0 || producer[id] < 0) return id;
     if (again[id] >= 0) return again[id];
     copy = t->node[producer[id]];
-    outputs = db__op_outputs(copy.op);
-    for (k = 0; k < outputs; k++)
-        copy.arg[k] = db__new_value(t, DB__ACTIVATION, t->value[copy.arg[k].id].dtype,
-                                    copy.arg[k].n_dims, copy.arg[k].dim);
-    for (k = outputs; k < DB_MAX_ARGS; k++)
+    copy.arg[0] = db__new_value(t, DB__ACTIVATION, t->value[id].dtype, copy.arg[0].n_dims,
+                                copy.arg[0].dim);
+    for (k = db__op_outputs(copy.op); k < DB_MAX_ARGS; k++)
         copy.arg[k].id = db__again(t, producer, again, copy.arg[k].id);
+    if (copy.op == DB_OP_GROUP_NORM) copy.i[1] = 1; /* half the work: the statistics are kept */
     db__record_like(t, &copy);
     return again[id] = copy.arg[0].id;
 }
@@ -3567,7 +3566,7 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
     float *stats = (float *)c->a[1].data;
     long i;
-    {
+    if (!c->i[1]) {
         DB__PARALLEL_FOR(ctx, static)
         for (i = 0; i < (long)v->chunks; i++) {
             size_t p = (size_t)i * DB__NORM_PIXELS;
@@ -3575,8 +3574,8 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
                             db__at(x, b * v->HW * v->C), db__at(x, (b * v->HW + p) * v->C),
                             DB__MIN(v->HW - p, (size_t)DB__NORM_PIXELS), v->C);
         }
+        db__norm_stats(kern, v, stats + b * v->G * 3, sum, db__at(x, b * v->HW * v->C), c->f[0]);
     }
-    db__norm_stats(kern, v, stats + b * v->G * 3, sum, db__at(x, b * v->HW * v->C), c->f[0]);
     db__norm_fold(v, b, stats, db__floats(&c->a[3]), db__floats(&c->a[4]), ss, fold);
     {
         DB__PARALLEL_FOR(ctx, static)
@@ -3590,7 +3589,7 @@ static void db__norm_sample(db_ctx *ctx, const db_call *c, const db__norm *v, si
 }
 
 /* a: y, stats [B,G,3] (mean, rstd, what rounding the mean lost), x, w, b, scale_shift.  s: groups.
-   i: act.  f: eps */
+   i: act, the stats are there already.  f: eps */
 static void db__cpu_group_norm(db_ctx *ctx, db_call *c)
 {
     const db_arg *x = &c->a[2];

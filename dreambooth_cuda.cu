@@ -1029,8 +1029,9 @@ template <class T> static __global__ void db__cu_group_norm(T *y, const T *x, co
 template <class T> static void db__cu_group_norm_typed(db_call *c)
 {
     db__cu_norm v = db__cu_norm_of(&c->a[2], c->s[0]);
-    DB_LAUNCH(db__cu_group_stats<T>, v.B * v.G, DB__CU_THREADS, db__cu_data<float>(&c->a[1]),
-              db__cu_data<T>(&c->a[2]), v, c->f[0]);
+    if (!c->i[1]) /* else the statistics are there */
+        DB_LAUNCH(db__cu_group_stats<T>, v.B * v.G, DB__CU_THREADS, db__cu_data<float>(&c->a[1]),
+                  db__cu_data<T>(&c->a[2]), v, c->f[0]);
     DB_LAUNCH(db__cu_group_norm<T>, db__cu_blocks(v.B * v.HW * v.C), DB__CU_THREADS,
               db__cu_data<T>(&c->a[0]), db__cu_data<T>(&c->a[2]), db__cu_data<float>(&c->a[1]),
               db__cu_data<float>(&c->a[3]), db__cu_data<float>(&c->a[4]),
