@@ -256,7 +256,7 @@ typedef struct db_tensor {
 extern const db_tensor db_none; /* passed where an operand may be "none" */
 
 typedef struct db_memory_plan {
-    size_t arena_bytes; /* activations, their gradients, inputs, and between them the kernels' own  */
+    size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own  */
     size_t n_operations;
     double flops;       /* multiplications and additions of one run                               */
 } db_memory_plan;
@@ -1731,9 +1731,12 @@ size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
    A network is written once, as a forward function. Each operation it calls is not carried out but
    recorded on a tape. Three things are then done with the recording:
 
-     db_backward  walks it from the end and records the operations of the gradient after it,
+     db_backward  walks it from the end and records the operations of the gradient after it; what
+                  is cheap to compute a second time (norms, activations, gates) it records again
+                  where it is read, so that it need not be kept from the forward pass,
      db_plan      finds when each value is first and last used and lays all of them out in one
-                  arena, so that the memory needed is known before anything runs,
+                  arena, and between them what each operation's kernels need for themselves, so
+                  that the memory needed is known before anything runs,
      db_run       carries the operations out, in order, through the backend table; as often as
                   there are steps.
 
@@ -1745,7 +1748,9 @@ size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
      while recording, so no buffer is cleared in between. Parameter gradients always add, which is
      what gradient accumulation over several runs needs.
    - With a residual y = x + f(x), the gradient of y *becomes* that of x without a copy, which is
-     safe only because everything that reads the gradient of y has been recorded before.        */
+     safe only because everything that reads the gradient of y has been recorded before.
+   - An elementwise operation may write over its input only where nothing reads that later, which
+     the plan knows and whoever records cannot.                                                  */
 
 typedef enum db__kind {
     DB__ACTIVATION, /* lives in the arena from its first to its last use    */

@@ -230,13 +230,15 @@ static db_tensor input_pictures(db_tape *t, size_t B, size_t S)
    What DINO does (Caron et al., 2021), with the loss of MoCo v3 (Chen et al., 2021): a student sees
    a crop of a picture and has to find, by cosine, what its own average (the teacher) makes of
    another picture of the same scene among the batch's others, from any side and in another place,
-   as different photos of a thing would be. No class or caption is seen, and no subject occurs.
+   as different photos of a thing would be. The last steps' pictures are more to tell apart (MoCo's
+   queue): with the batch alone few are of one class. No class or caption is seen, and no subject
+   occurs.
 
    DINO's own loss, agreement on a distribution over prototypes that the teacher centres, needs
    batches of a thousand: with 32 it led to all of the 1024 prototypes or to fifteen (PAPER_NOTES).
    It is ViT features learned by self-distillation that the metric asks for.                     */
 
-enum { HIDDEN = 256, EMBEDDING = 128 };
+enum { HIDDEN = 256, EMBEDDING = 128, QUEUE = 2048 };
 static const float dino_temperature = 0.1f;
 
 /* x [B,D] -> unit vectors [B,EMBEDDING] */
@@ -338,11 +340,12 @@ static size_t best_of(const float *x, size_t n)
 static int train_dino(const options *o, db_ctx *ctx)
 {
     session s;
-    size_t own = 0, B = (size_t)o->batch, N = 2 * B, S, k, j, dim[2], right = 0;
+    size_t own = 0, B = (size_t)o->batch, N = 2 * B, all = N + QUEUE, S, k, j, dim[2], right = 0;
+    size_t queued = 0; /* pictures so far; the queue is a ring */
     db_vit *m, *teacher;
     db_tape *tt = NULL;
     db_tensor x, scores, tx, z, keys, mask, targets;
-    float *views, *embedded, *row;
+    float *views, *embedded, *row, *hidden;
     int32_t *partner;
     db_image image;
     uint8_t *elsewhere, *turned, *masks;
@@ -361,25 +364,26 @@ static int train_dino(const options *o, db_ctx *ctx)
     z = dino_forward(tt, teacher, tx); /* [N,EMBEDDING] */
     db_keep(tt, z);
     x = input_pictures(s.tape, N, S);
-    dim[0] = N, dim[1] = EMBEDDING, keys = db_input(s.tape, DB_F32, 2, dim);
-    dim[1] = N, mask = db_input(s.tape, DB_F32, 2, dim);
+    dim[0] = all, dim[1] = EMBEDDING, keys = db_input(s.tape, DB_F32, 2, dim);
+    dim[0] = N, dim[1] = all, mask = db_input(s.tape, DB_F32, 2, dim);
     dim[1] = 1, targets = db_input(s.tape, DB_I32, 2, dim);
     scores = cosines_of(s.tape, dino_forward(s.tape, m, x), keys, 1 / dino_temperature);
     scores = db_weighted_sum(s.tape, 1, scores, 1, db_cast(s.tape, mask, s.tape->compute));
     db_keep(s.tape, scores);
     record_loss(&s, db_cross_entropy(s.tape, scores, targets));
     views = (float *)malloc(N * S * S * 3 * sizeof *views);
-    embedded = (float *)malloc(N * EMBEDDING * sizeof *embedded);
-    row = (float *)calloc(N * N, sizeof *row);
+    embedded = (float *)calloc(all * EMBEDDING, sizeof *embedded);
+    row = (float *)malloc(N * all * sizeof *row), hidden = (float *)calloc(N * all, sizeof *hidden);
     partner = (int32_t *)malloc(N * sizeof *partner);
     turned = (uint8_t *)malloc(B * S * S * 7), masks = turned + B * S * S * 3;
     image = pool_picture(&s, 0);
     image.rgb = elsewhere = (uint8_t *)malloc(image.w * image.h * 3);
     for (k = 0; k < N; k++) { /* a crop is not to find itself, but its picture's other */
-        row[k * N + k] = -1e9f;
+        hidden[k * all + k] = -1e9f;
+        for (j = N; j < all; j++) hidden[k * all + j] = -1e9f; /* the queue is empty */
         partner[k] = (int32_t)((k + B) % N);
     }
-    db_upload(s.tape, mask, row), db_upload(s.tape, targets, partner);
+    db_upload(s.tape, targets, partner);
     while (running(&s)) {
         char rest[100];
         long task;
@@ -399,17 +403,25 @@ static int train_dino(const options *o, db_ctx *ctx)
         db_run(tt, 0, 0);
         db_download(tt, z, embedded);
         db_upload(s.tape, x, views), db_upload(s.tape, keys, embedded);
+        db_upload(s.tape, mask, hidden);
         j = (size_t)update(&s, &loss);
         db_download(s.tape, scores, row);
-        for (k = 0; k < N; k++) right += best_of(row + k * N, N) == (size_t)partner[k];
+        for (k = 0; k < N; k++) right += best_of(row + k * all, all) == (size_t)partner[k];
+        for (k = 0; k < N; k++, queued++) {
+            size_t to = N + queued % QUEUE, i;
+            memcpy(embedded + to * EMBEDDING, embedded + k * EMBEDDING,
+                   EMBEDDING * sizeof *embedded);
+            for (i = 0; i < N; i++) hidden[i * all + to] = 0;
+        }
         if (!j) continue;
         snprintf(rest, sizeof rest,
-                 " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f", N,
+                 " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f", all,
                  (double)right / (double)(N * EVERY), dino_auc(teacher));
         line(&s, loss, rest);
         right = 0;
     }
-    free(views), free(embedded), free(row), free(partner), free(elsewhere), free(turned);
+    free(views), free(embedded), free(row), free(hidden), free(partner), free(elsewhere);
+    free(turned);
     db_tape_destroy(tt);
     db_vit_free(teacher);
     k = (size_t)finish(&s, own);
