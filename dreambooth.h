@@ -256,9 +256,9 @@ typedef struct db_tensor {
 extern const db_tensor db_none; /* passed where an operand may be "none" */
 
 typedef struct db_memory_plan {
-    size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own  */
+    size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own      */
     size_t n_operations;
-    double flops;       /* multiplications and additions of one run                               */
+    double flops;       /* multiplications and additions of one run                                 */
 } db_memory_plan;
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out);
