@@ -1090,8 +1090,9 @@ typedef struct db_dreambooth_losses {
    without prior preservation. Fails without photos, without class images for a class prompt, and
    when sizes or batches are 0 or do not fit. A latent model's pictures go through the encoder here,
    once: whole, to be cropped as latents (that is, in steps of db_vae_factor pixels), or with
-   center_crop their middles. Pictures are never mirrored. Afterwards p->vae and, unless it is
-   trained, the text encoder are not used any more: see db_pipeline_release. */
+   center_crop their middles. Pictures are never mirrored. A learned variance, which is not trained,
+   gives way to fixed_small in p->scheduler. Afterwards p->vae and, unless it is trained, the text
+   encoder are not used any more: see db_pipeline_release. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
                                const db_dreambooth_config *config, const db_image *photos,
                                size_t n_photos, const float *class_images, size_t n_class,
@@ -11944,6 +11945,19 @@ static char *db__index_text(const db_pipeline *p, const char *text)
     return longer;
 }
 
+/* scheduler_config.json's text, which is freed, with the posterior's variance in place of a learned
+   one; no other entry has such a value. */
+static char *db__text_of_fixed_variance(db_ctx *ctx, char *text)
+{
+    const char *learned = strstr(text, "\"learned"),
+               *end = learned ? strchr(learned + 1, '"') : NULL;
+    char *fixed;
+    if (!end) return text;
+    fixed = db__format(ctx, "%.*s\"fixed_small\"%s", (int)(learned - text), text, end + 1);
+    db__free(ctx, text);
+    return fixed;
+}
+
 /* The text of one of the pipeline's .json files as it is written, to be freed; NULL when there is
    none. */
 static char *db__config_text(const db_pipeline *p, size_t which)
@@ -11960,6 +11974,9 @@ static char *db__config_text(const db_pipeline *p, size_t which)
         if (text) memcpy(text, map.data, map.bytes);
         db__unmap_file(ctx, &map);
     }
+    if (text && which == DB__CONFIG_SCHEDULER &&
+        p->scheduler.variance_type == DB_VARIANCE_FIXED_SMALL)
+        return db__text_of_fixed_variance(ctx, text);
     if (!text || which != DB__CONFIG_INDEX) return text;
     index = db__index_text(p, text);
     db__free(ctx, text);
@@ -12070,6 +12087,15 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
 
 static const char db__lora_file[] = "pytorch_lora_weights.safetensors";
 
+/* Fine-tuning reads the mean that the network predicts and leaves the variance beside it untrained:
+   sampling then takes the posterior's, as a model that diffusers' trainer saves does. */
+static void db__forget_learned_variance(db_pipeline *p)
+{
+    db_variance *kind = &p->scheduler.variance_type;
+    if (*kind == DB_VARIANCE_LEARNED || *kind == DB_VARIANCE_LEARNED_RANGE)
+        *kind = DB_VARIANCE_FIXED_SMALL;
+}
+
 db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
 {
     db_ctx *ctx = p->ctx;
@@ -12093,6 +12119,7 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
                  file, taken, db_safetensors_count(st));
     if (ctx->result != DB_OK && p->unet) db__lora_remove(&p->unet->params);
     if (ctx->result != DB_OK && p->text_encoder) db__lora_remove(&p->text_encoder->params);
+    if (ctx->result == DB_OK) db__forget_learned_variance(p);
     db_safetensors_close(st);
     return ctx->result;
 }
@@ -12891,6 +12918,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
             goto fail;
     db__batch_init(d, DB__MAX(d->pass[0].B, d->pass[1].B));
     if (ctx->result != DB_OK) goto fail;
+    db__forget_learned_variance(p);
     *out = d;
     return DB_OK;
 fail:

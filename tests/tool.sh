@@ -101,8 +101,15 @@ says "a missing class image is completed" "3 class images of \"a dog\", 2 of the
 [ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
 refuses "class images of another size" "00000.png is not 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
 
-# ---- damaged models
+# ---- a learned variance is not trained: the fine-tuned model says that sampling takes the posterior's
 copy() { rm -rf "$work/model"; cp -r $base "$work/model"; }
+scheduler=scheduler/scheduler_config.json
+copy; sed -i 's/"variance_type": "fixed_small"/"variance_type": "learned_range"/' "$work/model/$scheduler"
+tiny "$work/s1" --pretrained_model_name_or_path "$work/model" > "$work/out" 2>&1
+grep -q learned_range "$work/model/$scheduler" && cmp -s $base/$scheduler "$work/s1/$scheduler" &&
+    ok "a learned variance is not kept" || bad "a learned variance is not kept" "$(grep variance_type "$work/s1/$scheduler" "$work/out")"
+
+# ---- damaged models
 weights=unet/diffusion_pytorch_model.safetensors
 copy; head -c 100000 $base/$weights > "$work/model/$weights"
 refuses "truncated weights" "model/$weights" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"

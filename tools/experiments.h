@@ -248,7 +248,7 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"entanglement", "np1v", "photos=4 shots=np1v"},
     {"entanglement", "npnv", "photos=4 shots=npnv"},
     {"frequency", "first", ""},          /* the most frequent rare word     */
-    {"frequency", "60th", "word=fv"},
+    {"frequency", "60th", "word=gx"},
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
     {"first_version", "literal", "lr=1e-5 steps=250 classes=1000"}, /* 200 x 5 photos by 4 */
