@@ -405,7 +405,8 @@ typedef struct db_arg {
 } db_arg;
 
 /* One operation, ready to run. A backend takes `scratch_used` bytes of scratch while measuring and
-   finds that much memory at `scratch` when running. */
+   finds that much memory at `scratch` when running. The output of act, act_dx and gate_dx may lie
+   on an input: an element is read before it is written, by the same thread. */
 typedef struct db_call {
     db_arg a[DB_MAX_ARGS];
     size_t s[6];
@@ -1688,15 +1689,7 @@ db_config db_config_default(void)
 }
 
 /* How many threads a parallel loop of this context runs on. */
-static int db__threads(const db_ctx *ctx)
-{
-#ifdef _OPENMP
-    return ctx->config.threads > 0 ? ctx->config.threads : omp_get_max_threads();
-#else
-    (void)ctx;
-    return 1;
-#endif
-}
+static int db__threads(const db_ctx *ctx) { return ctx->config.threads; }
 
 static db_result db__choose_isa(db_ctx *ctx); /* [DB-03b] */
 
@@ -1710,6 +1703,11 @@ db_result db_create(db_ctx **out, const db_config *config)
     if (!ctx) return DB_ERROR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
     ctx->config = c;
+#ifdef _OPENMP /* once: kernels' memory is planned by it */
+    if (c.threads <= 0) ctx->config.threads = omp_get_max_threads();
+#else
+    ctx->config.threads = 1;
+#endif
     ctx->backend = c.backend ? c.backend : db_backend_cpu();
     if (db__choose_isa(ctx) != DB_OK) {
         db_result r = ctx->result;
@@ -1734,7 +1732,7 @@ size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
 
      db_backward  walks it from the end and records the operations of the gradient after it; what
                   is cheap to compute a second time (norms, activations, gates) it records again
-                  where it is read, so that it need not be kept from the forward pass,
+                  where it is first read, so that it need not be kept from the forward pass,
      db_plan      finds when each value is first and last used and lays all of them out in one
                   arena, and between them what each operation's kernels need for themselves, so
                   that the memory needed is known before anything runs,
@@ -1768,7 +1766,7 @@ typedef struct db__value {
     size_t param;
     int needs_grad;
     int grad;        /* value that holds the gradient, -1: none yet      */
-    int placed;      /* its offset has been chosen                       */
+    int placed;      /* has a place of its own, to be given back         */
     int first, last; /* nodes that write it first and use it last        */
     size_t offset;   /* in the arena                                     */
 } db__value;
@@ -2116,7 +2114,8 @@ static int db__cheap(db_op op)
 }
 
 /* The value that the backward pass reads in place of `id`: a copy of the cheap operation that made
-   it is recorded when it is first asked for. producer [values]: that operation's node, or -1. */
+   it is recorded when it is first asked for. producer [values]: that operation's node, again
+   [values]: the copy's output; or -1. */
 static int db__again(db_tape *t, const int *producer, int *again, int id)
 {
     db__node copy;
@@ -2214,12 +2213,12 @@ static size_t db__place(db__hole *hole, size_t *n_holes, size_t bytes, size_t *e
             best = k;
         if (hole[k].offset + hole[k].bytes == *end) last = k;
     }
-    if (best == *n_holes && last == *n_holes) {
-        at = *end;
-        *end += bytes;
-        return at;
-    }
     if (best == *n_holes) {
+        if (last == *n_holes) {
+            at = *end;
+            *end += bytes;
+            return at;
+        }
         best = last;
         *end = hole[last].offset + bytes;
         hole[last].bytes = bytes;
@@ -2260,7 +2259,7 @@ static unsigned db__in_place(db_op op)
     }
 }
 
-/* The pointers, shapes and attributes of node n, as a backend takes them. */
+/* The pointers, shapes, attributes and scratch of node n, as a backend takes them. */
 static db_call db__call(const db_tape *t, size_t n)
 {
     const db__node *node = &t->node[n];
@@ -2292,7 +2291,9 @@ static int db__written_over(const db_tape *t, size_t n)
     const db__node *node = &t->node[n];
     int k;
     for (k = 1; k < DB_MAX_ARGS; k++) {
-        const db__value *v = &t->value[DB__MAX(node->arg[k].id, 0)];
+        const db__value *v;
+        if (node->arg[k].id < 0) continue;
+        v = &t->value[node->arg[k].id];
         if (db__in_place(node->op) >> k & 1 && v->kind == DB__ACTIVATION && v->last == (int)n &&
             v->bytes == t->value[node->arg[0].id].bytes)
             return node->arg[k].id;
@@ -2343,6 +2344,7 @@ static db_result db__lay_out(db_tape *t)
             db_call c = db__call(t, n);
             c.measuring = 1;
             if (ctx->backend->run[t->node[n].op]) ctx->backend->run[t->node[n].op](ctx, &c);
+            c.scratch_used = DB__ROUND_UP(c.scratch_used, DB__ALIGN);
             if (c.scratch_used) {
                 t->node[n].scratch = db__place(hole, &n_holes, c.scratch_used, &end);
                 db__unplace(hole, &n_holes, t->node[n].scratch, c.scratch_used);

@@ -22,6 +22,8 @@
      numbers, and what changes from run to run (the noise's seed and step) lies in GPU memory.
    - Everything goes through the thread's own stream: another thread's recording forbids the use of
      the common one.
+   - The output of act, act_dx and gate_dx may lie on an input: the thread that reads an element
+     writes it, later; no __restrict__.
    - Sums have a fixed order: parts by shape, trees by thread index, no floating-point atomics. The
      same run gives the same bits.
    - A kernel without a result for a part of its grid still reaches every barrier of its block. */

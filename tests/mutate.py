@@ -4,7 +4,7 @@
     python3 tests/mutate.py [--seed N] [--samples 50] [--list] [--only NAME] [--timeout 120] [--file dreambooth_cuda.cu]
 
 1. Finds the statements of dreambooth.h that carry gradients: those in functions of [DB-02] to [DB-04] whose name has
-   back, dx, dw, grad, recompute or adamw in it, and the helpers that the convolution's backward shares with its
+   back, dx, dw, grad, recompute, again, forget, cheap, in_place, written_over or adamw in it, and the helpers that the convolution's backward shares with its
    forward. Left out: plain declarations, returns, and the computation of sizes and scratch memory.
 2. Draws `samples` of them with the seed, and one change for each: a sign flipped, + and - swapped, a term or factor
    dropped, += turned into =, an index moved by one, a condition or an `add` flag turned around, the statement left out.
@@ -33,7 +33,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 TESTS = ["test_ops", "test_backend", "test_networks", "test_metrics"]
-NAME = re.compile(r"back|dx|dw|grad|recompute|adamw|pack_conv|fill_line|conv_narrow|transpose|column_sums")
+NAME = re.compile(r"back|dx|dw|grad|recompute|again|forget|cheap|in_place|written_over|adamw|pack_conv|fill_line|conv_narrow|transpose|column_sums")
 SKIP = re.compile(r"measuring|_bytes|db__scratch|DB__CEIL_DIV|DB__ROUND_UP|DB__PARALLEL|db__shape_fail|db__fail|\(void\)|^return\b|"
                   r"^(break|continue)\b|^case\b|^switch\b|"
                   r"^(v\.K|n_panels|ldc|ld_columns|strip_rows|k_image|k_rows|per_group|blocks|n_groups|acc_floats|parts|oc_step|n_oc)\b")
