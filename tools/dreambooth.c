@@ -769,8 +769,8 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
     if (c->lora_rank)
         trained = p->unet->params.lora->params.count +
             (c->train_text_encoder ? p->text_encoder->params.lora->params.count : 0);
-    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations and kernels %.0f MB; "
-           "%zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
+    printf("%.2fM parameters trained, %.0f MB with gradients and moments; activations and kernels "
+           "%.0f MB; %zu operations, %.1f GFLOP a step; about %.0f s for %zu steps\n",
            (double)trained / 1e6,
            (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6,
            (double)plan->arena_bytes / 1e6, plan->n_operations,
