@@ -256,9 +256,9 @@ typedef struct db_tensor {
 extern const db_tensor db_none; /* passed where an operand may be "none" */
 
 typedef struct db_memory_plan {
-    size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own      */
+    size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own    */
     size_t n_operations;
-    double flops;       /* multiplications and additions of one run                                 */
+    double flops;       /* multiplications and additions of one run                               */
 } db_memory_plan;
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out);
@@ -2478,7 +2478,9 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
    run time db__choose_isa picks the best one that the processor has, or the one asked for by
    db_config.isa or the environment variable DB_ISA.                                             */
 
-/* C = start + A B of [DB-03a]: m x k by k x (16 panels), summed over `taps` shifted copies of A. */
+/* C = start + A B of [DB-03a]: m x k by k x (16 panels), summed over taps, for which A and B begin
+   elsewhere: a convolution's kernel rows, and in the gradient of weights lines of pixels
+   (db__dw_floats) or regions (db__dw_pairs). */
 typedef struct db__gemm {
     size_t m, k, taps, panels;
     const void *a;   /* rows of k numbers                                       */
@@ -2486,7 +2488,7 @@ typedef struct db__gemm {
     size_t a_tap;    /* from tap to tap                                         */
     const void *b;   /* panels of 16 columns                                    */
     size_t b_panel;  /* from panel to panel                                     */
-    size_t b_k;      /* from k to k: 16 where packed                            */
+    size_t b_k;      /* from k to k: 16 where packed; the tile unit takes no other */
     size_t b_tap;    /* from tap to tap inside a panel                          */
     float *c;        /* [m][ldc]                                                */
     size_t ldc;
@@ -2724,8 +2726,9 @@ static const db__kernels *db__kernels_for(const db_ctx *ctx, db_dtype dtype)
    Shapes: images [B,H,W,C], sequences [B,T,C], always with the channels innermost.
 
    Easy to get wrong
-   - Work is cut by shape alone, never by the number of threads, and partial sums are added in the
-     order of the pieces: one thread or sixteen, the bits are the same.
+   - Sums are cut by shape alone, never by the number of threads, and their pieces are added in
+     order: one thread or sixteen, the bits are the same. The threads decide only who computes
+     which outputs (DB__EACH_SAMPLE, the split in db__conv_winograd).
    - A driver first takes its scratch memory (db__scratch), then returns if it is only being
      measured; so the memory plan and the run cannot disagree.                                  */
 
@@ -2778,14 +2781,14 @@ static int db__thread_index(void)
     }
 
 /* ---- convolution and linear layers --------------------------------------------------------------
-   y[b,oy,ox,:] = bias + sum over (dy,dx) of W[dy,dx] x[b, oy*stride + dy - pad, ox*stride + dx -
+   y[b,oy,ox,:] = bias + sum over (ky,kx) of W[ky,kx] x[b, oy*stride + ky - pad, ox*stride + kx -
    pad, :]
 
-   A weight [OC,IC,k,k] is kept as [k][OC][k*IC]: for each row dy of the kernel a matrix whose rows
+   A weight [OC,IC,k,k] is kept as [k][OC][k*IC]: for each row ky of the kernel a matrix whose rows
    are as long as k neighbouring pixels. A region of the input is copied into lines with a halo of
    zeros, in which those k pixels lie one after the other; then
 
-     convolution = sum over dy of (lines from dy on) x W[dy]^T,
+     convolution = sum over ky of (lines from ky on) x W[ky]^T,
 
    k matrix products whose rows of A overlap: each begins one pixel (or stride) after the last. A
    linear layer is the case k = 1, and needs no copy. The gradient of the input is the same
@@ -2857,40 +2860,40 @@ static void db__fill_line(const db__conv *v, char *line, const char *image, size
     image += (size_t)(y / step) * v->W * pixel;
     first = DB__MIN(DB__MAX(0, -x), last);
     last = DB__MIN(DB__MAX(first, (long)((v->W - 1) * v->dilate) + 1 - x), last);
-    if (step > 1 || ld != pixel) memset(line, 0, n * ld);
-    else
-        memset(line, 0, (size_t)first * ld),
-            memset(line + (size_t)last * ld, 0, (n - (size_t)last) * ld);
-    if (step == 1 && ld == pixel)
+    if (step == 1 && ld == pixel) { /* pixels follow each other as in the image */
+        memset(line, 0, (size_t)first * ld);
         memcpy(line + (size_t)first * ld, image + (size_t)(x + first) * pixel,
                (size_t)(last - first) * pixel);
-    else for (; first < last; first++)
-            if ((x + first) % step == 0)
-                memcpy(line + (size_t)first * ld, image + (size_t)((x + first) / step) * pixel,
-                       pixel);
+        memset(line + (size_t)last * ld, 0, (n - (size_t)last) * ld);
+        return;
+    }
+    memset(line, 0, n * ld);
+    for (; first < last; first++)
+        if ((x + first) % step == 0)
+            memcpy(line + (size_t)first * ld, image + (size_t)((x + first) / step) * pixel, pixel);
 }
 
-/* Packs a panel, 16 columns from n0 on, of the weight [k][OC][k*IC]. Forward: B[dy][(dx,ic)][oc].
-   Mirrored, for the gradient of the input: B[dy][(dx,oc)][ic] = W[k-1-dy][oc][(k-1-dx), ic]. */
+/* Packs a panel, 16 columns from n0 on, of the weight [k][OC][k*IC]. Forward: B[ky][(kx,ic)][oc].
+   Mirrored, for the gradient of the input: B[ky][(kx,oc)][ic] = W[k-1-ky][oc][(k-1-kx), ic]. */
 static void db__pack_conv(const db__kernels *kern, const db__conv *v, char *panel, const float *w,
                           size_t n0, int mirrored)
 {
     size_t OC = mirrored ? v->C : v->OC, IC = mirrored ? v->OC : v->C; /* of the layer */
-    size_t row = v->k * IC, n = DB__MIN(v->OC - n0, 16), dy, dx;
-    for (dy = 0; dy < v->k; dy++) {
-        char *out = panel + dy * v->K * 16 * kern->size;
+    size_t row = v->k * IC, n = DB__MIN(v->OC - n0, 16), ky, kx;
+    for (ky = 0; ky < v->k; ky++) {
+        char *out = panel + ky * v->K * 16 * kern->size;
         if (!mirrored && v->Cp == v->C) {
-            kern->pack_weight(out, 0, w + (dy * OC + n0) * row, row, n, 1, row, v->K);
+            kern->pack_weight(out, 0, w + (ky * OC + n0) * row, row, n, 1, row, v->K);
             continue;
         }
         memset(out, 0, v->K * 16 * kern->size);
-        for (dx = 0; dx < v->k; dx++) {
-            char *o = out + dx * v->Cp * 16 * kern->size;
+        for (kx = 0; kx < v->k; kx++) {
+            char *o = out + kx * v->Cp * 16 * kern->size;
             if (mirrored)
-                kern->pack_weight(o, 0, w + (v->k - 1 - dy) * OC * row + (v->k - 1 - dx) * IC + n0,
+                kern->pack_weight(o, 0, w + (v->k - 1 - ky) * OC * row + (v->k - 1 - kx) * IC + n0,
                                   v->C, n, row, 1, v->Cp);
             else
-                kern->pack_weight(o, 0, w + (dy * OC + n0) * row + dx * IC, v->C, n, 1, row, v->Cp);
+                kern->pack_weight(o, 0, w + (ky * OC + n0) * row + kx * IC, v->C, n, 1, row, v->Cp);
         }
     }
 }
@@ -2908,7 +2911,8 @@ static int db__conv_in_place(const db__kernels *kern, const db__conv *v, const d
 }
 
 /* What the sums then begin with, from element `to` of the output, column n0, on: rows apart by OC,
-   or 0 for a bias. NULL: zeros. */
+   or 0 for a bias. NULL: zeros. `add` never comes with a bias or a residual: only the gradient of
+   the input adds. */
 static const float *db__conv_start(const db_arg *out, const float *bias, const db_arg *residual,
                                    size_t to, size_t n0, int add)
 {
@@ -3085,6 +3089,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
     size_t panels = v.OC / 16, groups = DB__CEIL_DIV(panels, DB__PANELS), panel = 16 * v.C * 16;
     size_t rows = v.rows + v.rows % 2, tiles = rows / 2 * DB__CEIL_DIV(v.columns, 2);
     size_t by_y = DB__CEIL_DIV(v.OH, rows), regions = v.B * by_y * v.by_x;
+    /* too few regions: columns are shared out too, though each share transforms the input anew */
     size_t split = regions < (size_t)db__threads(ctx) ? groups : 1;
     size_t wide = DB__MIN(panels, (size_t)DB__PANELS) * 16; /* columns computed at once */
     size_t line = (DB__CEIL_DIV(v.columns, 2) * 2 + 2) * v.C;
@@ -3174,20 +3179,21 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
 }
 
 /* ---- the gradient of the weights ----------------------------------------------------------------
-   dW[dy][oc][dx, ic] = sum over output pixels p of dY[p][oc] x[p stride + (dy,dx) - pad][ic]
+   dW[ky][oc][kx, ic] = sum over output pixels p of dY[p][oc] x[p stride + (ky,kx) - pad][ic]
 
-   For each (dy,dx) a matrix product whose K are the pixels, A dY transposed, and B the channels of
-   x. The pixels are walked in blocks; a block's x is copied once into panels [16
-   channels][pixels][16], in which another (dy,dx) is only another offset, and stays in the second
-   cache for all k x k products. The blocks are cut into `parts`, each with a sum of its own; a part
-   of large weights into slices of OC. bf16 is multiplied in pairs of pixels where the processor
-   can, else in f32. */
+   For each (ky,kx) a matrix product: A is dY transposed, K the pixels, B the channels of x. The
+   pixels are walked in blocks; a block's x is packed into [C/16][pixels][16], in which another
+   (ky,kx) is only another offset, for all k x k products: in the second cache up to some 320
+   channels. The blocks are cut into `parts`, each with a sum of its own; a part of large weights
+   into slices of OC, each of which packs x again. bf16 is multiplied in pairs of pixels where the
+   processor can and the stride is 1, else in f32. */
 
 typedef struct db__dw {
     db__conv v;
     int pairs;
     size_t panels, ldc; /* of 16 channels of x; row length of a sum, k * 16 * panels       */
-    size_t regions, per_block, blocks, parts, part; /* part: the floats of a sum [k][OC][ldc] */
+    size_t regions, per_block; /* regions of a block; in pairs each is a tap of the product      */
+    size_t blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]                        */
     size_t slice, slices;      /* of OC                                                           */
     size_t line;               /* pairs: pixels of a line with its halo, an even number           */
     size_t k_region, x_region; /* pairs: pixels of dY in a region, a multiple of 32; and of x     */
@@ -3195,16 +3201,21 @@ typedef struct db__dw {
     size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch */
 } db__dw;
 
-enum { DB__DW_SLICE = 256 };
+enum {
+    DB__DW_PIXELS = 128,       /* of a block, f32                                                */
+    DB__DW_PIXELS_PAIRS = 512, /* in pairs; smaller regions share a block. 256: no faster        */
+    DB__DW_SUMS = 1 << 21,     /* floats in the sums of all parts: 8 MB                          */
+    DB__DW_PARTS = 16,         /* at most; from half of them on there is work without slices too */
+    DB__DW_SLICE = 256         /* outputs: with 64 packing x takes 8 to 15 % more time           */
+};
 
 static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *dy, size_t k,
                         size_t stride, long pad)
 {
     db__dw w;
     int pairs = kern->pairs && stride == 1;
-    size_t pixels = pairs ? 512 : 128, wanted, width;
+    size_t pixels = pairs ? DB__DW_PIXELS_PAIRS : DB__DW_PIXELS, wanted;
     db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, pixels);
-    width = (v.columns - 1) * stride + k;
     memset(&w, 0, sizeof w);
     w.v = v, w.pairs = pairs;
     w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
@@ -3212,13 +3223,13 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     w.per_block = pairs ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
     w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
     w.part = k * v.OC * w.ldc;
-    wanted = DB__MIN(w.blocks, ((size_t)1 << 21) / w.part);
-    for (w.parts = 1; w.parts < 16 && w.parts * 2 <= wanted;) w.parts *= 2;
-    w.slices = w.parts >= 8 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
+    wanted = DB__MIN(w.blocks, (size_t)DB__DW_SUMS / w.part);
+    for (w.parts = 1; w.parts < DB__DW_PARTS && w.parts * 2 <= wanted;) w.parts *= 2;
+    w.slices = w.parts >= DB__DW_PARTS / 2 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
     w.slice = DB__ROUND_UP(DB__CEIL_DIV(v.OC, w.slices), 16);
     w.slices = DB__CEIL_DIV(v.OC, w.slice);
     if (pairs) {
-        w.line = DB__ROUND_UP(width, 2);
+        w.line = DB__ROUND_UP(v.line, 2);
         w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
         w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
         w.turned = kern->k_multiple == 32 ? 32 : w.k_region; /* a tile's rows side by side */
@@ -3227,8 +3238,8 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
         w.dy_bytes = w.k_region * w.slice * 2;
         w.turned_bytes = w.per_block * w.k_region * w.slice * 2;
     } else {
-        w.x_bytes = ((v.rows - 1) * stride + k) * width * w.panels * 16 * sizeof(float);
-        w.line_bytes = kern->size == sizeof(float) ? 0 : width * v.C * sizeof(float);
+        w.x_bytes = ((v.rows - 1) * stride + k) * v.line * w.panels * 16 * sizeof(float);
+        w.line_bytes = kern->size == sizeof(float) ? 0 : v.line * v.C * sizeof(float);
         w.dy_bytes = kern->size == sizeof(float) && w.slices == 1
             ? 0
             : v.rows * v.columns * w.slice * sizeof(float);
@@ -3258,7 +3269,7 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
     const char *image = db__at(x, at.b * v->H * v->W * v->C),
                *grad = db__at(dy, ((at.b * v->OH + at.y0) * v->OW + at.x0) * v->OC + oc0);
     size_t pad = (size_t)v->pad, s = v->stride, dy_line = v->OW * v->OC, dy_pixel = v->OC, y, kx,
-           ky, columns, panel;
+           ky, column, columns, panel;
     /* the pixels of x that the block meets: rows [top, bottom), columns [left, right) */
     size_t top = at.y0 * s - DB__MIN(at.y0 * s, pad),
            bottom = DB__MIN(v->H, (at.y0 + at.rows - 1) * s + v->k - pad);
@@ -3275,9 +3286,9 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
     if (w->dy_bytes) {
         dy_pixel = m, dy_line = at.columns * m;
         for (y = 0; y < at.rows; y++)
-            for (kx = 0; kx < at.columns; kx++)
-                kern->to_f32(copy + y * dy_line + kx * m,
-                             grad + (y * v->OW + kx) * v->OC * kern->size, m, 0);
+            for (column = 0; column < at.columns; column++)
+                kern->to_f32(copy + y * dy_line + column * m,
+                             grad + (y * v->OW + column) * v->OC * kern->size, m, 0);
         grad = (const char *)copy;
     }
     for (ky = 0; ky < v->k; ky++)
@@ -3302,68 +3313,83 @@ static void db__dw_floats(db_ctx *ctx, const db__dw *w, const db_arg *x, const d
         }
 }
 
-/* The same in pairs of pixels. K runs over whole lines with their halo, where dY is zero. Pairs
-   side by side serve every second dx; for the others x is packed again, one pixel on. */
+/* In pairs: the lines of x that region i of a block meets, zeros where it has none, packed; odd is
+   x one pixel on. */
+static void db__dw_pack_x(const db__kernels *kern, const db__dw *w, const db_arg *x,
+                          const db__region *at, size_t i, uint16_t *even, uint16_t *odd,
+                          uint16_t *line)
+{
+    const db__conv *v = &w->v;
+    size_t panel = w->per_block * w->x_region * 16, lines = v->rows + v->k - 1, r, p;
+    for (r = 0; r < lines; r++) {
+        long y = (long)(at->y0 + r) - v->pad, left = (long)at->x0 - v->pad,
+             right = DB__MIN(left + (long)w->line + 1, (long)v->W);
+        size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left),
+               to = (i * w->x_region + r * w->line) * 16;
+        if (y < 0 || y >= (long)v->H || r >= at->rows + v->k - 1) {
+            memset(line, 0, w->line_bytes);
+        } else {
+            size_t pixel = (at->b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first);
+            memset(line, 0, first * v->C * 2);
+            memcpy(line + first * v->C, db__at(x, pixel * v->C), (last - first) * v->C * 2);
+            memset(line + last * v->C, 0, (w->line + 1 - last) * v->C * 2);
+        }
+        kern->pack(even + to, panel, line, w->line, v->C, v->C, 1, w->line);
+        if (v->k > 1) kern->pack(odd + to, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
+    }
+    for (p = 0; p < w->panels; p++) { /* what the last lines read beyond meets zeros, but has to be
+                                         finite */
+        size_t end = p * panel + (i * w->x_region + lines * w->line) * 16,
+               rest = (w->x_region - lines * w->line) * 16 * 2;
+        memset(even + end, 0, rest);
+        if (v->k > 1) memset(odd + end, 0, rest);
+    }
+}
+
+/* The region's dY of the outputs [oc0, oc0 + m), lines padded with zeros: [pixels][m] -> to
+   [m][pixels], or on tiles [pixels / 32][m][32]. */
+static void db__dw_turn_dy(const db__kernels *kern, const db__dw *w, const db_arg *dy,
+                           const db__region *at, size_t oc0, size_t m, uint16_t *grad, uint16_t *to)
+{
+    const db__conv *v = &w->v;
+    size_t r, p;
+    for (r = 0; r < at->rows; r++) {
+        size_t pixel = (at->b * v->OH + at->y0 + r) * v->OW + at->x0;
+        const char *from = db__at(dy, pixel * v->OC + oc0);
+        uint16_t *line = grad + r * w->line * m;
+        if (m == v->OC) memcpy(line, from, at->columns * m * 2);
+        else for (p = 0; p < at->columns; p++) memcpy(line + p * m, from + p * v->OC * 2, m * 2);
+        memset(line + at->columns * m, 0, (w->line - at->columns) * m * 2);
+    }
+    memset(grad + at->rows * w->line * m, 0, (w->k_region - at->rows * w->line) * m * 2);
+    for (p = 0; p < w->k_region; p += w->turned)
+        kern->transpose(to + p * m, w->turned, grad + p * m, m, w->turned, m, w->turned);
+}
+
+/* A block's products in pairs of pixels. K runs over whole lines with their halo, where dY is zero.
+   Pairs side by side serve every second kx; for the others x is packed again, one pixel on. */
 static void db__dw_pairs(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
                          size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
     const db__kernels *kern = db__kernels_for(ctx, x->dtype);
     const db__conv *v = &w->v;
     size_t n = DB__MIN(w->per_block, w->regions - block * w->per_block),
-           panel = w->per_block * w->x_region * 16, i, r, p, kx, ky;
-    size_t lines = v->rows + v->k - 1;
+           panel = w->per_block * w->x_region * 16, i, kx, ky;
     uint16_t *even = (uint16_t *)(void *)scratch, *odd = even + w->panels * panel;
     uint16_t *line = (uint16_t *)(void *)(scratch + w->x_bytes),
              *grad = (uint16_t *)(void *)((char *)line + w->line_bytes);
     uint16_t *turned = (uint16_t *)(void *)((char *)grad + w->dy_bytes);
     for (i = 0; i < n; i++) {
         const db__region at = db__region_of(v, block * w->per_block + i);
-        for (r = 0; r < lines; r++) {
-            long y = (long)(at.y0 + r) - v->pad, left = (long)at.x0 - v->pad,
-                 right = DB__MIN(left + (long)w->line + 1, (long)v->W);
-            size_t first = left < 0 ? (size_t)-left : 0, last = (size_t)(right - left),
-                   at_pixel = (i * w->x_region + r * w->line) * 16;
-            if (y < 0 || y >= (long)v->H || r >= at.rows + v->k - 1) {
-                memset(line, 0, w->line_bytes);
-            } else {
-                memset(line, 0, first * v->C * 2);
-                memcpy(line + first * v->C,
-                       db__at(x,
-                              ((at.b * v->H + (size_t)y) * v->W + (size_t)(left + (long)first)) *
-                                  v->C),
-                       (last - first) * v->C * 2);
-                memset(line + last * v->C, 0, (w->line + 1 - last) * v->C * 2);
-            }
-            kern->pack(even + at_pixel, panel, line, w->line, v->C, v->C, 1, w->line);
-            if (v->k > 1)
-                kern->pack(odd + at_pixel, panel, line + v->C, w->line, v->C, v->C, 1, w->line);
-        }
-        for (p = 0; p < w->panels;
-             p++) { /* what the last lines read beyond meets zeros, but has to be finite */
-            size_t end = p * panel + (i * w->x_region + lines * w->line) * 16,
-                   rest = (w->x_region - lines * w->line) * 16 * 2;
-            memset(even + end, 0, rest);
-            if (v->k > 1) memset(odd + end, 0, rest);
-        }
-        for (r = 0; r < at.rows; r++) {
-            const char *from =
-                db__at(dy, ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0);
-            uint16_t *to = grad + r * w->line * m;
-            if (m == v->OC) memcpy(to, from, at.columns * m * 2);
-            else for (p = 0; p < at.columns; p++) memcpy(to + p * m, from + p * v->OC * 2, m * 2);
-            memset(to + at.columns * m, 0, (w->line - at.columns) * m * 2);
-        }
-        memset(grad + at.rows * w->line * m, 0, (w->k_region - at.rows * w->line) * m * 2);
-        for (p = 0; p < w->k_region; p += w->turned) /* [pixels][m] -> [m][pixels] */
-            kern->transpose(turned + (i * w->k_region + p) * m, w->turned, grad + p * m, m,
-                            w->turned, m, w->turned);
+        db__dw_pack_x(kern, w, x, &at, i, even, odd, line);
+        db__dw_turn_dy(kern, w, dy, &at, oc0, m, grad, turned + i * w->k_region * m);
     }
     for (ky = 0; ky < v->k; ky++)
         for (kx = 0; kx < v->k; kx++) {
             db__gemm g;
             g.m = m, g.k = w->k_region, g.taps = n, g.panels = w->panels;
             g.a = turned, g.lda = w->turned, g.a_tap = w->k_region * m;
-            g.a_k = w->turned < w->k_region ? m : 1;
+            g.a_k = w->turned < w->k_region ? m : 1; /* on tiles the next 32 pixels lie 32 m on */
             g.b = (kx % 2 ? odd : even) + (ky * w->line + kx / 2 * 2) * 16;
             g.b_panel = panel, g.b_k = 16, g.b_tap = w->x_region * 16;
             g.c = sum + (ky * v->OC + oc0) * w->ldc + kx * w->panels * 16;
@@ -4459,11 +4485,14 @@ typedef struct db__attn {
     size_t B, T, S, C, HS, heads;
     size_t Kp, Sp, Sc, Hc; /* padded: HS as K, S as K, S and HS as columns                */
     size_t mb, mp, ld;     /* queries of a block, the same as K; from row to row of scores */
+    size_t key_bytes, value_bytes, q_bytes, p_bytes, s_bytes, sum_bytes; /* a thread's scratch  */
+    size_t t_bytes, b_bytes, d_bytes; /* the gradient's besides: turned, queries as B, dK or dV */
 } db__attn;
 
 static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_arg *k, size_t heads)
 {
     db__attn v;
+    size_t size = kern->size;
     v.B = q->dim[0], v.T = q->dim[1], v.C = q->dim[2], v.S = k->dim[1];
     v.heads = heads, v.HS = v.C / heads;
     v.Kp = DB__ROUND_UP(v.HS, kern->k_multiple);
@@ -4472,8 +4501,17 @@ static db__attn db__attn_of(const db__kernels *kern, const db_arg *q, const db_a
     v.Hc = DB__ROUND_UP(v.HS, 16);
     v.mb = DB__MIN(v.T, (size_t)DB__QUERIES);
     v.mp = DB__ROUND_UP(v.mb, kern->k_multiple);
-    /* off the powers of two, whose rows share few places of the first cache */
+    /* so that a power of two of keys does not give rows that share few places of the first cache */
     v.ld = DB__MIN(DB__MAX(v.Sp, v.Sc), (size_t)DB__KEYS) + 32;
+    v.key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN);
+    v.value_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
+    v.q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN);
+    v.p_bytes = DB__ROUND_UP(v.mb * v.ld * size, DB__ALIGN);
+    v.t_bytes = DB__ROUND_UP(v.ld * v.mp * size, DB__ALIGN);
+    v.b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
+    v.s_bytes = DB__ROUND_UP(v.mb * v.ld * sizeof(float), DB__ALIGN);
+    v.sum_bytes = DB__ROUND_UP(v.mb * v.Hc * sizeof(float), DB__ALIGN);
+    v.d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
     return v;
 }
 
@@ -4507,172 +4545,177 @@ static size_t db__keys_seen(const db__attn *v, const db_call *c, size_t query, s
     return end <= j0 ? 0 : DB__MIN(end - j0, (size_t)DB__KEYS);
 }
 
-/* a: o, lse [B,heads,T], q, k, v, bias [heads,T,S], mask [B,S].  s: heads.  i: causal.  f: scale */
-static void db__cpu_attention(db_ctx *ctx, db_call *c)
+/* One head of one sample. Its keys (B, HS as K: [Sc/16][Kp][16]) and values (B, keys as K:
+   [Hc/16][Sp][16]) are packed once; queries come in blocks, and for each the keys in blocks, with a
+   running maximum. */
+static void db__attention_head(const db__kernels *kern, const db_call *c, const db__attn *v,
+                               size_t b, size_t h, char *own)
 {
     const db_arg *o = &c->a[0], *q = &c->a[2], *k = &c->a[3], *val = &c->a[4], *bias = &c->a[5],
                  *mask = &c->a[6];
-    const db__kernels *kern = db__kernels_for(ctx, o->dtype);
-    db__attn v = db__attn_of(kern, q, k, c->s[0]);
-    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN),
-           value_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
-    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN),
-           p_bytes = DB__ROUND_UP(v.mb * v.ld * size, DB__ALIGN);
-    size_t s_bytes = DB__ROUND_UP(v.mb * v.ld * sizeof(float), DB__ALIGN),
-           sum_bytes = DB__ROUND_UP(v.mb * v.Hc * sizeof(float), DB__ALIGN),
-           thread_bytes = key_bytes + value_bytes + q_bytes + p_bytes + s_bytes + sum_bytes;
+    size_t size = kern->size, q0, j0, r, i;
+    char *keys = own, *values = keys + v->key_bytes, *qs = values + v->value_bytes,
+         *p = qs + v->q_bytes;
+    float *s = (float *)(void *)(p + v->p_bytes),
+          *sums = (float *)(void *)((char *)s + v->s_bytes); /* of p v */
+    float max[DB__QUERIES], sum[DB__QUERIES];
+    kern->pack(keys, v->Kp * 16, db__at(k, b * v->S * v->C + h * v->HS), v->HS, v->S, 1, v->C,
+               v->Kp);
+    kern->pack(values, v->Sp * 16, db__at(val, b * v->S * v->C + h * v->HS), v->S, v->HS, v->C, 1,
+               v->Sp);
+    for (q0 = 0; q0 < v->T; q0 += v->mb) {
+        size_t m = DB__MIN(v->mb, v->T - q0), at = (b * v->T + q0) * v->C + h * v->HS;
+        float *lse = (float *)c->a[1].data + (b * v->heads + h) * v->T + q0;
+        db__head_rows(kern, v, qs, q, at, m);
+        for (r = 0; r < m; r++) max[r] = -3.0e38f, sum[r] = 0;
+        for (j0 = 0; j0 < v->S && db__keys_seen(v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
+            size_t columns = DB__MIN(v->Sc - j0, (size_t)DB__KEYS),
+                   n_padded = DB__MIN(v->Sp - j0, (size_t)DB__KEYS);
+            db__product(kern, s, v->ld, qs, v->Kp, keys + j0 * v->Kp * size, v->Kp * 16, m,
+                        v->Kp, columns, 0);
+            for (r = 0; r < m; r++) {
+                float grown = kern->softmax(
+                    p + r * v->ld * size, s + r * v->ld,
+                    bias->present ? db__floats(bias) + (h * v->T + q0 + r) * v->S + j0 : NULL,
+                    mask->present ? db__floats(mask) + b * v->S + j0 : NULL,
+                    db__keys_seen(v, c, q0 + r, j0), n_padded, c->f[0], &max[r], &sum[r]);
+                if (j0 > 0 && grown < 1)
+                    for (i = 0; i < v->Hc; i++) sums[r * v->Hc + i] *= grown;
+            }
+            db__product(kern, sums, v->Hc, p, v->ld, values + j0 * 16 * size, v->Sp * 16, m,
+                        n_padded, v->Hc, j0 > 0);
+        }
+        for (r = 0; r < m; r++) {
+            float share = 1 / sum[r];
+            lse[r] = max[r] + logf(sum[r]);
+            for (i = 0; i < v->Hc; i++) sums[r * v->Hc + i] *= share;
+        }
+        kern->epilogue(db__at(o, at), v->C, sums, v->Hc, NULL, NULL, m, v->HS, 0);
+    }
+}
+
+/* a: o, lse [B,heads,T], q, k, v, bias [heads,T,S], mask [B,S].  s: heads.  i: causal.  f: scale */
+static void db__cpu_attention(db_ctx *ctx, db_call *c)
+{
+    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
+    const db__attn v = db__attn_of(kern, &c->a[2], &c->a[3], c->s[0]);
+    size_t thread_bytes =
+        v.key_bytes + v.value_bytes + v.q_bytes + v.p_bytes + v.s_bytes + v.sum_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     long task;
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(v.B * v.heads); task++) {
-            size_t b = (size_t)task / v.heads, h = (size_t)task % v.heads, q0, j0, r, i;
-            char *keys = own + thread_bytes * (size_t)db__thread_index(),
-                 *values = keys + key_bytes, *qs = values + value_bytes, *p = qs + q_bytes;
-            float *s = (float *)(void *)(p + p_bytes),
-                  *sums = (float *)(void *)((char *)s + s_bytes); /* of p v */
-            float max[DB__QUERIES], sum[DB__QUERIES];
-            kern->pack(keys, v.Kp * 16, db__at(k, b * v.S * v.C + h * v.HS), v.HS, v.S, 1, v.C,
-                       v.Kp);
-            kern->pack(values, v.Sp * 16, db__at(val, b * v.S * v.C + h * v.HS), v.S, v.HS, v.C, 1,
-                       v.Sp);
-            for (q0 = 0; q0 < v.T; q0 += v.mb) {
-                size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
-                float *lse = (float *)c->a[1].data + (b * v.heads + h) * v.T + q0;
-                db__head_rows(kern, &v, qs, q, at, m);
-                for (r = 0; r < m; r++) max[r] = -3.0e38f, sum[r] = 0;
-                for (j0 = 0; j0 < v.S && db__keys_seen(&v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
-                    size_t columns = DB__MIN(v.Sc - j0, (size_t)DB__KEYS),
-                           n_padded = DB__MIN(v.Sp - j0, (size_t)DB__KEYS);
-                    db__product(kern, s, v.ld, qs, v.Kp, keys + j0 * v.Kp * size, v.Kp * 16, m,
-                                v.Kp, columns, 0);
-                    for (r = 0; r < m; r++) {
-                        float grown = kern->softmax(
-                            p + r * v.ld * size, s + r * v.ld,
-                            bias->present ? db__floats(bias) + (h * v.T + q0 + r) * v.S + j0 : NULL,
-                            mask->present ? db__floats(mask) + b * v.S + j0 : NULL,
-                            db__keys_seen(&v, c, q0 + r, j0), n_padded, c->f[0], &max[r], &sum[r]);
-                        for (i = 0; j0 && grown < 1 && i < v.Hc; i++) sums[r * v.Hc + i] *= grown;
-                    }
-                    db__product(kern, sums, v.Hc, p, v.ld, values + j0 * 16 * size, v.Sp * 16, m,
-                                n_padded, v.Hc, j0 > 0);
-                }
-                for (r = 0; r < m; r++) {
-                    float share = 1 / sum[r];
-                    lse[r] = max[r] + logf(sum[r]);
-                    for (i = 0; i < v.Hc; i++) sums[r * v.Hc + i] *= share;
-                }
-                kern->epilogue(db__at(o, at), v.C, sums, v.Hc, NULL, NULL, m, v.HS, 0);
-            }
-        }
+        for (task = 0; task < (long)(v.B * v.heads); task++)
+            db__attention_head(kern, c, &v, (size_t)task / v.heads, (size_t)task % v.heads,
+                               own + thread_bytes * (size_t)db__thread_index());
     }
+}
+
+/* The gradient of one head of one sample.
+   B, HS as K: keys, values [Sc/16][Kp][16].  B, keys as K: key_cols [Hc/16][Sp][16].
+   A: q_rows, do_rows [mb][Kp].  B, queries as K: q_cols, do_cols [Hc/16][mp][16].
+   Of a block of queries and one of keys: s, dp (f32), p, ds [mb][ld]; turned [keys][mp] = p^T, then
+   ds^T. */
+static void db__attention_head_back(const db__kernels *kern, const db_call *c, const db__attn *v,
+                                    size_t b, size_t h, char *own)
+{
+    const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3],
+                 *dout = &c->a[4], *o = &c->a[5];
+    const db_arg *q = &c->a[7], *k = &c->a[8], *val = &c->a[9], *bias = &c->a[10],
+                 *mask = &c->a[11];
+    char *keys = own, *values = keys + v->key_bytes, *key_cols = values + v->key_bytes;
+    char *q_rows = key_cols + v->value_bytes, *do_rows = q_rows + v->q_bytes;
+    char *p = do_rows + v->q_bytes, *ds = p + v->p_bytes, *turned = ds + v->p_bytes;
+    char *q_cols = turned + v->t_bytes, *do_cols = q_cols + v->b_bytes;
+    float *s = (float *)(void *)(do_cols + v->b_bytes),
+          *dp = (float *)(void *)((char *)s + v->s_bytes),
+          *dq_acc = (float *)(void *)((char *)dp + v->s_bytes);
+    float *dk_acc = (float *)(void *)((char *)dq_acc + v->sum_bytes),
+          *dv_acc = (float *)(void *)((char *)dk_acc + v->d_bytes);
+    float delta[DB__QUERIES];
+    size_t size = kern->size, kv = b * v->S * v->C + h * v->HS, q0, j0, r, i;
+    kern->pack(keys, v->Kp * 16, db__at(k, kv), v->HS, v->S, 1, v->C, v->Kp);
+    kern->pack(values, v->Kp * 16, db__at(val, kv), v->HS, v->S, 1, v->C, v->Kp);
+    kern->pack(key_cols, v->Sp * 16, db__at(k, kv), v->S, v->HS, v->C, 1, v->Sp);
+    memset(dk_acc, 0, 2 * v->d_bytes);
+    for (q0 = 0; q0 < v->T; q0 += v->mb) {
+        size_t m = DB__MIN(v->mb, v->T - q0), at = (b * v->T + q0) * v->C + h * v->HS;
+        const float *lse = db__floats(&c->a[6]) + (b * v->heads + h) * v->T + q0;
+        db__head_rows(kern, v, q_rows, q, at, m);
+        db__head_rows(kern, v, do_rows, dout, at, m);
+        kern->pack(q_cols, v->mp * 16, db__at(q, at), m, v->HS, v->C, 1, v->mp);
+        kern->pack(do_cols, v->mp * 16, db__at(dout, at), m, v->HS, v->C, 1, v->mp);
+        for (r = 0; r < m; r++)
+            delta[r] =
+                kern->dot(db__at(dout, at + r * v->C), db__at(o, at + r * v->C), v->HS);
+        for (j0 = 0; j0 < v->S && db__keys_seen(v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
+            size_t columns = DB__MIN(v->Sc - j0, (size_t)DB__KEYS),
+                   n_padded = DB__MIN(v->Sp - j0, (size_t)DB__KEYS),
+                   n = DB__MIN(v->S - j0, (size_t)DB__KEYS);
+            /* S = Q K^T, dP = dO V^T */
+            db__product(kern, s, v->ld, q_rows, v->Kp, keys + j0 * v->Kp * size, v->Kp * 16,
+                        m, v->Kp, columns, 0);
+            db__product(kern, dp, v->ld, do_rows, v->Kp, values + j0 * v->Kp * size,
+                        v->Kp * 16, m, v->Kp, columns, 0);
+            for (r = 0; r < m; r++) {
+                size_t seen = db__keys_seen(v, c, q0 + r, j0),
+                       pair = (h * v->T + q0 + r) * v->S + j0;
+                char *ds_row = ds + r * v->ld * size;
+                kern->softmax_back(p + r * v->ld * size, ds_row, s + r * v->ld,
+                                   dp + r * v->ld,
+                                   bias->present ? db__floats(bias) + pair : NULL,
+                                   mask->present ? db__floats(mask) + b * v->S + j0
+                                                 : NULL,
+                                   lse[r], delta[r], seen, n_padded, c->f[0]);
+                if (dbias->present)
+                    kern->to_f32((float *)dbias->data + pair, ds_row, seen, 1);
+            }
+            /* dV += P^T dO, dK += dS^T Q, dQ += dS K */
+            kern->transpose(turned, v->mp, p, v->ld, m, n, v->mp);
+            db__product(kern, dv_acc + j0 * v->Hc, v->Hc, turned, v->mp, do_cols,
+                        v->mp * 16, n, v->mp, v->Hc, 1);
+            kern->transpose(turned, v->mp, ds, v->ld, m, n, v->mp);
+            db__product(kern, dk_acc + j0 * v->Hc, v->Hc, turned, v->mp, q_cols, v->mp * 16,
+                        n, v->mp, v->Hc, 1);
+            db__product(kern, dq_acc, v->Hc, ds, v->ld, key_cols + j0 * 16 * size,
+                        v->Sp * 16, m, n_padded, v->Hc, j0 > 0);
+        }
+        for (i = 0; i < m * v->Hc; i++) dq_acc[i] *= c->f[0];
+        if (dq->present)
+            kern->epilogue(db__at(dq, at), v->C, dq_acc, v->Hc, NULL, NULL, m, v->HS,
+                           c->i[1]);
+    }
+    for (i = 0; i < v->S * v->Hc; i++) dk_acc[i] *= c->f[0];
+    if (dk->present)
+        kern->epilogue(db__at(dk, kv), v->C, dk_acc, v->Hc, NULL, NULL, v->S, v->HS,
+                       c->i[2]);
+    if (dv->present)
+        kern->epilogue(db__at(dv, kv), v->C, dv_acc, v->Hc, NULL, NULL, v->S, v->HS,
+                       c->i[3]);
 }
 
 /* a: dq, dk, dv, dbias, do, o, lse, q, k, v, bias, mask.  s: heads.  i: causal, add q, add k, add
    v.  f: scale */
 static void db__cpu_attention_dx(db_ctx *ctx, db_call *c)
 {
-    const db_arg *dq = &c->a[0], *dk = &c->a[1], *dv = &c->a[2], *dbias = &c->a[3],
-                 *dout = &c->a[4], *o = &c->a[5];
-    const db_arg *q = &c->a[7], *k = &c->a[8], *val = &c->a[9], *bias = &c->a[10],
-                 *mask = &c->a[11];
-    const db__kernels *kern = db__kernels_for(ctx, o->dtype);
-    db__attn v = db__attn_of(kern, q, k, c->s[0]);
-    size_t size = kern->size, key_bytes = DB__ROUND_UP(v.Sc * v.Kp * size, DB__ALIGN),
-           row_bytes = DB__ROUND_UP(v.Hc * v.Sp * size, DB__ALIGN);
-    size_t q_bytes = DB__ROUND_UP(v.mb * v.Kp * size, DB__ALIGN),
-           p_bytes = DB__ROUND_UP(v.mb * v.ld * size, DB__ALIGN);
-    size_t t_bytes = DB__ROUND_UP(v.ld * v.mp * size, DB__ALIGN),
-           b_bytes = DB__ROUND_UP(v.Hc * v.mp * size, DB__ALIGN);
-    size_t s_bytes = DB__ROUND_UP(v.mb * v.ld * sizeof(float), DB__ALIGN),
-           sum_bytes = DB__ROUND_UP(v.mb * v.Hc * sizeof(float), DB__ALIGN),
-           d_bytes = DB__ROUND_UP(v.S * v.Hc * sizeof(float), DB__ALIGN);
-    size_t thread_bytes = 2 * key_bytes + row_bytes + 2 * q_bytes + 2 * p_bytes + t_bytes +
-        2 * b_bytes + 2 * s_bytes + sum_bytes + 2 * d_bytes;
+    const db__kernels *kern = db__kernels_for(ctx, c->a[5].dtype);
+    const db__attn v = db__attn_of(kern, &c->a[7], &c->a[8], c->s[0]);
+    size_t thread_bytes = 2 * v.key_bytes + v.value_bytes + 2 * v.q_bytes + 2 * v.p_bytes +
+        v.t_bytes + 2 * v.b_bytes + 2 * v.s_bytes + v.sum_bytes + 2 * v.d_bytes;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     size_t inner =
-        dbias->present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
+        c->a[3].present ? v.B : 1; /* the batch shares dbias: one task adds it up in order */
     long task;
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)(v.B * v.heads / inner); task++) {
             size_t step;
-            for (step = 0; step < inner; step++) {
-                size_t h = (size_t)task % v.heads,
-                       b = inner > 1 || v.B == 1 ? step : (size_t)task / v.heads, q0, j0, r, i;
-                char *keys = own + thread_bytes * (size_t)db__thread_index(),
-                     *values = keys + key_bytes, *key_rows = values + key_bytes;
-                char *q_rows = key_rows + row_bytes, *do_rows = q_rows + q_bytes,
-                     *p = do_rows + q_bytes, *ds = p + p_bytes, *turned = ds + p_bytes;
-                char *q_cols = turned + t_bytes, *do_cols = q_cols + b_bytes;
-                float *s = (float *)(void *)(do_cols + b_bytes),
-                      *dp = (float *)(void *)((char *)s + s_bytes),
-                      *dq_acc = (float *)(void *)((char *)dp + s_bytes);
-                float *dk_acc = (float *)(void *)((char *)dq_acc + sum_bytes),
-                      *dv_acc = (float *)(void *)((char *)dk_acc + d_bytes);
-                float delta[DB__QUERIES];
-                size_t kv = b * v.S * v.C + h * v.HS;
-                kern->pack(keys, v.Kp * 16, db__at(k, kv), v.HS, v.S, 1, v.C, v.Kp);
-                kern->pack(values, v.Kp * 16, db__at(val, kv), v.HS, v.S, 1, v.C, v.Kp);
-                kern->pack(key_rows, v.Sp * 16, db__at(k, kv), v.S, v.HS, v.C, 1, v.Sp);
-                memset(dk_acc, 0, 2 * d_bytes);
-                for (q0 = 0; q0 < v.T; q0 += v.mb) {
-                    size_t m = DB__MIN(v.mb, v.T - q0), at = (b * v.T + q0) * v.C + h * v.HS;
-                    const float *lse = db__floats(&c->a[6]) + (b * v.heads + h) * v.T + q0;
-                    db__head_rows(kern, &v, q_rows, q, at, m);
-                    db__head_rows(kern, &v, do_rows, dout, at, m);
-                    kern->pack(q_cols, v.mp * 16, db__at(q, at), m, v.HS, v.C, 1, v.mp);
-                    kern->pack(do_cols, v.mp * 16, db__at(dout, at), m, v.HS, v.C, 1, v.mp);
-                    for (r = 0; r < m; r++)
-                        delta[r] =
-                            kern->dot(db__at(dout, at + r * v.C), db__at(o, at + r * v.C), v.HS);
-                    for (j0 = 0; j0 < v.S && db__keys_seen(&v, c, q0 + m - 1, j0); j0 += DB__KEYS) {
-                        size_t columns = DB__MIN(v.Sc - j0, (size_t)DB__KEYS),
-                               n_padded = DB__MIN(v.Sp - j0, (size_t)DB__KEYS),
-                               n = DB__MIN(v.S - j0, (size_t)DB__KEYS);
-                        /* S = Q K^T, dP = dO V^T */
-                        db__product(kern, s, v.ld, q_rows, v.Kp, keys + j0 * v.Kp * size, v.Kp * 16,
-                                    m, v.Kp, columns, 0);
-                        db__product(kern, dp, v.ld, do_rows, v.Kp, values + j0 * v.Kp * size,
-                                    v.Kp * 16, m, v.Kp, columns, 0);
-                        for (r = 0; r < m; r++) {
-                            size_t seen = db__keys_seen(&v, c, q0 + r, j0),
-                                   pair = (h * v.T + q0 + r) * v.S + j0;
-                            char *ds_row = ds + r * v.ld * size;
-                            kern->softmax_back(p + r * v.ld * size, ds_row, s + r * v.ld,
-                                               dp + r * v.ld,
-                                               bias->present ? db__floats(bias) + pair : NULL,
-                                               mask->present ? db__floats(mask) + b * v.S + j0
-                                                             : NULL,
-                                               lse[r], delta[r], seen, n_padded, c->f[0]);
-                            if (dbias->present)
-                                kern->to_f32((float *)dbias->data + pair, ds_row, seen, 1);
-                        }
-                        /* dV += P^T dO, dK += dS^T Q, dQ += dS K */
-                        kern->transpose(turned, v.mp, p, v.ld, m, n, v.mp);
-                        db__product(kern, dv_acc + j0 * v.Hc, v.Hc, turned, v.mp, do_cols,
-                                    v.mp * 16, n, v.mp, v.Hc, 1);
-                        kern->transpose(turned, v.mp, ds, v.ld, m, n, v.mp);
-                        db__product(kern, dk_acc + j0 * v.Hc, v.Hc, turned, v.mp, q_cols, v.mp * 16,
-                                    n, v.mp, v.Hc, 1);
-                        db__product(kern, dq_acc, v.Hc, ds, v.ld, key_rows + j0 * 16 * size,
-                                    v.Sp * 16, m, n_padded, v.Hc, j0 > 0);
-                    }
-                    for (i = 0; i < m * v.Hc; i++) dq_acc[i] *= c->f[0];
-                    if (dq->present)
-                        kern->epilogue(db__at(dq, at), v.C, dq_acc, v.Hc, NULL, NULL, m, v.HS,
-                                       c->i[1]);
-                }
-                for (i = 0; i < v.S * v.Hc; i++) dk_acc[i] *= c->f[0];
-                if (dk->present)
-                    kern->epilogue(db__at(dk, kv), v.C, dk_acc, v.Hc, NULL, NULL, v.S, v.HS,
-                                   c->i[2]);
-                if (dv->present)
-                    kern->epilogue(db__at(dv, kv), v.C, dv_acc, v.Hc, NULL, NULL, v.S, v.HS,
-                                   c->i[3]);
-            }
+            for (step = 0; step < inner; step++)
+                db__attention_head_back(kern, c, &v, (size_t)task / v.heads + step,
+                                        (size_t)task % v.heads,
+                                        own + thread_bytes * (size_t)db__thread_index());
         }
     }
 }
@@ -14003,6 +14046,16 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
      DB__V, DB__VN      a vector of floats and its number of lanes
      DB__T              what tensors hold in memory: float, or uint16_t for bf16
      DB__LD, DB__ST     a vector of DB__T as floats
+     DB__MR, DB__NP     rows and panels of a register tile, so that accumulators, B and A fit
+     DB__PV, DB__K2     vectors to a panel; numbers of k side by side in it: 1, bf16 2
+     DB__vselect_lt     a < b ? x : y
+     DB__vscale2        x 2^n
+     DB__vlow_bf16, DB__vhigh_bf16    the first, the second numbers of DB__VN pairs, as floats
+     DB__vdot2          acc += pair[0] b[][0] + pair[1] b[][1]; DB__PAIRS: in one instruction
+     DB__vzip_bf16      DB__VN numbers and DB__VN numbers -> pairs
+     DB__vturn          transposes 16 x 16 words in place
+
+   The one exception to "one body" is the matrix product on the tile unit (DB__AMX_TARGET).
 
    Easy to get wrong
    - Multiply-adds are explicit: what a compiler fuses on its own differs between compilers.
@@ -14259,8 +14312,8 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__INLINE static inline __attribute__((always_inline)) DB__TARGET
 #define DB__PV (16 / DB__VN) /* vectors a panel of 16 columns */
 
-/* n < DB__VN elements at the end of a row, and the same with n clamped: the ragged edge of any
-   loop. */
+/* The next vector of a row of which n elements are left: past its end zeros are read and nothing is
+   written. load_n, store_n: of DB__T; loadf_n, storef_n: of floats. */
 DB__INLINE void DB__FN(load_n)(DB__V *v, const DB__T *p, size_t n)
 {
     if (n >= DB__VN) {
@@ -14319,7 +14372,7 @@ DB__INLINE float DB__FN(sum)(const DB__V *v)
 
 /* ---- elementary functions ----------------------------------------------------------------------
    on U vectors side by side, 2 where there are as many: a chain of thirty operations, each waiting
-   for the last, leaves half of the processor idle. The functions below so begin with this loop: */
+   for the last, leaves half of the processor idle. So each of their steps is this loop: */
 #define DB__EACH DB__UNROLL for (u = 0; u < U; u++)
 
 /* U whole vectors; or, U = 1, n lanes of one. */
@@ -14356,7 +14409,7 @@ DB__INLINE void DB__FN(storef_u)(float *p, const DB__V *v, size_t n, const int U
     for (i = 0; i + 2 * DB__VN <= (n); i += 2 * DB__VN) body(i, 2);                                \
     for (; i < (n); i += DB__VN) body(i, 1)
 
-/* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 1e-7). */
+/* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 2e-7). */
 DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
 {
     DB__V r[2], k[2], p[2];
@@ -14398,7 +14451,8 @@ DB__INLINE void DB__FN(sigmoid)(DB__V *x, const int U)
     DB__FN(reciprocal)(x, U);
 }
 
-/* The normal distribution function and density. Abramowitz and Stegun, 7.1.26: error 1.5e-7. */
+/* The normal distribution function and density. erf by Abramowitz and Stegun, 7.1.26: its
+   error is 1.5e-7. */
 DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf, const int U)
 {
     DB__V a[2], e[2], t[2], p[2];
@@ -14494,12 +14548,17 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act, const int U)
 /* ---- matrix product -----------------------------------------------------------------------------
    C[m][16 panels] = start + sum over taps of A_tap[m][k] B_tap[k][16 panels].
 
-   A is read where it lies (rows lda apart, and a_k from k to k, so it may be transposed). B is
-   packed into panels of 16 columns, k major; for bf16 two neighbouring k sit side by side, as the
-   dot product instructions want them. One register tile holds DB__MR rows of C by DB__NP panels;
-   each step of k broadcasts DB__MR numbers of A against DB__NP panels of B. The rows of B 16 steps
-   ahead are called into the first cache. So is C, which is often in memory, but row by row: all at
-   once would occupy every buffer that waits for memory. */
+   A is read where it lies: rows lda apart, a_k from k to k. So it may be transposed in f32; in bf16
+   the two numbers of a pair are neighbours, on the tile unit 32 are, and the next lie 32 a_k on.
+   B is packed into panels of 16 columns, k major; in bf16 two neighbouring k sit side by side, as
+   the dot product instructions want them. One register tile holds DB__MR rows of C by DB__NP
+   panels; each step of k broadcasts DB__MR numbers of A against DB__NP panels of B.
+
+   Panels outside, rows inside: every row tile reads the same DB__NP panels while A streams past.
+   k is not cut: C stays in registers from the first to the last (cutting it at 192 to 512 gained
+   nothing). In f32 the row of B 16 rows on is called into the first cache. So is C in both types,
+   which is often in memory, but row by row: all at once would occupy every buffer that waits for
+   memory. */
 
 #ifndef DB__AMX_TARGET
 DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR,
@@ -14591,8 +14650,8 @@ DB__KERNEL void DB__FN(gemm)(const db__gemm *g)
 
 #else
 /* The same on the tile unit: 2 x 2 tiles of C, each 16 x 16, advance by 32 of k with four loads and
-   four tile products. k is a multiple of 32 here. A last row block of fewer than 16 rows gets tiles
-   of its height, so that nothing outside A is read. */
+   four tile products. k is a multiple of 32 here. A last row block of fewer than 32 rows gets tiles
+   of its heights, so that nothing outside A is read. */
 static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
 {
     struct {
@@ -14609,7 +14668,6 @@ static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
     __asm__ volatile("ldtilecfg %0" ::"m"(t));
 }
 
-#define DB__STRIDE(n) ((int)((n) * sizeof(DB__T)))
 static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_block)(
     const db__gemm *g, size_t row, size_t panel, const int two_rows, const int two_panels)
 {
@@ -15107,12 +15165,16 @@ DB__KERNEL void DB__FN(layer_norm_back)(void *dx_, float *dw, float *dbias, cons
         DB__FN(load_n)(&h, x + i, C - i);
         DB__FN(loadf_n)(&a, w + i, C - i);
         h = DB__vmul(DB__vsub(h, mean), rstd);
-        if (dw)
-            DB__FN(loadf_n)
-            (&v, dw + i, C - i), v = DB__vfma(g, h, v), DB__FN(storef_n)(dw + i, &v, C - i);
-        if (dbias)
-            DB__FN(loadf_n)
-            (&v, dbias + i, C - i), v = DB__vadd(v, g), DB__FN(storef_n)(dbias + i, &v, C - i);
+        if (dw) {
+            DB__FN(loadf_n)(&v, dw + i, C - i);
+            v = DB__vfma(g, h, v);
+            DB__FN(storef_n)(dw + i, &v, C - i);
+        }
+        if (dbias) {
+            DB__FN(loadf_n)(&v, dbias + i, C - i);
+            v = DB__vadd(v, g);
+            DB__FN(storef_n)(dbias + i, &v, C - i);
+        }
         g = DB__vmul(g, a); /* zero past the end, and so is all that follows */
         sum = DB__vadd(sum, g);
         dot = DB__vfma(g, h, dot);
@@ -15568,7 +15630,6 @@ static const db__kernels DB__FN(table) = {
 #undef DB__SWITCH_ACT
 #undef DB__EACH
 #undef DB__WALK
-#undef DB__STRIDE
 
 #endif
 #endif /* DREAMBOOTH_IMPLEMENTATION */
