@@ -2898,8 +2898,11 @@ static void db__pack_conv(const db__kernels *kern, const db__conv *v, char *pane
     }
 }
 
-enum { DB__PANELS = 8 }; /* columns computed at once: 128, so that C stays in the second cache */
-enum { DB__WINOGRAD_CHANNELS = 32, DB__WINOGRAD_PIXELS = 64 }; /* from here on it pays */
+enum {
+    DB__PANELS = 8,   /* columns computed at once: 128, so that C stays in the second cache */
+    DB__PIXELS = 128, /* of a region, or 32 tiles of Winograd's; 256 are no faster          */
+    DB__WINOGRAD_CHANNELS = 32, DB__WINOGRAD_PIXELS = 64 /* from here on it pays            */
+};
 
 /* f32 sums need no copy on their way to the output and begin with what joins them, unless bias and
    residual both do. Asked while measuring too, when nothing has its address yet. */
@@ -3093,8 +3096,9 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
     size_t split = regions < (size_t)db__threads(ctx) ? groups : 1;
     size_t wide = DB__MIN(panels, (size_t)DB__PANELS) * 16; /* columns computed at once */
     size_t line = (DB__CEIL_DIV(v.columns, 2) * 2 + 2) * v.C;
-    size_t lines_count = (rows + 2) * line, v_count = 16 * tiles * v.C, m_count = 16 * tiles * wide;
-    size_t own_count = lines_count + v_count + m_count;
+    size_t lines_count = (rows + 2) * line, basis_count = 16 * tiles * v.C,
+           products_count = 16 * tiles * wide;
+    size_t own_count = lines_count + basis_count + products_count;
     float *u = (float *)db__scratch(c, panels * panel * sizeof(float));
     float *own = (float *)db__scratch(
         c, DB__MAX(own_count, 9 * v.C * 16) * (size_t)db__threads(ctx) * sizeof(float));
@@ -3118,7 +3122,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
                    last = split > 1 ? first + 1 : groups, group, r, q;
             size_t across = DB__CEIL_DIV(at.columns, 2), down = DB__CEIL_DIV(at.rows, 2);
             float *lines = own + (size_t)db__thread_index() * own_count;
-            float *basis = lines + lines_count, *products = basis + v_count;
+            float *basis = lines + lines_count, *products = basis + basis_count;
             const char *image = db__at(in, at.b * v.H * v.W * v.C);
             db__gemm g;
             for (r = 0; r < down * 2 + 2; r++)
@@ -3165,7 +3169,8 @@ static db__conv_way db__conv_way_of(const db__kernels *kern, const db__conv *v)
 static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2], 128);
+    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2],
+                             DB__PIXELS);
     db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], &c->a[3], &c->a[4], v, 0, 0);
 }
 
@@ -3174,7 +3179,7 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
 {
     const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
     db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1],
-                             (long)c->s[0] - 1 - (long)c->s[2], 128);
+                             (long)c->s[0] - 1 - (long)c->s[2], DB__PIXELS);
     db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
 }
 
@@ -14652,7 +14657,7 @@ DB__KERNEL void DB__FN(gemm)(const db__gemm *g)
 /* The same on the tile unit: 2 x 2 tiles of C, each 16 x 16, advance by 32 of k with four loads and
    four tile products. k is a multiple of 32 here. A last row block of fewer than 32 rows gets tiles
    of its heights, so that nothing outside A is read. */
-static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
+static DB__AMX_TARGET void DB__FN(amx_configure)(int m0, int m1)
 {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -14668,7 +14673,7 @@ static DB__AMX_TARGET void DB__FN(tile_rows)(int m0, int m1)
     __asm__ volatile("ldtilecfg %0" ::"m"(t));
 }
 
-static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_block)(
+static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(amx_block)(
     const db__gemm *g, size_t row, size_t panel, const int two_rows, const int two_panels)
 {
     float *c = g->c + row * g->ldc + panel * 16;
@@ -14709,21 +14714,21 @@ static inline __attribute__((always_inline)) DB__AMX_TARGET void DB__FN(tile_blo
     if (two_rows && two_panels) _tile_stored(3, c + 16 * g->ldc + 16, ldc);
 }
 
-static DB__AMX_TARGET void DB__FN(gemm_tiles)(const db__gemm *g)
+static DB__AMX_TARGET void DB__FN(amx_gemm)(const db__gemm *g)
 {
     size_t row, panel;
-    DB__FN(tile_rows)(16, 16);
+    DB__FN(amx_configure)(16, 16);
     for (row = 0; row < g->m; row += 32) {
         size_t left = g->m - row;
         int two = left > 16;
-        if (left < 32) DB__FN(tile_rows)(two ? 16 : (int)left, two ? (int)left - 16 : 16);
+        if (left < 32) DB__FN(amx_configure)(two ? 16 : (int)left, two ? (int)left - 16 : 16);
         for (panel = 0; panel + 2 <= g->panels; panel += 2) {
-            if (two) DB__FN(tile_block)(g, row, panel, 1, 1);
-            else DB__FN(tile_block)(g, row, panel, 0, 1);
+            if (two) DB__FN(amx_block)(g, row, panel, 1, 1);
+            else DB__FN(amx_block)(g, row, panel, 0, 1);
         }
         if (panel < g->panels) {
-            if (two) DB__FN(tile_block)(g, row, panel, 1, 0);
-            else DB__FN(tile_block)(g, row, panel, 0, 0);
+            if (two) DB__FN(amx_block)(g, row, panel, 1, 0);
+            else DB__FN(amx_block)(g, row, panel, 0, 0);
         }
     }
     _tile_release();
@@ -15537,7 +15542,7 @@ static const db__kernels DB__FN(table) = {
 #ifdef DB__AMX_TARGET
     32,
     DB__PAIRS,
-    DB__FN(gemm_tiles),
+    DB__FN(amx_gemm),
 #else
     DB__K2,
     DB__PAIRS,

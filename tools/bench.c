@@ -126,7 +126,7 @@ REGISTER_LOOP(avx512bf16, DB__TARGET_AVX512BF16, __m512, _mm512_set1_ps, PAIRS_M
 static DB__TARGET_AMX float loop_amx(void)
 {
     int step;
-    db__k_tile_rows_amx_bf16(16, 16);
+    db__k_amx_configure_amx_bf16(16, 16);
     for (step = 0; step < LOOP_STEPS; step++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);

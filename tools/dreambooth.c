@@ -371,7 +371,8 @@ static int upscale(int argc, char **argv)
 /* The picture that a file of a generated folder is: 00012.png -> 12. */
 static size_t picture_number(const char *name) { return (size_t)strtoul(name, NULL, 10); }
 
-/* Views and names without the grids that `generate` writes beside its pictures; returns how many. */
+/* Views and names without the grids that `generate` writes beside its pictures; returns how
+   many. */
 static size_t leave_out_grids(photos *p)
 {
     size_t k, n = 0;

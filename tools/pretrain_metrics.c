@@ -415,8 +415,8 @@ static int train_dino(const options *o, db_ctx *ctx)
         }
         if (!j) continue;
         snprintf(rest, sizeof rest,
-                 " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f", all,
-                 (double)right / (double)(N * EVERY), dino_auc(teacher));
+                 " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f",
+                 all, (double)right / (double)(N * EVERY), dino_auc(teacher));
         line(&s, loss, rest);
         right = 0;
     }
