@@ -4,7 +4,7 @@
        cc -O2 -fopenmp -I. -Itools examples/prior.c -o prior -lm && ./prior 400
 
    Prints
-       lambda 0 and lambda 1: 16 steps each
+       lambda 0 and lambda 1: 40 steps each
        "a dog" drifts less with prior preservation
        before, without and with it: prior.png                                                    */
 #define DREAMBOOTH_IMPLEMENTATION
@@ -55,7 +55,7 @@ int main(int argc, char **argv)
 {
     static float class_images[N * PIXELS], before[N * PIXELS], without[N * PIXELS],
         with[N * PIXELS];
-    size_t steps = argc > 1 ? (size_t)atoi(argv[1]) : 16, k;
+    size_t steps = argc > 1 ? (size_t)atoi(argv[1]) : 40, k;
     db_ctx *ctx = NULL;
     db_pipeline *model = NULL;
     img_image image[MAX_PHOTOS], sheet;

@@ -102,16 +102,13 @@ static void line(const session *s, double loss, const char *rest)
     fflush(stdout);
 }
 
-/* Saves the state and, in f16, the average of the first n parameters (0: of all). */
-static int finish(session *s, size_t n)
+/* Saves the state and, in f16, the average of the parameters. */
+static int finish(session *s)
 {
     char path[4096];
-    size_t all = s->tr.params->n;
     if (s->o->state && db_status(s->ctx) == DB_OK) save_state(&s->tr, s->o->state);
     snprintf(path, sizeof path, "%s/model.safetensors", s->o->dir);
-    s->tr.params->n = n ? n : all;
     if (db_status(s->ctx) == DB_OK) db_params_save(s->tr.params, s->tr.ema, path, DB_F16);
-    s->tr.params->n = all;
     if (db_status(s->ctx) != DB_OK) return fail(db_last_error(s->ctx), NULL);
     printf("%s: %llu steps, %.0f s -> %s\n", s->name, (unsigned long long)s->tr.step, s->tr.seconds,
            path);
@@ -238,54 +235,28 @@ static db_tensor input_pictures(db_tape *t, size_t B, size_t S)
    batches of a thousand: with 32 it led to all of the 1024 prototypes or to fifteen (PAPER_NOTES).
    It is ViT features learned by self-distillation that the metric asks for.                     */
 
-enum { HIDDEN = 256, EMBEDDING = 128, QUEUE = 2048 };
+enum { QUEUE = 2048 };
 static const float dino_temperature = 0.1f;
 
-/* x [B,D] -> unit vectors [B,EMBEDDING] */
-static db_tensor dino_head(db_net *n, db_tensor x)
-{
-    db_tape *t = n->tape;
-    x = db_activate(t, db__linear_layer(n, "head.0", x, HIDDEN, 1, db_none), DB_ACT_GELU);
-    return db_unit_norm(t, db__linear_layer(n, "head.1", x, EMBEDDING, 1, db_none));
-}
-
-static void dino_declare(db_net *n, db_tensor features) { dino_head(n, features); }
-
+/* x [B,S,S,3] -> unit vectors [B,D]: the features themselves, which the metric compares. A head of
+   two layers before the loss, to be dropped, kept from the features what it had learned. */
 static db_tensor dino_forward(db_tape *t, db_vit *m, db_tensor x)
 {
-    db_net n = db__net_of(t, &m->params);
-    return dino_head(&n, db_vit_forward(t, m, x));
+    return db_unit_norm(t, db_vit_forward(t, m, x));
 }
 
-/* A ViT from DIRECTORY/config.json and preprocessor_config.json, weights zero, with the parameters
-   that `more` declares when it records what comes behind the features [1,D]. *own (or NULL): how
-   many parameters are the ViT's. NULL after an error; free with db_vit_free. */
-static db_vit *vit_with_more(db_ctx *ctx, const char *directory,
-                                    void (*more)(db_net *, db_tensor), size_t *own)
+/* A ViT from DIRECTORY/config.json and preprocessor_config.json, weights zero. NULL after an error;
+   free with db_vit_free. */
+static db_vit *empty_vit(db_ctx *ctx, const char *directory)
 {
     char path[4096];
     db_vision_config c;
     db_vit *m = NULL;
-    db_tape *t = NULL;
-    size_t dim[2];
-    db_net n;
     snprintf(path, sizeof path, "%s/config.json", directory);
     if (db_vit_config_load(ctx, path, &c) != DB_OK || db_vit_create(ctx, &c, &m) != DB_OK)
         return NULL;
-    if (own) *own = m->params.n;
     snprintf(path, sizeof path, "%s/preprocessor_config.json", directory);
-    if (db_image_processor_load(ctx, path, &m->processor) == DB_OK &&
-        db_tape_create(ctx, &t) == DB_OK) {
-        n = db__net_of(t, &m->params);
-        n.declaring = 1;
-        dim[0] = 1, dim[1] = c.hidden_size;
-        more(&n, db_input(t, t->compute, 2, dim));
-        db_tape_destroy(t);
-        ctx->backend->release(ctx, m->params.data); /* make room for what came */
-        m->params.data = NULL;
-        db__params_allocate(&m->params);
-    }
-    if (db_status(ctx) == DB_OK) return m;
+    if (db_image_processor_load(ctx, path, &m->processor) == DB_OK) return m;
     db_vit_free(m);
     return NULL;
 }
@@ -340,7 +311,7 @@ static size_t best_of(const float *x, size_t n)
 static int train_dino(const options *o, db_ctx *ctx)
 {
     session s;
-    size_t own = 0, B = (size_t)o->batch, N = 2 * B, all = N + QUEUE, S, k, j, dim[2], right = 0;
+    size_t B = (size_t)o->batch, N = 2 * B, all = N + QUEUE, S, D, k, j, dim[2], right = 0;
     size_t queued = 0; /* pictures so far; the queue is a ring */
     db_vit *m, *teacher;
     db_tape *tt = NULL;
@@ -353,18 +324,18 @@ static int train_dino(const options *o, db_ctx *ctx)
     int threads = db__threads(ctx);
     (void)threads;
     if (!open_session(&s, o, ctx, "dino")) return 1;
-    m = vit_with_more(ctx, o->dir, dino_declare, &own);
-    teacher = m ? vit_with_more(ctx, o->dir, dino_declare, NULL) : NULL;
+    m = empty_vit(ctx, o->dir);
+    teacher = m ? empty_vit(ctx, o->dir) : NULL;
     if (!m || !teacher || start(&s, &m->params) != DB_OK) return fail(db_last_error(ctx), NULL);
-    S = m->config.image_size;
+    S = m->config.image_size, D = m->config.hidden_size;
     for (k = 0; k < m->params.n; k++) /* the teacher is the student's average */
         teacher->params.item[k].data = s.tr.ema + (m->params.item[k].data - m->params.data);
     db_tape_create(ctx, &tt), db_tape_create(ctx, &s.tape);
     tx = input_pictures(tt, N, S);
-    z = dino_forward(tt, teacher, tx); /* [N,EMBEDDING] */
+    z = dino_forward(tt, teacher, tx); /* [N,D] */
     db_keep(tt, z);
     x = input_pictures(s.tape, N, S);
-    dim[0] = all, dim[1] = EMBEDDING, keys = db_input(s.tape, DB_F32, 2, dim);
+    dim[0] = all, dim[1] = D, keys = db_input(s.tape, DB_F32, 2, dim);
     dim[0] = N, dim[1] = all, mask = db_input(s.tape, DB_F32, 2, dim);
     dim[1] = 1, targets = db_input(s.tape, DB_I32, 2, dim);
     scores = cosines_of(s.tape, dino_forward(s.tape, m, x), keys, 1 / dino_temperature);
@@ -372,7 +343,7 @@ static int train_dino(const options *o, db_ctx *ctx)
     db_keep(s.tape, scores);
     record_loss(&s, db_cross_entropy(s.tape, scores, targets));
     views = (float *)malloc(N * S * S * 3 * sizeof *views);
-    embedded = (float *)calloc(all * EMBEDDING, sizeof *embedded);
+    embedded = (float *)calloc(all * D, sizeof *embedded);
     row = (float *)malloc(N * all * sizeof *row), hidden = (float *)calloc(N * all, sizeof *hidden);
     partner = (int32_t *)malloc(N * sizeof *partner);
     turned = (uint8_t *)malloc(B * S * S * 7), masks = turned + B * S * S * 3;
@@ -409,8 +380,7 @@ static int train_dino(const options *o, db_ctx *ctx)
         for (k = 0; k < N; k++) right += best_of(row + k * all, all) == (size_t)partner[k];
         for (k = 0; k < N; k++, queued++) {
             size_t to = N + queued % QUEUE, i;
-            memcpy(embedded + to * EMBEDDING, embedded + k * EMBEDDING,
-                   EMBEDDING * sizeof *embedded);
+            memcpy(embedded + to * D, embedded + k * D, D * sizeof *embedded);
             for (i = 0; i < N; i++) hidden[i * all + to] = 0;
         }
         if (!j) continue;
@@ -424,7 +394,7 @@ static int train_dino(const options *o, db_ctx *ctx)
     free(turned);
     db_tape_destroy(tt);
     db_vit_free(teacher);
-    k = (size_t)finish(&s, own);
+    k = (size_t)finish(&s);
     db_vit_free(m);
     return (int)k;
 }
@@ -497,7 +467,7 @@ static int train_clip(const options *o, db_ctx *ctx)
         right = 0;
     }
     free(pictures), free(scores), free(words), free(places);
-    k = (size_t)finish(&s, 0);
+    k = (size_t)finish(&s);
     db_clip_free(m);
     return (int)k;
 }
@@ -645,7 +615,7 @@ static int train_lpips(const options *o, db_ctx *ctx)
     }
     keep_positive(&m->params, s.tr.ema, 0);
     free(a), free(b), free(goal), free(rgb);
-    k = (size_t)finish(&s, 0);
+    k = (size_t)finish(&s);
     db_lpips_free(m);
     return (int)k;
 }
@@ -721,7 +691,7 @@ static int train_classifier(const options *o, db_ctx *ctx)
         line(&s, mean, rest);
     }
     free(pictures), free(truth);
-    k = (size_t)finish(&s, 0);
+    k = (size_t)finish(&s);
     classifier_free(m);
     return (int)k;
 }
