@@ -43,7 +43,7 @@ metric() { # what, steps, decay, batch, learning rate, average
 metric classifier 3000 1000 64 1e-3 0.997
 metric lpips 1600 500 32 1e-3 0.996
 metric clip 2500 800 96 1e-3 0.997
-metric dino 2500 900 64 7e-4 0.998
+metric dino 8000 1100 64 6e-4 0.998
 
 $tools/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
     --metrics "$out/metrics" --out "$out" --precision bf16 --count $(n 512)
