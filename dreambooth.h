@@ -2488,7 +2488,7 @@ typedef struct db__gemm {
     size_t a_tap;    /* from tap to tap                                         */
     const void *b;   /* panels of 16 columns                                    */
     size_t b_panel;  /* from panel to panel                                     */
-    size_t b_k;      /* from k to k: 16 where packed; the tile unit takes no other */
+    size_t b_k;      /* from k to k: 16 where packed, and always on the tile unit */
     size_t b_tap;    /* from tap to tap inside a panel                          */
     float *c;        /* [m][ldc]                                                */
     size_t ldc;
@@ -3197,8 +3197,8 @@ typedef struct db__dw {
     db__conv v;
     int pairs;
     size_t panels, ldc; /* of 16 channels of x; row length of a sum, k * 16 * panels       */
-    size_t regions, per_block; /* regions of a block; in pairs each is a tap of the product      */
-    size_t blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]                        */
+    size_t regions, per_block; /* regions of a block; in pairs each is a tap of the product       */
+    size_t blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]                         */
     size_t slice, slices;      /* of OC                                                           */
     size_t line;               /* pairs: pixels of a line with its halo, an even number           */
     size_t k_region, x_region; /* pairs: pixels of dY in a region, a multiple of 32; and of x     */

@@ -374,14 +374,14 @@ static int train_dino(const options *o, db_ctx *ctx)
         db_run(tt, 0, 0);
         db_download(tt, z, embedded);
         db_upload(s.tape, x, views), db_upload(s.tape, keys, embedded);
-        db_upload(s.tape, mask, hidden);
+        if (queued < QUEUE + N) db_upload(s.tape, mask, hidden); /* later the queue is full */
         j = (size_t)update(&s, &loss);
         db_download(s.tape, scores, row);
         for (k = 0; k < N; k++) right += best_of(row + k * all, all) == (size_t)partner[k];
         for (k = 0; k < N; k++, queued++) {
             size_t to = N + queued % QUEUE, i;
             memcpy(embedded + to * D, embedded + k * D, D * sizeof *embedded);
-            for (i = 0; i < N; i++) hidden[i * all + to] = 0;
+            for (i = 0; i < N && queued < QUEUE; i++) hidden[i * all + to] = 0;
         }
         if (!j) continue;
         snprintf(rest, sizeof rest,
