@@ -2506,10 +2506,11 @@ typedef struct db__adamw_step {
 typedef struct db__kernels {
     size_t k_multiple; /* K of a matrix product is padded to this */
     int pairs;         /* one instruction multiplies and adds pairs of bf16 */
+    int tiles;         /* one instruction multiplies tiles of 16 x 32 by 32 x 16 of them */
     void (*gemm)(const db__gemm *g);
     size_t size; /* of one number */
-    void (*pack_weight)(void *out, size_t out_panel, const void *in, size_t k, size_t n,
-                        size_t by_k, size_t by_n, size_t k_padded);
+    void (*pack_weight)(void *panel, const float *in, size_t k, size_t n, size_t by_k, size_t by_n,
+                        size_t k_padded);
     void (*pack)(void *out, size_t out_panel, const void *in, size_t k, size_t n, size_t by_k,
                  size_t by_n, size_t k_padded);
     void (*transpose)(void *out, size_t ld_out, const void *in, size_t ld_in, size_t rows,
@@ -2825,6 +2826,24 @@ static db__conv db__conv_of(const db__kernels *kern, const db_arg *in, const db_
     return v;
 }
 
+/* What a convolution reads and writes: out (+)= convolution of in, plus bias and residual, which
+   may be NULL or absent. `add` never comes with these two: only the gradient of the input adds. */
+typedef struct db__conv_args {
+    const db_arg *out, *in, *weight, *bias, *residual;
+    int mirrored, add; /* mirrored: the gradient of the input, see db__pack_conv */
+} db__conv_args;
+
+static const float *db__conv_bias(const db__conv_args *io)
+{
+    return io->bias ? db__floats(io->bias) : NULL;
+}
+
+/* The residual from element `to` of the output on; NULL without one. */
+static const char *db__conv_residual(const db__conv_args *io, size_t to)
+{
+    return io->residual && io->residual->present ? db__at(io->residual, to) : NULL;
+}
+
 /* A region of output pixels: rows and columns of image b. */
 typedef struct db__region {
     size_t b, y0, x0, rows, columns;
@@ -2883,17 +2902,17 @@ static void db__pack_conv(const db__kernels *kern, const db__conv *v, char *pane
     for (ky = 0; ky < v->k; ky++) {
         char *out = panel + ky * v->K * 16 * kern->size;
         if (!mirrored && v->Cp == v->C) {
-            kern->pack_weight(out, 0, w + (ky * OC + n0) * row, row, n, 1, row, v->K);
+            kern->pack_weight(out, w + (ky * OC + n0) * row, row, n, 1, row, v->K);
             continue;
         }
         memset(out, 0, v->K * 16 * kern->size);
         for (kx = 0; kx < v->k; kx++) {
             char *o = out + kx * v->Cp * 16 * kern->size;
             if (mirrored)
-                kern->pack_weight(o, 0, w + (v->k - 1 - ky) * OC * row + (v->k - 1 - kx) * IC + n0,
+                kern->pack_weight(o, w + (v->k - 1 - ky) * OC * row + (v->k - 1 - kx) * IC + n0,
                                   v->C, n, row, 1, v->Cp);
             else
-                kern->pack_weight(o, 0, w + (ky * OC + n0) * row + kx * IC, v->C, n, 1, row, v->Cp);
+                kern->pack_weight(o, w + (ky * OC + n0) * row + kx * IC, v->C, n, 1, row, v->Cp);
         }
     }
 }
@@ -2906,105 +2925,127 @@ enum {
 
 /* f32 sums need no copy on their way to the output and begin with what joins them, unless bias and
    residual both do. Asked while measuring too, when nothing has its address yet. */
-static int db__conv_in_place(const db__kernels *kern, const db__conv *v, const db_arg *bias,
-                             const db_arg *residual)
+static int db__conv_in_place(const db__kernels *kern, const db__conv *v, const db__conv_args *io)
 {
     return kern->size == sizeof(float) && v->OC % 16 == 0 &&
-        !(bias && bias->present && residual && residual->present);
+        !(io->bias && io->bias->present && io->residual && io->residual->present);
 }
 
 /* What the sums then begin with, from element `to` of the output, column n0, on: rows apart by OC,
-   or 0 for a bias. NULL: zeros. `add` never comes with a bias or a residual: only the gradient of
-   the input adds. */
-static const float *db__conv_start(const db_arg *out, const float *bias, const db_arg *residual,
-                                   size_t to, size_t n0, int add)
+   or 0 for a bias. NULL: zeros. */
+static const float *db__conv_start(const db__conv_args *io, size_t to, size_t n0)
 {
-    if (add) return db__floats(out) + to;
-    if (residual && residual->present) return db__floats(residual) + to;
+    const float *bias = db__conv_bias(io);
+    if (io->add) return db__floats(io->out) + to;
+    if (io->residual && io->residual->present) return db__floats(io->residual) + to;
     return bias ? bias + n0 : NULL;
 }
 
-/* out (+)= convolution of in, plus bias and residual where given. */
-static void db__conv_run(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                         const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
-                         db__conv v, int mirrored, int add)
+/* How a convolution is cut into matrix products. */
+typedef struct db__conv_plan {
+    db__conv v;
+    int direct;   /* the rows of x are read where they lie, else copied line by line, with a halo */
+    int joined;   /* the rows of a region make one product, else each its own                     */
+    int in_place; /* the sums are written where they belong                                       */
+    size_t panels, groups;      /* of 16 columns; of DB__PANELS panels, computed at once          */
+    size_t regions, split;      /* split: tasks that share out a region's columns                 */
+    size_t lines, apart;        /* of input a region meets; pixels from one row to the next       */
+    size_t beyond;              /* numbers that the last row of A reads behind its own            */
+    size_t lines_bytes, thread_bytes; /* a thread's scratch: lines, then sums                     */
+} db__conv_plan;
+
+static db__conv_plan db__conv_plan_of(const db__kernels *kern, const db__conv *v,
+                                      const db__conv_args *io)
 {
-    const db__kernels *kern = db__kernels_for(ctx, out->dtype);
-    size_t size = kern->size, panels = DB__CEIL_DIV(v.OC, 16);
-    size_t regions = v.B * v.by_y * v.by_x, groups = DB__CEIL_DIV(panels, DB__PANELS);
-    size_t split = regions < 16 ? groups : 1; /* few pixels: share out the columns too */
-    int direct = db__conv_direct(&v);
-    /* Rows of a region that make one product: all, where they follow each other. On tiles short
-       rows are joined too, and the products of what lies between them thrown away. */
-    int joined = direct ? v.columns == v.W || v.rows == 1
-                        : v.stride == 1 && v.columns < 32 && kern->k_multiple == 32;
-    size_t lines = (v.rows - 1) * v.stride + v.k,
-           apart = direct ? v.W : v.line * v.stride; /* pixels from row to row */
-    size_t beyond = v.K - v.k * v.Cp; /* the last row of A reads this much more */
-    size_t lines_bytes =
-        direct ? 0 : DB__ROUND_UP((lines * v.line * v.Cp + beyond) * size, DB__ALIGN);
-    size_t c_rows = joined ? (v.rows - 1) * apart + v.columns : v.columns;
-    int in_place = db__conv_in_place(kern, &v, bias_arg, residual);
-    size_t c_bytes =
-               in_place ? 0 : c_rows * DB__MIN(panels, (size_t)DB__PANELS) * 16 * sizeof(float),
-           thread_bytes = lines_bytes + DB__ROUND_UP(c_bytes, DB__ALIGN);
-    char *packed = (char *)db__scratch(c, panels * 16 * v.k * v.K * size);
-    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
-    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
+    db__conv_plan p;
+    size_t sums; /* rows of them */
+    memset(&p, 0, sizeof p);
+    p.v = *v, p.direct = db__conv_direct(v), p.in_place = db__conv_in_place(kern, v, io);
+    /* Rows that follow each other are joined. On tiles short rows are, too, and the products of
+       what lies between them thrown away. */
+    p.joined = p.direct ? v->columns == v->W || v->rows == 1
+                        : v->stride == 1 && v->columns < 32 && kern->tiles;
+    p.panels = DB__CEIL_DIV(v->OC, 16), p.groups = DB__CEIL_DIV(p.panels, DB__PANELS);
+    p.regions = v->B * v->by_y * v->by_x;
+    p.split = p.regions < 16 ? p.groups : 1; /* few pixels: share out the columns too */
+    p.lines = (v->rows - 1) * v->stride + v->k;
+    p.apart = p.direct ? v->W : v->line * v->stride;
+    p.beyond = v->K - v->k * v->Cp;
+    p.lines_bytes = p.direct ? 0
+                             : DB__ROUND_UP((p.lines * v->line * v->Cp + p.beyond) * kern->size,
+                                            DB__ALIGN);
+    sums = p.joined ? (v->rows - 1) * p.apart + v->columns : v->columns;
+    p.thread_bytes = p.lines_bytes;
+    if (!p.in_place)
+        p.thread_bytes += DB__ROUND_UP(
+            sums * DB__MIN(p.panels, (size_t)DB__PANELS) * 16 * sizeof(float), DB__ALIGN);
+    return p;
+}
+
+/* One task: a region, all its columns or one group of them. */
+static void db__conv_region(const db__kernels *kern, const db__conv_plan *p,
+                            const db__conv_args *io, size_t task, const char *packed, char *own)
+{
+    const db__conv *v = &p->v;
+    const db__region at = db__region_of(v, task / p->split);
+    size_t size = kern->size, group = p->split > 1 ? task % p->split : 0,
+           end = p->split > 1 ? group + 1 : p->groups, r, q;
+    size_t step = p->joined ? at.rows : 1; /* rows of a product */
+    const char *image = db__at(io->in, at.b * v->H * v->W * v->C);
+    const float *bias = db__conv_bias(io);
+    db__gemm g;
+    memset(&g, 0, sizeof g);
+    g.k = v->K, g.taps = v->k, g.lda = v->stride * v->Cp, g.a_k = 1, g.a_tap = v->line * v->Cp;
+    g.b_panel = v->k * v->K * 16, g.b_k = 16, g.b_tap = v->K * 16;
+    g.c = (float *)(void *)(own + p->lines_bytes);
+    for (r = 0; !p->direct && r < p->lines; r++)
+        db__fill_line(v, own + r * v->line * v->Cp * size, image, size,
+                      (long)(at.y0 * v->stride + r) - v->pad, (long)(at.x0 * v->stride) - v->pad,
+                      v->line);
+    if (!p->direct) memset(own + p->lines * v->line * v->Cp * size, 0, p->beyond * size);
+    for (; group < end; group++) {
+        size_t n0 = group * DB__PANELS * 16, n = DB__MIN(v->OC - n0, (size_t)DB__PANELS * 16);
+        g.panels = DB__CEIL_DIV(n, 16);
+        g.ldc = p->in_place ? v->OC : g.panels * 16;
+        g.b = packed + group * DB__PANELS * g.b_panel * size;
+        for (r = 0; r < at.rows; r += step) {
+            size_t to = ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + n0;
+            g.a = p->direct ? image + ((at.y0 + r) * v->W + at.x0) * v->C * size
+                            : own + r * p->apart * v->Cp * size;
+            g.m = (step - 1) * p->apart + at.columns;
+            if (p->in_place) {
+                g.c = (float *)db__at(io->out, to);
+                g.start = db__conv_start(io, to, n0), g.lds = bias ? 0 : v->OC;
+            }
+            kern->gemm(&g);
+            for (q = 0; q < step && !p->in_place; q++, to += v->OW * v->OC)
+                kern->epilogue(db__at(io->out, to), v->OC, g.c + q * p->apart * g.ldc, g.ldc,
+                               bias ? bias + n0 : NULL, db__conv_residual(io, to), at.columns, n,
+                               io->add);
+        }
+    }
+}
+
+static void db__conv_run(db_ctx *ctx, db_call *c, const db__conv_args *io, db__conv v)
+{
+    const db__kernels *kern = db__kernels_for(ctx, io->out->dtype);
+    const db__conv_plan p = db__conv_plan_of(kern, &v, io);
+    size_t panel = 16 * v.k * v.K * kern->size;
+    char *packed = (char *)db__scratch(c, p.panels * panel);
+    char *own = (char *)db__scratch(c, p.thread_bytes * (size_t)db__threads(ctx));
     long task;
     if (c->measuring) return;
     {
         DB__PARALLEL_FOR(ctx, static)
-        for (task = 0; task < (long)panels; task++)
-            db__pack_conv(kern, &v, packed + (size_t)task * 16 * v.k * v.K * size,
-                          db__floats(weight), (size_t)task * 16, mirrored);
+        for (task = 0; task < (long)p.panels; task++)
+            db__pack_conv(kern, &v, packed + (size_t)task * panel, db__floats(io->weight),
+                          (size_t)task * 16, io->mirrored);
     }
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(regions * split); task++) {
-            const db__region at = db__region_of(&v, (size_t)task / split);
-            size_t first = split > 1 ? (size_t)task % split : 0,
-                   last = split > 1 ? first + 1 : groups, group, r, q;
-            size_t step = joined ? at.rows : 1; /* rows of a product */
-            char *copy = own + thread_bytes * (size_t)db__thread_index();
-            const char *image = db__at(in, at.b * v.H * v.W * v.C);
-            db__gemm g;
-            memset(&g, 0, sizeof g);
-            g.k = v.K, g.taps = v.k, g.lda = v.stride * v.Cp, g.a_k = 1, g.a_tap = v.line * v.Cp;
-            g.b_panel = v.k * v.K * 16, g.b_k = 16, g.b_tap = v.K * 16;
-            g.c = (float *)(void *)(copy + lines_bytes);
-            for (r = 0; !direct && r < lines; r++)
-                db__fill_line(&v, copy + r * v.line * v.Cp * size, image, size,
-                              (long)(at.y0 * v.stride + r) - v.pad,
-                              (long)(at.x0 * v.stride) - v.pad, v.line);
-            if (!direct) memset(copy + lines * v.line * v.Cp * size, 0, beyond * size);
-            for (group = first; group < last; group++) {
-                size_t n0 = group * DB__PANELS * 16,
-                       n = DB__MIN(v.OC - n0, (size_t)DB__PANELS * 16);
-                g.panels = DB__CEIL_DIV(n, 16);
-                g.ldc = in_place ? v.OC : g.panels * 16;
-                g.b = packed + group * DB__PANELS * g.b_panel * size;
-                for (r = 0; r < at.rows; r += step) {
-                    g.a = direct ? image + ((at.y0 + r) * v.W + at.x0) * v.C * size
-                                 : copy + r * apart * v.Cp * size;
-                    g.m = (step - 1) * apart + at.columns;
-                    if (in_place) {
-                        size_t to = ((at.b * v.OH + at.y0 + r) * v.OW + at.x0) * v.OC + n0;
-                        g.c = (float *)db__at(out, to);
-                        g.start = db__conv_start(out, bias, residual, to, n0, add);
-                        g.lds = bias ? 0 : v.OC;
-                    }
-                    kern->gemm(&g);
-                    for (q = 0; q < step && !in_place; q++) {
-                        size_t to = ((at.b * v.OH + at.y0 + r + q) * v.OW + at.x0) * v.OC + n0;
-                        kern->epilogue(db__at(out, to), v.OC, g.c + q * apart * g.ldc, g.ldc,
-                                       bias ? bias + n0 : NULL,
-                                       residual && residual->present ? db__at(residual, to) : NULL,
-                                       at.columns, n, add);
-                    }
-                }
-            }
-        }
+        for (task = 0; task < (long)(p.regions * p.split); task++)
+            db__conv_region(kern, &p, io, (size_t)task, packed,
+                            own + p.thread_bytes * (size_t)db__thread_index());
     }
 }
 
@@ -3022,9 +3063,7 @@ static int db__conv_is_narrow(const db__kernels *kern, const db__conv *v)
         v->B * v->OH * v->OW <= DB__FEW_PIXELS;
 }
 
-static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                            const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
-                            db__conv v, int mirrored, int add)
+static void db__conv_narrow(db_ctx *ctx, db_call *c, const db__conv_args *io, db__conv v)
 {
     enum { ROWS = 64 }; /* outputs of a task */
     const db__kernels *kern = ctx->isa->f32;
@@ -3032,24 +3071,23 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
     float *packed = (float *)db__scratch(c, columns * v.C * sizeof(float));
     float *own = (float *)db__scratch(c, 2 * ROWS * columns * (size_t)db__threads(ctx) *
                                              sizeof(float));
-    int in_place = db__conv_in_place(kern, &v, bias_arg, residual);
-    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
+    int in_place = db__conv_in_place(kern, &v, io);
+    const float *bias = db__conv_bias(io);
     long task;
     if (c->measuring) return;
-    kern->pack(packed, v.C * 16, in->data, v.C, pixels, 1, v.C, v.C);
+    kern->pack(packed, v.C * 16, io->in->data, v.C, pixels, 1, v.C, v.C);
     {
         DB__PARALLEL_FOR(ctx, dynamic)
         for (task = 0; task < (long)DB__CEIL_DIV(v.OC, ROWS); task++) {
             size_t n0 = (size_t)task * ROWS, n = DB__MIN(v.OC - n0, (size_t)ROWS);
             float *turned = own + 2 * ROWS * columns * (size_t)db__thread_index();
-            const float *start =
-                in_place ? db__conv_start(out, bias, residual, n0, n0, add) : NULL;
+            const float *start = in_place ? db__conv_start(io, n0, n0) : NULL;
             size_t r, p;
             db__gemm g;
             memset(&g, 0, sizeof g);
             g.m = n, g.k = v.C, g.taps = 1, g.panels = columns / 16;
-            g.a = db__floats(weight) + (mirrored ? n0 : n0 * v.C);
-            g.lda = mirrored ? 1 : v.C, g.a_k = mirrored ? v.OC : 1;
+            g.a = db__floats(io->weight) + (io->mirrored ? n0 : n0 * v.C);
+            g.lda = io->mirrored ? 1 : v.C, g.a_k = io->mirrored ? v.OC : 1;
             g.b = packed, g.b_panel = v.C * 16, g.b_k = 16;
             g.c = turned + ROWS * columns, g.ldc = g.lds = columns;
             g.start = start ? g.c : NULL;
@@ -3058,10 +3096,10 @@ static void db__conv_narrow(db_ctx *ctx, db_call *c, const db_arg *out, const db
                     g.c[r * columns + p] = p < pixels ? start[(bias ? 0 : p * v.OC) + r] : 0;
             kern->gemm(&g);
             kern->transpose(turned, ROWS, g.c, columns, n, pixels, n);
-            kern->epilogue(db__at(out, n0), v.OC, turned, ROWS,
+            kern->epilogue(db__at(io->out, n0), v.OC, turned, ROWS,
                            bias && !in_place ? bias + n0 : NULL,
-                           residual && residual->present && !in_place ? db__at(residual, n0) : NULL,
-                           pixels, n, add && !in_place);
+                           in_place ? NULL : db__conv_residual(io, n0), pixels, n,
+                           io->add && !in_place);
         }
     }
 }
@@ -3084,9 +3122,7 @@ static int db__conv_is_winograd(const db__kernels *kern, const db__conv *v)
         v->OC >= DB__WINOGRAD_CHANNELS && v->OH * v->OW >= DB__WINOGRAD_PIXELS;
 }
 
-static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const db_arg *in,
-                              const db_arg *weight, const db_arg *bias_arg, const db_arg *residual,
-                              db__conv v, int mirrored, int add)
+static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, db__conv v)
 {
     const db__kernels *kern = ctx->isa->f32;
     size_t panels = v.OC / 16, groups = DB__CEIL_DIV(panels, DB__PANELS), panel = 16 * v.C * 16;
@@ -3102,7 +3138,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
     float *u = (float *)db__scratch(c, panels * panel * sizeof(float));
     float *own = (float *)db__scratch(
         c, DB__MAX(own_count, 9 * v.C * 16) * (size_t)db__threads(ctx) * sizeof(float));
-    const float *bias = bias_arg ? db__floats(bias_arg) : NULL;
+    const float *bias = db__conv_bias(io);
     long task;
     if (c->measuring) return;
     v.rows = rows, v.by_y = by_y;
@@ -3110,7 +3146,8 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
         DB__PARALLEL_FOR(ctx, static)
         for (task = 0; task < (long)panels; task++) {
             float *g = own + (size_t)db__thread_index() * 9 * v.C * 16;
-            db__pack_conv(kern, &v, (char *)g, db__floats(weight), (size_t)task * 16, mirrored);
+            db__pack_conv(kern, &v, (char *)g, db__floats(io->weight), (size_t)task * 16,
+                          io->mirrored);
             kern->winograd_weight(u + (size_t)task * panel, g, v.C);
         }
     }
@@ -3123,7 +3160,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
             size_t across = DB__CEIL_DIV(at.columns, 2), down = DB__CEIL_DIV(at.rows, 2);
             float *lines = own + (size_t)db__thread_index() * own_count;
             float *basis = lines + lines_count, *products = basis + basis_count;
-            const char *image = db__at(in, at.b * v.H * v.W * v.C);
+            const char *image = db__at(io->in, at.b * v.H * v.W * v.C);
             db__gemm g;
             for (r = 0; r < down * 2 + 2; r++)
                 db__fill_line(&v, (char *)(lines + r * line), image, sizeof(float),
@@ -3145,42 +3182,42 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db_arg *out, const 
                 for (r = 0; r < down; r++) {
                     size_t to = ((at.b * v.OH + at.y0 + r * 2) * v.OW + at.x0) * v.OC + n0;
                     kern->winograd_output(
-                        (float *)(void *)db__at(out, to), v.OW * v.OC, v.OC,
+                        (float *)(void *)db__at(io->out, to), v.OW * v.OC, v.OC,
                         DB__MIN(at.rows - r * 2, 2), at.columns, products + r * across * n,
                         tiles * n, n, bias ? bias + n0 : NULL,
-                        residual && residual->present ? db__floats(residual) + to : NULL, add);
+                        (const float *)(const void *)db__conv_residual(io, to), io->add);
                 }
             }
         }
     }
 }
 
-typedef void (*db__conv_way)(db_ctx *, db_call *, const db_arg *, const db_arg *, const db_arg *,
-                             const db_arg *, const db_arg *, db__conv, int, int);
-
-static db__conv_way db__conv_way_of(const db__kernels *kern, const db__conv *v)
+static void db__conv_any(db_ctx *ctx, db_call *c, const db__conv_args *io, db__conv v)
 {
-    return db__conv_is_winograd(kern, v) ? db__conv_winograd
-        : db__conv_is_narrow(kern, v)    ? db__conv_narrow
-                                         : db__conv_run;
+    const db__kernels *kern = db__kernels_for(ctx, io->out->dtype);
+    if (db__conv_is_winograd(kern, &v)) db__conv_winograd(ctx, c, io, v);
+    else if (db__conv_is_narrow(kern, &v)) db__conv_narrow(ctx, c, io, v);
+    else db__conv_run(ctx, c, io, v);
 }
 
 /* a: y, x, w, bias, residual.  s: k, stride, pad */
 static void db__cpu_conv2d(db_ctx *ctx, db_call *c)
 {
-    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], c->s[1], 1, (long)c->s[2],
-                             DB__PIXELS);
-    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], &c->a[3], &c->a[4], v, 0, 0);
+    const db_arg *a = c->a;
+    db__conv_args io = {&a[0], &a[1], &a[2], &a[3], &a[4], 0, 0};
+    db__conv_any(ctx, c, &io,
+                 db__conv_of(db__kernels_for(ctx, a[0].dtype), &a[1], &a[0], c->s[0], c->s[1], 1,
+                             (long)c->s[2], DB__PIXELS));
 }
 
 /* a: dx, dy, w.  s: k, stride, pad.  i: add */
 static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
 {
-    const db__kernels *kern = db__kernels_for(ctx, c->a[0].dtype);
-    db__conv v = db__conv_of(kern, &c->a[1], &c->a[0], c->s[0], 1, c->s[1],
-                             (long)c->s[0] - 1 - (long)c->s[2], DB__PIXELS);
-    db__conv_way_of(kern, &v)(ctx, c, &c->a[0], &c->a[1], &c->a[2], NULL, NULL, v, 1, c->i[0]);
+    const db_arg *a = c->a;
+    db__conv_args io = {&a[0], &a[1], &a[2], NULL, NULL, 1, c->i[0]};
+    db__conv_any(ctx, c, &io,
+                 db__conv_of(db__kernels_for(ctx, a[0].dtype), &a[1], &a[0], c->s[0], 1, c->s[1],
+                             (long)c->s[0] - 1 - (long)c->s[2], DB__PIXELS));
 }
 
 /* ---- the gradient of the weights ----------------------------------------------------------------
@@ -3237,7 +3274,7 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
         w.line = DB__ROUND_UP(v.line, 2);
         w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
         w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
-        w.turned = kern->k_multiple == 32 ? 32 : w.k_region; /* a tile's rows side by side */
+        w.turned = kern->tiles ? 32 : w.k_region; /* a tile's rows side by side */
         w.x_bytes = (k > 1 ? 2 : 1) * w.per_block * w.x_region * w.panels * 16 * 2;
         w.line_bytes = (w.line + 1) * v.C * 2;
         w.dy_bytes = w.k_region * w.slice * 2;
@@ -14788,37 +14825,33 @@ DB__KERNEL void DB__FN(pack)(void *out_, size_t out_panel, const void *in_, size
     }
 }
 
-DB__KERNEL void DB__FN(pack_weight)(void *out_, size_t out_panel, const void *in_, size_t k,
-                                    size_t n, size_t by_k, size_t by_n, size_t k_padded)
+/* The same of f32 weights, rounded on the way, for one panel: n <= 16. */
+DB__KERNEL void DB__FN(pack_weight)(void *panel, const float *in, size_t k, size_t n, size_t by_k,
+                                    size_t by_n, size_t k_padded)
 {
 #ifdef DB__PASS_BF16
-    const float *in = (const float *)in_;
-    DB__T tile[16 * 32];
-    size_t p, i, j, v, whole;
-    for (p = 0; p * 16 < n; p++) {
-        size_t width = DB__MIN(n - p * 16, 16);
-        DB__T *o = (DB__T *)out_ + p * out_panel;
-        const float *s = in + p * 16 * by_n;
-        if (width < 16) memset(o, 0, k_padded * 16 * sizeof *o);
-        else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
-        whole = width < 16 ? 0 : by_n == 1 ? k / 2 * 2 : by_k == 1 ? k / 32 * 32 : 0;
-        for (i = 0; i < whole;
-             i += by_n == 1 ? 2 : 32) { /* round two rows or 16 columns to bf16, then pack that */
-            size_t lines = by_n == 1 ? 2 : 16, length = by_n == 1 ? 16 : 32;
-            const float *from = by_n == 1 ? s + i * by_k : s + i;
-            for (j = 0; j < lines; j++)
-                for (v = 0; v < length; v += DB__VN)
-                    DB__ST(tile + j * length + v,
-                           DB__vload(from + j * (by_n == 1 ? by_k : by_n) + v));
-            if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
-            else DB__FN(zip_columns)(o + i * 16, tile, 32);
-        }
-        for (i = whole; i < k; i++)
-            for (j = 0; j < width; j++)
-                o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(s[i * by_k + j * by_n]);
+    /* two rows or 16 columns are rounded to bf16, then packed */
+    size_t lines = by_n == 1 ? 2 : 16, length = by_n == 1 ? 16 : 32;
+    size_t apart = by_n == 1 ? by_k : by_n;
+    size_t at_once = by_n == 1 ? 2 : 32, whole = by_n == 1 || by_k == 1 ? k / at_once * at_once : 0;
+    DB__T tile[16 * 32], *o = (DB__T *)panel;
+    size_t i, j, v;
+    if (n < 16) whole = 0;
+    if (n < 16) memset(o, 0, k_padded * 16 * sizeof *o);
+    else memset(o + k / 2 * 2 * 16, 0, (k_padded - k / 2 * 2) * 16 * sizeof *o);
+    for (i = 0; i < whole; i += at_once) {
+        const float *from = in + i * by_k;
+        for (j = 0; j < lines; j++)
+            for (v = 0; v < length; v += DB__VN)
+                DB__ST(tile + j * length + v, DB__vload(from + j * apart + v));
+        if (by_n == 1) DB__FN(zip_rows)(o + i * 16, tile, 16);
+        else DB__FN(zip_columns)(o + i * 16, tile, 32);
     }
+    for (i = whole; i < k; i++)
+        for (j = 0; j < n; j++)
+            o[i / 2 * 2 * 16 + j * 2 + i % 2] = DB__TO_T(in[i * by_k + j * by_n]);
 #else
-    DB__FN(pack)(out_, out_panel, in_, k, n, by_k, by_n, k_padded);
+    DB__FN(pack)(panel, 0, in, k, n, by_k, by_n, k_padded);
 #endif
 }
 
@@ -15542,10 +15575,12 @@ static const db__kernels DB__FN(table) = {
 #ifdef DB__AMX_TARGET
     32,
     DB__PAIRS,
+    1,
     DB__FN(amx_gemm),
 #else
     DB__K2,
     DB__PAIRS,
+    0,
     DB__FN(gemm),
 #endif
     sizeof(DB__T),
