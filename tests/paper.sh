@@ -50,7 +50,8 @@ refuses "no records" "build/reproduce run comes first" $tool report --micro --fo
 # ---- verdicts, of records that were made up: PRES as the paper has it, DIV against it, CLIP-T alike, diversity scattered
 mkdir -p "$work/v/cells"
 $tool plan --experiment prior --cells | awk '$1 ~ "^prior/" { split($1, part, "/"); i = ++seen[part[2]]; without = part[2] == "without"
-    printf "{\"cell\": \"%s\", \"key\": \"0\", \"networks\": \"0\", \"settings\": \"scale=full\", \"seconds\": 1, \"values\": {", $1
+    name = $1; $1 = ""; sub(/^ */, "")
+    printf "{\"cell\": \"%s\", \"key\": \"0\", \"networks\": \"0\", \"settings\": \"%s\", \"seconds\": 1, \"values\": {", name, $0
     printf "\"pres\": %.6f, \"div\": %.6f, ", .5 + .01 * i + .2 * without, .3 + .001 * i + .1 * without
     printf "\"clip_t\": %.6f, \"class_diversity_64_original\": 0.5, ", .3 + .0001 * (i % 7) + .002 * without
     printf "\"class_diversity_64\": %.6f}}\n", .5 + (i % 2 ? .3 : -.3) + .001 * i }' > "$work/v/results.jsonl"
@@ -59,7 +60,7 @@ verdict() {
     grep "\"id\": \"$1\"" "$work/v/results.json" | grep -q "\"n\": $2, .*\"verdict\": \"$3\"" && ok "$1: $3" ||
         bad "$1" "$(grep "\"id\": \"$1\"" "$work/v/results.json")"
 }
-verdict H1 15 agrees; verdict H2 15 opposite; verdict H3 15 agrees; verdict H4 15 inconclusive; verdict H5 0 "not measured"
+verdict H1 15 agrees; verdict H2 15 opposite; verdict H3 15 agrees; verdict H4 15 inconclusive; verdict H5 0 incomplete
 
 # ---- the protocol, on a subject's folder
 mkdir -p "$work/subjects"; cp -r examples/world/subjects/dog1 "$work/subjects/dog1"

@@ -8,6 +8,7 @@
 #define CELLS_H
 
 enum { MOST_PROMPTS = 64 };
+static const double LEARNT = .05; /* of DINO's cosine: below it a subject has not been learnt */
 
 /* Beginnings of the seeds of pictures; the cell's seed stands above them. */
 enum { SEED_SUBJECT, SEED_CLASS, SEED_LEAK, SEED_APPLICATION, SEED_SR };
@@ -46,24 +47,41 @@ static inline int hold(const workplace *w, const char *key, int wait)
 }
 static inline void release(const workplace *w, const char *key) { set_lock(w, key, F_UNLCK, 0); }
 
-/* The photos that the settings train on. */
-static inline pictures take_photos(const settings *s, int subject, size_t side)
+/* Photo k of those that the settings train on. */
+static inline void photo_scene(const settings *s, int subject, int k, world_scene *scene)
 {
     static const int views[] = {WORLD_FRONT, WORLD_SIDE, WORLD_BACK, WORLD_ABOVE};
-    world_subject_info info = world_subject(subject);
-    pictures p = pictures_make((size_t)s->photos, side);
-    int places[WORLD_PLACES], usual = !strcmp(s->shots, "usual"), k;
+    int places[WORLD_PLACES], one_place = s->shots[0] == '1' || k == 0;
     size_t n = free_places(subject, places);
-    for (k = 0; k < (int)p.n; k++) {
+    if (!strcmp(s->shots, "usual")) world_subject_photo(subject, k, scene);
+    else world_subject_view(subject,
+                            one_place ? world_subject(subject).places[0] : places[n - (size_t)k],
+                            s->shots[2] == '1' ? WORLD_FRONT : views[k % 4],
+                            ~(uint64_t)(100 + k), scene);
+}
+
+static inline pictures take_photos(const settings *s, int subject, size_t side)
+{
+    pictures p = pictures_make((size_t)s->photos, side);
+    size_t k;
+    for (k = 0; k < p.n; k++) {
         world_scene scene;
-        int one_place = s->shots[0] == '1' || k == 0, one_view = s->shots[2] == '1';
-        if (usual) world_subject_photo(subject, k, &scene);
-        else world_subject_view(subject, one_place ? info.places[0] : places[n - (size_t)k],
-                                one_view ? WORLD_FRONT : views[k % 4], ~(uint64_t)(100 + k),
-                                &scene);
-        render(&scene, &p, (size_t)k);
+        photo_scene(s, subject, (int)k, &scene);
+        render(&scene, &p, k);
     }
     return p;
+}
+
+/* Whether one of them was taken there. */
+static inline int is_place_of_photos(const settings *s, int subject, int place)
+{
+    int k, found = 0;
+    for (k = 0; k < (int)s->photos; k++) {
+        world_scene scene;
+        photo_scene(s, subject, k, &scene);
+        found = found || scene.place == place;
+    }
+    return found;
 }
 
 /* All photos of a subject: what pictures are compared with. */
@@ -122,7 +140,7 @@ static inline int open_base(const workplace *w, db_pipeline **p)
 static inline int draw_usual(const workplace *w, db_pipeline *p, const char *const *prompts,
                              size_t n, uint64_t seed, pictures *to, size_t first)
 {
-    return draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DDIM, w->size->draw_steps,
+    return draw_into(p, p->vae ? p->scheduler.sampler : DB_SAMPLER_DPMSOLVER, w->size->draw_steps,
                      w->guidance, prompts, n, seed, to, first);
 }
 
@@ -271,7 +289,7 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
         db_resize(ctx, &from[k % n_from], S, S, x);
         rng.seed = seed + k, rng.purpose = SEED_SUBJECT, rng.step = 0;
         db_random_normal(&rng, P * 3, noise);
-        db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, w->size->draw_steps, P * 3, &tr);
+        db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, 2 * w->size->draw_steps, P * 3, &tr);
         tr.use_clipped_model_output = 1;
         first = (size_t)((1 - strength) * (double)tr.n + 0.5);
         if (db_status(ctx) == DB_OK && first < tr.n) {
@@ -408,12 +426,21 @@ static inline prompts application_prompts(const settings *s, int subject)
     return all;
 }
 
-/* 25 prompts: twelve places, the bare name; styles, views, accessories. */
-static inline prompts protocol_prompts(const settings *s, int subject, size_t places)
+/* 25 prompts: nine places that neither photos nor held-out renders show, three of them once more
+   from the side, and the bare name; styles, views, accessories. */
+static inline prompts protocol_prompts(const settings *s, int subject, size_t n)
 {
-    prompts all = subject_prompts(s, subject, 2 * places),
-            more = application_prompts(s, subject);
+    prompts all = subject_prompts(s, subject, n), more = application_prompts(s, subject);
+    int places[WORLD_PLACES];
     size_t k;
+    char text[128];
+    free_places(subject, places);
+    for (k = 0; k < n; k++) {
+        int place = places[k < n / 2 ? HELD_OUT_PLACE + HELD_OUT_PLACES + k : k - n / 2];
+        snprintf(text, sizeof text, "%s%s", k < n / 2 ? "" : "seen from the side ",
+                 world_place_name(place));
+        add_prompt(&all, "place", "", "", text)->place = place;
+    }
     for (k = 0; k < more.n && strcmp(more.item[k].group, "colours"); k++)
         all.item[all.n++] = more.item[k];
     return all;
@@ -640,7 +667,8 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
 {
     char name[3][40];
     world_subject_info info = world_subject(w->c->subject);
-    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
+    size_t n = made->n, k, asked = 0, right = 0, class_right = 0;
+    int of_photos = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
     if (w->w->net.classifier &&
         classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
@@ -650,8 +678,7 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
             class_right += one[CLASSIFIER_class] == info.object;
             if (p->place < 0) continue;
             asked++, right += one[CLASSIFIER_place] == p->place;
-            of_photos += one[CLASSIFIER_place] == info.places[0] ||
-                one[CLASSIFIER_place] == info.places[1];
+            of_photos += is_place_of_photos(&w->c->settings, w->c->subject, one[CLASSIFIER_place]);
         }
         snprintf(name[0], sizeof name[0], "class_right%s", of);
         snprintf(name[1], sizeof name[1], "place_right%s", of);
@@ -760,6 +787,8 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     e.class_images = tuned.view, e.n_class = trained ? wp->size->class_pictures : 0;
     e.original_class = original.view, e.n_original = wp->size->class_pictures;
     if (db_evaluate(ctx, &e, &scores) == DB_OK) {
+        /* a subject hardly learnt says nothing of where the class has gone on the way to it */
+        if (scores.dino - scores.pres_original < LEARNT) scores.drift = (double)NAN;
 #define CELL_SCORE(field, name, what)                                                              \
     if (scores.field == scores.field) set_value(w, #field, suffix, scores.field);
         DB_SCORES(CELL_SCORE)
@@ -797,7 +826,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
 }
 
 /* Where else the subject appears: likeness to the photos of pictures of six prompts, before and
-   after. */
+   after; and, of the way that the subject's own prompt has come, the share that each other has. */
 static inline int measure_leaks(work *w)
 {
     static const char *const names[] = {"subject", "class", "word", "word_other", "other", "empty"};
@@ -810,6 +839,7 @@ static inline int measure_leaks(work *w)
         {all.word, info.class_name}, {"", info.class_name}, {all.word, ""},
         {all.word, thing},           {"", animal},          {"", ""}};
     size_t n = w->w->size->leak, k, j, side = picture_side(w->p);
+    double likeness[2], whole = 0; /* before, after; what the subject's prompt has gained */
     for (k = 0; k < 6 && db_status(net->ctx) == DB_OK; k++) {
         const char *same[64];
         char text[192], name[64];
@@ -819,10 +849,15 @@ static inline int measure_leaks(work *w)
         for (j = 0; j < n; j++) same[j] = text;
         before = original_pictures(w->w, same, n, side, seed);
         after = draw(w->w, w->p, same, n, seed);
+        likeness[0] = dino_between(net, before.view, n, w->real.view, w->real.n);
+        likeness[1] = dino_between(net, after.view, n, w->real.view, w->real.n);
+        if (!k) whole = likeness[1] - likeness[0];
         snprintf(name, sizeof name, "leak_before_%s", names[k]);
-        set_value(w, name, "", dino_between(net, before.view, n, w->real.view, w->real.n));
+        set_value(w, name, "", likeness[0]);
         snprintf(name, sizeof name, "leak_%s", names[k]);
-        set_value(w, name, "", dino_between(net, after.view, n, w->real.view, w->real.n));
+        set_value(w, name, "", likeness[1]);
+        snprintf(name, sizeof name, "leak_share_%s", names[k]);
+        if (k && whole >= LEARNT) set_value(w, name, "", (likeness[1] - likeness[0]) / whole);
         pictures_free(&before), pictures_free(&after);
     }
     return db_status(net->ctx) != DB_OK;
@@ -928,7 +963,10 @@ static inline int measure_applications(work *w)
 
 /* ---- super-resolution ------------------------------------------------------------------------ */
 
-enum { CLOSE = 96 }; /* side of what is shown close up, from the middle */
+enum {
+    CLOSE = 96, /* side of what is shown close up, from the middle */
+    SR_CROP = 64
+};
 
 /* What the small picture cannot hold: each pixel minus the mean of its block. */
 static inline void detail_of(const float *x, size_t S, size_t f, float *out)
@@ -975,15 +1013,15 @@ static inline int start_restoration(work *w, restoration *r)
     }
     free(x);
     r->sample = db_sample_config_default();
-    r->sample.sampler = DB_SAMPLER_DDIM, r->sample.guidance_scale = 1;
+    r->sample.sampler = DB_SAMPLER_DPMSOLVER, r->sample.guidance_scale = 1;
     r->sample.num_inference_steps = MIN(wp->size->draw_steps, (size_t)10);
     r->sample.seed = picture_seed(w->c->seed, SEED_SR);
     if (db_pipeline_load(ctx, wp->net.sr, &r->sr) != DB_OK) return 1;
-    if (s->noise < 0) return 0; /* as shipped */
+    if (s->steps == 0) return 0; /* as shipped */
     c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
     c.train_batch_size = (size_t)s->batch, c.upscale = S / small, c.seed = (uint64_t)w->c->seed;
-    c.max_train_steps = (size_t)fmin(SR_STEPS, wp->size->most_steps);
-    c.learning_rate = (float)sr_rate, c.lr_scheduler = DB_LR_COSINE;
+    c.max_train_steps = (size_t)s->steps;
+    c.learning_rate = (float)s->lr, c.lr_scheduler = DB_LR_COSINE;
     c.lr_warmup_steps = c.max_train_steps / 20;
     c.noise_level = db_noise_level(&r->sr->image_noising, s->noise);
     db_dreambooth_create(r->sr, w->p, &c, w->photos.view, w->photos.n, NULL, 0, &d);
@@ -1084,13 +1122,22 @@ static inline int show_close_ups(work *w, restoration *r)
 
 static inline int measure_sr(work *w)
 {
+    static const struct { double variance; const char *name; } levels[] = {
+        {.25, ".25"}, {1e-3, "1e-3"}, {1e-5, "1e-5"}};
     restoration r;
+    size_t k;
     int bad;
     if (!w->w->net.sr) return fail("the experiment needs a super-resolver: a folder sr256");
     memset(&r, 0, sizeof r);
-    bad = start_restoration(w, &r) || measure_restored(w, &r, .25, ".25") ||
-        measure_restored(w, &r, 1e-3, "1e-3") || measure_restored(w, &r, 1e-5, "1e-5") ||
-        show_close_ups(w, &r);
+    bad = start_restoration(w, &r);
+    for (k = 0; k < 3 && !bad; k++) {
+        char name[16];
+        bad = measure_restored(w, &r, levels[k].variance, levels[k].name);
+        snprintf(name, sizeof name, "lpips_%s", levels[k].name);
+        if (w->c->settings.noise == levels[k].variance)
+            set_value(w, "lpips_as_trained", "", record_get(w->out, name));
+    }
+    bad = bad || show_close_ups(w, &r);
     db_pipeline_free(r.sr);
     pictures_free(&r.truth), pictures_free(&r.made);
     free(r.low), free(r.out), free((void *)r.texts);
@@ -1180,7 +1227,8 @@ static inline int train_and_measure(work *w)
         (measures & MEASURE_APPLICATIONS && measure_applications(w));
 }
 
-/* Fills out->value, labels and seconds. Not 0 after an error, which the context tells. */
+/* Fills out->value, labels and seconds. A training that diverges is a result: the value "diverged".
+   Not 0 after an error, which the context tells. */
 static inline int compute_cell(const workplace *wp, const cell *c, record *out)
 {
     db_ctx *ctx = wp->net.ctx;
@@ -1210,6 +1258,11 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
     pictures_free(&w.real), pictures_free(&w.held_out);
     free(w.embeddings);
     out->seconds = now() - began;
+    if (db_status(ctx) == DB_ERROR_NUMERIC) {
+        db_clear_error(ctx);
+        record_set(out, "diverged", 1);
+        return 0;
+    }
     return bad || db_status(ctx) != DB_OK;
 }
 

@@ -102,11 +102,11 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 
 
 #define SCHEDULER_FLAG(d)                                                                          \
     {"scheduler", TEXT, &(d).scheduler,                                                            \
-     "ddpm, ddim or dpmsolver++; without: ddim, and what Stable Diffusion's files name"}
+     "ddpm, ddim or dpmsolver++; without: dpmsolver++, or what Stable Diffusion's files name"}
 
 #define DRAWING_FLAGS(d)                                                                           \
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
-    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps; 0: 30, of Stable Diffusion 50"},   \
+    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps; 0: 20, of Stable Diffusion 50"},   \
     {"guidance_scale", REAL, &(d).guidance,                                                        \
      "up to 1: none; below 0: 3, of Stable Diffusion 7.5"},                                        \
     SCHEDULER_FLAG(d),                                                                             \
@@ -145,8 +145,8 @@ static void complete_drawing(drawing *d, const db_pipeline *base)
 {
     int latent = base->vae != NULL;
     if (!d->scheduler)
-        d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DDIM][0];
-    if (!d->steps) d->steps = latent ? 50 : 30;
+        d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DPMSOLVER][0];
+    if (!d->steps) d->steps = latent ? 50 : 20;
     if (d->guidance < 0) d->guidance = latent ? 7.5 : 3;
 }
 

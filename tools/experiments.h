@@ -10,7 +10,7 @@
 
 /* X(name, kind, what the shared settings are, what it is) */
 #define SETTINGS(X)                                                                                \
-    X(train, WORD, "all", "all, attention, lora, embedding; description and sdedit train nothing") \
+    X(train, WORD, "all", "a method below; upscaler; description, sdedit, nothing: none")          \
     X(lr, NUMBER, "0", "learning rate; 0: the method's")                                           \
     X(steps, NUMBER, "0", "updates; 0: the method's")                                              \
     X(batch, NUMBER, "4", "photos in a step, and as many class images")                            \
@@ -41,9 +41,6 @@ static const struct { const char *train; double lr; int steps;
                {"attention", 2.2e-4, 250},
                {"lora", 1e-3, 250},
                {"embedding", 1e-2, 250}};
-
-enum { SR_STEPS = 600, SR_CROP = 64 };
-static const double sr_rate = 2e-3;
 
 static inline void read_WORD(char *to, const char *value, size_t n)
 {
@@ -118,7 +115,7 @@ typedef struct scale {
 } scale;
 
 static const scale scales[] = {
-    {"full", 256, 0, 6, 4, 16, 64, 4, 4, 6, 30, 30, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9},
+    {"full", 256, 0, 6, 4, 16, 64, 4, 4, 6, 20, 30, 1e9, 1e9, 1e9, 1e9, 1e9, 1e9},
     {"quick", 256, 0, 2, 2, 4, 4, 1, 1, 2, 4, 4, 4, 4, 1e9, 1e9, 1, 1},
     {"micro", 64, 16, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1, 1}};
 
@@ -194,9 +191,9 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"map", "lora-3e-4", "train=lora rank=16 lr=3e-4 steps=500"},
     {"map", "lora-1e-3", "train=lora rank=16 lr=1e-3 steps=500"},
     {"map", "lora-3e-3", "train=lora rank=16 lr=3e-3 steps=500"},
-    {"map", "embedding-3e-3", "train=embedding lambda=0 lr=3e-3 steps=500"},
-    {"map", "embedding-1e-2", "train=embedding lambda=0 lr=1e-2 steps=500"},
-    {"map", "embedding-3e-2", "train=embedding lambda=0 lr=3e-2 steps=500"},
+    {"map", "embedding-3e-3", "train=embedding lambda=0 lr=3e-3 steps=1000"},
+    {"map", "embedding-1e-2", "train=embedding lambda=0 lr=1e-2 steps=1000"},
+    {"map", "embedding-3e-2", "train=embedding lambda=0 lr=3e-2 steps=1000"},
     {"prior", "with", ""},
     {"prior", "without", "lambda=0"},
     {"noun", "right", ""},
@@ -207,10 +204,10 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"photos", "3", "photos=3"},
     {"photos", "4", "photos=4"},
     {"photos", "5", "photos=5"},
-    {"sr", "none", "noise=-1"},
-    {"sr", "1e-5", "noise=1e-5"},
-    {"sr", "1e-3", "noise=1e-3"},
-    {"sr", ".25", "noise=.25"},
+    {"sr", "none", "train=nothing"},
+    {"sr", "1e-5", "train=upscaler lr=2e-3 steps=600 noise=1e-5"},
+    {"sr", "1e-3", "train=upscaler lr=2e-3 steps=600 noise=1e-3"},
+    {"sr", ".25", "train=upscaler lr=2e-3 steps=600 noise=.25"},
     {"baselines", "dreambooth", ""},
     {"baselines", "inversion", "train=embedding lambda=0"},
     {"baselines", "description", "train=description"},
@@ -224,7 +221,7 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"identifier", "three-rare", "word=gqk+xhv+vjw"},
     {"identifier", "letters", "word=x9w5q7h"},
     {"identifier", "colour", "word=purple"},
-    {"identifier", "unique", "word=unique"},
+    {"identifier", "existing", "word=strange"}, /* in the encoder's text, in no caption */
     {"identifier", "none", "word=none"},
     {"trained", "all", ""},
     {"trained", "all+text", "text=1"},
@@ -252,9 +249,9 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
     {"first_version", "literal", "lr=1e-5 steps=250 classes=1000"}, /* 200 x 5 photos by 4 */
-    {"demo", "tuned", "classes=40"},
+    {"demo", "tuned", "lr=2.2e-4 steps=250 classes=40"}, /* whatever `methods` says */
     {"demo", "description", "train=description"},
-    {"metrics", "follow", ""}};
+    {"metrics", "follow", "train=nothing"}};
 enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };
 
 /* ---- claims ---------------------------------------------------------------------------------- */
@@ -302,12 +299,16 @@ static const claim claims[] = {
      "without it the subject itself is closer (DINO)", ".712 / .684"},
     {"", "prior", "clip_i", "without", MORE, "with", 0, .013, "the same by CLIP-I",
      ".828 / .815"},
-    {"", "prior", "leak_word_other", "with", LESS, "@dino", 0, (double)NAN,
-     "the identifier with another noun does not bring the subject", "shown"},
+    {"", "prior", "leak_share_word_other", "with", LESS, "=.15", 0, (double)NAN,
+     "the identifier with another noun brings less than .15 of the subject", "shown"},
+    {"", "prior", "leak_share_word", "with", LESS, "=.15", 0, (double)NAN,
+     "the identifier alone brings less than .15 of it", "said"},
     {"", "noun", "clip_i", "right", MORE, "none wrong", 0, .125, "the same by CLIP-I",
      ".853 / .607 and .728"},
     {"", "sr", "lpips_1e-5", "1e-5", LESS, "none", 0, (double)NAN,
      "fine-tuning the super-resolver brings back detail (LPIPS)", "shown"},
+    {"", "sr", "lpips_as_trained", "1e-5", LESS, ".25", 0, (double)NAN,
+     "the same, each sampled at the noise that it was trained at", "shown"},
     {"", "sr", "detail_1e-5", "1e-5", MORE, "none", 0, (double)NAN,
      "the restored detail is the true one (correlation)", "shown"},
     {"", "sr", "spectrum_1e-5", "1e-5", MORE, ".25", 0, (double)NAN,
@@ -325,7 +326,7 @@ static const claim claims[] = {
     {"", "identifier", "dino", "rare", MORE, "letters", 0, (double)NAN,
      "a rare word beats a string that splits into letters", "said"},
     {"", "trained", "dino", "all", MORE, "attention", 0, (double)NAN,
-     "training all layers gives the best fidelity", "said"},
+     "training all layers beats cross-attention alone, at one learning rate", "said"},
     {"", "lambda", "pres", "0 .1 1 10", RISES, "-", 0, (double)NAN,
      "more weight, less drift (PRES falls)", "said"},
     {"", "class_images", "drift", "250", LESS, "5", 0, (double)NAN,
@@ -336,7 +337,7 @@ static const claim claims[] = {
      "photos of one place and view tie the subject to that place", "shown"},
     {"", "frequency", "dino", "never", ALIKE, "first", .1, (double)NAN,
      "how often the identifier was seen does not matter, within 10 %", "none"},
-    {"", "prior", "dino", "with", FOLLOWS, "", 0, (double)NAN,
+    {"", "prior", "fidelity", "with", FOLLOWS, "", 0, (double)NAN,
      "subjects of frequent classes are learned better", "said"},
     {"", "first_version", "dino", "shared", MORE, "literal", 0, (double)NAN,
      "the first version's literal settings underfit this model", "none"},
@@ -380,14 +381,15 @@ static inline void settings_complete(settings *s, int subject, const scale *size
 {
     settings plain = settings_default();
     size_t k;
+    int method = 0;
     for (k = 0; k < sizeof methods / sizeof *methods; k++)
         if (!strcmp(methods[k].train, s->train)) {
+            method = 1;
             if (s->lr == 0) s->lr = methods[k].lr;
             if (s->steps == 0) s->steps = methods[k].steps;
         }
     if (s->photos == 0) s->photos = world_subject(subject).n_photos;
-    if (s->classes == 0) s->lambda = 0;
-    if (!strcmp(s->train, "description") || !strcmp(s->train, "sdedit")) s->lambda = 0;
+    if (s->classes == 0 || !method) s->lambda = 0;
     if (s->lambda == 0) s->classes = 0, s->class_guidance = plain.class_guidance;
     s->steps = fmin(s->steps, size->most_steps);
     s->classes = fmin(s->classes, size->most_classes);
@@ -423,6 +425,20 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
                 }
     }
     return all;
+}
+
+/* All that decides on a cell's values besides subject, seed, networks and precision. SDEdit goes a
+   share of the way, by DDIM, so that it gets twice the steps. */
+static inline void cell_settings(const cell *c, const scale *size, double guidance, char *out,
+                                 size_t room)
+{
+    int edits = !strcmp(c->settings.train, "sdedit");
+    size_t n;
+    settings_print(&c->settings, out, room);
+    n = strlen(out);
+    snprintf(out + n, room - n, "sampler=%s/%zu guidance=%g class_sampler=ddpm/%zu scale=%s",
+             edits ? "ddim" : "dpmsolver", (edits ? 2 : 1) * size->draw_steps, guidance,
+             size->class_steps, size->name);
 }
 
 /* The steps at which "map" measures: an eighth, a quarter, half and all; of few only all. */

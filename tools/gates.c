@@ -44,7 +44,7 @@
 #include "statistics.h"
 #include "threads.h"
 
-enum { CAPTIONS = 512, SHEET = 64, S = 64, STEPS = 30, EACH = 8, AT_ONCE = 8 };
+enum { CAPTIONS = 512, SHEET = 64, S = 64, STEPS = 20, EACH = 8, AT_ONCE = 8 };
 enum { ASKED = 4 };
 static const int asked[ASKED] = {CLASSIFIER_class, CLASSIFIER_place, CLASSIFIER_color,
                                  CLASSIFIER_view};
@@ -134,7 +134,7 @@ static int draw(db_pipeline *p, const char *const *prompts, size_t n, uint64_t f
 {
     size_t k;
     for (k = 0; k < n; k += AT_ONCE)
-        if (draw_into(p, DB_SAMPLER_DDIM, STEPS, 3, prompts + k, MIN(n - k, (size_t)AT_ONCE),
+        if (draw_into(p, DB_SAMPLER_DPMSOLVER, STEPS, 3, prompts + k, MIN(n - k, (size_t)AT_ONCE),
                       first + k, to, at + k))
             return 1;
     return 0;
@@ -409,7 +409,7 @@ static db_result enlarge(db_pipeline *sr, db_pipeline *text, const char *prompt,
                          double variance, const float *small, float *out)
 {
     db_sample_config c = db_sample_config_default();
-    c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = SR_STEPS, c.guidance_scale = 1;
+    c.sampler = DB_SAMPLER_DPMSOLVER, c.num_inference_steps = SR_STEPS, c.guidance_scale = 1;
     c.seed = seed;
     return db_upscale(sr, text, &prompt, 1, &c, db_noise_level(&sr->image_noising, variance),
                       small, SMALL, SMALL, BIG, BIG, out);

@@ -17,7 +17,7 @@ typedef struct record {
     char settings[RECORD_TEXT], command[RECORD_TEXT];
     char same_as[128];  /* the cell that computed these values, or ""                        */
     char machine[64];   /* instruction set, precision                                        */
-    char labels[1024];  /* of the cell's pictures, separated by |                            */
+    char labels[2048];  /* of the cell's pictures, separated by |                            */
     double seconds;
     struct { char name[40]; double value; } value[RECORD_VALUES];
     size_t n;

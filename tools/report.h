@@ -300,14 +300,26 @@ static inline void write_claims(page *g, const outcome *o, const char *experimen
 /* The method of a condition of "map": what stands before its first '-'. */
 static inline size_t method_length(const char *condition) { return strcspn(condition, "-"); }
 
-/* A value of a condition of "map" at each step that was measured. */
+/* A value of a condition of "map" at a step; not a number where a training has diverged. */
 static inline double traced(page *g, const experiment *x, const char *condition, const char *value,
                             size_t step)
 {
     char name[64];
     double v[STAT_MAX];
     snprintf(name, sizeof name, "%s@%zu", value, step);
+    if (condition_values(g->all, x, condition, "diverged", v)) return (double)NAN;
     return stat_mean(v, condition_values(g->all, x, condition, name, v));
+}
+
+/* The steps of a condition, as the plan has them. */
+static inline double planned_steps(const experiment *x, const char *condition)
+{
+    settings s = settings_default();
+    size_t c;
+    for (c = 0; c < CONDITIONS; c++)
+        if (!strcmp(conditions[c].experiment, x->name) && !strcmp(conditions[c].name, condition))
+            settings_change(&s, conditions[c].changes);
+    return s.steps;
 }
 
 /* What decides: fidelity to held-out renders times the share of places that are right. */
@@ -318,16 +330,17 @@ static inline double map_score(page *g, const experiment *x, const char *conditi
 
 static inline void write_map(page *g, const experiment *x)
 {
-    enum { STEPS = 500 };
     size_t trace_steps[TRACES];
     static const char *const values[] = {"fidelity", "place_right", "overfit"};
     const char *names[CONDITIONS];
     size_t n = condition_names(x->name, names), first, last, c, k, v;
-    for (k = 0; k < TRACES; k++)
-        trace_steps[k] = trace_step((int)k, fmin(STEPS, g->most_steps));
     for (first = 0; first < n; first = last) {
         double best = -1e9;
         char chosen[64] = "-";
+        int edge = 0;
+        for (k = 0; k < TRACES; k++)
+            trace_steps[k] =
+                trace_step((int)k, fmin(planned_steps(x, names[first]), g->most_steps));
         for (last = first; last < n && method_length(names[last]) == method_length(names[first]) &&
              !strncmp(names[last], names[first], method_length(names[first])); last++) {}
         fprintf(g->f, "<h3>%.*s</h3>", (int)method_length(names[first]), names[first]);
@@ -365,7 +378,7 @@ static inline void write_map(page *g, const experiment *x)
             for (k = 0; k < TRACES; k++) {
                 double score = map_score(g, x, names[c], trace_steps[k]);
                 if (score > best) {
-                    best = score;
+                    best = score, edge = c == first || c + 1 == last || k + 1 == TRACES;
                     snprintf(chosen, sizeof chosen, "%s, %zu steps", names[c], trace_steps[k]);
                 }
                 fprintf(g->f, "<td class=\"n\" style=\"background:rgba(53,102,176,%.2f)\">",
@@ -375,7 +388,9 @@ static inline void write_map(page *g, const experiment *x)
             }
             fprintf(g->f, "</tr>");
         }
-        fprintf(g->f, "</table><p>Highest: %s.</p>\n", chosen);
+        fprintf(g->f, "</table><p>%s: %s%s.</p>\n",
+                is_complete(g->all, x) ? "Highest" : "Highest so far", chosen,
+                edge ? ", at the edge of what was tried: the best may lie beyond" : "");
     }
 }
 
@@ -559,8 +574,14 @@ static inline void write_page(page *g, const outcome *o)
 {
     double seconds = 0;
     const record *last = &g->all->item[g->all->n - 1];
+    char machines[512] = "";
     size_t k, e;
-    for (k = 0; k < g->all->n; k++) seconds += g->all->item[k].seconds;
+    for (k = 0; k < g->all->n; k++) {
+        const char *machine = g->all->item[k].machine;
+        seconds += g->all->item[k].seconds;
+        if (!strstr(machines, machine) && strlen(machines) + strlen(machine) + 8 < sizeof machines)
+            strcat(strcat(machines, *machines ? " and " : ""), machine);
+    }
     fprintf(g->f,
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
             "content=\"width=device-width\"><title>DreamBooth, rerun</title><style>%s</style>"
@@ -570,7 +591,7 @@ static inline void write_page(page *g, const outcome *o)
             "<p>%zu cells, %.1f hours of computing; %s; networks <code>%s</code>. A small world "
             "stands in for the paper's: its figures stand beside ours as directions, not as "
             "values to hit. Plan, hypotheses and margins: PAPER_NOTES.md.</p>",
-            g->all->n, seconds / 3600, last->machine, last->networks);
+            g->all->n, seconds / 3600, machines, last->networks);
     if (!g->inference)
         fprintf(g->f,
                 "<p><b>A smoke test: a few steps, one subject. It shows that everything runs; "
@@ -586,8 +607,8 @@ static inline void write_page(page *g, const outcome *o)
                 "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
                 "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
                 "Holm's correction over H1 to H8, and over the other claims of each "
-                "experiment by themselves; 95 %% intervals by bootstrap. Where several conditions "
-                "are compared, the weakest counts.</p>");
+                "experiment by themselves, what is not measured yet as p = 1; 95 %% intervals by "
+                "bootstrap. Where several conditions are compared, the weakest counts.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);
     fprintf(g->f, "</html>\n");
@@ -649,37 +670,41 @@ static inline void write_json(page *g, const outcome *o)
     fprintf(g->f, "}\n}\n");
 }
 
-/* Of all records those of the newest networks and of this scale, one for each cell, in the plan's
-   order. */
-static inline records choose_records(const records *all, const scale *size)
+/* Of all records those of the newest networks whose settings are the plan's, the newest for each
+   cell, in the plan's order. */
+static inline records choose_records(const records *all, const scale *size, double guidance)
 {
-    records chosen, same;
-    char mark[32];
-    size_t n, k;
+    records chosen;
+    char planned[RECORD_TEXT];
+    size_t n, k, i;
     cell *cells = list_cells(NULL, size, &n);
-    memset(&chosen, 0, sizeof chosen), memset(&same, 0, sizeof same);
-    snprintf(mark, sizeof mark, "scale=%s", size->name);
-    for (k = 0; k < all->n; k++)
-        if (!strcmp(all->item[k].networks, all->item[all->n - 1].networks) &&
-            strstr(all->item[k].settings, mark))
-            records_add(&same, &all->item[k]);
+    memset(&chosen, 0, sizeof chosen);
     for (k = 0; k < n; k++) {
-        const record *r = records_find(&same, cells[k].name);
-        if (r) records_add(&chosen, r);
+        cell_settings(&cells[k], size, guidance, planned, sizeof planned);
+        for (i = all->n; i-- > 0;) {
+            const record *r = &all->item[i];
+            if (strcmp(r->cell, cells[k].name) || strcmp(r->settings, planned) ||
+                strcmp(r->networks, all->item[all->n - 1].networks))
+                continue;
+            records_add(&chosen, r);
+            break;
+        }
     }
-    if (same.n < all->n)
-        fprintf(stderr, "note: %zu records are of other networks or another scale and left out\n",
-                all->n - same.n);
+    if (chosen.n < all->n)
+        fprintf(stderr,
+                "note: %zu records are older, or of other networks, settings or another scale, and "
+                "left out\n",
+                all->n - chosen.n);
     free(cells);
-    records_free(&same);
     return chosen;
 }
 
 /* Writes FOLDER/report.html and results.json. */
-static inline int write_report(const records *all, const scale *size, const char *folder)
+static inline int write_report(const records *all, const scale *size, double guidance,
+                               const char *folder)
 {
     static const char *const files[] = {"report.html", "results.json"};
-    records chosen = choose_records(all, size);
+    records chosen = choose_records(all, size, guidance);
     outcome *o = (outcome *)malloc(CLAIMS * sizeof *o);
     char path[4096];
     int k, bad = 0;

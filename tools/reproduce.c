@@ -175,25 +175,21 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
     /* what draws other pictures of the cell than the standard ones */
     enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS |
                MEASURE_PROTOCOL };
-    char plain[RECORD_TEXT - 128], whole[2 * RECORD_TEXT];
+    const char *precision = w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32";
+    char whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
-    settings_print(&c->settings, plain, sizeof plain);
-    snprintf(r->settings, sizeof r->settings,
-             "%ssampler=ddim/%zu guidance=%g class_sampler=ddpm/%zu scale=%s", plain,
-             w->size->draw_steps, w->guidance, w->size->class_steps,
-             w->size->name);
+    cell_settings(c, w->size, w->guidance, r->settings, sizeof r->settings);
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
-    snprintf(r->machine, sizeof r->machine, "%s, %s", db_isa(w->net.ctx),
-             w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32");
+    snprintf(r->machine, sizeof r->machine, "%s, %s", db_isa(w->net.ctx), precision);
     snprintf(r->command, sizeof r->command, "build/reproduce run%s --only '%s'",
              o->micro       ? " --micro"
                  : o->quick ? " --quick"
                             : "",
              c->name);
-    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s", r->settings,
-             c->subject, c->seed, c->of->measures & APART, w->net.hash);
+    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s", r->settings,
+             c->subject, c->seed, c->of->measures & APART, w->net.hash, precision);
     key = hash_bytes(key, whole, strlen(whole));
     snprintf(r->key, sizeof r->key, "%016llx", (unsigned long long)key);
 }
@@ -220,18 +216,18 @@ static const record *find_key(const records *all, const char *key, int measures,
     return NULL;
 }
 
-/* Seconds that cell k takes on two free cores with AMX, by what it trains and draws; with what it
+/* Seconds that cell k takes on two free cores with AVX-512 bf16, by what it trains and draws; with what it
    is the first to need of the original model: class images, pictures of the subject's prompts. */
 static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
     const cell *c = &cells[k];
     const settings *s = &c->settings;
     int m = c->of->measures, object = world_subject(c->subject).object, first = 1;
-    double picture = .0066 * (double)size->draw_steps, n, classes = s->classes, step;
+    double picture = .0125 * (double)size->draw_steps, n, classes = s->classes, step;
     size_t j;
     if (m & MEASURE_METRICS) return 3;
     if (m & MEASURE_SR)
-        return 4 + (s->noise >= 0 ? .038 * fmin(SR_STEPS, size->most_steps) : 0) +
+        return 4 + .038 * s->steps +
             3.0 * .4 * (double)size->held_out;
     for (j = 0; j < k; j++) {
         const settings *other = &cells[j].settings;
@@ -242,12 +238,12 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
     }
     n = (double)((size->places + 1) * size->each) * (m & MEASURE_PROTOCOL ? 25.0 / 7 : 1) +
         (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
-    step = s->lambda > 0 ? .175 : .095;
+    step = s->lambda > 0 ? .16 : .085;
     if (!strcmp(s->train, "embedding")) step *= .8;
     return 3 + s->steps * step + n * picture * (m & MEASURE_TRACE ? TRACES : 1) +
         (first ? n * picture : 0) + (m & MEASURE_LEAKS ? 9 * picture * (double)size->leak : 0) +
         (m & MEASURE_APPLICATIONS ? 2 * 23 * picture * (double)size->shown : 0) +
-        classes * .0033 * (double)size->class_steps * fmin(2, s->class_guidance);
+        classes * .0063 * (double)size->class_steps * fmin(2, s->class_guidance);
 }
 
 /* ---- run ------------------------------------------------------------------------------------- */
@@ -514,7 +510,7 @@ static int plan(int argc, char **argv)
         printf("%-15s %5zu %5zu %7.0f  %s\n", x->name, last - k, fresh, minutes, x->paper);
         total += minutes, runs += fresh;
     }
-    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores with AMX\n", "in all", n, runs,
+    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores, AVX-512 bf16\n", "in all", n, runs,
            total, total / 60);
     records_free(&planned);
     free(cells);
@@ -539,7 +535,7 @@ static int report(int argc, char **argv)
     snprintf(path, sizeof path, "%s/results.jsonl", folder_for(&o));
     all = records_load(ctx, path, &skipped);
     if (!all.n) status = fail("%s holds no records: build/reproduce run comes first", path);
-    else status = write_report(&all, scale_of(&o), folder_for(&o));
+    else status = write_report(&all, scale_of(&o), o.guidance, folder_for(&o));
     records_free(&all);
     return finish(ctx) || status;
 }
@@ -585,8 +581,9 @@ static int run_protocol(int argc, char **argv)
     scale size;
     records done, mine;
     workplace w;
-    char path[4096];
+    char path[4096], scale_name[64]; /* the name tells other pictures and prompts apart */
     double began = now();
+    uint64_t what;
     size_t k, skipped;
     db_ctx *ctx;
     if (!status && (!subjects || !prompt_file))
@@ -601,7 +598,7 @@ static int run_protocol(int argc, char **argv)
     }
     status = open_workplace(&w, &o, ctx) || make_folders(o.folder);
     size = *w.size;
-    size.name = "protocol", size.each = (size_t)each, size.draw_steps = (size_t)steps;
+    size.name = scale_name, size.each = (size_t)each, size.draw_steps = (size_t)steps;
     size.class_steps = (size_t)class_steps, size.class_pictures = (size_t)class_pictures;
     w.size = &size;
     snprintf(path, sizeof path, "%s/results.jsonl", o.folder);
@@ -625,6 +622,10 @@ static int run_protocol(int argc, char **argv)
         if (c.settings.steps == 0) c.settings.steps = methods[0].steps;
         c.settings.photos = (double)photo.n;
         snprintf(c.name, sizeof c.name, "protocol/dreambooth/%.80s/0", p->subject[k].folder);
+        what = hash_bytes(hash_begin, p->subject[k].class_noun, sizeof p->subject[k].class_noun);
+        what = hash_bytes(what, p->template, sizeof p->template);
+        snprintf(scale_name, sizeof scale_name, "protocol-%ldx%ld-%016llx", each, class_pictures,
+                 (unsigned long long)what);
         describe_cell(&w, &o, &c, r);
         snprintf(r->command, sizeof r->command, "build/reproduce protocol ... --settings '%.300s'",
                  changes);

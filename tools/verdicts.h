@@ -4,9 +4,11 @@
    Subjects are the unit: seeds are averaged first, conditions are paired by subject. Tests are
    two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...), and
    over the other claims of each experiment by themselves: these explore, and a family of all of
-   them would be out of reach of 8 subjects. Agrees, or opposite: below .05 after correction, in the
+   them would be out of reach of 8 subjects. What has not been measured counts there as p = 1.
+   Agrees, or opposite ("differs" where two were to be alike): below .05 after correction, in the
    paper's direction or against it. Else inconclusive, with the power for the paper's difference and
-   the difference that would have been found in 80 of 100 such experiments. */
+   the difference that would have been found in 80 of 100 such experiments. No verdict before every
+   cell of the experiment is there. */
 #ifndef VERDICTS_H
 #define VERDICTS_H
 
@@ -17,7 +19,7 @@ typedef struct outcome {
     double p, against;         /* in the paper's direction, and in the other                   */
     double p_holm, against_holm;
     double power, detectable;  /* where inconclusive                                           */
-    const char *verdict;       /* "agrees", "opposite", "inconclusive", "not measured"         */
+    const char *verdict; /* "agrees", "opposite", "differs", "inconclusive", "incomplete"      */
 } outcome;
 
 /* Mean over seeds of a value in one cell's condition and subject; *seconds (or NULL) adds up. Seeds
@@ -160,15 +162,30 @@ static inline outcome judge_alone(const records *all, const claim *c)
     m = split_words(c->b, others, 8);
     if (!m) others[m++][0] = 0;
     for (k = 0; k < m; k++) { /* against every b: the weakest comparison counts */
+        double against = o.against;
         memset(&one, 0, sizeof one);
         n = claim_pairs(all, c, others[k], x, y);
         compare(c, x, y, n, &one);
-        one.p = k ? fmax(o.p, one.p) : one.p, one.against = k ? fmax(o.against, one.against)
-                                                             : one.against;
-        if (!k || fabs(one.difference) < fabs(o.difference)) o = one;
-        else o.p = one.p, o.against = one.against;
+        if (!k || one.p > o.p) o = one;
+        if (k) o.against = fmax(against, one.against);
     }
     return o;
+}
+
+/* Whether every cell of an experiment has its record. */
+static inline int is_complete(const records *all, const experiment *x)
+{
+    char name[512];
+    int k, seed, complete = 1;
+    size_t c;
+    for (c = 0; c < CONDITIONS; c++)
+        for (k = 0; k < x->n_subjects && !strcmp(conditions[c].experiment, x->name); k++)
+            for (seed = 0; seed < x->seeds; seed++) {
+                snprintf(name, sizeof name, "%s/%s/%s/%d", x->name, conditions[c].name,
+                         x->subjects[k], seed);
+                complete = complete && records_find(all, name);
+            }
+    return complete;
 }
 
 /* Whether a claim belongs to a family: 0, the hypotheses; 1 + e, the rest of experiment e. */
@@ -186,14 +203,17 @@ static inline void judge(const records *all, outcome *out)
         out[k] = judge_alone(all, &claims[k]);
         out[k].p_holm = out[k].against_holm = (double)NAN;
         out[k].power = out[k].detectable = (double)NAN;
-        out[k].verdict = out[k].n < 3 ? "not measured" : "inconclusive";
+        out[k].verdict = is_complete(all, experiment_named(claims[k].experiment)) ? "inconclusive"
+                                                                                  : "incomplete";
     }
     for (family = 0; family <= EXPERIMENTS; family++) {
         double p[CLAIMS], against[CLAIMS];
         size_t of[CLAIMS], m = 0;
         for (k = 0; k < CLAIMS; k++)
-            if (in_family(&claims[k], family) && out[k].n >= 3)
-                p[m] = out[k].p, against[m] = out[k].against, of[m++] = k;
+            if (in_family(&claims[k], family)) {
+                int known = out[k].n >= 3 && strcmp(out[k].verdict, "incomplete");
+                p[m] = known ? out[k].p : 1, against[m] = known ? out[k].against : 1, of[m++] = k;
+            }
         stat_holm(p, m), stat_holm(against, m);
         for (i = 0; i < m; i++) {
             outcome *o = &out[of[i]];
@@ -202,7 +222,7 @@ static inline void judge(const records *all, outcome *out)
             double alpha;
             o->p_holm = p[i], o->against_holm = against[i];
             if (p[i] < .05) o->verdict = "agrees";
-            else if (against[i] < .05) o->verdict = "opposite";
+            else if (against[i] < .05) o->verdict = c->relation == ALIKE ? "differs" : "opposite";
             if (strcmp(o->verdict, "inconclusive") || c->relation == FOLLOWS) continue;
             for (k = 0; k < m; k++) smaller += out[of[k]].p < o->p; /* its step in Holm's row */
             alpha = .05 / (double)(m - smaller);
