@@ -20,7 +20,7 @@
 #include "statistics.h"
 
 /* purposes of random streams */
-enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_PLACE, FOR_GRAIN };
+enum { FOR_BATCH = FOR_INIT + 1, FOR_VIEW, FOR_CHANGE, FOR_BLUR, FOR_GRAIN };
 enum { EVERY = 100 }; /* steps from line to line */
 
 /* ---- what the trainings share ---------------------------------------------------------------- */
@@ -152,45 +152,35 @@ static db_image cut(const db_image *from, size_t x0, size_t y0, size_t side, uin
     return part;
 }
 
-/* The scene of the pool's picture i from any side, in other light: rgb [S,S,3], aux [S,S,4]. */
-static void turn(const session *s, size_t i, uint64_t k, uint8_t *rgb, uint8_t *aux)
+/* The object of the pool's picture i as another photo might show it: of a scene drawn anew all else
+   is taken, place, light, view, pose, accessory, style. rgb [S,S,3]. */
+static void show_elsewhere(const session *s, size_t i, uint64_t k, uint8_t *rgb)
 {
-    int S = (int)s->pool.header->size;
-    world_scene scene = s->pool.scenes[i];
-    db_rng rng = stream(s, FOR_CHANGE);
-    world_set_view(&scene, (int)db_random_below(&rng, 4 * k, WORLD_VIEWS),
-                   s->tr.step * 65536 + k);
-    scene.light_azimuth += 2 * db_random_uniform(&rng, 4 * k + 1) - 1;
-    world_render(&scene, S, 0, 0, S, S, 2, rgb, aux);
+    const world_scene *own = &s->pool.scenes[i];
+    const world_pool_header *h = s->pool.header;
+    uint64_t seed = h->seed + h->count + s->tr.step * 65536 + k;
+    int S = (int)h->size;
+    world_scene scene;
+    world_sample(seed, &scene);
+    scene.object = own->object, scene.head = own->head, scene.glyph = own->glyph;
+    memcpy(scene.shape, own->shape, sizeof scene.shape);
+    memcpy(scene.rgb, own->rgb, 3 * sizeof *scene.rgb); /* the fourth is the accessory's */
+    memcpy(scene.marks, own->marks, sizeof scene.marks);
+    scene.n_marks = own->n_marks, scene.pattern = own->pattern;
+    scene.pattern_period = own->pattern_period, scene.pattern_phase = own->pattern_phase;
+    if (!world_is_animal(scene.object)) scene.pose = WORLD_STANDING;
+    world_set_view(&scene, scene.view, seed);
+    world_render(&scene, S, 0, 0, S, S, 2, rgb, NULL);
 }
 
-/* A picture own [S,S,3] with the object before what one of the pool has in a corner: out [S,S,3].
-   Parts of a picture have its place in common, and two of these the object alone. mask [S/f,S/f,4]
-   is the renderer's word on where that is, in the first channel. */
-static void put_elsewhere(session *s, const uint8_t *own, const uint8_t *mask, size_t f, uint64_t k,
-                          uint8_t *out)
+/* A square picture of `from` pixels a side scaled to `to`, in place; x is room for the larger. */
+static void rescale(db_ctx *ctx, uint8_t *rgb, size_t from, size_t to, float *x)
 {
-    size_t S = s->pool.header->size, side, x, y, c;
-    float *place = (float *)malloc(S * S * 3 * sizeof *place);
-    db_rng rng = stream(s, FOR_PLACE);
-    db_image other = pool_picture(s, db_random_below(&rng, 4 * k, (uint32_t)s->pool.header->count));
-    uint8_t *corner = (uint8_t *)malloc(S * S * 3);
-    uint32_t which = db_random_below(&rng, 4 * k + 1, 8);
-    db_image part;
-    side = S / 4 + db_random_below(&rng, 4 * k + 2, (uint32_t)(S / 4));
-    part = cut(&other, which & 2 ? S - side : 0, which & 1 ? S - side : 0, side, corner);
-    db_resize(s->ctx, &part, S, S, place);
-    for (y = 0; y < S; y++)
-        for (x = 0; x < S; x++)
-            for (c = 0; c < 3; c++) {
-                float there = (float)mask[(y / f * (S / f) + x / f) * 4] / 255,
-                      behind = 127.5f * (place[(y * S + x) * 3 + c] + 1);
-                size_t to = which & 4 ? S - 1 - x : x; /* every other one is mirrored */
-                out[(y * S + to) * 3 + c] =
-                    (uint8_t)(there * own[(y * S + x) * 3 + c] +
-                              (1 - there) * DB__MIN(255, DB__MAX(0, behind)) + 0.5f);
-            }
-    free(place), free(corner);
+    db_image image;
+    size_t i;
+    image.rgb = rgb, image.w = image.h = from;
+    db_resize(ctx, &image, to, to, x);
+    for (i = 0; i < to * to * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
 }
 
 /* A square of `low` to `high` of the picture's area, at the network's size, a little darker or
@@ -236,7 +226,7 @@ static db_tensor input_pictures(db_tape *t, size_t B, size_t S)
    It is ViT features learned by self-distillation that the metric asks for.                     */
 
 enum { QUEUE = 2048 };
-static const float dino_temperature = 0.1f;
+static const float dino_temperature = 0.07f;
 
 /* x [B,S,S,3] -> unit vectors [B,D]: the features themselves, which the metric compares. A head of
    two layers before the loss, to be dropped, kept from the features what it had learned. */
@@ -311,15 +301,14 @@ static size_t best_of(const float *x, size_t n)
 static int train_dino(const options *o, db_ctx *ctx)
 {
     session s;
-    size_t B = (size_t)o->batch, N = 2 * B, all = N + QUEUE, S, D, k, j, dim[2], right = 0;
+    size_t B = (size_t)o->batch, N = 2 * B, all = N + QUEUE, S, P, D, k, j, dim[2], right = 0;
     size_t queued = 0; /* pictures so far; the queue is a ring */
     db_vit *m, *teacher;
     db_tape *tt = NULL;
     db_tensor x, scores, tx, z, keys, mask, targets;
-    float *views, *embedded, *row, *hidden;
+    float *views, *embedded, *row, *hidden, *room;
     int32_t *partner;
-    db_image image;
-    uint8_t *elsewhere, *turned, *masks;
+    uint8_t *pictures; /* [N,S,S,3], of the pool and elsewhere */
     double loss;
     int threads = db__threads(ctx);
     (void)threads;
@@ -327,7 +316,7 @@ static int train_dino(const options *o, db_ctx *ctx)
     m = empty_vit(ctx, o->dir);
     teacher = m ? empty_vit(ctx, o->dir) : NULL;
     if (!m || !teacher || start(&s, &m->params) != DB_OK) return fail(db_last_error(ctx), NULL);
-    S = m->config.image_size, D = m->config.hidden_size;
+    S = m->config.image_size, P = S * S * 3, D = m->config.hidden_size;
     for (k = 0; k < m->params.n; k++) /* the teacher is the student's average */
         teacher->params.item[k].data = s.tr.ema + (m->params.item[k].data - m->params.data);
     db_tape_create(ctx, &tt), db_tape_create(ctx, &s.tape);
@@ -342,13 +331,11 @@ static int train_dino(const options *o, db_ctx *ctx)
     scores = db_weighted_sum(s.tape, 1, scores, 1, db_cast(s.tape, mask, s.tape->compute));
     db_keep(s.tape, scores);
     record_loss(&s, db_cross_entropy(s.tape, scores, targets));
-    views = (float *)malloc(N * S * S * 3 * sizeof *views);
+    views = (float *)malloc(N * P * sizeof *views), room = (float *)malloc(P * sizeof *room);
+    pictures = (uint8_t *)malloc(N * P);
     embedded = (float *)calloc(all * D, sizeof *embedded);
     row = (float *)malloc(N * all * sizeof *row), hidden = (float *)calloc(N * all, sizeof *hidden);
     partner = (int32_t *)malloc(N * sizeof *partner);
-    turned = (uint8_t *)malloc(B * S * S * 7), masks = turned + B * S * S * 3;
-    image = pool_picture(&s, 0);
-    image.rgb = elsewhere = (uint8_t *)malloc(image.w * image.h * 3);
     for (k = 0; k < N; k++) { /* a crop is not to find itself, but its picture's other */
         hidden[k * all + k] = -1e9f;
         for (j = N; j < all; j++) hidden[k * all + j] = -1e9f; /* the queue is empty */
@@ -356,19 +343,23 @@ static int train_dino(const options *o, db_ctx *ctx)
     }
     db_upload(s.tape, targets, partner);
     while (running(&s)) {
+        db_rng blur = stream(&s, FOR_BLUR);
         char rest[100];
         long task;
+        for (k = 0; k < B; k++)
+            memcpy(pictures + k * P, s.pool.rgb + draw_picture(&s, k) * P, P);
         DB__OMP(omp parallel for num_threads(threads) schedule(dynamic))
         for (task = 0; task < (long)B; task++)
-            turn(&s, draw_picture(&s, (uint64_t)task), (uint64_t)task,
-                 turned + (size_t)task * S * S * 3, masks + (size_t)task * S * S * 4);
-        for (k = 0; k < N; k++) { /* [of the pool, turned][scene] */
-            size_t i = draw_picture(&s, k % B), own_at = k % B * S * S;
-            if (k >= B) put_elsewhere(&s, turned + own_at * 3, masks + own_at * 4, 1, k, elsewhere);
-            else if (k % 2) memcpy(elsewhere, s.pool.rgb + i * S * S * 3, S * S * 3); /* as it is */
-            else put_elsewhere(&s, s.pool.rgb + i * S * S * 3, s.pool.aux + i * S * S, 2, k,
-                               elsewhere);
-            draw_view(&s, &m->processor, S, &image, k, 0.4, 1, views + k * S * S * 3);
+            show_elsewhere(&s, draw_picture(&s, (uint64_t)task), (uint64_t)task,
+                           pictures + (B + (size_t)task) * P);
+        for (k = 0; k < N; k++) {
+            uint8_t *rgb = pictures + k * P;
+            size_t side = S / 2 + db_random_below(&blur, 2 * k, (uint32_t)(S / 2));
+            db_image image;
+            image.rgb = rgb, image.w = image.h = S;
+            if (db_random_uniform(&blur, 2 * k + 1) < 0.5f)
+                rescale(ctx, rgb, S, side, room), rescale(ctx, rgb, side, S, room);
+            draw_view(&s, &m->processor, S, &image, k, 0.4, 1, views + k * P);
         }
         db_upload(tt, tx, views);
         db_run(tt, 0, 0);
@@ -390,8 +381,7 @@ static int train_dino(const options *o, db_ctx *ctx)
         line(&s, loss, rest);
         right = 0;
     }
-    free(views), free(embedded), free(row), free(hidden), free(partner), free(elsewhere);
-    free(turned);
+    free(views), free(room), free(pictures), free(embedded), free(row), free(hidden), free(partner);
     db_tape_destroy(tt);
     db_vit_free(teacher);
     k = (size_t)finish(&s);
@@ -504,16 +494,6 @@ static double change_scene(const db_rng *rng, uint64_t k, world_scene *scene)
     distance += 0.30 * fabs((double)(scene->fill - was.fill));
     distance += 0.05 * fabs((double)(scene->light_azimuth - was.light_azimuth));
     return distance;
-}
-
-/* A square picture of `from` pixels a side scaled to `to`, in place; x is room for the larger. */
-static void rescale(db_ctx *ctx, uint8_t *rgb, size_t from, size_t to, float *x)
-{
-    db_image image;
-    size_t i;
-    image.rgb = rgb, image.w = image.h = from;
-    db_resize(ctx, &image, to, to, x);
-    for (i = 0; i < to * to * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
 }
 
 /* Half of the pictures [S,S,3] lose sharpness, a quarter get grain; returns how far it went. */

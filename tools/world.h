@@ -176,6 +176,10 @@ void world_sample(uint64_t seed, world_scene *scene);
 /* Changes the view of a scene, drawing the camera anew from seed. view is WORLD_FRONT... */
 void world_set_view(world_scene *scene, int view, uint64_t seed);
 
+/* Gives the object colours and one to three marks of its own, drawn from seed, as subjects have
+   them. No caption names them. */
+void world_make_individual(world_scene *scene, uint64_t seed);
+
 /* Changes one of the palette colours (which = 0 main, 1 second, 2 third, 3 accessory). */
 void world_set_color(world_scene *scene, int which, int color);
 
@@ -235,7 +239,7 @@ typedef struct world_pool_header {
     uint32_t virtual_size;  /* of the picture of which each one is a window; S for the whole */
     uint32_t scene_bytes;   /* sizeof(world_scene)                                           */
     uint64_t count;         /* N                                                             */
-    uint64_t seed;          /* picture i shows world_sample(seed + i)                        */
+    uint64_t seed;          /* picture i shows world_sample(seed + i), perhaps an individual */
     uint64_t rgb_offset;    /* [N][S][S][3] u8, from the beginning of the file               */
     uint64_t aux_offset;    /* [N][S/2][S/2][4] u8                                           */
     uint64_t scene_offset;  /* [N] world_scene                                               */
@@ -257,13 +261,14 @@ typedef struct world_pool_config {
     int virtual_size;       /* >= size                                                       */
     int samples;            /* as in world_render                                            */
     int threads;
+    int individuals;        /* so many of 100 are made individuals                           */
     uint64_t count;
     uint64_t seed;
     void (*progress)(uint64_t done, uint64_t count, void *user); /* or NULL                  */
     void *user;
 } world_pool_config;
 
-/* 1000 whole pictures of 64 px, seed world_seed(WORLD_PRETRAIN, 0), 2 threads. */
+/* 1000 whole pictures of 64 px, no individuals, seed world_seed(WORLD_PRETRAIN, 0), 2 threads. */
 world_pool_config world_pool_config_default(void);
 
 /* Renders a pool into path.tmp and renames it to path. Returns 0, or -1 with the reason in
@@ -530,7 +535,7 @@ static const float world__palette[WORLD_COLORS][3] = {
 /* What each stream of random numbers is for. */
 enum {
     WORLD__FOR_SCENE, WORLD__FOR_VIEW, WORLD__FOR_CAPTION, WORLD__FOR_TEXT, WORLD__FOR_WINDOW,
-    WORLD__FOR_COLOR, WORLD__FOR_SUBJECT
+    WORLD__FOR_COLOR, WORLD__FOR_SUBJECT, WORLD__FOR_INDIVIDUAL
 };
 
 uint64_t world_seed(world_split split, uint64_t index)
@@ -647,6 +652,40 @@ void world_sample(uint64_t seed, world_scene *s)
         seen_from = world__label_view(s->object, seen_from);
     }
     world_set_view(s, seen_from, seed);
+}
+
+void world_make_individual(world_scene *scene, uint64_t seed)
+{
+    static const float kinds[] = {0.40f, 0.20f, 0.30f, 0.10f}; /* WORLD_MARK_PATCH ... */
+    static const int8_t spots[] = {WORLD_AT_BODY, WORLD_AT_BODY, WORLD_AT_HEAD};
+    static const int8_t parts[] = {WORLD_AT_LEFT, WORLD_AT_RIGHT, WORLD_AT_TAIL, WORLD_AT_LEG};
+    world__rng rng = world__rng_make(seed, WORLD__FOR_INDIVIDUAL);
+    float color[4][3]; /* three of the object, one more for its marks */
+
+    for (int i = 0; i < 4; i++)
+        for (int c = 0; c < 3; c++) color[i][c] = world__range(&rng, 0.25f, 0.97f);
+    memcpy(scene->rgb, color, 3 * sizeof *color);
+    scene->color = scene->second = scene->third = -1;
+    scene->pattern = WORLD_PLAIN;
+    scene->n_marks = (int8_t)(1 + world__below(&rng, 3));
+    for (int i = 0; i < scene->n_marks; i++) {
+        world_mark *m = &scene->marks[i];
+        memset(m, 0, sizeof *m);
+        memcpy(m->rgb, color[1 + world__below(&rng, 3)], sizeof m->rgb);
+        m->kind = (int8_t)world__choose(&rng, kinds, 4);
+        m->region = m->kind == WORLD_MARK_PATCH ? spots[world__below(&rng, 3)]
+                  : m->kind == WORLD_MARK_WHOLE ? parts[world__below(&rng, 4)] : WORLD_AT_BODY;
+        m->radius = 1.0f;
+        if (m->kind == WORLD_MARK_PATCH) {
+            m->radius = world__range(&rng, 0.35f, 0.95f);
+            for (int c = 0; c < 3; c++) m->center[c] = world__range(&rng, -0.9f, 0.9f);
+        }
+        if (m->kind == WORLD_MARK_BAND) {
+            m->radius = world__range(&rng, 0.25f, 0.55f);
+            m->center[0] = world__range(&rng, -1.2f, 1.2f);
+        }
+        if (m->kind == WORLD_MARK_TIP) m->center[1] = world__range(&rng, -0.9f, -0.3f);
+    }
 }
 
 /* ---- [W-4] Captions ----------------------------------------------------------------------- */
@@ -3677,7 +3716,9 @@ static void world__render_batch(const world_pool_header *h, const world_pool_con
 #endif
     for (int i = 0; i < n; i++) {
         int x0, y0;
-        world_sample(h->seed + first + (uint64_t)i, &scenes[i]);
+        uint64_t seed = h->seed + first + (uint64_t)i;
+        world_sample(seed, &scenes[i]);
+        if ((int)(seed % 100) < c->individuals) world_make_individual(&scenes[i], seed);
         world_pool_window(h, first + (uint64_t)i, &x0, &y0);
         world_render(&scenes[i], c->virtual_size, x0, y0, size, size, c->samples,
                      rgb + (size_t)i * pixels * 3, full + (size_t)i * pixels * 4);
