@@ -20,6 +20,7 @@ pool base 64 60000 --samples 3
 pool sr 256 3000 --samples 2 --seed 200000
 pool sr1024 256 4000 --virtual 1024 --samples 2 --seed 300000
 pool metric 64 60000 --samples 3 --split metric
+pool dino 64 60000 --samples 3 --split metric --individuals 50
 
 pretrain() { # what, steps in all, decay, more
     what=$1 steps=$(n $2) decay=$(n $3)
@@ -36,14 +37,14 @@ pretrain sr 24464 0 $sr
 pretrain sr 26100 1500 $sr --ema 0.998
 pretrain sr1024 24500 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --lr 1e-3 --ema 0.998
 
-metric() { # what, steps, decay, batch, learning rate, average
-    $tools/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/metric.pool" --state "$out/$1.state" --precision bf16 \
+metric() { # what, steps, decay, batch, learning rate, average, pool
+    $tools/pretrain_metrics $1 --dir "$out/metrics/$1" --pool "$out/${7:-metric}.pool" --state "$out/$1.state" --precision bf16 \
         --steps $(n $2) --decay $(n $3) --batch $4 --lr $5 --ema $6
 }
 metric classifier 3000 1000 64 1e-3 0.997
 metric lpips 1600 500 32 1e-3 0.996
 metric clip 2500 800 96 1e-3 0.997
-metric dino 8000 1100 64 6e-4 0.998
+metric dino 12400 2400 64 4e-4 0.998 dino
 
 $tools/gates run --captions $world/captions.txt --model "$out/base" --classifier "$out/metrics/classifier" \
     --metrics "$out/metrics" --out "$out" --precision bf16 --count $(n 512)
