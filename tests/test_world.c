@@ -310,6 +310,41 @@ static void test_subjects(void)
     check("fine textures show at 256 px", invisible == 0, "%d do not", invisible);
 }
 
+/* Marks of every kind that are seen, colours that no caption names, nothing else changed. */
+static void test_individuals(void)
+{
+    enum { N = 400, SIZE = 32 };
+    unsigned char plain[SIZE * SIZE * 3], marked[SIZE * SIZE * 3];
+    int kinds[4] = {0}, named = 0, hidden = 0, moved = 0;
+    for (int i = 0; i < N; i++) {
+        uint64_t seed = world_seed(WORLD_VALIDATION, 7000 + (uint64_t)i);
+        world_scene s, was;
+        char caption[WORLD_CAPTION_MAX];
+        world_sample(seed, &s);
+        s.accessory = WORLD_NO_ACCESSORY; /* whose colour is named */
+        was = s;
+        world_make_individual(&s, seed);
+        for (int k = 0; k < s.n_marks; k++) kinds[s.marks[k].kind]++;
+        moved += s.place != was.place || s.view != was.view || s.object != was.object
+              || memcmp(s.shape, was.shape, sizeof s.shape) != 0;
+        world_caption_kept(&s, seed, caption, sizeof caption);
+        if (s.place != WORLD_CARPET) /* "on a red carpet" */
+            for (int c = 0; c < WORLD_COLORS; c++)
+                named += strstr(caption, world_color_name(c)) != NULL;
+        if (i >= 24) continue;
+        memcpy(was.rgb, s.rgb, sizeof s.rgb); /* the same colours without the marks */
+        was.pattern = WORLD_PLAIN;
+        world_render(&was, SIZE, 0, 0, SIZE, SIZE, 1, plain, NULL);
+        world_render(&s, SIZE, 0, 0, SIZE, SIZE, 1, marked, NULL);
+        hidden += rms(plain, marked, sizeof plain) < 0.5;
+    }
+    check("individuals: every kind of mark", kinds[0] && kinds[1] && kinds[2] && kinds[3],
+          "%d %d %d %d", kinds[0], kinds[1], kinds[2], kinds[3]);
+    check("individuals: most marks are seen", hidden <= 8, "%d of 24 show none", hidden);
+    check("individuals: no caption names a colour", named == 0, "%d do", named);
+    check("individuals: all else stays", moved == 0, "%d changed", moved);
+}
+
 static void test_glyphs(void)
 {
     double least = 1e9;
@@ -347,18 +382,22 @@ static void test_pools(void)
     c.virtual_size = 64;
     c.count = 300; /* more than one batch */
     c.samples = 2;
+    c.individuals = 40;
     c.seed = world_seed(WORLD_VALIDATION, 50);
     int written = world_pool_write(path, &c, error, sizeof error) == 0;
     int opened = written && world_pool_open(path, &pool, error, sizeof error) == 0;
     check("a pool can be written and opened", opened, "%s", error);
     if (!opened) return;
 
-    int wrong = 0;
+    int wrong = 0, individuals = 0;
+    for (uint64_t i = 0; i < c.count; i++) individuals += pool.scenes[i].n_marks > 0;
+    check("so many of 100 are individuals", individuals == 120, "%d of 300", individuals);
     for (uint64_t i = 0; i < c.count; i += 13) {
         world_scene s;
         unsigned char rgb[16 * 16 * 3], full[16 * 16 * 4], half[8 * 8 * 4];
         int x0, y0;
         world_sample(c.seed + i, &s);
+        if (pool.scenes[i].n_marks) world_make_individual(&s, c.seed + i);
         world_pool_window(pool.header, i, &x0, &y0);
         world_render(&s, 64, x0, y0, 16, 16, 2, rgb, full);
         world__halve(full, 16, half);
@@ -412,6 +451,7 @@ int main(void)
     test_seeds();
     test_subjects();
     test_glyphs();
+    test_individuals();
     test_pools();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
