@@ -44,6 +44,7 @@
 #include "statistics.h"
 #include "threads.h"
 
+enum { INDIVIDUALS = 40 }; /* of 100: as many as the base has been trained on */
 enum { CAPTIONS = 512, SHEET = 64, S = 64, STEPS = 20, EACH = 8, AT_ONCE = 8 };
 enum { ASKED = 4 };
 static const int asked[ASKED] = {CLASSIFIER_class, CLASSIFIER_place, CLASSIFIER_color,
@@ -279,6 +280,7 @@ static db_result class_pictures(db_pipeline *p, pictures *drawn, pictures *rende
         for (i = 0; i < EACH; index++) {
             world_scene scene;
             world_sample(world_seed(WORLD_VALIDATION, index), &scene);
+            if (index % 100 < INDIVIDUALS) world_make_individual(&scene, index);
             if (scene.object != (int)k || scene.head >= 0 || scene.style != WORLD_PHOTO) continue;
             render(&scene, rendered, n++), i++;
         }

@@ -16,7 +16,7 @@ pool() { # name, size, count, more
     shift 3
     [ -f "$out/$name.pool" ] || $tools/world pool --out "$out/$name.pool" --size $size --count $count "$@"
 }
-pool base 64 60000 --samples 3
+pool base 64 60000 --samples 3 --individuals 40
 pool sr 256 3000 --samples 2 --seed 200000
 pool sr1024 256 4000 --virtual 1024 --samples 2 --seed 300000
 pool metric 64 60000 --samples 3 --split metric
@@ -32,7 +32,7 @@ sr="--dir $out/sr256 --text $out/base --pool $out/sr.pool --precision bf16 --siz
 $tools/pretrain vocabulary --dir "$out/base"
 pretrain text 2500 1000 --dir "$out/base" --batch 64 --lr 2e-3 --warmup 200
 pretrain base 8806 0 $base --size 32 --batch 32
-pretrain base 42560 2400 $base --size 64 --batch 16 --ema 0.998
+pretrain base 49060 2200 $base --size 64 --batch 16 --ema 0.998
 pretrain sr 24464 0 $sr
 pretrain sr 26100 1500 $sr --ema 0.998
 pretrain sr1024 24500 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --lr 1e-3 --ema 0.998
