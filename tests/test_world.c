@@ -338,6 +338,27 @@ static void test_individuals(void)
         world_render(&s, SIZE, 0, 0, SIZE, SIZE, 1, marked, NULL);
         hidden += rms(plain, marked, sizeof plain) < 0.5;
     }
+    int strangers = 0, unsaid = 0;
+    for (int i = 0; i < 64; i++) { /* the baker's dog is the same in two scenes, and no other's */
+        uint64_t seed = world_seed(WORLD_VALIDATION, 8000 + (uint64_t)i);
+        world_scene a, b, c;
+        char caption[WORLD_CAPTION_MAX];
+        int owner = 1 + i % WORLD_OWNERS;
+        world_sample(seed, &a), world_sample(seed + 100, &b), world_sample(seed, &c);
+        b.object = c.object = a.object;
+        world_make_owned(&a, owner), world_make_owned(&b, owner);
+        world_make_owned(&c, 1 + owner % WORLD_OWNERS);
+        strangers += memcmp(a.shape, b.shape, sizeof a.shape) || memcmp(a.rgb, b.rgb, 36)
+                  || memcmp(a.marks, b.marks, (size_t)a.n_marks * sizeof *a.marks)
+                  || !memcmp(a.shape, c.shape, sizeof a.shape);
+        world_caption_kept(&a, seed, caption, sizeof caption);
+        const char *noun = world_class_name(a.object); /* behind it nothing: a bare wording */
+        const char *last = strlen(caption) > strlen(noun) ? caption + strlen(caption) - strlen(noun)
+                                                          : caption;
+        unsaid += !strstr(caption, world__people[owner - 1]) && strcmp(last, noun) != 0;
+    }
+    check("owned: the same individual in every scene", strangers == 0, "%d differ", strangers);
+    check("owned: captions say whose it is", unsaid == 0, "%d do not", unsaid);
     check("individuals: every kind of mark", kinds[0] && kinds[1] && kinds[2] && kinds[3],
           "%d %d %d %d", kinds[0], kinds[1], kinds[2], kinds[3]);
     check("individuals: most marks are seen", hidden <= 8, "%d of 24 show none", hidden);
@@ -397,7 +418,8 @@ static void test_pools(void)
         unsigned char rgb[16 * 16 * 3], full[16 * 16 * 4], half[8 * 8 * 4];
         int x0, y0;
         world_sample(c.seed + i, &s);
-        if (pool.scenes[i].n_marks) world_make_individual(&s, c.seed + i);
+        if (pool.scenes[i].owner) world_make_owned(&s, pool.scenes[i].owner);
+        else if (pool.scenes[i].n_marks) world_make_individual(&s, c.seed + i);
         world_pool_window(pool.header, i, &x0, &y0);
         world_render(&s, 64, x0, y0, 16, 16, 2, rgb, full);
         world__halve(full, 16, half);

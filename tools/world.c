@@ -10,9 +10,9 @@
 
    pool      pre-rendered pictures for the trainer; --virtual 1024 --size 64 makes random windows
              of 64 px out of pictures of 1024 px; --individuals 40: so many of 100 have colours and
-             marks of their own, which no caption names
-   sheet     a labelled grid of pictures, to look at: random, individuals, classes, places, colors,
-             patterns, views, accessories, poses, expressions, styles, hybrids, glyphs, subjects,
+             marks of their own, half of them always the same ones of somebody
+   sheet     a labelled grid of pictures, to look at: random, individuals, owned, classes, places,
+             colors, patterns, views, accessories, poses, expressions, styles, hybrids, glyphs, subjects,
              held_out
    subjects  each subject's photos as DIR/NAME/00.png, 01.png, ...; --name: of one alone
    text      sentences, one a line, to pre-train a text encoder
@@ -138,6 +138,12 @@ static int sheet_scene(const char *kind, uint64_t seed, int row, int column, wor
     if (!strcmp(kind, "random") || !strcmp(kind, "individuals")) {
         world_sample(own, s);
         if (*kind == 'i') world_make_individual(s, own);
+        return 1;
+    }
+    if (!strcmp(kind, "owned")) {
+        world_sample(own, s);
+        s->object = (int8_t)(row % WORLD_CLASSES);
+        world_make_owned(s, 1 + row / WORLD_CLASSES);
         return 1;
     }
     if (!strcmp(kind, "subjects") || !strcmp(kind, "held_out")) {

@@ -90,6 +90,7 @@ enum {
     WORLD_PHOTO, WORLD_PENCIL, WORLD_PIXEL_ART, WORLD_POSTER, WORLD_WATERCOLOUR, WORLD_STYLES
 };
 #define WORLD_GLYPHS 36 /* a-z, then 0-9 */
+#define WORLD_OWNERS 28
 
 /* The word for each value, as captions have it; NULL for a value out of range. A place's name is
    its whole phrase ("on the beach"), a style's ("a pencil sketch of"); that of WORLD_PLAIN,
@@ -156,7 +157,9 @@ typedef struct world_scene {
     int8_t glyph;           /* painted letter 0..35; -1 if none                             */
     int8_t subject;         /* index over all subjects; -1 if none                          */
     int8_t texture;         /* of subjects: fine texture invisible at 64 px; 0 if none      */
-    int8_t n_marks, pad[3];
+    int8_t n_marks;
+    int8_t owner;           /* 1...: whose it is, and so which individual; 0: nobody's      */
+    int8_t pad[2];
     float shape[8];         /* in [0,1], meaning depends on the class                       */
     float rgb[4][3];        /* sRGB: main, second, third, accessory                         */
     float pattern_period, pattern_phase; /* in object units; fraction of a period           */
@@ -179,6 +182,11 @@ void world_set_view(world_scene *scene, int view, uint64_t seed);
 /* Gives the object colours and one to three marks of its own, drawn from seed, as subjects have
    them. No caption names them. */
 void world_make_individual(world_scene *scene, uint64_t seed);
+
+/* Makes it the one of its class that belongs to somebody, owner = 1 ... WORLD_OWNERS: it has the
+   same build, colours and marks in every scene, and captions say whose it is, "a dog of the
+   baker". So a word can mean an individual before any fine-tuning, as names do in large sets. */
+void world_make_owned(world_scene *scene, int owner);
 
 /* Changes one of the palette colours (which = 0 main, 1 second, 2 third, 3 accessory). */
 void world_set_color(world_scene *scene, int which, int color);
@@ -688,6 +696,18 @@ void world_make_individual(world_scene *scene, uint64_t seed)
     }
 }
 
+void world_make_owned(world_scene *scene, int owner)
+{
+    uint64_t who = world_seed(WORLD_PRETRAIN, ((uint64_t)1 << 39)
+                                                  + (uint64_t)(64 * owner + scene->object));
+    world__rng build = world__rng_make(who, WORLD__FOR_SUBJECT);
+    for (int k = 0; k < 8; k++) scene->shape[k] = world__uniform(&build);
+    world_make_individual(scene, who);
+    scene->head = scene->glyph = -1;
+    if (!world_is_animal(scene->object)) scene->expression = WORLD_NEUTRAL; /* a hybrid's head's */
+    scene->owner = (int8_t)owner;
+}
+
 /* ---- [W-4] Captions ----------------------------------------------------------------------- */
 
 /* Words written one after another into a caller's buffer; what does not fit is cut off. */
@@ -776,6 +796,12 @@ static int world__adjectives(const world_scene *s, const world__mentions *m, wor
     return n;
 }
 
+/* Owners of things, and people of whom the sentences for the text encoder speak. */
+static const char *const world__people[WORLD_OWNERS] = {
+    "man", "woman", "boy", "girl", "child", "farmer", "teacher", "doctor", "driver", "baker",
+    "painter", "sailor", "singer", "king", "queen", "friend", "mother", "father", "sister",
+    "brother", "uncle", "aunt", "neighbour", "student", "writer", "cook", "nurse", "soldier"};
+
 /* "dog", with a rare word before it in few captions. rare is NULL or that word. */
 static void world__put_noun_phrase(world__words *w, const world_scene *s, const world__mentions *m,
                                    world__rng *rng, const char *rare)
@@ -805,6 +831,10 @@ static void world__put_noun_phrase(world__words *w, const world_scene *s, const 
         for (int i = 0; i < n; i++) world__put(w, adjectives[i]);
         world__put(w, rare);
         world__put(w, noun);
+    }
+    if (s->owner > 0 && s->head < 0) {
+        world__put(w, "of the");
+        world__put(w, world__people[s->owner - 1]);
     }
     if (m->pattern && !pattern_is_said) {
         world__put(w, "with");
@@ -987,10 +1017,6 @@ static const char *const world__things[] = {
     "car", "mug", "teapot", "robot", "boot", "backpack", "vase", "clock", "candle", "hat",
     "scarf", "crown", "bow", "coat", "shirt", "shoe", "glove", "ring", "coin", "letter",
     "camera", "radio", "kite", "flag", "bell", "cup", "bowl", "jar", "can", "sign"};
-static const char *const world__people[] = {
-    "man", "woman", "boy", "girl", "child", "farmer", "teacher", "doctor", "driver", "baker",
-    "painter", "sailor", "singer", "king", "queen", "friend", "mother", "father", "sister",
-    "brother", "uncle", "aunt", "neighbour", "student", "writer", "cook", "nurse", "soldier"};
 static const char *const world__scenery[] = {
     "house", "garden", "park", "school", "shop", "market", "bridge", "river", "lake", "sea",
     "mountain", "hill", "valley", "field", "farm", "barn", "church", "castle", "tower", "station",
@@ -3718,7 +3744,10 @@ static void world__render_batch(const world_pool_header *h, const world_pool_con
         int x0, y0;
         uint64_t seed = h->seed + first + (uint64_t)i;
         world_sample(seed, &scenes[i]);
-        if ((int)(seed % 100) < c->individuals) world_make_individual(&scenes[i], seed);
+        if ((int)(seed % 100) < c->individuals) {
+            if (seed % 2) world_make_individual(&scenes[i], seed);
+            else world_make_owned(&scenes[i], 1 + (int)(world__hash(seed) % WORLD_OWNERS));
+        }
         world_pool_window(h, first + (uint64_t)i, &x0, &y0);
         world_render(&scenes[i], c->virtual_size, x0, y0, size, size, c->samples,
                      rgb + (size_t)i * pixels * 3, full + (size_t)i * pixels * 4);
