@@ -338,8 +338,18 @@ static void test_individuals(void)
         world_render(&s, SIZE, 0, 0, SIZE, SIZE, 1, marked, NULL);
         hidden += rms(plain, marked, sizeof plain) < 0.5;
     }
+    check("individuals: every kind of mark", kinds[0] && kinds[1] && kinds[2] && kinds[3],
+          "%d %d %d %d", kinds[0], kinds[1], kinds[2], kinds[3]);
+    check("individuals: most marks are seen", hidden <= 8, "%d of 24 show none", hidden);
+    check("individuals: no caption names a colour", named == 0, "%d do", named);
+    check("individuals: all else stays", moved == 0, "%d changed", moved);
+}
+
+/* The baker's dog is the same in two scenes, and not the painter's; captions say whose it is. */
+static void test_owned(void)
+{
     int strangers = 0, unsaid = 0;
-    for (int i = 0; i < 64; i++) { /* the baker's dog is the same in two scenes, and no other's */
+    for (int i = 0; i < 64; i++) {
         uint64_t seed = world_seed(WORLD_VALIDATION, 8000 + (uint64_t)i);
         world_scene a, b, c;
         char caption[WORLD_CAPTION_MAX];
@@ -348,7 +358,8 @@ static void test_individuals(void)
         b.object = c.object = a.object;
         world_make_owned(&a, owner), world_make_owned(&b, owner);
         world_make_owned(&c, 1 + owner % WORLD_OWNERS);
-        strangers += memcmp(a.shape, b.shape, sizeof a.shape) || memcmp(a.rgb, b.rgb, 36)
+        strangers += memcmp(a.shape, b.shape, sizeof a.shape)
+                  || memcmp(a.rgb, b.rgb, 3 * sizeof *a.rgb)
                   || memcmp(a.marks, b.marks, (size_t)a.n_marks * sizeof *a.marks)
                   || !memcmp(a.shape, c.shape, sizeof a.shape);
         world_caption_kept(&a, seed, caption, sizeof caption);
@@ -359,11 +370,6 @@ static void test_individuals(void)
     }
     check("owned: the same individual in every scene", strangers == 0, "%d differ", strangers);
     check("owned: captions say whose it is", unsaid == 0, "%d do not", unsaid);
-    check("individuals: every kind of mark", kinds[0] && kinds[1] && kinds[2] && kinds[3],
-          "%d %d %d %d", kinds[0], kinds[1], kinds[2], kinds[3]);
-    check("individuals: most marks are seen", hidden <= 8, "%d of 24 show none", hidden);
-    check("individuals: no caption names a colour", named == 0, "%d do", named);
-    check("individuals: all else stays", moved == 0, "%d changed", moved);
 }
 
 static void test_glyphs(void)
@@ -403,16 +409,18 @@ static void test_pools(void)
     c.virtual_size = 64;
     c.count = 300; /* more than one batch */
     c.samples = 2;
-    c.individuals = 40;
+    c.individuals = 40, c.owned = 20;
     c.seed = world_seed(WORLD_VALIDATION, 50);
     int written = world_pool_write(path, &c, error, sizeof error) == 0;
     int opened = written && world_pool_open(path, &pool, error, sizeof error) == 0;
     check("a pool can be written and opened", opened, "%s", error);
     if (!opened) return;
 
-    int wrong = 0, individuals = 0;
-    for (uint64_t i = 0; i < c.count; i++) individuals += pool.scenes[i].n_marks > 0;
+    int wrong = 0, individuals = 0, owned = 0;
+    for (uint64_t i = 0; i < c.count; i++)
+        individuals += pool.scenes[i].n_marks > 0, owned += pool.scenes[i].owner > 0;
     check("so many of 100 are individuals", individuals == 120, "%d of 300", individuals);
+    check("so many of them are owned", owned == 60, "%d of 300", owned);
     for (uint64_t i = 0; i < c.count; i += 13) {
         world_scene s;
         unsigned char rgb[16 * 16 * 3], full[16 * 16 * 4], half[8 * 8 * 4];
@@ -474,6 +482,7 @@ int main(void)
     test_subjects();
     test_glyphs();
     test_individuals();
+    test_owned();
     test_pools();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

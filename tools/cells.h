@@ -72,16 +72,17 @@ static inline pictures take_photos(const settings *s, int subject, size_t side)
     return p;
 }
 
-/* Whether one of them was taken there. */
-static inline int is_place_of_photos(const settings *s, int subject, int place)
+/* Where they were taken: a bit for each place. */
+static inline unsigned places_of_photos(const settings *s, int subject)
 {
-    int k, found = 0;
+    unsigned places = 0;
+    int k;
     for (k = 0; k < (int)s->photos; k++) {
         world_scene scene;
         photo_scene(s, subject, k, &scene);
-        found = found || scene.place == place;
+        places |= 1u << scene.place;
     }
-    return found;
+    return places;
 }
 
 /* All photos of a subject: what pictures are compared with. */
@@ -289,7 +290,7 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
         db_resize(ctx, &from[k % n_from], S, S, x);
         rng.seed = seed + k, rng.purpose = SEED_SUBJECT, rng.step = 0;
         db_random_normal(&rng, P * 3, noise);
-        db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, 2 * w->size->draw_steps, P * 3, &tr);
+        db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, edit_steps(w->size), P * 3, &tr);
         tr.use_clipped_model_output = 1;
         first = (size_t)((1 - strength) * (double)tr.n + 0.5);
         if (db_status(ctx) == DB_OK && first < tr.n) {
@@ -667,8 +668,8 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
 {
     char name[3][40];
     world_subject_info info = world_subject(w->c->subject);
-    size_t n = made->n, k, asked = 0, right = 0, class_right = 0;
-    int of_photos = 0;
+    unsigned places = places_of_photos(&w->c->settings, w->c->subject);
+    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
     if (w->w->net.classifier &&
         classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
@@ -678,7 +679,7 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
             class_right += one[CLASSIFIER_class] == info.object;
             if (p->place < 0) continue;
             asked++, right += one[CLASSIFIER_place] == p->place;
-            of_photos += is_place_of_photos(&w->c->settings, w->c->subject, one[CLASSIFIER_place]);
+            of_photos += places >> one[CLASSIFIER_place] & 1;
         }
         snprintf(name[0], sizeof name[0], "class_right%s", of);
         snprintf(name[1], sizeof name[1], "place_right%s", of);

@@ -427,8 +427,10 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
     return all;
 }
 
-/* All that decides on a cell's values besides subject, seed, networks and precision. SDEdit goes a
-   share of the way, by DDIM, so that it gets twice the steps. */
+/* SDEdit goes only its share of the way, by DDIM: twice the steps. */
+static inline size_t edit_steps(const scale *size) { return 2 * size->draw_steps; }
+
+/* All that decides on a cell's values besides subject, seed, networks and precision. */
 static inline void cell_settings(const cell *c, const scale *size, double guidance, char *out,
                                  size_t room)
 {
@@ -437,7 +439,7 @@ static inline void cell_settings(const cell *c, const scale *size, double guidan
     settings_print(&c->settings, out, room);
     n = strlen(out);
     snprintf(out + n, room - n, "sampler=%s/%zu guidance=%g class_sampler=ddpm/%zu scale=%s",
-             edits ? "ddim" : "dpmsolver", (edits ? 2 : 1) * size->draw_steps, guidance,
+             edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps, guidance,
              size->class_steps, size->name);
 }
 

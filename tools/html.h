@@ -15,7 +15,7 @@ static const char html_style[] =
     "td,th{padding:.25em .7em;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}"
     "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
     "code{font-size:12px;background:#f4f4f2;padding:.1em .3em}"
-    ".agrees{color:#1d7a3e;font-weight:600}.opposite{color:#b3261e;font-weight:600}"
+    ".agrees{color:#1d7a3e;font-weight:600}.opposite,.differs{color:#b3261e;font-weight:600}"
     ".inconclusive{color:#8a6d00;font-weight:600}.dim{color:#777}"
     ".scroll{overflow-x:auto}"
     ".strip{display:flex;flex-wrap:wrap;gap:6px;margin:.2em 0 .8em}"

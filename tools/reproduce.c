@@ -216,8 +216,8 @@ static const record *find_key(const records *all, const char *key, int measures,
     return NULL;
 }
 
-/* Seconds that cell k takes on two free cores with AVX-512 bf16, by what it trains and draws; with what it
-   is the first to need of the original model: class images, pictures of the subject's prompts. */
+/* Seconds that cell k takes on two free cores with AVX-512 bf16, by what it trains and draws; with
+   what it is the first to need of the original model: class images, pictures of its prompts. */
 static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
     const cell *c = &cells[k];
@@ -227,8 +227,7 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
     size_t j;
     if (m & MEASURE_METRICS) return 3;
     if (m & MEASURE_SR)
-        return 4 + .038 * s->steps +
-            3.0 * .4 * (double)size->held_out;
+        return 4 + .038 * s->steps + 3.0 * .4 * (double)size->held_out;
     for (j = 0; j < k; j++) {
         const settings *other = &cells[j].settings;
         first = first && (cells[j].subject != c->subject || cells[j].seed != c->seed);

@@ -211,8 +211,9 @@ static inline void judge(const records *all, outcome *out)
         size_t of[CLAIMS], m = 0;
         for (k = 0; k < CLAIMS; k++)
             if (in_family(&claims[k], family)) {
-                int known = out[k].n >= 3 && strcmp(out[k].verdict, "incomplete");
-                p[m] = known ? out[k].p : 1, against[m] = known ? out[k].against : 1, of[m++] = k;
+                if (out[k].n < 3 || !strcmp(out[k].verdict, "incomplete"))
+                    out[k].p = out[k].against = 1;
+                p[m] = out[k].p, against[m] = out[k].against, of[m++] = k;
             }
         stat_holm(p, m), stat_holm(against, m);
         for (i = 0; i < m; i++) {
@@ -223,7 +224,7 @@ static inline void judge(const records *all, outcome *out)
             o->p_holm = p[i], o->against_holm = against[i];
             if (p[i] < .05) o->verdict = "agrees";
             else if (against[i] < .05) o->verdict = c->relation == ALIKE ? "differs" : "opposite";
-            if (strcmp(o->verdict, "inconclusive") || c->relation == FOLLOWS) continue;
+            if (strcmp(o->verdict, "inconclusive") || c->relation == FOLLOWS || o->n < 3) continue;
             for (k = 0; k < m; k++) smaller += out[of[k]].p < o->p; /* its step in Holm's row */
             alpha = .05 / (double)(m - smaller);
             if (c->relation == ALIKE) {

@@ -1,7 +1,8 @@
 /* world - renders the procedural world of world.h to files.
 
    build/world pool     --out FILE [--size 64] [--virtual 64] [--count 1000] [--samples 3]
-                        [--split pretrain] [--seed 0] [--individuals 0] [--threads 2]
+                        [--split pretrain] [--seed 0] [--individuals 0] [--owned 0]
+                        [--threads 2]
    build/world sheet    --out FILE.png [--kind random] [--size 64] [--columns 8] [--rows 8]
                         [--samples 3] [--split pretrain] [--seed 0] [--scale 1] [--captions 1]
    build/world subjects --out DIR [--name NAME] [--size 256] [--samples 3]
@@ -10,10 +11,10 @@
 
    pool      pre-rendered pictures for the trainer; --virtual 1024 --size 64 makes random windows
              of 64 px out of pictures of 1024 px; --individuals 40: so many of 100 have colours and
-             marks of their own, half of them always the same ones of somebody
+             marks of their own; --owned 20: 20 of the 40 are somebody's, always the same ones
    sheet     a labelled grid of pictures, to look at: random, individuals, owned, classes, places,
-             colors, patterns, views, accessories, poses, expressions, styles, hybrids, glyphs, subjects,
-             held_out
+             colors, patterns, views, accessories, poses, expressions, styles, hybrids, glyphs,
+             subjects, held_out
    subjects  each subject's photos as DIR/NAME/00.png, 01.png, ...; --name: of one alone
    text      sentences, one a line, to pre-train a text encoder
    card      what the world holds and how often, measured on a sample
@@ -29,7 +30,8 @@
 
 typedef struct options {
     const char *out, *kind, *name;
-    long size, virtual_size, count, samples, threads, columns, rows, scale, captions, individuals;
+    long size, virtual_size, count, samples, threads, columns, rows, scale, captions;
+    long individuals, owned;
     world_split split;
     uint64_t seed;
 } options;
@@ -51,7 +53,8 @@ static int parse(int argc, char **argv, options *o)
         {"--count", &o->count, 1},     {"--samples", &o->samples, 1},
         {"--threads", &o->threads, 1}, {"--columns", &o->columns, 1},
         {"--rows", &o->rows, 1},       {"--scale", &o->scale, 1},
-        {"--captions", &o->captions, 0}, {"--individuals", &o->individuals, 0}};
+        {"--captions", &o->captions, 0}, {"--individuals", &o->individuals, 0},
+        {"--owned", &o->owned, 0}};
     for (int i = 2; i < argc; i += 2) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         int known = 0;
@@ -96,7 +99,7 @@ static int command_pool(const options *o)
     c.count = (uint64_t)o->count;
     c.samples = (int)o->samples;
     c.threads = (int)o->threads;
-    c.individuals = (int)o->individuals;
+    c.individuals = (int)o->individuals, c.owned = (int)o->owned;
     c.seed = world_seed(o->split, o->seed);
     c.progress = report;
     if (world_pool_write(o->out, &c, error, sizeof error)) return fail(error, NULL);

@@ -269,7 +269,8 @@ typedef struct world_pool_config {
     int virtual_size;       /* >= size                                                       */
     int samples;            /* as in world_render                                            */
     int threads;
-    int individuals;        /* so many of 100 are made individuals                           */
+    int individuals;        /* so many of 100 are made individuals,                          */
+    int owned;              /* so many of them owned ones; at most `individuals`             */
     uint64_t count;
     uint64_t seed;
     void (*progress)(uint64_t done, uint64_t count, void *user); /* or NULL                  */
@@ -3744,10 +3745,9 @@ static void world__render_batch(const world_pool_header *h, const world_pool_con
         int x0, y0;
         uint64_t seed = h->seed + first + (uint64_t)i;
         world_sample(seed, &scenes[i]);
-        if ((int)(seed % 100) < c->individuals) {
-            if (seed % 2) world_make_individual(&scenes[i], seed);
-            else world_make_owned(&scenes[i], 1 + (int)(world__hash(seed) % WORLD_OWNERS));
-        }
+        if ((int)(seed % 100) < c->owned)
+            world_make_owned(&scenes[i], 1 + (int)(world__hash(seed) % WORLD_OWNERS));
+        else if ((int)(seed % 100) < c->individuals) world_make_individual(&scenes[i], seed);
         world_pool_window(h, first + (uint64_t)i, &x0, &y0);
         world_render(&scenes[i], c->virtual_size, x0, y0, size, size, c->samples,
                      rgb + (size_t)i * pixels * 3, full + (size_t)i * pixels * 4);
