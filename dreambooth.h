@@ -940,6 +940,9 @@ typedef struct db_sample_config {
     db_sampler sampler;
     size_t num_inference_steps;
     float guidance_scale; /* 1: none, and half the work                                           */
+    float guidance_stop;  /* after this share of the steps the prompt's prediction stands alone: what
+                             guidance adds at low noise is mostly noise (Kynkaanniemi et al., 2024);
+                             1: never                                                             */
     float eta;            /* DDIM's                                                               */
     int use_clipped_model_output; /* DDIM's, see db_trajectory; diffusers' pipelines have 0, which
                              makes a difference only where x0 is clipped or thresholded           */
@@ -956,7 +959,7 @@ typedef struct db_sample_config {
                              0: of the autoencoder's sample_size, but only above a megapixel      */
 } db_sample_config;
 
-/* DDPM, 100 steps, guidance 7, seed 0: IF's stage I; use_clipped_model_output on */
+/* DDPM, 100 steps, guidance 7 in all of them, seed 0: IF's stage I; use_clipped_model_output on */
 db_sample_config db_sample_config_default(void);
 
 /* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of
@@ -1060,7 +1063,8 @@ typedef struct db_dreambooth_config {
     int gradient_checkpointing, train_text_encoder;
     int in_sequence; /* class samples after the instance's, not in one batch with them: the same
                         gradient, less memory, more time                                         */
-    float snr_gamma; /* min-SNR weights of both terms' samples (5 is usual); 0: plain            */
+    float snr_gamma; /* min-SNR weights of both terms' samples (5 is usual); 0: plain; INFINITY:
+                        those of the loss in epsilon, whatever the network predicts               */
     float noise_offset; /* this much of one normal number for each sample and channel joins the
                            noise, so that a picture's mean can be learnt (0.1 is usual); 0: none */
     float learning_rate;
@@ -11200,7 +11204,7 @@ db_sample_config db_sample_config_default(void)
     db_sample_config c;
     memset(&c, 0, sizeof c);
     c.num_inference_steps = 100;
-    c.guidance_scale = 7;
+    c.guidance_scale = 7, c.guidance_stop = 1;
     c.use_clipped_model_output = 1;
     return c;
 }
@@ -11291,7 +11295,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
 {
     db_ctx *ctx = u->params.ctx;
     int guided = config->guidance_scale != 1;
-    size_t N = guided ? 2 * B : B, P = H * W, CP = u->config.out_channels, n = P * C, k, b;
+    size_t N = guided ? 2 * B : B, P = H * W, CP = u->config.out_channels, n = P * C, k, b, stop;
     size_t dim[4];
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)),
           *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)),
@@ -11311,6 +11315,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
         goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
+    stop = (size_t)(config->guidance_stop * (float)tr.n);
     dim[0] = N, dim[1] = net.h, dim[2] = net.w, dim[3] = net.CI;
     net.tape = t;
     net.x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
@@ -11333,7 +11338,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         for (b = 0; b < N; b++) time[b] = (float)tr.timestep[k];
         db_upload(t, ts, time);
         db__predict(&net, out, config->low_res, B, C, config->seed, (uint32_t)k, pred);
-        if (guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
+        if (guided) db_guide(B, P, C, CP, k < stop ? config->guidance_scale : 1, pred);
         if (db_trajectory_draws(&tr, k))
             db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
         if (ctx->result == DB_OK) db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, out);

@@ -397,6 +397,27 @@ static void test_latent(void)
     }
 }
 
+/* With an infinite gamma the weight turns a loss in what the network predicts into one in epsilon. */
+static void test_epsilon_weights(void)
+{
+    static const double alphas[] = {.9999, .7, .2, 1e-4};
+    db_schedule s;
+    double worst = 0;
+    size_t t;
+    memset(&s, 0, sizeof s);
+    s.alphas_cumprod = (double *)alphas;
+    for (t = 0; t < sizeof alphas / sizeof *alphas; t++) {
+        double a = alphas[t]; /* eps - eps^ = alpha (v - v^) = alpha / sigma (x^ - x) */
+        s.prediction_type = DB_PREDICT_EPSILON;
+        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) - 1));
+        s.prediction_type = DB_PREDICT_V;
+        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) / a - 1));
+        s.prediction_type = DB_PREDICT_SAMPLE;
+        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) / (a / (1 - a)) - 1));
+    }
+    test_check(worst < 1e-6, "loss in epsilon", "weights 1, alpha^2, alpha^2 / sigma^2");
+}
+
 /* In one batch or one term after the other: the same gradient of everything that is trained, in a
    smaller arena. */
 static void test_sequence(void)
@@ -910,6 +931,7 @@ int main(void)
     compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1, 0);
     compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1, 0);
     test_latent();
+    test_epsilon_weights();
     test_sequence();
     test_prompts();
     test_released();

@@ -560,6 +560,26 @@ static void check_pipeline(db_ctx *ctx)
         free(ref);
         db_clear_error(ctx);
     }
+    { /* guidance in the first steps alone: of four, with the share just below and at a step's end */
+        static const float stop[] = {0, .24f, .25f, .99f, 1};
+        float *drawn = (float *)malloc(5 * N * sizeof *drawn);
+        double same, first, third;
+        db_sample_config c = db_sample_config_default();
+        c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 4, c.latents = latents;
+        c.guidance_scale = 1;
+        db_generate(p, prompts, 2, NULL, &c, H, W, out);
+        c.guidance_scale = 3;
+        for (k = 0; k < 5; k++) {
+            c.guidance_stop = stop[k];
+            db_generate(p, prompts, 2, NULL, &c, H, W, drawn + k * N);
+        }
+        same = test_error(drawn, out, N, 0, NULL) + test_error(drawn + N, out, N, 0, NULL);
+        first = test_error(drawn + 2 * N, out, N, 0, NULL);
+        third = test_error(drawn + 3 * N, drawn + 4 * N, N, 0, NULL);
+        test_check(same < 1e-5 && first > 1e-4 && third > 1e-4, "pipeline, guidance stops",
+                   "as without it, one of four steps, three of four");
+        free(drawn);
+    }
     { /* one picture alone is the same; latents drawn depend on the seed */
         db_sample_config c = db_sample_config_default();
         c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 3, c.seed = 5;

@@ -214,8 +214,9 @@ static inline pictures original_pictures(const workplace *w, const char *const *
     uint64_t key = hash_begin;
     size_t k;
     for (k = 0; k < n; k++) key = hash_bytes(key, prompts[k], strlen(prompts[k]) + 1);
-    snprintf(what, sizeof what, "original %016llx seed %llu steps %zu guidance %g",
-             (unsigned long long)key, (unsigned long long)seed, w->size->draw_steps, w->guidance);
+    snprintf(what, sizeof what, "original %016llx seed %llu steps %zu guidance %g %g",
+             (unsigned long long)key, (unsigned long long)seed, w->size->draw_steps, w->guidance,
+             PIXEL_GUIDANCE_STOP);
     r.prompts = prompts, r.seed = seed, r.guidance = 0;
     return kept(w, what, n, side, draw_original, &r);
 }
@@ -279,6 +280,7 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
           *pred = (float *)malloc(2 * P * CP * sizeof *pred),
           *in = (float *)malloc(6 * P * sizeof *in);
     float time[2], alpha, sigma;
+    double guidance;
     const char *pair[2] = {"", ""};
     db_tensor in_tape[3], y;
     db_tape *t = record_unet(p, 2, S, in_tape, &y);
@@ -304,7 +306,8 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
             db_upload(t, in_tape[0], in), db_upload(t, in_tape[1], time);
             db_run(t, seed, (uint32_t)i);
             if (db_download(t, y, pred) != DB_OK) break;
-            db_guide(1, P, 3, CP, (float)w->guidance, pred);
+            guidance = (double)i < usual_guidance_stop(p) * (double)tr.n ? w->guidance : 1;
+            db_guide(1, P, 3, CP, (float)guidance, pred);
             db_trajectory_step(&tr, i, 1, P, 3, CP, pred, noise, x);
         }
         db_trajectory_free(&tr);
@@ -516,19 +519,30 @@ static inline void restore_other_rows(work *w)
     memcpy(table->data, w->embeddings, table->count * sizeof *row);
 }
 
-static inline int start_training(work *w)
+/* What the settings say of any network's training. */
+static inline db_dreambooth_config training_config(const work *w)
 {
     const settings *s = &w->c->settings;
     db_dreambooth_config c = db_dreambooth_config_default();
+    c.instance_prompt = w->instance, c.seed = (uint64_t)w->c->seed;
+    c.train_batch_size = c.class_batch_size = (size_t)s->batch;
+    c.learning_rate = (float)s->lr, c.max_train_steps = (size_t)s->steps;
+    c.lr_scheduler = strcmp(s->schedule, "cosine") ? DB_LR_CONSTANT : DB_LR_COSINE;
+    c.snr_gamma = (float)s->gamma;
+    return c;
+}
+
+static inline int start_training(work *w)
+{
+    const settings *s = &w->c->settings;
+    db_dreambooth_config c = training_config(w);
     size_t S = picture_side(w->p), n = (size_t)s->classes;
     pictures classes;
     float *class_images = NULL;
     int bad = 0;
     memset(&classes, 0, sizeof classes);
     if (s->steps == 0) return 0;
-    c.instance_prompt = w->instance, c.resolution = S, c.seed = (uint64_t)w->c->seed;
-    c.train_batch_size = c.class_batch_size = (size_t)s->batch;
-    c.learning_rate = (float)s->lr, c.max_train_steps = (size_t)s->steps;
+    c.resolution = S;
     c.prior_loss_weight = (float)s->lambda, c.train_text_encoder = s->text != 0;
     c.gradient_checkpointing = c.in_sequence = w->p->vae != NULL; /* a large model */
     c.lora_rank = !strcmp(s->train, "lora") ? (size_t)s->rank : 0;
@@ -998,7 +1012,7 @@ static inline int start_restoration(work *w, restoration *r)
     const workplace *wp = w->w;
     const settings *s = &w->c->settings;
     db_ctx *ctx = wp->net.ctx;
-    db_dreambooth_config c = db_dreambooth_config_default();
+    db_dreambooth_config c = training_config(w);
     db_dreambooth *d = NULL;
     size_t S = wp->size->photo_side, small = picture_side(w->p), room, k;
     float *x = (float *)malloc(S * S * 3 * sizeof *x);
@@ -1019,10 +1033,7 @@ static inline int start_restoration(work *w, restoration *r)
     r->sample.seed = picture_seed(w->c->seed, SEED_SR);
     if (db_pipeline_load(ctx, wp->net.sr, &r->sr) != DB_OK) return 1;
     if (s->steps == 0) return 0; /* as shipped */
-    c.instance_prompt = w->instance, c.resolution = S, c.crop_size = SR_CROP;
-    c.train_batch_size = (size_t)s->batch, c.upscale = S / small, c.seed = (uint64_t)w->c->seed;
-    c.max_train_steps = (size_t)s->steps;
-    c.learning_rate = (float)s->lr, c.lr_scheduler = DB_LR_COSINE;
+    c.resolution = S, c.crop_size = SR_CROP, c.upscale = S / small;
     c.lr_warmup_steps = c.max_train_steps / 20;
     c.noise_level = db_noise_level(&r->sr->image_noising, s->noise);
     db_dreambooth_create(r->sr, w->p, &c, w->photos.view, w->photos.n, NULL, 0, &d);

@@ -19,6 +19,19 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
+/* How pixel models are drawn unless told otherwise: guidance, and the share of the steps that have
+   it. In the last, nearly clean ones it adds grain to a fine-tuned model's pictures. */
+#define PIXEL_GUIDANCE 4
+#define PIXEL_GUIDANCE_STOP .6
+static inline double usual_guidance(const db_pipeline *base)
+{
+    return base->vae ? 7.5 : PIXEL_GUIDANCE;
+}
+static inline double usual_guidance_stop(const db_pipeline *base)
+{
+    return base->vae ? 1 : PIXEL_GUIDANCE_STOP;
+}
+
 static inline int fail(const char *format, ...)
 {
     va_list args;

@@ -87,11 +87,11 @@ static size_t stage_size(const db_pipeline *p)
 typedef struct drawing {
     const char *negative, *scheduler;
     long steps, height, width, seed, stages, upscale_steps, upscale_tile;
-    double guidance, upscale_guidance, noise_variance;
+    double guidance, guidance_stop, upscale_guidance, noise_variance;
     float *latents; /* the base's initial noise [n,C,h,w], owned by who reads it; or NULL */
 } drawing;
 
-static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 1, 1e-3, NULL};
+static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, -1, 1, 1e-3, NULL};
 
 #define UPSCALE_FLAGS(d)                                                                           \
     {"upscale_steps", WHOLE, &(d).upscale_steps, "sampling steps of a super-resolver"},            \
@@ -108,7 +108,9 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
     {"num_inference_steps", WHOLE, &(d).steps, "sampling steps; 0: 20, of Stable Diffusion 50"},   \
     {"guidance_scale", REAL, &(d).guidance,                                                        \
-     "up to 1: none; below 0: 3, of Stable Diffusion 7.5"},                                        \
+     "up to 1: none; below 0: 4, of Stable Diffusion 7.5"},                                        \
+    {"guidance_stop", REAL, &(d).guidance_stop,                                                    \
+     "share of the steps that have it; below 0: .6, of Stable Diffusion 1"},                       \
     SCHEDULER_FLAG(d),                                                                             \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
 
@@ -147,7 +149,8 @@ static void complete_drawing(drawing *d, const db_pipeline *base)
     if (!d->scheduler)
         d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DPMSOLVER][0];
     if (!d->steps) d->steps = latent ? 50 : 20;
-    if (d->guidance < 0) d->guidance = latent ? 7.5 : 3;
+    if (d->guidance < 0) d->guidance = usual_guidance(base);
+    if (d->guidance_stop < 0) d->guidance_stop = usual_guidance_stop(base);
 }
 
 static db_sample_config sampling(const drawing *d, int upscaling)
@@ -156,6 +159,7 @@ static db_sample_config sampling(const drawing *d, int upscaling)
     s.sampler = (db_sampler)find_sampler(d->scheduler, "scheduler");
     s.num_inference_steps = (size_t)(upscaling ? d->upscale_steps : d->steps);
     s.guidance_scale = (float)MAX(upscaling ? d->upscale_guidance : d->guidance, 1.0);
+    if (!upscaling) s.guidance_stop = (float)d->guidance_stop;
     s.seed = (uint64_t)d->seed;
     if (upscaling) s.tile = (size_t)d->upscale_tile;
     if (!upscaling &&
@@ -261,6 +265,7 @@ static int generate(int argc, char **argv)
     all = (const char **)calloc(n, sizeof *all);
     for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
     status = load_cascade(ctx, c.model, d.stages, &upscalers, &m);
+    if (latents && d.guidance_stop < 0) d.guidance_stop = 1; /* see sampling() */
     if (!status) complete_drawing(&d, m.stage[0]);
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
@@ -791,7 +796,8 @@ static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t
     char title[512], path[4096], err[IMG_ERROR_SIZE];
     int status = 0, done;
     s.sampler = (db_sampler)find_sampler(t->validation.scheduler, "validation_scheduler");
-    s.num_inference_steps = 25, s.guidance_scale = p->vae ? 7.5f : 3, s.seed = t->config.seed;
+    s.num_inference_steps = 25, s.seed = t->config.seed;
+    s.guidance_scale = (float)usual_guidance(p), s.guidance_stop = (float)usual_guidance_stop(p);
     if (p->super_resolution) {
         s.num_inference_steps = 10, s.guidance_scale = 1, small = S / t->config.upscale;
         low = (float *)malloc(n * small * small * 3 * sizeof(float));
@@ -1006,7 +1012,7 @@ static int train(int argc, char **argv)
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
         {"sequential", SWITCH, &k->in_sequence,
          "class samples after the photos': less memory, more time"},
-        {"snr_gamma", REAL, &gamma, "min-SNR weights, usually 5; 0: none"},
+        {"snr_gamma", REAL, &gamma, "min-SNR weights, usually 5; 0: none; inf: the loss in epsilon"},
         {"noise_offset", REAL, &offset, "of each channel's noise, usually 0.1"},
         {"offset_noise", SWITCH, &offset_noise, "--noise_offset 0.1, by diffusers' name"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
@@ -1729,14 +1735,15 @@ static int demo(int argc, char **argv)
     drawing d = drawing_default;
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
-    long steps = 250, sr_steps = 600, batch = 4;
-    double rate = 2.2e-4, sr_rate = 2e-3, variance = 1e-5;
+    long steps = 500, sr_steps = 600, batch = 4;
+    double rate = 8e-4, sr_rate = 2e-3, variance = 1e-5, gamma = HUGE_VAL;
     const flag flags[] = {{"instance_data_dir", TEXT, &folder, "photos of the subject"},
                           {"class_noun", TEXT, &noun, "what it is"},
                           {"identifier", TEXT, &word, "a rare word for it"},
                           {"output_dir", TEXT, &out, "all results; must be empty or not exist"},
                           {"max_train_steps", WHOLE, &steps, "of the base"},
-                          {"learning_rate", REAL, &rate, ""},
+                          {"learning_rate", REAL, &rate, "at first: a cosine leads to 0"},
+                          {"snr_gamma", REAL, &gamma, "min-SNR weights; inf: the loss in epsilon"},
                           {"upscaler_train_steps", WHOLE, &sr_steps, "of the super-resolver"},
                           {"upscaler_learning_rate", REAL, &sr_rate, ""},
                           {"train_batch_size", WHOLE, &batch, ""},
@@ -1803,6 +1810,7 @@ static int demo(int argc, char **argv)
     base.config.instance_prompt = sr.config.instance_prompt = instance;
     base.config.class_prompt = class_prompt;
     base.config.resolution = stage_size(m.stage[0]), base.config.max_train_steps = (size_t)steps;
+    base.config.lr_scheduler = DB_LR_COSINE, base.config.snr_gamma = (float)gamma;
     base.config.learning_rate = (float)rate, base.config.seed = sr.config.seed = (uint64_t)d.seed;
     base.config.train_batch_size = base.config.class_batch_size = (size_t)batch;
     base.class_dir = class_dir, base.out = base_dir, base.every = 0;
@@ -1867,9 +1875,9 @@ static int demo(int argc, char **argv)
                 class_prompt, base.n_class, base.class_steps, base.class_guidance,
                 (double)base.config.prior_loss_weight);
         fprintf(summary,
-                "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g, frozen "
-                "text encoder; loss %.4f -> %.4f\n",
-                m.stage[0]->directory, o[0].steps, batch, batch, rate, (double)o[0].first,
+                "base           %s: %zu steps, batch %ld + %ld, AdamW, learning rate %g (cosine), "
+                "frozen text encoder, min-SNR gamma %g; loss %.4f -> %.4f\n",
+                m.stage[0]->directory, o[0].steps, batch, batch, rate, gamma, (double)o[0].first,
                 (double)o[0].last);
         fprintf(summary,
                 "super-res.     %s: %zu steps, batch %ld, learning rate %g (cosine), noise "
@@ -1877,9 +1885,9 @@ static int demo(int argc, char **argv)
                 m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first,
                 (double)o[1].last);
         fprintf(summary,
-                "drawn with     %s %ld steps, guidance %g; upscaled in %ld steps, guidance %g; "
-                "seed %ld\n",
-                d.scheduler, d.steps, d.guidance, d.upscale_steps, d.upscale_guidance, d.seed);
+                "drawn with     %s %ld steps, guidance %g in %g of them; upscaled in %ld steps, "
+                "guidance %g; seed %ld\n",
+                d.scheduler, d.steps, d.guidance, d.guidance_stop, d.upscale_steps, d.upscale_guidance, d.seed);
         fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n",
                 strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32",
                 db_isa(ctx), c.threads);
@@ -1935,6 +1943,6 @@ int main(int argc, char **argv)
         "of sks dog in a bucket\"\n"
         "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
         "IF-II-L-v1.0 --scheduler ddpm \\\n"
-        "      --num_inference_steps 100 --guidance_scale 7 --upscale_steps 50 "
+        "      --num_inference_steps 100 --guidance_scale 7 --guidance_stop 1 --upscale_steps 50 "
         "--upscale_guidance 4 --prompt \"a dog\"");
 }

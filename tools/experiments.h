@@ -13,6 +13,8 @@
     X(train, WORD, "all", "a method below; upscaler; description, sdedit, nothing: none")          \
     X(lr, NUMBER, "0", "learning rate; 0: the method's")                                           \
     X(steps, NUMBER, "0", "updates; 0: the method's")                                              \
+    X(schedule, WORD, "constant", "of the learning rate: constant, or cosine down to 0")           \
+    X(gamma, NUMBER, "inf", "min-SNR's; inf: the loss in epsilon; 0: in what the network predicts") \
     X(batch, NUMBER, "4", "photos in a step, and as many class images")                            \
     X(lambda, NUMBER, "1", "weight of prior preservation; 0: none")                                \
     X(classes, NUMBER, "250", "class images: 50 N for N = 5 photos")                               \
@@ -37,9 +39,9 @@ typedef struct settings {
 /* Learning rate and steps belong to a method, chosen on the development subjects by the experiment
    "map"; every condition of a method has the same. */
 static const struct { const char *train; double lr; int steps;
-} methods[] = {{"all", 2.2e-4, 250},
-               {"attention", 2.2e-4, 250},
-               {"lora", 1e-3, 250},
+} methods[] = {{"all", 5e-4, 250},
+               {"attention", 5e-4, 250},
+               {"lora", 1.5e-3, 250},
                {"embedding", 1e-2, 250}};
 
 static inline void read_WORD(char *to, const char *value, size_t n)
@@ -184,13 +186,14 @@ static const experiment experiments[] = {
      "subjects?", test_subjects, 15, 1, MEASURE_METRICS}};
 enum { EXPERIMENTS = sizeof experiments / sizeof experiments[0] };
 
+#define UPSCALER "train=upscaler lr=2e-3 steps=600 schedule=cosine gamma=0 "
 static const struct { const char *experiment, *name, *changes; } conditions[] = {
-    {"map", "all-5e-5", "lr=5e-5 steps=500"},
     {"map", "all-1.5e-4", "lr=1.5e-4 steps=500"},
     {"map", "all-5e-4", "lr=5e-4 steps=500"},
-    {"map", "lora-3e-4", "train=lora rank=16 lr=3e-4 steps=500"},
-    {"map", "lora-1e-3", "train=lora rank=16 lr=1e-3 steps=500"},
-    {"map", "lora-3e-3", "train=lora rank=16 lr=3e-3 steps=500"},
+    {"map", "all-1.5e-3", "lr=1.5e-3 steps=500"},
+    {"map", "lora-5e-4", "train=lora rank=16 lr=5e-4 steps=500"},
+    {"map", "lora-1.5e-3", "train=lora rank=16 lr=1.5e-3 steps=500"},
+    {"map", "lora-5e-3", "train=lora rank=16 lr=5e-3 steps=500"},
     {"map", "embedding-3e-3", "train=embedding lambda=0 lr=3e-3 steps=1000"},
     {"map", "embedding-1e-2", "train=embedding lambda=0 lr=1e-2 steps=1000"},
     {"map", "embedding-3e-2", "train=embedding lambda=0 lr=3e-2 steps=1000"},
@@ -205,9 +208,9 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"photos", "4", "photos=4"},
     {"photos", "5", "photos=5"},
     {"sr", "none", "train=nothing"},
-    {"sr", "1e-5", "train=upscaler lr=2e-3 steps=600 noise=1e-5"},
-    {"sr", "1e-3", "train=upscaler lr=2e-3 steps=600 noise=1e-3"},
-    {"sr", ".25", "train=upscaler lr=2e-3 steps=600 noise=.25"},
+    {"sr", "1e-5", UPSCALER "noise=1e-5"},
+    {"sr", "1e-3", UPSCALER "noise=1e-3"},
+    {"sr", ".25", UPSCALER "noise=.25"},
     {"baselines", "dreambooth", ""},
     {"baselines", "inversion", "train=embedding lambda=0"},
     {"baselines", "description", "train=description"},
@@ -249,7 +252,7 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
     {"first_version", "literal", "lr=1e-5 steps=250 classes=1000"}, /* 200 x 5 photos by 4 */
-    {"demo", "tuned", "lr=2.2e-4 steps=250 classes=40"}, /* whatever `methods` says */
+    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine classes=40"}, /* whatever `methods` says */
     {"demo", "description", "train=description"},
     {"metrics", "follow", "train=nothing"}};
 enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };
@@ -354,7 +357,7 @@ static const claim claims[] = {
      "DINO follows the true distance (rank correlation above .3)", ".32, with judgements"},
     {"", "metrics", "follows_dino", "follow", MORE, "@follows_clip", 0, (double)NAN,
      "DINO follows it better than CLIP-I", ".32 / .27"},
-    {"", "map", "overfit@500", "all-5e-4", MORE, "all-5e-5", 0, (double)NAN,
+    {"", "map", "overfit@500", "all-1.5e-3", MORE, "all-1.5e-4", 0, (double)NAN,
      "a high rate overfits first (loss on unseen renders minus loss on the photos)", "said"}};
 enum { CLAIMS = sizeof claims / sizeof claims[0] };
 
@@ -438,9 +441,10 @@ static inline void cell_settings(const cell *c, const scale *size, double guidan
     size_t n;
     settings_print(&c->settings, out, room);
     n = strlen(out);
-    snprintf(out + n, room - n, "sampler=%s/%zu guidance=%g class_sampler=ddpm/%zu scale=%s",
+    snprintf(out + n, room - n, "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu "
+             "scale=%s",
              edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps, guidance,
-             size->class_steps, size->name);
+             PIXEL_GUIDANCE_STOP, size->class_steps, size->name);
 }
 
 /* The steps at which "map" measures: an eighth, a quarter, half and all; of few only all. */

@@ -135,8 +135,8 @@ static int draw(db_pipeline *p, const char *const *prompts, size_t n, uint64_t f
 {
     size_t k;
     for (k = 0; k < n; k += AT_ONCE)
-        if (draw_into(p, DB_SAMPLER_DPMSOLVER, STEPS, 3, prompts + k, MIN(n - k, (size_t)AT_ONCE),
-                      first + k, to, at + k))
+        if (draw_into(p, DB_SAMPLER_DPMSOLVER, STEPS, PIXEL_GUIDANCE, prompts + k,
+                      MIN(n - k, (size_t)AT_ONCE), first + k, to, at + k))
             return 1;
     return 0;
 }

@@ -62,6 +62,7 @@ static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, do
     int bad;
     c.sampler = sampler, c.num_inference_steps = steps;
     c.guidance_scale = (float)guidance, c.seed = seed;
+    c.guidance_stop = (float)usual_guidance_stop(p);
     bad = n && db_generate(p, prompts, n, NULL, &c, to->side, to->side, x) != DB_OK;
     if (!bad) to_bytes(x, n * P, picture_at(to, first));
     free(x);

@@ -48,7 +48,7 @@ static options options_default(void)
     o.c = common_default, o.c.precision = "auto";
     o.dino = "examples/world/metrics/dino", o.clip = "examples/world/metrics/clip";
     o.lpips = "examples/world/metrics/lpips", o.classifier = "examples/world/metrics/classifier";
-    o.guidance = 3, o.jobs = 1;
+    o.guidance = PIXEL_GUIDANCE, o.jobs = 1;
     return o;
 }
 
