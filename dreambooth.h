@@ -14664,7 +14664,8 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         }
 }
 
-/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 + 8, not 12 + 4. */
+/* All rows of a panel, or of DB__NP panels: tiles of DB__MR rows, but 8 + 8, not 12 + 4, and
+   4 + 4, not 6 + 1 + 1. */
 DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wide)
 {
     size_t row = 0, left;
@@ -14677,6 +14678,8 @@ DB__KERNEL void DB__FN(gemm_rows)(const db__gemm *g, size_t panel, const int wid
 #if DB__MR > 8
         if (left >= DB__MR && left != 16) DB__TILE(DB__MR);
         else if (left >= 8) DB__TILE(8);
+#elif DB__MR > 4
+        if (left >= DB__MR && left != 8) DB__TILE(DB__MR);
 #else
         if (left >= DB__MR) DB__TILE(DB__MR);
 #endif

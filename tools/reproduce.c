@@ -45,7 +45,7 @@ static options options_default(void)
 {
     options o;
     memset(&o, 0, sizeof o);
-    o.c = common_default, o.c.precision = "auto";
+    o.c = common_default; /* in f32, so that records of any two machines stand together */
     o.dino = "examples/world/metrics/dino", o.clip = "examples/world/metrics/clip";
     o.lpips = "examples/world/metrics/lpips", o.classifier = "examples/world/metrics/classifier";
     o.guidance = PIXEL_GUIDANCE, o.jobs = 1;
@@ -216,18 +216,18 @@ static const record *find_key(const records *all, const char *key, int measures,
     return NULL;
 }
 
-/* Seconds that cell k takes on two free cores with AVX-512 bf16, by what it trains and draws; with
-   what it is the first to need of the original model: class images, pictures of its prompts. */
+/* Seconds that cell k takes on two free cores with AVX-512, by what it trains and draws; with what
+   it is the first to need of the original model: class images, pictures of its prompts. */
 static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
     const cell *c = &cells[k];
     const settings *s = &c->settings;
     int m = c->of->measures, object = world_subject(c->subject).object, first = 1;
-    double picture = .0125 * (double)size->draw_steps, n, classes = s->classes, step;
+    double picture = .015 * (double)size->draw_steps, n, classes = s->classes, step;
     size_t j;
     if (m & MEASURE_METRICS) return 3;
     if (m & MEASURE_SR)
-        return 4 + .038 * s->steps + 3.0 * .4 * (double)size->held_out;
+        return 4 + .05 * s->steps + 3.0 * .5 * (double)size->held_out;
     for (j = 0; j < k; j++) {
         const settings *other = &cells[j].settings;
         first = first && (cells[j].subject != c->subject || cells[j].seed != c->seed);
@@ -237,12 +237,12 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
     }
     n = (double)((size->places + 1) * size->each) * (m & MEASURE_PROTOCOL ? 25.0 / 7 : 1) +
         (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
-    step = s->lambda > 0 ? .16 : .085;
+    step = (s->lambda > 0 ? .055 : .03) * s->batch;
     if (!strcmp(s->train, "embedding")) step *= .8;
     return 3 + s->steps * step + n * picture * (m & MEASURE_TRACE ? TRACES : 1) +
         (first ? n * picture : 0) + (m & MEASURE_LEAKS ? 9 * picture * (double)size->leak : 0) +
         (m & MEASURE_APPLICATIONS ? 2 * 23 * picture * (double)size->shown : 0) +
-        classes * .0063 * (double)size->class_steps * fmin(2, s->class_guidance);
+        classes * .0076 * (double)size->class_steps * fmin(2, s->class_guidance);
 }
 
 /* ---- run ------------------------------------------------------------------------------------- */
@@ -509,7 +509,7 @@ static int plan(int argc, char **argv)
         printf("%-15s %5zu %5zu %7.0f  %s\n", x->name, last - k, fresh, minutes, x->paper);
         total += minutes, runs += fresh;
     }
-    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores, AVX-512 bf16\n", "in all", n, runs,
+    printf("%-15s %5zu %5zu %7.0f  %.1f hours on two free cores, AVX-512\n", "in all", n, runs,
            total, total / 60);
     records_free(&planned);
     free(cells);
