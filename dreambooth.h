@@ -11245,19 +11245,64 @@ static float db__tile_weight(size_t n, size_t start, size_t side, size_t i)
 /* The network on a picture, in squares if it is larger than they are. */
 typedef struct db__predictor {
     db_tape *tape;
-    db_tensor x, y;        /* [N,h,w,CI] -> [N,h,w,CP]          */
-    size_t N, h, w, H, W;  /* of a square, of the picture       */
+    db_tensor x, time, y; /* [N,h,w,CI], [N] -> [N,h,w,CP]        */
+    size_t N, h, w, H, W; /* of a square, of the picture          */
     size_t CI, CP;
-    float *in, *out, *sum; /* a square's; [H,W] sums of weights */
+    float *in, *out, *sum, *times; /* a square's; [H,W] sums of weights; [N] */
 } db__predictor;
 
+/* Room for up to N samples; the tape comes from db__predictor_record. */
+static void db__predictor_init(db_ctx *ctx, const db_unet *u, const db_sample_config *config,
+                               size_t N, size_t H, size_t W, size_t C, db__predictor *p)
+{
+    memset(p, 0, sizeof *p);
+    p->H = H, p->W = W, p->CI = config->low_res ? 2 * C : C, p->CP = u->config.out_channels;
+    p->h = config->tile ? DB__MIN(config->tile, H) : H;
+    p->w = config->tile ? DB__MIN(config->tile, W) : W;
+    p->in = (float *)db__alloc(ctx, N * p->h * p->w * p->CI, sizeof(float));
+    p->out = (float *)db__alloc(ctx, N * p->h * p->w * p->CP, sizeof(float));
+    p->sum = (float *)db__alloc(ctx, H * W, sizeof(float));
+    p->times = (float *)db__alloc(ctx, N, sizeof(float));
+}
+
+static void db__predictor_free(db_ctx *ctx, db__predictor *p)
+{
+    db_tape_destroy(p->tape);
+    db__free(ctx, p->in), db__free(ctx, p->out), db__free(ctx, p->sum), db__free(ctx, p->times);
+}
+
+/* The tape for N samples, whose prompts are text [N,T,D], in place of an earlier one. */
+static void db__predictor_record(db__predictor *p, db_unet *u, const db_sample_config *config,
+                                 const float *text, size_t T, size_t D, size_t N)
+{
+    db_tensor words, labels = db_none;
+    db_tape *t = NULL;
+    size_t dim[4], k;
+    db_tape_destroy(p->tape), p->tape = NULL;
+    if (db_tape_create(u->params.ctx, &t) != DB_OK) return;
+    p->tape = t, p->N = N;
+    dim[0] = N, dim[1] = p->h, dim[2] = p->w, dim[3] = p->CI;
+    p->x = db_input(t, DB_F32, 4, dim), p->time = db_input(t, DB_F32, 1, dim);
+    if (u->config.class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
+    dim[1] = T, dim[2] = D;
+    words = db_input(t, DB_F32, 3, dim);
+    p->y = db_unet_forward(t, u, p->x, p->time, words, labels, NULL);
+    db_keep(t, p->y);
+    db_upload(t, words, text);
+    if (labels.id < 0) return;
+    for (k = 0; k < N; k++) p->times[k] = config->noise_level;
+    db_upload(t, labels, p->times);
+}
+
 /* x [B,H,W,C] beside low_res (or NULL), sample b of N being b % B, to pred [N,H,W,CP]. */
-static void db__predict(db__predictor *p, const float *x, const float *low_res, size_t B, size_t C,
-                        uint64_t seed, uint32_t step, float *pred)
+static void db__predict(db__predictor *p, float timestep, const float *x, const float *low_res,
+                        size_t B, size_t C, uint64_t seed, uint32_t step, float *pred)
 {
     size_t rows = db__tiles(p->H, p->h), columns = db__tiles(p->W, p->w), k, b, i, j, c,
            P = p->H * p->W;
     memset(pred, 0, p->N * P * p->CP * sizeof *pred), memset(p->sum, 0, P * sizeof *p->sum);
+    for (b = 0; b < p->N; b++) p->times[b] = timestep;
+    db_upload(p->tape, p->time, p->times);
     for (k = 0; k < rows * columns && p->tape->ctx->result == DB_OK; k++) {
         size_t y0 = db__tile_start(p->H, p->h, rows, k / columns),
                x0 = db__tile_start(p->W, p->w, columns, k % columns);
@@ -11294,51 +11339,33 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
                     float *out)
 {
     db_ctx *ctx = u->params.ctx;
-    int guided = config->guidance_scale != 1;
-    size_t N = guided ? 2 * B : B, P = H * W, CP = u->config.out_channels, n = P * C, k, b, stop;
-    size_t dim[4];
+    size_t P = H * W, CP = u->config.out_channels, n = P * C, k;
+    size_t guided = config->guidance_scale != 1; /* how many steps have guidance */
+    size_t N = guided ? 2 * B : B;
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)),
-          *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float)),
-          *time = (float *)db__alloc(ctx, N, sizeof(float));
-    db_tape *t = NULL;
-    db_tensor ts, words, labels = db_none;
+          *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float));
     db_trajectory tr;
     db__predictor net;
-    memset(&tr, 0, sizeof tr), memset(&net, 0, sizeof net);
-    net.N = N, net.H = H, net.W = W, net.CI = config->low_res ? 2 * C : C, net.CP = CP;
-    net.h = config->tile ? DB__MIN(config->tile, H) : H;
-    net.w = config->tile ? DB__MIN(config->tile, W) : W;
-    net.in = (float *)db__alloc(ctx, N * net.h * net.w * net.CI, sizeof(float));
-    net.out = (float *)db__alloc(ctx, N * net.h * net.w * CP, sizeof(float));
-    net.sum = (float *)db__alloc(ctx, P, sizeof(float));
-    if (ctx->result != DB_OK || db_tape_create(ctx, &t) != DB_OK) goto done;
+    memset(&tr, 0, sizeof tr);
+    db__predictor_init(ctx, u, config, N, H, W, C, &net);
+    if (ctx->result != DB_OK) goto done;
     if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
         goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
-    stop = (size_t)(config->guidance_stop * (float)tr.n);
-    dim[0] = N, dim[1] = net.h, dim[2] = net.w, dim[3] = net.CI;
-    net.tape = t;
-    net.x = db_input(t, DB_F32, 4, dim), ts = db_input(t, DB_F32, 1, dim);
-    if (u->config.class_embed_timestep) labels = db_input(t, DB_F32, 1, dim);
-    dim[1] = T, dim[2] = D;
-    words = db_input(t, DB_F32, 3, dim);
-    net.y = db_unet_forward(t, u, net.x, ts, words, labels, NULL);
-    db_keep(t, net.y);
-    db_upload(t, words, guided ? text : text + B * T * D);
-    if (labels.id >= 0) {
-        for (k = 0; k < N; k++) time[k] = config->noise_level;
-        db_upload(t, labels, time);
-    }
+    if (guided) guided = (size_t)(config->guidance_stop * (float)tr.n);
+    if (guided) db__predictor_record(&net, u, config, text, T, D, N);
     if (config->latents) { /* [B,C,H,W] -> [B,H,W,C] */
         for (k = 0; k < B * n; k++) out[k] = config->latents[(k / n * C + k % C) * P + k % n / C];
     } else {
         db__sample_noise(config->seed, DB__FOR_SAMPLE, 0, B, n, out);
     }
     for (k = 0; k < tr.n && ctx->result == DB_OK; k++) {
-        for (b = 0; b < N; b++) time[b] = (float)tr.timestep[k];
-        db_upload(t, ts, time);
-        db__predict(&net, out, config->low_res, B, C, config->seed, (uint32_t)k, pred);
-        if (guided) db_guide(B, P, C, CP, k < stop ? config->guidance_scale : 1, pred);
+        if (k == guided) /* from here on the prompts' predictions alone */
+            db__predictor_record(&net, u, config, text + B * T * D, T, D, B);
+        if (ctx->result != DB_OK) break;
+        db__predict(&net, (float)tr.timestep[k], out, config->low_res, B, C, config->seed,
+                    (uint32_t)k, pred);
+        if (k < guided) db_guide(B, P, C, CP, config->guidance_scale, pred);
         if (db_trajectory_draws(&tr, k))
             db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
         if (ctx->result == DB_OK) db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, out);
@@ -11354,14 +11381,10 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         if (!config->latent) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
     }
 done:
-    db_tape_destroy(t);
     db_trajectory_free(&tr);
+    db__predictor_free(ctx, &net);
     db__free(ctx, noise);
     db__free(ctx, pred);
-    db__free(ctx, time);
-    db__free(ctx, net.in);
-    db__free(ctx, net.out);
-    db__free(ctx, net.sum);
     return ctx->result;
 }
 
