@@ -15,7 +15,7 @@
     X(steps, NUMBER, "0", "updates; 0: the method's")                                              \
     X(schedule, WORD, "constant", "of the learning rate: constant, or cosine down to 0")           \
     X(gamma, NUMBER, "inf", "min-SNR's; inf: the loss in epsilon; 0: in what the network predicts") \
-    X(batch, NUMBER, "4", "photos in a step, and as many class images")                            \
+    X(batch, NUMBER, "2", "photos in a step, and as many class images")                            \
     X(lambda, NUMBER, "1", "weight of prior preservation; 0: none")                                \
     X(classes, NUMBER, "250", "class images: 50 N for N = 5 photos")                               \
     X(class_guidance, NUMBER, "1", "guidance that they are drawn with")                            \
@@ -186,7 +186,7 @@ static const experiment experiments[] = {
      "subjects?", test_subjects, 15, 1, MEASURE_METRICS}};
 enum { EXPERIMENTS = sizeof experiments / sizeof experiments[0] };
 
-#define UPSCALER "train=upscaler lr=2e-3 steps=600 schedule=cosine gamma=0 "
+#define UPSCALER "train=upscaler lr=2e-3 steps=600 schedule=cosine gamma=0 batch=4 "
 static const struct { const char *experiment, *name, *changes; } conditions[] = {
     {"map", "all-1.5e-4", "lr=1.5e-4 steps=500"},
     {"map", "all-5e-4", "lr=5e-4 steps=500"},
@@ -251,8 +251,8 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"frequency", "60th", "word=gx"},
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
-    {"first_version", "literal", "lr=1e-5 steps=250 classes=1000"}, /* 200 x 5 photos by 4 */
-    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine classes=40"}, /* whatever `methods` says */
+    {"first_version", "literal", "lr=1e-5 steps=500 classes=1000"}, /* 200 x 5 photos by 2 */
+    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine batch=4 classes=40"}, /* whatever `methods` says */
     {"demo", "description", "train=description"},
     {"metrics", "follow", "train=nothing"}};
 enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };

@@ -223,7 +223,7 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
     const cell *c = &cells[k];
     const settings *s = &c->settings;
     int m = c->of->measures, object = world_subject(c->subject).object, first = 1;
-    double picture = .015 * (double)size->draw_steps, n, classes = s->classes, step;
+    double picture = .012 * (double)size->draw_steps, n, classes = s->classes, step;
     size_t j;
     if (m & MEASURE_METRICS) return 3;
     if (m & MEASURE_SR)
