@@ -11340,8 +11340,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
 {
     db_ctx *ctx = u->params.ctx;
     size_t P = H * W, CP = u->config.out_channels, n = P * C, k;
-    size_t guided = config->guidance_scale != 1; /* how many steps have guidance */
-    size_t N = guided ? 2 * B : B;
+    size_t N = config->guidance_scale != 1 ? 2 * B : B, guided = 0; /* steps with guidance */
     float *noise = (float *)db__alloc(ctx, B * n, sizeof(float)),
           *pred = (float *)db__alloc(ctx, N * P * CP, sizeof(float));
     db_trajectory tr;
@@ -11352,7 +11351,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
         goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
-    if (guided) guided = (size_t)(config->guidance_stop * (float)tr.n);
+    if (N > B) guided = (size_t)(config->guidance_stop * (float)tr.n);
     if (guided) db__predictor_record(&net, u, config, text, T, D, N);
     if (config->latents) { /* [B,C,H,W] -> [B,H,W,C] */
         for (k = 0; k < B * n; k++) out[k] = config->latents[(k / n * C + k % C) * P + k % n / C];
