@@ -50,7 +50,8 @@
        z_t = alpha_t x + sigma_t eps                                db_mix
        x_hat(z_t, c)       the network                              db_unet_forward
        w_t |x_hat - x|^2   the loss of every sample                 db__denoising_loss
-       w_t                 1, or min-SNR (Hang et al., 2023)        snr_gamma, db__loss_weight
+       w_t                 1, min-SNR (Hang et al., 2023), or
+                           those of the loss in epsilon             snr_gamma, db__loss_weight
        lambda              weight of prior preservation             prior_loss_weight
        eq. 2               both terms                               db__draw_batch, its weights
        x_pr                class images, ancestral sampler          db_generate, db_class_image_seed
@@ -940,9 +941,9 @@ typedef struct db_sample_config {
     db_sampler sampler;
     size_t num_inference_steps;
     float guidance_scale; /* 1: none, and half the work                                           */
-    float guidance_stop;  /* after this share of the steps the prompt's prediction stands alone: what
-                             guidance adds at low noise is mostly noise (Kynkaanniemi et al., 2024);
-                             1: never                                                             */
+    float guidance_stop;  /* after this share of the steps the prompt's prediction stands alone, and
+                             costs half: what guidance adds at low noise is mostly noise
+                             (Kynkaanniemi et al., 2024); 1: never                                */
     float eta;            /* DDIM's                                                               */
     int use_clipped_model_output; /* DDIM's, see db_trajectory; diffusers' pipelines have 0, which
                              makes a difference only where x0 is clipped or thresholded           */

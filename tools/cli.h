@@ -1,4 +1,4 @@
-/* cli.h - what the commands of tools/dreambooth.c share: flags, folders, pictures, progress.
+/* cli.h - what the commands of the tools share: flags, folders, pictures, progress.
 
    Included once, behind dreambooth.h and images.h. PROGRAM is the program's name.                */
 

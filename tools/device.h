@@ -1,4 +1,4 @@
-/* device.h - `--device` of all tools. Include after dreambooth.h. */
+/* device.h - `--device` of the tools that have it. Include after dreambooth.h. */
 #ifndef DEVICE_H
 #define DEVICE_H
 

@@ -1,8 +1,7 @@
 /* dreambooth - the command-line tool: `build/dreambooth COMMAND --flag value ...`
 
-   Each command is one function below, in the order of the work: train, generate, upscale, the
-   identifier's choice, and what looks inside a model; `demo` does all of it. `--help` at each
-   level. */
+   Each command is one function below: generate, upscale, eval, identifier, train, and those that
+   look inside a model; `demo` does all of it. `--help` at each level. */
 
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
@@ -110,7 +109,7 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 
     {"guidance_scale", REAL, &(d).guidance,                                                        \
      "up to 1: none; below 0: 4, of Stable Diffusion 7.5"},                                        \
     {"guidance_stop", REAL, &(d).guidance_stop,                                                    \
-     "share of the steps that have it; below 0: .6, of Stable Diffusion 1"},                       \
+     "share of the steps that have it; below 0: .6, latent or with --latents 1"},                  \
     SCHEDULER_FLAG(d),                                                                             \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
 
@@ -1012,7 +1011,8 @@ static int train(int argc, char **argv)
         {"train_text_encoder", SWITCH, &k->train_text_encoder, "the paper keeps it frozen"},
         {"sequential", SWITCH, &k->in_sequence,
          "class samples after the photos': less memory, more time"},
-        {"snr_gamma", REAL, &gamma, "min-SNR weights, usually 5; 0: none; inf: the loss in epsilon"},
+        {"snr_gamma", REAL, &gamma,
+         "min-SNR weights, usually 5; 0: none; inf: the loss in epsilon"},
         {"noise_offset", REAL, &offset, "of each channel's noise, usually 0.1"},
         {"offset_noise", SWITCH, &offset_noise, "--noise_offset 0.1, by diffusers' name"},
         {"train_batch_size", WHOLE, &batch, "of each of the two terms"},
@@ -1743,7 +1743,8 @@ static int demo(int argc, char **argv)
                           {"output_dir", TEXT, &out, "all results; must be empty or not exist"},
                           {"max_train_steps", WHOLE, &steps, "of the base"},
                           {"learning_rate", REAL, &rate, "at first: a cosine leads to 0"},
-                          {"snr_gamma", REAL, &gamma, "min-SNR weights; inf: the loss in epsilon"},
+                          {"snr_gamma", REAL, &gamma,
+                           "of the base: min-SNR weights; inf: the loss in epsilon"},
                           {"upscaler_train_steps", WHOLE, &sr_steps, "of the super-resolver"},
                           {"upscaler_learning_rate", REAL, &sr_rate, ""},
                           {"train_batch_size", WHOLE, &batch, ""},
@@ -1887,7 +1888,8 @@ static int demo(int argc, char **argv)
         fprintf(summary,
                 "drawn with     %s %ld steps, guidance %g in %g of them; upscaled in %ld steps, "
                 "guidance %g; seed %ld\n",
-                d.scheduler, d.steps, d.guidance, d.guidance_stop, d.upscale_steps, d.upscale_guidance, d.seed);
+                d.scheduler, d.steps, d.guidance, d.guidance_stop, d.upscale_steps,
+                d.upscale_guidance, d.seed);
         fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n",
                 strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32",
                 db_isa(ctx), c.threads);

@@ -14,7 +14,7 @@
     X(lr, NUMBER, "0", "learning rate; 0: the method's")                                           \
     X(steps, NUMBER, "0", "updates; 0: the method's")                                              \
     X(schedule, WORD, "constant", "of the learning rate: constant, or cosine down to 0")           \
-    X(gamma, NUMBER, "inf", "min-SNR's; inf: the loss in epsilon; 0: in what the network predicts") \
+    X(gamma, NUMBER, "inf", "min-SNR's; inf: the loss in epsilon; 0: the network's own")           \
     X(batch, NUMBER, "2", "photos in a step, and as many class images")                            \
     X(lambda, NUMBER, "1", "weight of prior preservation; 0: none")                                \
     X(classes, NUMBER, "250", "class images: 50 N for N = 5 photos")                               \
@@ -252,7 +252,7 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
     {"first_version", "literal", "lr=1e-5 steps=500 classes=1000"}, /* 200 x 5 photos by 2 */
-    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine batch=4 classes=40"}, /* whatever `methods` says */
+    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine batch=4 classes=40"}, /* as `make demo` */
     {"demo", "description", "train=description"},
     {"metrics", "follow", "train=nothing"}};
 enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };
@@ -433,7 +433,8 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
 /* SDEdit goes only its share of the way, by DDIM: twice the steps. */
 static inline size_t edit_steps(const scale *size) { return 2 * size->draw_steps; }
 
-/* All that decides on a cell's values besides subject, seed, networks and precision. */
+/* All that decides on a cell's values besides subject, seed, networks and precision; a latent model
+   has its own sampler, and guidance to the end. */
 static inline void cell_settings(const cell *c, const scale *size, double guidance, char *out,
                                  size_t room)
 {
@@ -441,8 +442,8 @@ static inline void cell_settings(const cell *c, const scale *size, double guidan
     size_t n;
     settings_print(&c->settings, out, room);
     n = strlen(out);
-    snprintf(out + n, room - n, "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu "
-             "scale=%s",
+    snprintf(out + n, room - n,
+             "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu scale=%s",
              edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps, guidance,
              PIXEL_GUIDANCE_STOP, size->class_steps, size->name);
 }

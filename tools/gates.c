@@ -44,7 +44,7 @@
 #include "statistics.h"
 #include "threads.h"
 
-enum { INDIVIDUALS = 40 }; /* of 100: as many as the base has been trained on */
+enum { INDIVIDUALS = 40 }; /* of 100: as many as in the base's last pool */
 enum { CAPTIONS = 512, SHEET = 64, S = 64, STEPS = 20, EACH = 8, AT_ONCE = 8 };
 enum { ASKED = 4 };
 static const int asked[ASKED] = {CLASSIFIER_class, CLASSIFIER_place, CLASSIFIER_color,

@@ -4,8 +4,7 @@
    build/pretrain text --dir DIR --steps N                   trains DIR/text_encoder on sentences
    build/pretrain base --dir DIR --pool FILE --steps N       trains DIR/unet on a pool of pictures
    build/pretrain sr --dir DIR --text DIR2 --pool FILE       trains a super-resolver on crops
-   (--size 64)
-                     --scale 4 --steps N                     of a pool of whole large pictures
+                     --size 64 --scale 4 --steps N           of a pool of whole large pictures
 
    All trainings keep their whole state in --state FILE and go on from it. They stop after the step
    in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than

@@ -223,7 +223,7 @@ typedef struct world_subject_info {
     const char *class_name; /* such as "dog"                                                 */
     int object;        /* class                                                              */
     int is_dev;        /* learning rates and steps are chosen on these only                  */
-    int n_photos;      /* 4 to 6                                                             */
+    int n_photos;      /* 4 or 5                                                             */
     int places[2];     /* where the photos were taken; the two may be the same               */
 } world_subject_info;
 
