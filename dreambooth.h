@@ -2522,9 +2522,13 @@ typedef struct db__kernels {
                       size_t columns, size_t rows_padded);
     void (*epilogue)(void *y, size_t ld, const float *c, size_t ldc, const float *bias,
                      const void *residual, size_t rows, size_t n, int add);
-    void (*winograd_weight)(float *u, const float *g, size_t C); /* these three: f32 only */
-    void (*winograd_input)(float *v, size_t position, const float *x, size_t line, size_t tiles,
-                           size_t C);
+    void (*winograd_weight)(float *u, const float *g, size_t C); /* these five: f32 only */
+    void (*winograd_weight_back)(float *dw, size_t row, const float *s, size_t n, size_t C,
+                                 int add);
+    void (*winograd_input)(float *v, size_t position, size_t tile, size_t panel, const float *x,
+                           size_t line, size_t tiles, size_t C);
+    void (*winograd_output_back)(float *m, size_t position, const float *dy, size_t line, size_t ld,
+                                 size_t rows, size_t columns, size_t n);
     void (*winograd_output)(float *y, size_t line, size_t ld, size_t rows, size_t columns,
                             const float *m, size_t position, size_t n, const float *bias,
                             const float *residual, int add);
@@ -3137,8 +3141,11 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
     size_t split = regions < (size_t)db__threads(ctx) ? groups : 1;
     size_t wide = DB__MIN(panels, (size_t)DB__PANELS) * 16; /* columns computed at once */
     size_t line = (DB__CEIL_DIV(v.columns, 2) * 2 + 2) * v.C;
-    size_t lines_count = (rows + 2) * line, basis_count = 16 * tiles * v.C,
-           products_count = 16 * tiles * wide;
+    /* Floats from position to position: powers of two would all meet in the same few lines of the
+       first cache (the changes of basis then take two to three times as long). */
+    size_t position = tiles * v.C + 16, product = tiles * wide + 16;
+    size_t lines_count = (rows + 2) * line, basis_count = 16 * position,
+           products_count = 16 * product;
     size_t own_count = lines_count + basis_count + products_count;
     float *u = (float *)db__scratch(c, panels * panel * sizeof(float));
     float *own = (float *)db__scratch(
@@ -3171,8 +3178,8 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
                 db__fill_line(&v, (char *)(lines + r * line), image, sizeof(float),
                               (long)(at.y0 + r) - v.pad, (long)at.x0 - v.pad, across * 2 + 2);
             for (r = 0; r < down; r++)
-                kern->winograd_input(basis + r * across * v.C, tiles * v.C, lines + r * 2 * line,
-                                     line, across, v.C);
+                kern->winograd_input(basis + r * across * v.C, position, v.C, 16,
+                                     lines + r * 2 * line, line, across, v.C);
             memset(&g, 0, sizeof g);
             g.m = down * across, g.k = v.C, g.taps = 1, g.lda = v.C, g.a_k = 1;
             g.b_panel = panel, g.b_k = 16;
@@ -3180,7 +3187,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
                 size_t n0 = group * DB__PANELS * 16, n = DB__MIN(v.OC - n0, wide);
                 g.panels = n / 16, g.ldc = n;
                 for (q = 0; q < 16; q++) {
-                    g.a = basis + q * tiles * v.C, g.c = products + q * tiles * n;
+                    g.a = basis + q * position, g.c = products + q * product;
                     g.b = u + n0 / 16 * panel + q * v.C * 16;
                     kern->gemm(&g);
                 }
@@ -3189,7 +3196,7 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
                     kern->winograd_output(
                         (float *)(void *)db__at(io->out, to), v.OW * v.OC, v.OC,
                         DB__MIN(at.rows - r * 2, 2), at.columns, products + r * across * n,
-                        tiles * n, n, bias ? bias + n0 : NULL,
+                        product, n, bias ? bias + n0 : NULL,
                         (const float *)(const void *)db__conv_residual(io, to), io->add);
                 }
             }
@@ -3233,11 +3240,15 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    (ky,kx) is only another offset, for all k x k products: in the second cache up to some 320
    channels. The blocks are cut into `parts`, each with a sum of its own; a part of large weights
    into slices of OC, each of which packs x again. bf16 is multiplied in pairs of pixels where the
-   processor can and the stride is 1, else in f32. */
+   processor can and the stride is 1, else in f32.
+
+   Where the convolution goes by Winograd's algorithm its gradient is that of the algorithm's own
+   steps: dW = G' [sum over tiles of (A dY A') (B' x B), position by position] G, 16 products of
+   [OC][tiles] x [tiles][C] in place of 9 with four times their K. */
 
 typedef struct db__dw {
     db__conv v;
-    int pairs;
+    int pairs, winograd; /* neither: db__dw_floats */
     size_t panels, ldc; /* of 16 channels of x; row length of a sum, k * 16 * panels       */
     size_t regions, per_block; /* regions of a block; in pairs each is a tap of the product       */
     size_t blocks, parts, part; /* part: the floats of a sum [k][OC][ldc]                         */
@@ -3245,12 +3256,13 @@ typedef struct db__dw {
     size_t line;               /* pairs: pixels of a line with its halo, an even number           */
     size_t k_region, x_region; /* pairs: pixels of dY in a region, a multiple of 32; and of x     */
     size_t turned;             /* pairs: pixels of dY transposed at once                          */
-    size_t x_bytes, line_bytes, dy_bytes, turned_bytes; /* a thread's scratch */
+    size_t tiles;              /* winograd: of a block                                            */
+    size_t x_bytes, line_bytes, dy_bytes, turned_bytes, sum_bytes; /* a thread's scratch */
 } db__dw;
 
 enum {
     DB__DW_PIXELS = 128,       /* of a block, f32                                                */
-    DB__DW_PIXELS_PAIRS = 512, /* in pairs; smaller regions share a block. 256: no faster        */
+    DB__DW_PIXELS_MANY = 512,  /* in pairs and by Winograd; smaller regions share a block         */
     DB__DW_SUMS = 1 << 21,     /* floats in the sums of all parts: 8 MB                          */
     DB__DW_PARTS = 16,         /* at most; from half of them on there is work without slices too */
     DB__DW_SLICE = 256         /* outputs: with 64 packing x takes 8 to 15 % more time           */
@@ -3260,14 +3272,18 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
                         size_t stride, long pad)
 {
     db__dw w;
-    int pairs = kern->pairs && stride == 1;
-    size_t pixels = pairs ? DB__DW_PIXELS_PAIRS : DB__DW_PIXELS, wanted;
-    db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, pixels);
+    db__conv v = db__conv_of(kern, x, dy, k, stride, 1, pad, DB__DW_PIXELS);
+    size_t wanted;
+    int many;
     memset(&w, 0, sizeof w);
-    w.v = v, w.pairs = pairs;
+    w.pairs = kern->pairs && stride == 1, w.winograd = db__conv_is_winograd(kern, &v);
+    many = w.pairs || w.winograd;
+    if (many) v = db__conv_of(kern, x, dy, k, stride, 1, pad, DB__DW_PIXELS_MANY);
+    if (w.winograd) v.rows += v.rows % 2, v.by_y = DB__CEIL_DIV(v.OH, v.rows);
+    w.v = v;
     w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
     w.regions = v.B * v.by_y * v.by_x;
-    w.per_block = pairs ? DB__MAX(1, pixels / (v.rows * v.columns)) : 1;
+    w.per_block = many ? DB__MAX(1, DB__DW_PIXELS_MANY / (v.rows * v.columns)) : 1;
     w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
     w.part = k * v.OC * w.ldc;
     wanted = DB__MIN(w.blocks, (size_t)DB__DW_SUMS / w.part);
@@ -3275,7 +3291,7 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     w.slices = w.parts >= DB__DW_PARTS / 2 ? 1 : DB__CEIL_DIV(v.OC, DB__DW_SLICE);
     w.slice = DB__ROUND_UP(DB__CEIL_DIV(v.OC, w.slices), 16);
     w.slices = DB__CEIL_DIV(v.OC, w.slice);
-    if (pairs) {
+    if (w.pairs) {
         w.line = DB__ROUND_UP(v.line, 2);
         w.k_region = DB__ROUND_UP(v.rows * w.line, 32);
         w.x_region = (k - 1) * w.line + k / 2 * 2 + w.k_region;
@@ -3284,6 +3300,12 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
         w.line_bytes = (w.line + 1) * v.C * 2;
         w.dy_bytes = w.k_region * w.slice * 2;
         w.turned_bytes = w.per_block * w.k_region * w.slice * 2;
+    } else if (w.winograd) {
+        w.tiles = w.per_block * (v.rows / 2) * DB__CEIL_DIV(v.columns, 2);
+        w.x_bytes = 16 * (w.tiles * v.C + 16) * sizeof(float);
+        w.line_bytes = (v.rows + 2) * (v.columns + v.columns % 2 + 2) * v.C * sizeof(float);
+        w.dy_bytes = 16 * (w.tiles * w.slice + 16) * sizeof(float);
+        w.sum_bytes = 16 * w.slice * v.C * sizeof(float);
     } else {
         w.x_bytes = ((v.rows - 1) * stride + k) * v.line * w.panels * 16 * sizeof(float);
         w.line_bytes = kern->size == sizeof(float) ? 0 : v.line * v.C * sizeof(float);
@@ -3295,6 +3317,7 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     w.line_bytes = DB__ROUND_UP(w.line_bytes, DB__ALIGN);
     w.dy_bytes = DB__ROUND_UP(w.dy_bytes, DB__ALIGN),
     w.turned_bytes = DB__ROUND_UP(w.turned_bytes, DB__ALIGN);
+    w.sum_bytes = DB__ROUND_UP(w.sum_bytes, DB__ALIGN);
     return w;
 }
 
@@ -3445,6 +3468,45 @@ static void db__dw_pairs(db_ctx *ctx, const db__dw *w, const db_arg *x, const db
         }
 }
 
+/* A block's products in Winograd's basis, added to the sums at the end of the scratch, or their
+   first value. */
+static void db__dw_winograd(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
+                            size_t block, size_t oc0, size_t m, char *scratch, int add)
+{
+    const db__kernels *kern = ctx->isa->f32;
+    const db__conv *v = &w->v;
+    size_t line = (v->columns + v->columns % 2 + 2) * v->C, panel = w->tiles * 16, tile = 0, i, r,
+           q;
+    size_t position = w->panels * panel + 16, grad_position = w->tiles * m + 16;
+    float *basis = (float *)(void *)scratch, *lines = (float *)(void *)(scratch + w->x_bytes);
+    float *grad = (float *)(void *)((char *)lines + w->line_bytes);
+    float *sums = (float *)(void *)((char *)grad + w->dy_bytes);
+    for (i = block * w->per_block; i < DB__MIN((block + 1) * w->per_block, w->regions); i++) {
+        const db__region at = db__region_of(v, i);
+        const char *image = db__at(x, at.b * v->H * v->W * v->C);
+        size_t across = DB__CEIL_DIV(at.columns, 2), down = DB__CEIL_DIV(at.rows, 2);
+        for (r = 0; r < down * 2 + 2; r++)
+            db__fill_line(v, (char *)(lines + r * line), image, sizeof(float),
+                          (long)(at.y0 + r) - v->pad, (long)at.x0 - v->pad, across * 2 + 2);
+        for (r = 0; r < down; r++, tile += across) {
+            size_t from = ((at.b * v->OH + at.y0 + r * 2) * v->OW + at.x0) * v->OC + oc0;
+            kern->winograd_input(basis + tile * 16, position, 16, panel,
+                                 lines + r * 2 * line, line, across, v->C);
+            kern->winograd_output_back(grad + tile * m, grad_position, db__floats(dy) + from,
+                                       v->OW * v->OC, v->OC, DB__MIN(at.rows - r * 2, 2),
+                                       at.columns, m);
+        }
+    }
+    for (q = 0; q < 16; q++) {
+        db__gemm g;
+        g.m = m, g.k = tile, g.taps = 1, g.panels = w->panels;
+        g.a = grad + q * grad_position, g.lda = 1, g.a_k = m, g.a_tap = 0;
+        g.b = basis + q * position, g.b_panel = panel, g.b_k = 16, g.b_tap = 0;
+        g.c = sums + q * m * v->C, g.ldc = g.lds = v->C, g.start = add ? g.c : NULL;
+        kern->gemm(&g);
+    }
+}
+
 /* a: dw, dbias, x, dy.  s: k, stride, pad */
 static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
 {
@@ -3453,7 +3515,7 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     const db__dw w = db__dw_of(kern, x, dy, c->s[0], c->s[1], (long)c->s[2]);
     const db__conv *v = &w.v;
     int in_place = w.parts == 1 && w.panels * 16 == v->C; /* dW itself is the only sum */
-    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes,
+    size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes + w.sum_bytes,
            pixels = v->B * v->OH * v->OW;
     char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
     float *sums = (float *)db__scratch(c, in_place ? 0 : w.parts * w.part * sizeof(float));
@@ -3467,10 +3529,20 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
             size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice,
                    m = DB__MIN(w.slice, v->OC - oc0), block;
             size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
-            for (block = first; block < last && dw->present; block++)
-                (w.pairs ? db__dw_pairs : db__dw_floats)(
-                    ctx, &w, x, dy, block, oc0, m, own + thread_bytes * (size_t)db__thread_index(),
-                    sums + part * w.part, in_place || block > first);
+            char *scratch = own + thread_bytes * (size_t)db__thread_index();
+            float *sum = sums + part * w.part;
+            for (block = first; block < last && dw->present; block++) {
+                if (w.winograd)
+                    db__dw_winograd(ctx, &w, x, dy, block, oc0, m, scratch, block > first);
+                else
+                    (w.pairs ? db__dw_pairs : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, scratch,
+                                                             sum, in_place || block > first);
+            }
+            if (w.winograd && dw->present)
+                kern->winograd_weight_back(
+                    sum + oc0 * w.ldc, v->OC * w.ldc,
+                    (const float *)(const void *)(scratch + thread_bytes - w.sum_bytes), m, v->C,
+                    in_place);
             if (oc0 == 0 && dbias->present) {
                 size_t from = pixels * part / w.parts, to = pixels * (part + 1) / w.parts;
                 memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
@@ -14628,9 +14700,40 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act, const int U)
    k is not cut: C stays in registers from the first to the last (cutting it at 192 to 512 gained
    nothing). In f32 the row of B 16 rows on is called into the first cache. So is C in both types,
    which is often in memory, but row by row: all at once would occupy every buffer that waits for
-   memory. */
+   memory. Two steps of k at a time leave fewer instructions between the multiply-adds: a quarter
+   faster where another thread shares the core, 5 % where none does; four were no better. */
 
 #ifndef DB__AMX_TARGET
+/* One step of k: a, a4, a8 are the rows 0, 4, 8 of A (few enough addresses for the registers). */
+DB__INLINE void DB__FN(gemm_step)(DB__V *acc, const DB__T *a, const DB__T *a4, const DB__T *a8,
+                                  size_t lda, const DB__T *b, size_t b_panel, const int MR,
+                                  const int NP)
+{
+    int r, v;
+#ifndef DB__PASS_BF16
+    DB__V column[DB__NP * DB__PV];
+    DB__UNROLL for (v = 0; v < NP * DB__PV; v++) {
+        const DB__T *at = b + (size_t)(v / DB__PV) * b_panel + (v % DB__PV) * DB__VN;
+        if (v % DB__PV == 0) DB__PREFETCH(at + 16 * 16);
+        column[v] = DB__vload(at);
+    }
+#endif
+    DB__UNROLL for (r = 0; r < MR; r++) {
+        const DB__T *row = (r < 4 ? a : r < 8 ? a4 : a8) + (size_t)(r % 4) * lda;
+#ifdef DB__PASS_BF16
+        uint32_t pair;
+        memcpy(&pair, row, 4);
+        DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
+            DB__vdot2(acc[r * NP * DB__PV + v], pair,
+                      b + (size_t)(v / DB__PV) * b_panel + (v % DB__PV) * 2 * DB__VN);
+#else
+        DB__V x = DB__vset1(*row);
+        DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
+            acc[r * NP * DB__PV + v] = DB__vfma(x, column[v], acc[r * NP * DB__PV + v]);
+#endif
+    }
+}
+
 DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, const int MR,
                                   const int NP)
 {
@@ -14645,40 +14748,25 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         }
     for (tap = 0; tap < g->taps; tap++) {
         const DB__T *a = (const DB__T *)g->a + row * lda + tap * g->a_tap;
-        const DB__T *a4 = a + 4 * lda,
-                    *a8 = a + 8 * lda; /* few enough addresses for the registers */
+        const DB__T *a4 = a + 4 * lda, *a8 = a + 8 * lda;
         const DB__T *b = (const DB__T *)g->b + panel * g->b_panel + tap * g->b_tap;
-        for (k = 0; k < g->k; k += DB__K2, a += a_k, a4 += a_k, a8 += a_k, b += b_k) {
-#define DB__A(r) (((r) < 4 ? a : (r) < 8 ? a4 : a8) + (size_t)((r) % 4) * lda)
-            if (k % 8 == 0 && ahead < MR) {
+#define DB__STEP                                                            \
+    DB__FN(gemm_step)(acc, a, a4, a8, lda, b, g->b_panel, MR, NP);          \
+    a += a_k, a4 += a_k, a8 += a_k, b += b_k, k += DB__K2
+        for (k = 0; k + 2 * DB__K2 <= g->k;) {
+            if (ahead < MR) {
                 DB__UNROLL for (v = 0; v < NP; v++)
                     DB__PREFETCH_WRITE(g->c + (row + (size_t)ahead) * g->ldc +
                                        (panel + (size_t)v) * 16);
                 ahead++;
             }
-#ifdef DB__PASS_BF16
-            DB__UNROLL for (r = 0; r < MR; r++) {
-                uint32_t pair;
-                memcpy(&pair, DB__A(r), 4);
-                DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
-                    DB__vdot2(acc[r * NP * DB__PV + v], pair,
-                              b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * 2 * DB__VN);
-            }
-#else
-            DB__V column[DB__NP * DB__PV];
-            DB__UNROLL for (v = 0; v < NP * DB__PV; v++) {
-                const DB__T *at = b + (size_t)(v / DB__PV) * g->b_panel + (v % DB__PV) * DB__VN;
-                if (v % DB__PV == 0) DB__PREFETCH(at + 16 * 16);
-                column[v] = DB__vload(at);
-            }
-            DB__UNROLL for (r = 0; r < MR; r++) {
-                DB__V x = DB__vset1(*DB__A(r));
-                DB__UNROLL for (v = 0; v < NP * DB__PV; v++)
-                    acc[r * NP * DB__PV + v] = DB__vfma(x, column[v], acc[r * NP * DB__PV + v]);
-            }
-#endif
-#undef DB__A
+            DB__STEP;
+            DB__STEP;
         }
+        if (k < g->k) {
+            DB__STEP;
+        }
+#undef DB__STEP
     }
     DB__UNROLL for (r = 0; r < MR; r++)
         DB__UNROLL for (v = 0; v < NP * DB__PV; v++) {
@@ -14964,13 +15052,45 @@ DB__KERNEL void DB__FN(winograd_weight)(float *u, const float *g, size_t C)
     }
 }
 
-/* A row of tiles: v[16][position], each position [tiles][C], = B' d B of 4 lines of pixels x. */
-DB__KERNEL void DB__FN(winograd_input)(float *v, size_t position, const float *x, size_t line,
-                                       size_t tiles, size_t C)
+/* Its gradient, for n outputs: dw (+)= G' s G, s[16][n][C]; dw is three times [n][3 C], `row`
+   apart. */
+DB__KERNEL void DB__FN(winograd_weight_back)(float *dw, size_t row, const float *s, size_t n,
+                                             size_t C, int add)
 {
-    size_t tile, i;
+    DB__V half = DB__vset1(0.5f);
+    size_t oc, i;
     int r, q;
-    for (tile = 0; tile < tiles; tile++, x += 2 * C, v += C)
+    for (oc = 0; oc < n; oc++, dw += 3 * C)
+        for (i = 0; i < C; i += DB__VN) {
+            DB__V t[3][4], o[3];
+            DB__UNROLL for (q = 0; q < 4; q++) {
+                const float *at = s + ((size_t)q * n + oc) * C + i;
+                DB__V s1 = DB__vmul(DB__vload(at + 4 * n * C), half),
+                      s2 = DB__vmul(DB__vload(at + 8 * n * C), half), even = DB__vadd(s1, s2);
+                t[0][q] = DB__vadd(DB__vload(at), even), t[1][q] = DB__vsub(s1, s2);
+                t[2][q] = DB__vadd(even, DB__vload(at + 12 * n * C));
+            }
+            DB__UNROLL for (r = 0; r < 3; r++) {
+                float *out = dw + (size_t)r * row + i;
+                DB__V t1 = DB__vmul(t[r][1], half), t2 = DB__vmul(t[r][2], half);
+                o[0] = DB__vadd(t[r][0], DB__vadd(t1, t2)), o[1] = DB__vsub(t1, t2);
+                o[2] = DB__vadd(DB__vadd(t1, t2), t[r][3]);
+                DB__UNROLL for (q = 0; q < 3; q++) {
+                    if (add) o[q] = DB__vadd(o[q], DB__vload(out + (size_t)q * C));
+                    DB__vstore(out + (size_t)q * C, o[q]);
+                }
+            }
+        }
+}
+
+/* A row of tiles: v = B' d B of 4 lines of pixels x. Positions are `position` apart, tiles `tile`,
+   every 16 channels `panel`. */
+DB__KERNEL void DB__FN(winograd_input)(float *v, size_t position, size_t tile, size_t panel,
+                                       const float *x, size_t line, size_t tiles, size_t C)
+{
+    size_t i;
+    int r, q;
+    for (; tiles > 0; tiles--, x += 2 * C, v += tile)
         for (i = 0; i < C; i += DB__VN) {
             DB__V t[4][4], d[4];
             DB__UNROLL for (q = 0; q < 4; q++) {
@@ -14980,7 +15100,7 @@ DB__KERNEL void DB__FN(winograd_input)(float *v, size_t position, const float *x
                 t[2][q] = DB__vsub(d[2], d[1]), t[3][q] = DB__vsub(d[1], d[3]);
             }
             DB__UNROLL for (r = 0; r < 4; r++) {
-                float *out = v + (size_t)r * 4 * position + i;
+                float *out = v + (size_t)r * 4 * position + i / 16 * panel + i % 16;
                 DB__vstore(out, DB__vsub(t[r][0], t[r][2]));
                 DB__vstore(out + position, DB__vadd(t[r][1], t[r][2]));
                 DB__vstore(out + 2 * position, DB__vsub(t[r][2], t[r][1]));
@@ -15017,6 +15137,34 @@ DB__KERNEL void DB__FN(winograd_output)(float *y, size_t line, size_t ld, size_t
                     if (add) s = DB__vadd(s, DB__vload(y + at));
                     DB__vstore(y + at, s);
                 }
+        }
+}
+
+/* Its gradient: m[16][position], each position [tiles][n], = A dy A' of up to 2 rows of pixels. */
+DB__KERNEL void DB__FN(winograd_output_back)(float *m, size_t position, const float *dy,
+                                             size_t line, size_t ld, size_t rows, size_t columns,
+                                             size_t n)
+{
+    DB__V zero = DB__vset1(0.0f);
+    size_t x, i, q;
+    int r;
+    for (x = 0; x < columns; x += 2, m += n, dy += 2 * ld)
+        for (i = 0; i < n; i += DB__VN) {
+            DB__V t[4][2];
+            DB__UNROLL for (q = 0; q < 2; q++) {
+                int inside = x + q < columns;
+                t[0][q] = inside ? DB__vload(dy + q * ld + i) : zero;
+                t[3][q] = inside && rows > 1 ? DB__vload(dy + line + q * ld + i) : zero;
+                t[1][q] = DB__vadd(t[0][q], t[3][q]), t[2][q] = DB__vsub(t[0][q], t[3][q]);
+                t[3][q] = DB__vsub(zero, t[3][q]);
+            }
+            DB__UNROLL for (r = 0; r < 4; r++) {
+                float *out = m + (size_t)r * 4 * position + i;
+                DB__vstore(out, t[r][0]);
+                DB__vstore(out + position, DB__vadd(t[r][0], t[r][1]));
+                DB__vstore(out + 2 * position, DB__vsub(t[r][0], t[r][1]));
+                DB__vstore(out + 3 * position, DB__vsub(zero, t[r][1]));
+            }
         }
 }
 #endif
@@ -15623,9 +15771,13 @@ static const db__kernels DB__FN(table) = {
     NULL,
     NULL,
     NULL,
+    NULL,
+    NULL,
 #else
     DB__FN(winograd_weight),
+    DB__FN(winograd_weight_back),
     DB__FN(winograd_input),
+    DB__FN(winograd_output_back),
     DB__FN(winograd_output),
 #endif
     DB__FN(column_sums),

@@ -285,6 +285,8 @@ conv_case("Winograd, odd sizes", (2, 9, 7, 32), 48, 3, 1, (1, 1), residual=1)
 conv_case("Winograd, full precision", (1, 8, 8, 96), 32, 3, 1, (1, 1), full=1)
 conv_case("Winograd, several regions, twice", (2, 6, 67, 32), 32, 3, 1, (1, 1), bias=0, residual=1, twice=1)
 conv_case("Winograd, 144 outputs, pads 2 and 0", (1, 11, 10, 32), 144, 3, 1, (2, 0))
+conv_case("Winograd, three blocks", (3, 24, 22, 32), 48, 3, 1, (1, 1))
+conv_case("Winograd, 272 outputs, several images", (9, 8, 9, 32), 272, 3, 1, (1, 1), bias=0)
 conv_case("1x1 read in place", (2, 9, 15, 32), 40, 1, residual=1)
 conv_case("1x1 read in place, wide", (1, 3, 150, 32), 16, 1)
 
