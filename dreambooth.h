@@ -2929,7 +2929,10 @@ static void db__pack_conv(const db__kernels *kern, const db__conv *v, char *pane
 enum {
     DB__PANELS = 8,   /* columns computed at once: 128, so that C stays in the second cache */
     DB__PIXELS = 128, /* of a region, or 32 tiles of Winograd's; 256 are no faster          */
-    DB__WINOGRAD_CHANNELS = 32, DB__WINOGRAD_PIXELS = 64 /* from here on it pays            */
+    DB__WINOGRAD_CHANNELS = 32, DB__WINOGRAD_PIXELS = 64, /* from here on it pays           */
+    /* Floats between positions: multiples of 4 KB apart they would share eight lines of the first
+       cache, and a change of basis take 1.4 to 3 times as long. */
+    DB__WINOGRAD_GAP = 16
 };
 
 /* f32 sums need no copy on their way to the output and begin with what joins them, unless bias and
@@ -3131,6 +3134,23 @@ static int db__conv_is_winograd(const db__kernels *kern, const db__conv *v)
         v->OC >= DB__WINOGRAD_CHANNELS && v->OH * v->OW >= DB__WINOGRAD_PIXELS;
 }
 
+/* B^T x B of a region's tiles, row by row; positions, tiles and every 16 channels of `basis` are
+   that many floats apart. */
+static void db__winograd_basis(const db__kernels *kern, const db__conv *v, const db__region *at,
+                               const db_arg *x, float *lines, float *basis, size_t position,
+                               size_t tile, size_t panel)
+{
+    const char *image = db__at(x, at->b * v->H * v->W * v->C);
+    size_t across = DB__CEIL_DIV(at->columns, 2), down = DB__CEIL_DIV(at->rows, 2), r;
+    size_t line = (across * 2 + 2) * v->C;
+    for (r = 0; r < down * 2 + 2; r++)
+        db__fill_line(v, (char *)(lines + r * line), image, sizeof(float),
+                      (long)(at->y0 + r) - v->pad, (long)at->x0 - v->pad, across * 2 + 2);
+    for (r = 0; r < down; r++)
+        kern->winograd_input(basis + r * across * tile, position, tile, panel,
+                             lines + r * 2 * line, line, across, v->C);
+}
+
 static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, db__conv v)
 {
     const db__kernels *kern = ctx->isa->f32;
@@ -3140,12 +3160,9 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
     /* too few regions: columns are shared out too, though each share transforms the input anew */
     size_t split = regions < (size_t)db__threads(ctx) ? groups : 1;
     size_t wide = DB__MIN(panels, (size_t)DB__PANELS) * 16; /* columns computed at once */
-    size_t line = (DB__CEIL_DIV(v.columns, 2) * 2 + 2) * v.C;
-    /* Floats from position to position: powers of two would all meet in the same few lines of the
-       first cache (the changes of basis then take two to three times as long). */
-    size_t position = tiles * v.C + 16, product = tiles * wide + 16;
-    size_t lines_count = (rows + 2) * line, basis_count = 16 * position,
-           products_count = 16 * product;
+    size_t position = tiles * v.C + DB__WINOGRAD_GAP, product = tiles * wide + DB__WINOGRAD_GAP;
+    size_t lines_count = (rows + 2) * (DB__ROUND_UP(v.columns, 2) + 2) * v.C,
+           basis_count = 16 * position, products_count = 16 * product;
     size_t own_count = lines_count + basis_count + products_count;
     float *u = (float *)db__scratch(c, panels * panel * sizeof(float));
     float *own = (float *)db__scratch(
@@ -3172,14 +3189,8 @@ static void db__conv_winograd(db_ctx *ctx, db_call *c, const db__conv_args *io, 
             size_t across = DB__CEIL_DIV(at.columns, 2), down = DB__CEIL_DIV(at.rows, 2);
             float *lines = own + (size_t)db__thread_index() * own_count;
             float *basis = lines + lines_count, *products = basis + basis_count;
-            const char *image = db__at(io->in, at.b * v.H * v.W * v.C);
             db__gemm g;
-            for (r = 0; r < down * 2 + 2; r++)
-                db__fill_line(&v, (char *)(lines + r * line), image, sizeof(float),
-                              (long)(at.y0 + r) - v.pad, (long)at.x0 - v.pad, across * 2 + 2);
-            for (r = 0; r < down; r++)
-                kern->winograd_input(basis + r * across * v.C, position, v.C, 16,
-                                     lines + r * 2 * line, line, across, v.C);
+            db__winograd_basis(kern, &v, &at, io->in, lines, basis, position, v.C, 16);
             memset(&g, 0, sizeof g);
             g.m = down * across, g.k = v.C, g.taps = 1, g.lda = v.C, g.a_k = 1;
             g.b_panel = panel, g.b_k = 16;
@@ -3242,9 +3253,10 @@ static void db__cpu_conv2d_dx(db_ctx *ctx, db_call *c)
    into slices of OC, each of which packs x again. bf16 is multiplied in pairs of pixels where the
    processor can and the stride is 1, else in f32.
 
-   Where the convolution goes by Winograd's algorithm its gradient is that of the algorithm's own
-   steps: dW = G' [sum over tiles of (A dY A') (B' x B), position by position] G, 16 products of
-   [OC][tiles] x [tiles][C] in place of 9 with four times their K. */
+   Where the convolution goes by Winograd's algorithm, so does this, by the transpose of each step:
+   dW = G^T S G, S = sum over tiles of (A dY A^T) (B^T x B), position by position. That is 16
+   products [OC][tiles] x [tiles][C] in place of 9 [OC][pixels] x [pixels][C], with 4 pixels to a
+   tile. A part keeps S and goes back to dW once, after its last block. */
 
 typedef struct db__dw {
     db__conv v;
@@ -3256,13 +3268,13 @@ typedef struct db__dw {
     size_t line;               /* pairs: pixels of a line with its halo, an even number           */
     size_t k_region, x_region; /* pairs: pixels of dY in a region, a multiple of 32; and of x     */
     size_t turned;             /* pairs: pixels of dY transposed at once                          */
-    size_t tiles;              /* winograd: of a block                                            */
-    size_t x_bytes, line_bytes, dy_bytes, turned_bytes, sum_bytes; /* a thread's scratch */
+    size_t tiles;              /* winograd: of a block, at most                                   */
+    size_t x_bytes, line_bytes, dy_bytes, turned_bytes, sum_bytes; /* a thread's, in order */
 } db__dw;
 
 enum {
-    DB__DW_PIXELS = 128,       /* of a block, f32                                                */
-    DB__DW_PIXELS_MANY = 512,  /* in pairs and by Winograd; smaller regions share a block         */
+    DB__DW_PIXELS = 128,       /* of a block in db__dw_floats                                    */
+    DB__DW_PIXELS_MANY = 512,  /* by pairs or Winograd; small regions share. 256: no faster      */
     DB__DW_SUMS = 1 << 21,     /* floats in the sums of all parts: 8 MB                          */
     DB__DW_PARTS = 16,         /* at most; from half of them on there is work without slices too */
     DB__DW_SLICE = 256         /* outputs: with 64 packing x takes 8 to 15 % more time           */
@@ -3284,6 +3296,7 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
     w.panels = DB__CEIL_DIV(v.C, 16), w.ldc = k * w.panels * 16;
     w.regions = v.B * v.by_y * v.by_x;
     w.per_block = many ? DB__MAX(1, DB__DW_PIXELS_MANY / (v.rows * v.columns)) : 1;
+    w.per_block = DB__MIN(w.per_block, w.regions);
     w.blocks = DB__CEIL_DIV(w.regions, w.per_block);
     w.part = k * v.OC * w.ldc;
     wanted = DB__MIN(w.blocks, (size_t)DB__DW_SUMS / w.part);
@@ -3302,9 +3315,9 @@ static db__dw db__dw_of(const db__kernels *kern, const db_arg *x, const db_arg *
         w.turned_bytes = w.per_block * w.k_region * w.slice * 2;
     } else if (w.winograd) {
         w.tiles = w.per_block * (v.rows / 2) * DB__CEIL_DIV(v.columns, 2);
-        w.x_bytes = 16 * (w.tiles * v.C + 16) * sizeof(float);
-        w.line_bytes = (v.rows + 2) * (v.columns + v.columns % 2 + 2) * v.C * sizeof(float);
-        w.dy_bytes = 16 * (w.tiles * w.slice + 16) * sizeof(float);
+        w.x_bytes = 16 * (w.tiles * v.C + DB__WINOGRAD_GAP) * sizeof(float);
+        w.line_bytes = (v.rows + 2) * (DB__ROUND_UP(v.columns, 2) + 2) * v.C * sizeof(float);
+        w.dy_bytes = 16 * (w.tiles * w.slice + DB__WINOGRAD_GAP) * sizeof(float);
         w.sum_bytes = 16 * w.slice * v.C * sizeof(float);
     } else {
         w.x_bytes = ((v.rows - 1) * stride + k) * v.line * w.panels * 16 * sizeof(float);
@@ -3468,33 +3481,27 @@ static void db__dw_pairs(db_ctx *ctx, const db__dw *w, const db_arg *x, const db
         }
 }
 
-/* A block's products in Winograd's basis, added to the sums at the end of the scratch, or their
-   first value. */
+/* A block's products in Winograd's basis, added to the sums [16][m][C], or their first value; after
+   a part's last block winograd_weight_back makes dW of them. */
 static void db__dw_winograd(db_ctx *ctx, const db__dw *w, const db_arg *x, const db_arg *dy,
-                            size_t block, size_t oc0, size_t m, char *scratch, int add)
+                            size_t block, size_t oc0, size_t m, char *scratch, float *sum, int add)
 {
     const db__kernels *kern = ctx->isa->f32;
     const db__conv *v = &w->v;
-    size_t line = (v->columns + v->columns % 2 + 2) * v->C, panel = w->tiles * 16, tile = 0, i, r,
-           q;
-    size_t position = w->panels * panel + 16, grad_position = w->tiles * m + 16;
+    size_t panel = w->tiles * 16, tile = 0, i, r, q;
+    size_t position = w->tiles * v->C + DB__WINOGRAD_GAP,
+           grad_position = w->tiles * m + DB__WINOGRAD_GAP;
     float *basis = (float *)(void *)scratch, *lines = (float *)(void *)(scratch + w->x_bytes);
     float *grad = (float *)(void *)((char *)lines + w->line_bytes);
-    float *sums = (float *)(void *)((char *)grad + w->dy_bytes);
     for (i = block * w->per_block; i < DB__MIN((block + 1) * w->per_block, w->regions); i++) {
         const db__region at = db__region_of(v, i);
-        const char *image = db__at(x, at.b * v->H * v->W * v->C);
-        size_t across = DB__CEIL_DIV(at.columns, 2), down = DB__CEIL_DIV(at.rows, 2);
-        for (r = 0; r < down * 2 + 2; r++)
-            db__fill_line(v, (char *)(lines + r * line), image, sizeof(float),
-                          (long)(at.y0 + r) - v->pad, (long)at.x0 - v->pad, across * 2 + 2);
-        for (r = 0; r < down; r++, tile += across) {
-            size_t from = ((at.b * v->OH + at.y0 + r * 2) * v->OW + at.x0) * v->OC + oc0;
-            kern->winograd_input(basis + tile * 16, position, 16, panel,
-                                 lines + r * 2 * line, line, across, v->C);
+        size_t across = DB__CEIL_DIV(at.columns, 2);
+        db__winograd_basis(kern, v, &at, x, lines, basis + tile * 16, position, 16, panel);
+        for (r = 0; r < at.rows; r += 2, tile += across) {
+            size_t from = ((at.b * v->OH + at.y0 + r) * v->OW + at.x0) * v->OC + oc0;
             kern->winograd_output_back(grad + tile * m, grad_position, db__floats(dy) + from,
-                                       v->OW * v->OC, v->OC, DB__MIN(at.rows - r * 2, 2),
-                                       at.columns, m);
+                                       v->OW * v->OC, v->OC, DB__MIN(at.rows - r, 2), at.columns,
+                                       m);
         }
     }
     for (q = 0; q < 16; q++) {
@@ -3502,7 +3509,7 @@ static void db__dw_winograd(db_ctx *ctx, const db__dw *w, const db_arg *x, const
         g.m = m, g.k = tile, g.taps = 1, g.panels = w->panels;
         g.a = grad + q * grad_position, g.lda = 1, g.a_k = m, g.a_tap = 0;
         g.b = basis + q * position, g.b_panel = panel, g.b_k = 16, g.b_tap = 0;
-        g.c = sums + q * m * v->C, g.ldc = g.lds = v->C, g.start = add ? g.c : NULL;
+        g.c = sum + q * m * v->C, g.ldc = g.lds = v->C, g.start = add ? g.c : NULL;
         kern->gemm(&g);
     }
 }
@@ -3516,8 +3523,9 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     const db__conv *v = &w.v;
     int in_place = w.parts == 1 && w.panels * 16 == v->C; /* dW itself is the only sum */
     size_t thread_bytes = w.x_bytes + w.line_bytes + w.dy_bytes + w.turned_bytes + w.sum_bytes,
-           pixels = v->B * v->OH * v->OW;
-    char *own = (char *)db__scratch(c, thread_bytes * (size_t)db__threads(ctx));
+           pixels = v->B * v->OH * v->OW, tasks = w.parts * w.slices,
+           threads = (size_t)db__threads(ctx);
+    char *own = (char *)db__scratch(c, thread_bytes * DB__MIN(tasks, threads));
     float *sums = (float *)db__scratch(c, in_place ? 0 : w.parts * w.part * sizeof(float));
     float *bias_sums = (float *)db__scratch(c, w.parts * v->OC * sizeof(float));
     long task;
@@ -3525,24 +3533,23 @@ static void db__cpu_conv2d_dw(db_ctx *ctx, db_call *c)
     if (in_place && dw->present) sums = (float *)dw->data;
     {
         DB__PARALLEL_FOR(ctx, dynamic)
-        for (task = 0; task < (long)(w.parts * w.slices); task++) {
+        for (task = 0; task < (long)tasks; task++) {
             size_t part = (size_t)task / w.slices, oc0 = (size_t)task % w.slices * w.slice,
                    m = DB__MIN(w.slice, v->OC - oc0), block;
             size_t first = w.blocks * part / w.parts, last = w.blocks * (part + 1) / w.parts;
-            char *scratch = own + thread_bytes * (size_t)db__thread_index();
+            size_t mine = tasks <= threads ? (size_t)task : (size_t)db__thread_index();
+            char *scratch = own + thread_bytes * mine;
             float *sum = sums + part * w.part;
-            for (block = first; block < last && dw->present; block++) {
-                if (w.winograd)
-                    db__dw_winograd(ctx, &w, x, dy, block, oc0, m, scratch, block > first);
-                else
-                    (w.pairs ? db__dw_pairs : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, scratch,
-                                                             sum, in_place || block > first);
-            }
+            float *added =
+                w.winograd ? (float *)(void *)(scratch + thread_bytes - w.sum_bytes) : sum;
+            for (block = first; block < last && dw->present; block++)
+                (w.winograd   ? db__dw_winograd
+                     : w.pairs ? db__dw_pairs
+                               : db__dw_floats)(ctx, &w, x, dy, block, oc0, m, scratch, added,
+                                                (in_place && !w.winograd) || block > first);
             if (w.winograd && dw->present)
-                kern->winograd_weight_back(
-                    sum + oc0 * w.ldc, v->OC * w.ldc,
-                    (const float *)(const void *)(scratch + thread_bytes - w.sum_bytes), m, v->C,
-                    in_place);
+                kern->winograd_weight_back(sum + oc0 * w.ldc, v->OC * w.ldc, added, m, v->C,
+                                           in_place);
             if (oc0 == 0 && dbias->present) {
                 size_t from = pixels * part / w.parts, to = pixels * (part + 1) / w.parts;
                 memset(bias_sums + part * v->OC, 0, v->OC * sizeof(float));
@@ -14700,11 +14707,12 @@ DB__INLINE void DB__FN(activate_slope)(DB__V *x, const int act, const int U)
    k is not cut: C stays in registers from the first to the last (cutting it at 192 to 512 gained
    nothing). In f32 the row of B 16 rows on is called into the first cache. So is C in both types,
    which is often in memory, but row by row: all at once would occupy every buffer that waits for
-   memory. Two steps of k at a time leave fewer instructions between the multiply-adds: a quarter
-   faster where another thread shares the core, 5 % where none does; four were no better. */
+   memory. Two steps of k at a time leave fewer instructions between the multiply-adds: up to 25 %
+   faster where another thread shares the core, 5 % where none does; four gain less. */
 
 #ifndef DB__AMX_TARGET
-/* One step of k: a, a4, a8 are the rows 0, 4, 8 of A (few enough addresses for the registers). */
+/* One step of k for MR rows: a, a4 and a8 point to rows 0, 4 and 8 of the tile, few enough
+   addresses for the registers. */
 DB__INLINE void DB__FN(gemm_step)(DB__V *acc, const DB__T *a, const DB__T *a4, const DB__T *a8,
                                   size_t lda, const DB__T *b, size_t b_panel, const int MR,
                                   const int NP)
@@ -14750,9 +14758,10 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
         const DB__T *a = (const DB__T *)g->a + row * lda + tap * g->a_tap;
         const DB__T *a4 = a + 4 * lda, *a8 = a + 8 * lda;
         const DB__T *b = (const DB__T *)g->b + panel * g->b_panel + tap * g->b_tap;
-#define DB__STEP                                                            \
-    DB__FN(gemm_step)(acc, a, a4, a8, lda, b, g->b_panel, MR, NP);          \
-    a += a_k, a4 += a_k, a8 += a_k, b += b_k, k += DB__K2
+#define DB__STEP do { \
+        DB__FN(gemm_step)(acc, a, a4, a8, lda, b, g->b_panel, MR, NP); \
+        a += a_k, a4 += a_k, a8 += a_k, b += b_k, k += DB__K2; \
+    } while (0)
         for (k = 0; k + 2 * DB__K2 <= g->k;) {
             if (ahead < MR) {
                 DB__UNROLL for (v = 0; v < NP; v++)
@@ -14763,9 +14772,7 @@ DB__INLINE void DB__FN(gemm_tile)(const db__gemm *g, size_t row, size_t panel, c
             DB__STEP;
             DB__STEP;
         }
-        if (k < g->k) {
-            DB__STEP;
-        }
+        if (k < g->k) DB__STEP;
 #undef DB__STEP
     }
     DB__UNROLL for (r = 0; r < MR; r++)
@@ -15052,8 +15059,8 @@ DB__KERNEL void DB__FN(winograd_weight)(float *u, const float *g, size_t C)
     }
 }
 
-/* Its gradient, for n outputs: dw (+)= G' s G, s[16][n][C]; dw is three times [n][3 C], `row`
-   apart. */
+/* The gradient of winograd_weight, for n outputs: dw (+)= G' s G from s[16][n][C]; dw is
+   [3][n][3 C], its three rows of the kernel `row` floats apart. */
 DB__KERNEL void DB__FN(winograd_weight_back)(float *dw, size_t row, const float *s, size_t n,
                                              size_t C, int add)
 {
@@ -15140,7 +15147,8 @@ DB__KERNEL void DB__FN(winograd_output)(float *y, size_t line, size_t ld, size_t
         }
 }
 
-/* Its gradient: m[16][position], each position [tiles][n], = A dy A' of up to 2 rows of pixels. */
+/* The gradient of winograd_output: m = A dy A' of up to 2 rows of pixels, zeros beyond them and the
+   last column; m[16][position], each position [tiles][n]. */
 DB__KERNEL void DB__FN(winograd_output_back)(float *m, size_t position, const float *dy,
                                              size_t line, size_t ld, size_t rows, size_t columns,
                                              size_t n)
