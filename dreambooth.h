@@ -13253,7 +13253,7 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 
 /* ==== [DB-13] Metrics ============================================================================
 
-   Paper, section 4.2 and appendix: subject fidelity by DINO (ViT-S/16) and CLIP-I, prompt fidelity
+   Paper, section 4.1 and supplement: subject fidelity by DINO (ViT-S/16) and CLIP-I, prompt fidelity
    by CLIP-T, prior preservation by PRES, diversity by LPIPS.
 
    Easy to get wrong

@@ -47,15 +47,18 @@ grep -q "no inference is drawn" "$work/p/report.html" && ! grep -q 'class="agree
 grep -q 'src="http\|href="http\|url(http' "$work/p/report.html" && bad "one file" "it names others" || ok "the report is one file"
 refuses "no records" "build/reproduce run comes first" $tool report --micro --folder "$work/nothing"
 
-# ---- verdicts, of records that were made up: PRES as the paper has it, DIV against it, CLIP-T alike, diversity scattered
+# ---- verdicts, of records that were made up: PRES as the paper has it, DIV against it, CLIP-T alike, diversity scattered; trainings
+# without prior preservation diverged with seed 0, where DIV would have been for the paper: pairs are of one seed
 mkdir -p "$work/v/cells"
 $tool plan --experiment prior --cells | awk '$1 ~ "^prior/" { split($1, part, "/"); i = ++seen[part[2]]; without = part[2] == "without"
     name = $1; $1 = ""; sub(/^ */, "")
     printf "{\"cell\": \"%s\", \"key\": \"0\", \"networks\": \"0\", \"settings\": \"%s\", \"seconds\": 1, \"values\": {", name, $0
-    printf "\"pres\": %.6f, \"div\": %.6f, ", .5 + .01 * i + .2 * without, .3 + .001 * i + .1 * without
+    if (part[4] == 0 && without) { print "\"diverged\": 1}}"; next }
+    printf "\"pres\": %.6f, \"div\": %.6f, ", .5 + .01 * i + .2 * without, .3 + .001 * i + .1 * without + (part[4] == 0)
     printf "\"clip_t\": %.6f, \"class_diversity_64_original\": 0.5, ", .3 + .0001 * (i % 7) + .002 * without
     printf "\"class_diversity_64\": %.6f}}\n", .5 + (i % 2 ? .3 : -.3) + .001 * i }' > "$work/v/results.jsonl"
 says "a report with verdicts" "report.html" $tool report --folder "$work/v"
+grep -q "15 of these trainings diverged" "$work/v/report.html" && ok "diverged trainings are counted" || bad "diverged trainings" "not counted"
 verdict() {
     grep "\"id\": \"$1\"" "$work/v/results.json" | grep -q "\"n\": $2, .*\"verdict\": \"$3\"" && ok "$1: $3" ||
         bad "$1" "$(grep "\"id\": \"$1\"" "$work/v/results.json")"

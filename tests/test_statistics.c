@@ -88,8 +88,8 @@ static void power(const db_json *cases)
     /* 0 is above two of b, 1 above three, 2 above three and as large as the fourth, 3 above all */
     static const double a[] = {0, 1, 2, 3}, b[] = {-1.5, -.5, .5, 2};
     const db_json *c;
-    double worst = 0, low, high, x[20], sd;
-    size_t n = 0, k;
+    double worst = 0, sd;
+    size_t n = 0;
     for (c = cases->first; c; c = c->next, n++)
         worst = worse(worst, db_json_number(c, "power", -1),
                       stat_power((size_t)db_json_int(c, "n", 0), db_json_number(c, "mean", 0),
@@ -101,11 +101,22 @@ static void power(const db_json *cases)
     test_check(fabs(stat_power(15, sd, 2, .05, 0) - .8) < .01, "smallest difference that is found",
                "a power of .8");
     test_check(isinf(stat_detectable(4, 1, .05)), "too few pairs", "no difference is found");
-    for (k = 0; k < 20; k++) x[k] = (double)k;
     test_check(stat_auc(a, 4, b, 4) == 12.5 / 16, "area under the curve", "12.5 of 16 pairs");
-    stat_bootstrap(x, 20, &low, &high); /* mean 9.5, standard error 1.32 */
-    test_check(fabs(low - (9.5 - 1.96 * 1.29)) < .2 && fabs(high - (9.5 + 1.96 * 1.29)) < .2,
-               "bootstrap interval", "about 1.96 standard errors");
+}
+
+static void intervals(const db_json *cases)
+{
+    const db_json *c;
+    double d[STAT_MAX] = {0}, worst = 0, low, high;
+    size_t n = 0;
+    for (c = cases->first; c; c = c->next, n++) {
+        stat_interval(d, numbers(db_json_get(c, "d"), d), &low, &high);
+        worst = worse(worse(worst, low, db_json_number(c, "low", -9)), high,
+                      db_json_number(c, "high", -9));
+    }
+    stat_interval(d, 5, &low, &high);
+    if (n && worst < 1e-12 && low != low) test_pass("interval", "%zu cases, err %.1e", n, worst);
+    else test_fail("interval", "%zu cases, err %.1e; of five %g", n, worst, low);
 }
 
 int main(void)
@@ -123,6 +134,7 @@ int main(void)
     holm(db_json_get(all, "holm"));
     pairs(db_json_get(all, "pairs"));
     power(db_json_get(all, "power"));
+    intervals(db_json_get(all, "interval"));
     db_json_free(all);
     db_destroy(ctx);
     return test_summary();

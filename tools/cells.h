@@ -8,7 +8,7 @@
 #define CELLS_H
 
 enum { MOST_PROMPTS = 64 };
-static const double LEARNT = .05; /* of DINO's cosine: below it a subject has not been learnt */
+static const double LEARNT = .05; /* of DINO's cosine: what rose by less has not been learnt */
 
 /* Beginnings of the seeds of pictures; the cell's seed stands above them. */
 enum { SEED_SUBJECT, SEED_CLASS, SEED_LEAK, SEED_APPLICATION, SEED_SR };
@@ -474,12 +474,15 @@ typedef struct work { /* on one cell */
     record *out;
 } work;
 
-/* Leaves only parameters whose names hold `part` to be trained; NULL: none. */
-static inline void train_only(db_param_table *table, const char *part)
+/* Leaves only parameters whose names hold one of `n` parts to be trained. */
+static inline void train_only(db_param_table *table, const char *const *part, size_t n)
 {
-    size_t k;
-    for (k = 0; k < table->n; k++)
-        table->item[k].frozen = !part || !strstr(table->item[k].name, part);
+    size_t k, i;
+    for (k = 0; k < table->n; k++) {
+        table->item[k].frozen = 1;
+        for (i = 0; i < n; i++)
+            if (strstr(table->item[k].name, part[i])) table->item[k].frozen = 0;
+    }
 }
 
 /* Textual inversion (Gal et al., 2022): of everything, the identifier's row of the embeddings alone
@@ -487,7 +490,8 @@ static inline void train_only(db_param_table *table, const char *part)
 static inline int start_inversion(work *w)
 {
     db_text_encoder *e = w->p->text_encoder;
-    db_param *table = db_params_find(&e->params, "shared.weight");
+    const char *name = "shared.weight";
+    db_param *table = db_params_find(&e->params, name);
     int32_t ids[16];
     size_t D = e->config.d_model, n, i, k;
     const char *noun = world_subject(w->c->subject).class_name;
@@ -504,8 +508,8 @@ static inline int start_inversion(work *w)
     }
     w->embeddings = (float *)malloc(table->count * sizeof(float));
     memcpy(w->embeddings, table->data, table->count * sizeof(float));
-    train_only(&w->p->unet->params, NULL);
-    train_only(&e->params, "shared.weight");
+    train_only(&w->p->unet->params, NULL, 0);
+    train_only(&e->params, &name, 1);
     return 0;
 }
 
@@ -536,6 +540,9 @@ static inline int start_training(work *w)
 {
     const settings *s = &w->c->settings;
     db_dreambooth_config c = training_config(w);
+    /* attention blocks whole; in them the text's keys and values, pixel models', latent models' */
+    static const char *const attention = ".attentions.",
+                      *const of_text[] = {"add_k_proj", "add_v_proj", "attn2.to_k", "attn2.to_v"};
     size_t S = picture_side(w->p), n = (size_t)s->classes;
     pictures classes;
     float *class_images = NULL;
@@ -552,7 +559,8 @@ static inline int start_training(work *w)
         class_images = (float *)malloc(n * S * S * 3 * sizeof(float));
         to_floats(classes.rgb, n * S * S * 3, class_images);
     }
-    if (!strcmp(s->train, "attention")) train_only(&w->p->unet->params, ".attentions.");
+    if (!strcmp(s->train, "attention")) train_only(&w->p->unet->params, &attention, 1);
+    if (!strcmp(s->train, "cross")) train_only(&w->p->unet->params, of_text, 4);
     if (!strcmp(s->train, "embedding")) {
         c.train_text_encoder = 1, c.optimizer.weight_decay = 0;
         bad = start_inversion(w);
@@ -683,7 +691,7 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     char name[3][40];
     world_subject_info info = world_subject(w->c->subject);
     unsigned places = places_of_photos(&w->c->settings, w->c->subject);
-    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0;
+    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, of_first = 0, class_right = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
     if (w->w->net.classifier &&
         classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
@@ -694,6 +702,7 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
             if (p->place < 0) continue;
             asked++, right += one[CLASSIFIER_place] == p->place;
             of_photos += places >> one[CLASSIFIER_place] & 1;
+            of_first += one[CLASSIFIER_place] == info.places[0];
         }
         snprintf(name[0], sizeof name[0], "class_right%s", of);
         snprintf(name[1], sizeof name[1], "place_right%s", of);
@@ -701,6 +710,10 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
         set_value(w, name[0], suffix, (double)class_right / (double)n);
         set_value(w, name[1], suffix, (double)right / (double)asked);
         set_value(w, name[2], suffix, (double)of_photos / (double)asked);
+        if (strcmp(w->c->settings.shots, "usual")) { /* which all of these have a photo of */
+            snprintf(name[0], sizeof name[0], "place_of_first_photo%s", of);
+            set_value(w, name[0], suffix, (double)of_first / (double)asked);
+        }
     }
     free(seen);
 }
@@ -781,6 +794,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     pictures made, tuned, original, before;
     db_evaluation e;
     db_scores scores;
+    double dino_original;
     phrase(plain, sizeof plain, "", "", "", all.class_noun, "");
     for (k = 0; k < n_class; k++) classes[k] = plain;
     n = all.n * each;
@@ -802,8 +816,10 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     e.class_images = tuned.view, e.n_class = trained ? wp->size->class_pictures : 0;
     e.original_class = original.view, e.n_original = wp->size->class_pictures;
     if (db_evaluate(ctx, &e, &scores) == DB_OK) {
+        dino_original = dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n);
         /* a subject hardly learnt says nothing of where the class has gone on the way to it */
-        if (scores.dino - scores.pres_original < LEARNT) scores.drift = (double)NAN;
+        if (scores.dino - fmax(scores.pres_original, dino_original) < LEARNT)
+            scores.drift = (double)NAN;
 #define CELL_SCORE(field, name, what)                                                              \
     if (scores.field == scores.field) set_value(w, #field, suffix, scores.field);
         DB_SCORES(CELL_SCORE)
@@ -812,8 +828,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         measure_obedience(w, &all, each, &made, "", suffix);
         measure_obedience(w, &all, each, &before, "_original", suffix);
         if (protocol) measure_nearest(w, &made, &before);
-        set_value(w, "dino_original", suffix,
-                  dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n));
+        set_value(w, "dino_original", suffix, dino_original);
         if (w->c->of->measures & MEASURE_DIVERSITY) {
             set_value(w, "class_diversity_64", suffix,
                       mean_lpips(wp->net.lpips, tuned.view, n_class));
@@ -1169,8 +1184,8 @@ static inline double true_distance(const world_scene *a, const world_scene *b)
     return sum;
 }
 
-/* Members of the subject's class in one place, light and view: the rank correlation of each metric
-   with their true distance. */
+/* Members of the subject's class in one place, light and view, all with the subject's own marks and
+   texture: the rank correlation of each metric with their true distance. */
 static inline int measure_metrics(work *w)
 {
     enum { MEMBERS = 24, PAIRS = MEMBERS * (MEMBERS - 1) / 2 };
@@ -1190,7 +1205,6 @@ static inline int measure_metrics(work *w)
         if (!i) continue; /* the subject itself is one of them */
         memcpy(scene[i].shape, member.shape, sizeof member.shape);
         memcpy(scene[i].rgb, member.rgb, sizeof member.rgb);
-        scene[i].n_marks = 0, scene[i].glyph = -1, scene[i].texture = 0;
     }
     for (i = 0; i < MEMBERS; i++) render(&scene[i], &p, i);
     z = dino_of(net, p.view, MEMBERS);

@@ -16,7 +16,7 @@ static const char html_style[] =
     "td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
     "code{font-size:12px;background:#f4f4f2;padding:.1em .3em}"
     ".agrees{color:#1d7a3e;font-weight:600}.opposite,.differs{color:#b3261e;font-weight:600}"
-    ".inconclusive{color:#8a6d00;font-weight:600}.dim{color:#777}"
+    ".inconclusive{color:#8a6d00;font-weight:600}.dim,.incomplete{color:#777}"
     ".scroll{overflow-x:auto}"
     ".strip{display:flex;flex-wrap:wrap;gap:6px;margin:.2em 0 .8em}"
     ".strip figure{margin:0;width:96px}.strip figcaption{font-size:10.5px;line-height:1.25;"

@@ -21,7 +21,7 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
     {"prior", "dino fidelity clip_i clip_t div pres pres_original drift class_diversity_64 "
               "class_diversity_64_original place_right overfit", "pres div drift"},
     {"noun", "dino fidelity clip_i clip_t place_right class_right", "dino clip_i"},
-    {"photos", "dino fidelity clip_i clip_t div place_right overfit", "dino clip_i overfit"},
+    {"photos", "dino fidelity clip_i clip_t div place_right", "dino clip_i"},
     {"sr", "", "lpips_1e-5 detail_1e-5 spectrum_1e-5"},
     {"baselines", "dino fidelity clip_i clip_t div place_right class_right",
      "dino fidelity clip_t place_right"},
@@ -31,8 +31,8 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
     {"lambda", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_images", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_guidance", "dino clip_t div pres drift class_diversity", "drift class_diversity"},
-    {"entanglement", "dino fidelity clip_t place_right place_of_photos div",
-     "place_of_photos fidelity"},
+    {"entanglement", "dino fidelity clip_t place_right place_of_first_photo div",
+     "place_of_first_photo fidelity"},
     {"frequency", "dino clip_t pres drift place_right", "dino drift"},
     {"first_version", "dino fidelity clip_t pres drift place_right overfit", "dino drift"},
     {"demo", "dino clip_i clip_t fidelity place_right place_right_original nearest_right "
@@ -82,37 +82,40 @@ static inline const char *paper_figure(const char *experiment_name, const char *
 
 /* ---- tables ---------------------------------------------------------------------------------- */
 
-static inline void write_mean_beside(page *g, const double *x, size_t n, const char *figure)
+/* Mean and deviation of n of `of` subjects; 0: of as many as there are. */
+static inline void write_mean_beside(page *g, const double *x, size_t n, size_t of,
+                                     const char *figure)
 {
     fprintf(g->f, "<td class=\"n\">");
     html_number(g->f, stat_mean(x, n), 0);
     if (n > 1) fprintf(g->f, " <span class=\"dim\">&plusmn; %.3f</span>", stat_sd(x, n));
+    if (n && n < of) fprintf(g->f, "<br><span class=\"dim\">of %zu subjects</span>", n);
     if (figure) fprintf(g->f, "<br><span class=\"dim\">paper %s</span>", figure);
     fprintf(g->f, "</td>");
 }
 
 static inline void write_mean(page *g, const double *x, size_t n)
 {
-    write_mean_beside(g, x, n, NULL);
+    write_mean_beside(g, x, n, 0, NULL);
 }
 
-/* Conditions by values: means over subjects, their deviation. */
+/* Conditions by values: means over subjects, the subjects' standard deviation. */
 static inline void write_table(page *g, const experiment *x, const char *value_names)
 {
     const char *names[CONDITIONS];
     char value[16][40];
     double v[STAT_MAX];
-    size_t n = condition_names(x->name, names), m = split_words(value_names, value, 16), c, k;
+    size_t n = condition_names(x->name, names), m = split_words(value_names, value, 16), c, k, of;
     if (!m) return;
     fprintf(g->f,
             "<div class=\"scroll\"><table><tr><th>condition</th><th class=\"n\">subjects</th>");
     for (k = 0; k < m; k++) fprintf(g->f, "<th class=\"n\">%s</th>", value[k]);
     fprintf(g->f, "</tr>\n");
     for (c = 0; c < n; c++) {
-        fprintf(g->f, "<tr><td>%s</td><td class=\"n\">%zu</td>", names[c],
-                condition_values(g->all, x, names[c], value[0], v));
+        of = condition_values(g->all, x, names[c], value[0], v);
+        fprintf(g->f, "<tr><td>%s</td><td class=\"n\">%zu</td>", names[c], of);
         for (k = 0; k < m; k++)
-            write_mean_beside(g, v, condition_values(g->all, x, names[c], value[k], v),
+            write_mean_beside(g, v, condition_values(g->all, x, names[c], value[k], v), of,
                               paper_figure(x->name, names[c], value[k]));
         fprintf(g->f, "</tr>\n");
     }
@@ -238,9 +241,9 @@ static inline void write_claim_test(page *g, const claim *c)
 
 static inline void write_verdict(page *g, const claim *c, const outcome *o)
 {
-    fprintf(g->f, "<td><span class=\"%s\">%s</span>", o->verdict[0] == 'n' ? "dim" : o->verdict,
-            o->verdict);
-    if (o->verdict[0] == 'i') {
+    int open = !strcmp(o->verdict, "inconclusive");
+    fprintf(g->f, "<td><span class=\"%s\">%s</span>", o->verdict, o->verdict);
+    if (open) {
         fprintf(g->f, "<br><span class=\"dim\">");
         if (c->relation == ALIKE)
             fprintf(g->f, "power %.2f if there is no difference", o->power);
@@ -283,11 +286,12 @@ static inline void write_claims(page *g, const outcome *o, const char *experimen
         if (g->inference && o[k].low == o[k].low)
             fprintf(g->f, "<br><span class=\"dim\">%+.3f &hellip; %+.3f</span>", o[k].low,
                     o[k].high);
-        fprintf(g->f, "</td><td class=\"n\">%zu</td>", o[k].n);
-        if (g->inference) {
-            fprintf(g->f, "<td class=\"n\">%.4f</td><td class=\"n\">", o[k].p);
-            if (o[k].p_holm == o[k].p_holm) fprintf(g->f, "%.4f", o[k].p_holm);
-            fprintf(g->f, "</td>");
+        fprintf(g->f, "</td><td class=\"n\">%zu of %d</td>", o[k].n,
+                experiment_named(c->experiment)->n_subjects);
+        if (g->inference) { /* against the claim where that is what has been shown */
+            int against = o[k].verdict[0] == 'o' || o[k].verdict[0] == 'd';
+            fprintf(g->f, "<td class=\"n\">%.4f</td><td class=\"n\">%.4f</td>",
+                    against ? o[k].against : o[k].p, against ? o[k].against_holm : o[k].p_holm);
             write_verdict(g, c, &o[k]);
         }
         fprintf(g->f, "</tr>\n");
@@ -300,15 +304,22 @@ static inline void write_claims(page *g, const outcome *o, const char *experimen
 /* The method of a condition of "map": what stands before its first '-'. */
 static inline size_t method_length(const char *condition) { return strcspn(condition, "-"); }
 
-/* A value of a condition of "map" at a step; not a number where a training has diverged. */
+/* A value of a condition of "map" at a step; not a number where a training had diverged by then. */
 static inline double traced(page *g, const experiment *x, const char *condition, const char *value,
                             size_t step)
 {
     char name[64];
     double v[STAT_MAX];
+    size_t n, there = 0;
+    int k;
+    for (k = 0; k < x->n_subjects; k++) {
+        char cell_name[128];
+        snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, condition, x->subjects[k]);
+        there += records_find(g->all, cell_name) != NULL;
+    }
     snprintf(name, sizeof name, "%s@%zu", value, step);
-    if (condition_values(g->all, x, condition, "diverged", v)) return (double)NAN;
-    return stat_mean(v, condition_values(g->all, x, condition, name, v));
+    n = condition_values(g->all, x, condition, name, v);
+    return n < there ? (double)NAN : stat_mean(v, n);
 }
 
 /* The steps of a condition, as the plan has them. */
@@ -378,7 +389,7 @@ static inline void write_map(page *g, const experiment *x)
             for (k = 0; k < TRACES; k++) {
                 double score = map_score(g, x, names[c], trace_steps[k]);
                 if (score > best) {
-                    best = score, edge = c == first || c + 1 == last || k + 1 == TRACES;
+                    best = score, edge = c == first || c + 1 == last || k == 0 || k + 1 == TRACES;
                     snprintf(chosen, sizeof chosen, "%s, %zu steps", names[c], trace_steps[k]);
                 }
                 fprintf(g->f, "<td class=\"n\" style=\"background:rgba(53,102,176,%.2f)\">",
@@ -508,9 +519,10 @@ static inline void write_failures(page *g)
 static inline void write_experiment(page *g, const experiment *x, const outcome *o)
 {
     char plot[16][40];
-    size_t e, k, n, there = 0, own = strlen(x->name);
+    size_t e, k, n, there = 0, diverged = 0, own = strlen(x->name);
     for (k = 0; k < g->all->n; k++)
-        there += !strncmp(g->all->item[k].cell, x->name, own) && g->all->item[k].cell[own] == '/';
+        if (!strncmp(g->all->item[k].cell, x->name, own) && g->all->item[k].cell[own] == '/')
+            there++, diverged += record_get(&g->all->item[k], "diverged") == 1;
     fprintf(g->f, "<h2 id=\"%s\">%s</h2><p>", x->name, x->name);
     html_text(g->f, x->question);
     fprintf(g->f, "<br><span class=\"dim\">Paper: ");
@@ -521,6 +533,9 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
         fprintf(g->f, "<p>Not run.</p>\n");
         return;
     }
+    if (diverged)
+        fprintf(g->f, "<p><b>%zu of these trainings diverged</b>: they have no values, and no pair "
+                "counts that one of them would belong to.</p>\n", diverged);
     for (e = 0; e < EXPERIMENTS && strcmp(views[e].experiment, x->name); e++) {}
     write_claims(g, o, x->name);
     write_table(g, x, views[e].values);
@@ -607,17 +622,40 @@ static inline void write_page(page *g, const outcome *o)
                 "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
                 "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
                 "Holm's correction over H1 to H8, and over the other claims of each "
-                "experiment by themselves, what is not measured yet as p = 1; 95 %% intervals by "
-                "bootstrap. Where several conditions are compared, the weakest counts.</p>");
+                "experiment by themselves, what is not measured yet as p = 1; of a claim that is "
+                "refuted, p is that of the opposite. 95 %% intervals are those of the median "
+                "difference that the test does not reject. Where several conditions are compared, "
+                "the weakest counts. &plusmn; is the standard deviation over subjects.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);
     fprintf(g->f, "</html>\n");
 }
 
+/* Of a condition every value that one of its cells has: [how many subjects, mean, deviation]. */
+static inline void write_json_means(page *g, const experiment *x, const char *condition)
+{
+    static record every; /* the names alone count */
+    char cell_name[128];
+    size_t n = (size_t)snprintf(cell_name, sizeof cell_name, "%s/%s/", x->name, condition), k, i;
+    every.n = 0;
+    for (k = 0; k < g->all->n; k++) {
+        const record *r = &g->all->item[k];
+        for (i = 0; i < r->n && !strncmp(r->cell, cell_name, n); i++)
+            record_set(&every, r->value[i].name, 0);
+    }
+    for (i = 0; i < every.n; i++) {
+        double v[STAT_MAX];
+        size_t m = condition_values(g->all, x, condition, every.value[i].name, v);
+        fprintf(g->f, "%s\"%s\": [%zu, ", i ? ", " : "", every.value[i].name, m);
+        json_number(g->f, stat_mean(v, m));
+        fprintf(g->f, ", "), json_number(g->f, stat_sd(v, m)), fprintf(g->f, "]");
+    }
+}
+
 static inline void write_json(page *g, const outcome *o)
 {
     const char *names[CONDITIONS];
-    size_t k, e, c, i, first;
+    size_t k, e, c, i;
     fprintf(g->f,
             "{\n \"inference\": %s,\n \"networks\": \"%s\",\n \"cells\": %zu,\n \"claims\": [",
             g->inference ? "true" : "false", g->all->item[g->all->n - 1].networks, g->all->n);
@@ -647,22 +685,8 @@ static inline void write_json(page *g, const outcome *o)
         size_t n = condition_names(experiments[e].name, names);
         fprintf(g->f, "%s\n  \"%s\": {", e ? "," : "", experiments[e].name);
         for (c = 0; c < n; c++) {
-            char cell_name[128];
-            const record *r = NULL;
-            for (i = 0; i < (size_t)experiments[e].n_subjects && !r; i++) {
-                snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", experiments[e].name, names[c],
-                         experiments[e].subjects[i]);
-                r = records_find(g->all, cell_name);
-            }
             fprintf(g->f, "%s\n   \"%s\": {", c ? "," : "", names[c]);
-            for (first = 1, i = 0; r && i < r->n; i++) {
-                double v[STAT_MAX];
-                size_t m = condition_values(g->all, &experiments[e], names[c], r->value[i].name, v);
-                fprintf(g->f, "%s\"%s\": [%zu, ", first ? "" : ", ", r->value[i].name, m);
-                json_number(g->f, stat_mean(v, m));
-                fprintf(g->f, ", "), json_number(g->f, stat_sd(v, m)), fprintf(g->f, "]");
-                first = 0;
-            }
+            write_json_means(g, &experiments[e], names[c]);
             fprintf(g->f, "}");
         }
         fprintf(g->f, "}");
@@ -670,8 +694,15 @@ static inline void write_json(page *g, const outcome *o)
     fprintf(g->f, "}\n}\n");
 }
 
-/* Of all records those of the newest networks whose settings are the plan's, the newest for each
-   cell, in the plan's order. */
+/* "f32": what was computed in. */
+static inline const char *record_precision(const record *r)
+{
+    const char *comma = strrchr(r->machine, ',');
+    return comma ? comma + 2 : "";
+}
+
+/* Of all records those of the newest one's networks and precision whose settings are the plan's,
+   the newest for each cell, in the plan's order. */
 static inline records choose_records(const records *all, const scale *size, double guidance)
 {
     records chosen;
@@ -682,9 +713,10 @@ static inline records choose_records(const records *all, const scale *size, doub
     for (k = 0; k < n; k++) {
         cell_settings(&cells[k], size, guidance, planned, sizeof planned);
         for (i = all->n; i-- > 0;) {
-            const record *r = &all->item[i];
+            const record *r = &all->item[i], *newest = &all->item[all->n - 1];
             if (strcmp(r->cell, cells[k].name) || strcmp(r->settings, planned) ||
-                strcmp(r->networks, all->item[all->n - 1].networks))
+                strcmp(r->networks, newest->networks) ||
+                strcmp(record_precision(r), record_precision(newest)))
                 continue;
             records_add(&chosen, r);
             break;
@@ -692,8 +724,8 @@ static inline records choose_records(const records *all, const scale *size, doub
     }
     if (chosen.n < all->n)
         fprintf(stderr,
-                "note: %zu records are older, or of other networks, settings or another scale, and "
-                "left out\n",
+                "note: %zu records are older, or of other networks, settings, another precision or "
+                "scale, and left out\n",
                 all->n - chosen.n);
     free(cells);
     return chosen;

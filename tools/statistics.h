@@ -1,8 +1,9 @@
 /* statistics.h - the tests of the experiments: paired by subject, few subjects, no normality.
 
    Exact signed-rank test (Wilcoxon, 1945), Holm's correction (1979), equivalence as two one-sided
-   tests (Schuirmann, 1987), bootstrap intervals, rank correlation, power by simulation. Random
-   numbers come from fixed streams: the same records give the same report. Include after
+   tests (Schuirmann, 1987), the interval that belongs to the test (Hodges and Lehmann, 1963), rank
+   correlation, power by simulation. Random numbers come from fixed streams: the same records give
+   the same report. Include after
    dreambooth.h. tests/test_statistics.c compares with scipy.
 
    Easy to get wrong
@@ -19,10 +20,10 @@
 
 enum {
     STAT_MAX = 64,         /* pairs                                                       */
-    STAT_SAMPLES = 10000,  /* bootstrap, permutations                                     */
+    STAT_SAMPLES = 10000,  /* permutations                                                */
     STAT_TRIALS = 2000,    /* simulated experiments                                       */
-    STAT_BOOTSTRAP = 9001, /* purposes of the random streams                              */
-    STAT_PERMUTE, STAT_POWER
+    STAT_PERMUTE = 9002,   /* purposes of the random streams                              */
+    STAT_POWER
 };
 
 static inline double stat_mean(const double *x, size_t n)
@@ -135,22 +136,24 @@ static inline int stat_ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* A 95 % interval of the mean: percentiles of resampled means. */
-static inline void stat_bootstrap(const double *x, size_t n, double *low, double *high)
+/* The 95 % interval of the median difference that the signed-rank test does not reject: of the means
+   of all pairs, each with itself too, the k-th from below to the k-th from above. Not numbers for
+   fewer than 6 differences, which no such test rejects. */
+static inline void stat_interval(const double *d, size_t n, double *low, double *high)
 {
-    static double means[STAT_SAMPLES];
-    db_rng rng;
-    size_t k, i;
-    rng.seed = 1, rng.purpose = STAT_BOOTSTRAP, rng.step = (uint32_t)n;
+    double means[STAT_MAX * (STAT_MAX + 1) / 2], p[STAT_MAX * (STAT_MAX + 1) + 1], below;
+    int twice[STAT_MAX];
+    size_t m = 0, k = 0, i, j;
     *low = *high = (double)NAN;
-    if (n < 2) return;
-    for (k = 0; k < STAT_SAMPLES; k++) {
-        means[k] = 0;
-        for (i = 0; i < n; i++)
-            means[k] += x[db_random_below(&rng, k * n + i, (uint32_t)n)] / (double)n;
-    }
-    qsort(means, STAT_SAMPLES, sizeof *means, stat_ascending);
-    *low = means[STAT_SAMPLES / 40], *high = means[STAT_SAMPLES - 1 - STAT_SAMPLES / 40];
+    if (n > STAT_MAX) return;
+    for (i = 0; i < n; i++) twice[i] = 2 * (int)(i + 1);
+    stat_signed_rank_distribution(twice, n, p);
+    for (below = p[0]; below <= .025; below += p[2 * k]) k++; /* rank sums 0 ... k - 1 */
+    if (!k) return;
+    for (i = 0; i < n; i++)
+        for (j = i; j < n; j++) means[m++] = (d[i] + d[j]) / 2;
+    qsort(means, m, sizeof *means, stat_ascending);
+    *low = means[k - 1], *high = means[m - k];
 }
 
 /* Least squares: how much y rises for one unit of x. */

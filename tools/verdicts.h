@@ -15,27 +15,33 @@
 typedef struct outcome {
     size_t n;                  /* subjects, or what takes their place                          */
     double a, b;               /* means; b: of the condition that comes closest                */
-    double difference, low, high, sd; /* of the differences: mean, 95 % interval, deviation    */
+    double difference, low, high, sd; /* of the differences: mean, 95 % interval of the median,
+                                         deviation                                             */
     double p, against;         /* in the paper's direction, and in the other                   */
     double p_holm, against_holm;
     double power, detectable;  /* where inconclusive                                           */
     const char *verdict; /* "agrees", "opposite", "differs", "inconclusive", "incomplete"      */
 } outcome;
 
-/* Mean over seeds of a value in one cell's condition and subject; *seconds (or NULL) adds up. Seeds
-   that were not measured are left out; not a number without any. */
+/* A cell's value; not a number where it was not measured. */
+static inline double cell_value(const records *all, const experiment *x, const char *condition,
+                                int subject, int seed, const char *value)
+{
+    char name[512];
+    const record *r;
+    snprintf(name, sizeof name, "%s/%s/%s/%d", x->name, condition, x->subjects[subject], seed);
+    r = records_find(all, name);
+    return r ? record_get(r, value) : (double)NAN;
+}
+
+/* The mean over the seeds that have the value; not a number without any. */
 static inline double subject_value(const records *all, const experiment *x, const char *condition,
                                    int subject, const char *value)
 {
     double sum = 0;
     int seed, n = 0;
     for (seed = 0; seed < x->seeds; seed++) {
-        char name[512];
-        const record *r;
-        double v;
-        snprintf(name, sizeof name, "%s/%s/%s/%d", x->name, condition, x->subjects[subject], seed);
-        r = records_find(all, name);
-        v = r ? record_get(r, value) : (double)NAN;
+        double v = cell_value(all, x, condition, subject, seed, value);
         if (v == v) sum += v, n++;
     }
     return n ? sum / n : (double)NAN;
@@ -82,7 +88,8 @@ static inline double class_frequency(int object)
     return 1e6 * pow(object + 1, -.7) / total;
 }
 
-/* The pairs of a claim against one b: x of condition a, y of b. */
+/* The pairs of a claim against one b: x of condition a, y of b; of each subject the means over the
+   seeds that both have, so that a training which diverged takes its counterpart with it. */
 static inline size_t claim_pairs(const records *all, const claim *c, const char *b, double *x,
                                  double *y)
 {
@@ -90,13 +97,17 @@ static inline size_t claim_pairs(const records *all, const claim *c, const char 
     size_t n = 0;
     int k;
     for (k = 0; k < e->n_subjects; k++) {
-        double u = subject_value(all, e, c->a, k, c->value);
-        double v = *b == '='   ? strtod(b + 1, NULL)
-            : *b == '@'        ? subject_value(all, e, c->a, k, b + 1)
-            : c->relation == FOLLOWS
-            ? log(class_frequency(world_subject(world_subject_named(e->subjects[k])).object))
-            : subject_value(all, e, b, k, c->value);
-        if (u == u && v == v) x[n] = u, y[n++] = v;
+        int object = world_subject(world_subject_named(e->subjects[k])).object, seed, both = 0;
+        x[n] = y[n] = 0;
+        for (seed = 0; seed < e->seeds; seed++) {
+            double u = cell_value(all, e, c->a, k, seed, c->value);
+            double v = *b == '='         ? strtod(b + 1, NULL)
+                : *b == '@'              ? cell_value(all, e, c->a, k, seed, b + 1)
+                : c->relation == FOLLOWS ? log(class_frequency(object))
+                                         : cell_value(all, e, b, k, seed, c->value);
+            if (u == u && v == v) x[n] += u, y[n] += v, both++;
+        }
+        if (both) x[n] /= both, y[n] /= both, n++;
     }
     return n;
 }
@@ -108,9 +119,9 @@ static inline void compare(const claim *c, const double *x, const double *y, siz
     stat_test t;
     size_t k;
     o->n = n, o->a = stat_mean(x, n), o->b = stat_mean(y, n);
-    for (k = 0; k < n; k++) d[k] = x[k] - y[k];
+    for (k = 0; k < n; k++) d[k] = floor((x[k] - y[k]) * 1e7 + .5) / 1e7; /* equal ones tie */
     o->difference = stat_mean(d, n), o->sd = stat_sd(d, n);
-    stat_bootstrap(d, n, &o->low, &o->high);
+    stat_interval(d, n, &o->low, &o->high);
     if (c->relation == FOLLOWS) {
         o->difference = stat_spearman_test(x, y, n, &o->p, &o->against);
         o->p = fmin(1, 2 * o->p), o->against = fmin(1, 2 * o->against);
@@ -219,14 +230,14 @@ static inline void judge(const records *all, outcome *out)
         for (i = 0; i < m; i++) {
             outcome *o = &out[of[i]];
             const claim *c = &claims[of[i]];
-            size_t smaller = 0;
+            size_t shown = 0;
             double alpha;
             o->p_holm = p[i], o->against_holm = against[i];
             if (p[i] < .05) o->verdict = "agrees";
             else if (against[i] < .05) o->verdict = c->relation == ALIKE ? "differs" : "opposite";
             if (strcmp(o->verdict, "inconclusive") || c->relation == FOLLOWS || o->n < 3) continue;
-            for (k = 0; k < m; k++) smaller += out[of[k]].p < o->p; /* its step in Holm's row */
-            alpha = .05 / (double)(m - smaller);
+            for (k = 0; k < m; k++) shown += p[k] < .05;
+            alpha = .05 / (double)(m - shown); /* Holm's row has come so far */
             if (c->relation == ALIKE) {
                 o->power = stat_power(o->n, 0, o->sd, alpha, c->margin * fabs(o->b));
             } else {

@@ -4,7 +4,7 @@
 
 statistics/cases.json: signed-rank tests by scipy's exact distribution, or, where differences are equal or zero, by all
 2^n signs counted here; equivalence from scipy's one-sided tests; Holm's correction written out; slopes, Pearson and
-Spearman of scipy; power from 20,000 simulated experiments. tests/test_statistics.c reads it."""
+Spearman of scipy; power from 20,000 simulated experiments; intervals: where scipy's test of what is left stays above .05. tests/test_statistics.c reads it."""
 import itertools, json, os
 import numpy as np
 from scipy import stats
@@ -63,6 +63,13 @@ def power(n, mean, sd, alpha, margin):
     return {"n": n, "mean": mean, "sd": sd, "alpha": alpha, "margin": margin, "power": float(found.mean())}
 
 
+def interval(d):
+    """Between two neighbouring means of pairs p does not change: one trial in each gap."""
+    ends = np.sort([(d[i] + d[j]) / 2 for i in range(len(d)) for j in range(i, len(d))])
+    kept = [k for k in range(len(ends) - 1) if stats.wilcoxon(d - (ends[k] + ends[k + 1]) / 2, method="exact").pvalue > .05]
+    return {"d": d.tolist(), "low": float(ends[kept[0]]), "high": float(ends[kept[-1] + 1])}
+
+
 cases = {
     "signed_rank": [test(rng.normal(m, 1, n), exact) for n, m in ((3, 1), (5, .5), (8, .8), (8, -2), (15, .3), (15, 1), (30, .2), (45, .4))]
     + [test(d, counted) for d in ([1, 2, 3, 4, 5, 6, 7, 8], [1, 1, -1, 2, 2, 0, 3], [.5, -.5, .5, -.5], [0, 0, 0], [2, 2, 2, 2, 2, 2, -1],
@@ -71,6 +78,7 @@ cases = {
     "holm": [{"p": p, "adjusted": holm(np.array(p))} for p in ([.01, .04, .03, .005], [.5, .5, .01], rng.uniform(0, .1, 12).tolist(), [.2])],
     "pairs": [pairs(6, False), pairs(15, True), pairs(120, False)],
     "power": [power(8, 1.5, 1, .05, 0), power(15, .8, 1, .05, 0), power(15, .5, 2, .01, 0), power(15, 0, 1, .05, .8), power(8, 0, 1, .05, 1)],
+    "interval": [interval(rng.normal(1, 1, n)) for n in (6, 7, 8, 15, 30)],
 }
 with open(os.path.join(HERE, "statistics", "cases.json"), "w") as f:
     json.dump(cases, f, indent=0)
