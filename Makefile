@@ -39,13 +39,13 @@ help:
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 19 GB"
 	@echo "make paper        the paper's experiments, into build/paper/report.html: 9 hours, in as many sittings as you like;"
-	@echo "                  QUICK=1: a smoke test of ten minutes; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
+	@echo "                  QUICK=1: a smoke test of ten minutes, without verdicts; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
 	@echo "make retrain      trains the shipped cascade and its metric networks again, from nothing, into build/retrained: half a day"
 	@echo "make verify       the shipped weights against examples/world/SHA256SUMS"
 	@echo "make gates        the shipped base held to renders of the same 512 captions"
-	@echo "make clean"
+	@echo "make clean        removes build/, with what make paper and make retrain have put there"
 
 # The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
 $(B)/dreambooth.o: dreambooth.h | $(B)
@@ -53,7 +53,7 @@ $(B)/dreambooth.o: dreambooth.h | $(B)
 
 $(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(GPU) $(HEADERS)
 	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(B)/dreambooth.o $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
-$(addprefix $(B)/,bench pretrain pretrain_metrics): $(B)/%: tools/%.c $(GPU) $(HEADERS) | $(B)
+$(addprefix $(B)/,bench pretrain pretrain_metrics reproduce gates): $(B)/%: tools/%.c $(GPU) $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $(GPU:%=-DDB_CUDA) $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/%: tools/%.c $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
@@ -133,7 +133,8 @@ CLASS   = $(shell echo $(notdir $(SUBJECT)) | tr -d 0-9)
 demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUBJECT)/.),,$(B)/world)
 	@for d in $(SUBJECT) examples/world/subjects/$(SUBJECT) $(B)/subjects/$(SUBJECT); do \
 	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
-	done; rm -rf demo && $(B)/dreambooth demo --instance_data_dir $$d --class_noun $(CLASS) --output_dir demo
+	done; case $$d in demo|demo/*|./demo*) echo "demo/ is where the results go: put the photos elsewhere"; exit 1;; esac; \
+	rm -rf demo && $(B)/dreambooth demo --instance_data_dir "$$d" --class_noun "$(CLASS)" --output_dir demo
 
 # NO_TOOLS=1: without what runs whole programs
 SCRIPTS = $(if $(NO_TOOLS),,"sh tests/tool.sh $(B)/dreambooth $(B)/tool_test" "sh tests/tool_sd.sh $(B)/dreambooth $(B)/tool_sd_test $(B)/test_sd" \

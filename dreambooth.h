@@ -16,7 +16,7 @@
            db_sample_config config = db_sample_config_default();
            db_ctx *ctx = NULL;
            db_pipeline *model = NULL;
-           db_create(&ctx, NULL);
+           if (db_create(&ctx, NULL) != DB_OK) return 1;
            if (db_pipeline_load(ctx, "examples/world/base", &model) == DB_OK)
                db_generate(model, &prompt, 1, NULL, &config, 64, 64, pixels);
            if (db_status(ctx) != DB_OK) puts(db_last_error(ctx));
@@ -64,8 +64,8 @@
 
    Errors. Functions return a db_result. The first failure stays in the context, with a sentence
    that names file, tensor and both shapes; until db_clear_error everything else does nothing and
-   returns it, so a sequence of calls needs one check at its end. Nothing exits, aborts or
-   prints.
+   returns it, so a sequence of calls needs one check at its end (db_create its own: without a
+   context there is nothing to ask). Nothing exits, aborts or prints.
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
    db_config.threads threads; no result depends on their number.
@@ -142,8 +142,9 @@ typedef struct db_config {
     void (*release)(void *user, void *memory);
     void (*log)(void *user, db_log_level level, const char *line); /* default: none             */
     int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
-                                    after each step of sampling and training; not 0 cancels, with
-                                    DB_ERROR_CANCELLED */
+                                    after each step, "sampling" (of all groups of pictures) or
+                                    "training"; not 0 cancels, with DB_ERROR_CANCELLED: pictures
+                                    are then undefined, the training step is done */
     void *user;                /* handed to the four                                             */
     int threads;               /* 0: as many as OpenMP would take                                */
     db_dtype compute;          /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
@@ -222,7 +223,8 @@ db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL 
 /* Makes room for gradients: tapes recorded afterwards compute them. */
 db_result db_params_require_grad(db_param_table *p);
 
-/* A parameter, or its gradient, in PyTorch's order; out and in hold item->count floats. */
+/* A parameter (from, to: item->data), or its gradient (item->grad), in PyTorch's order; out and in
+   hold item->count floats. */
 void db_param_get(const db_param *item, const float *from, float *out);
 void db_param_set(const db_param *item, float *to, const float *in);
 
@@ -294,7 +296,8 @@ typedef enum db_activation {
     DB_ACT_NONE, DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH, DB_ACT_QUICK_GELU, DB_ACT_RELU
 } db_activation;
 
-/* x [B,H,W,IC], w [OC,IC,k,k], bias [OC] or none, residual like y or none -> y [B,OH,OW,OC] */
+/* x [B,H,W,IC], w [OC,IC,k,k], bias [OC] or none, residual like y or none -> y [B,OH,OW,OC], where
+   OH = (H + pad_begin + pad_end - k) / stride + 1, pad_begin being above and to the left */
 db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual,
                     size_t stride, size_t pad_begin, size_t pad_end);
 /* x [...,IC], w [OC,IC] -> [...,OC] */
@@ -302,20 +305,23 @@ db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
 /* x [B,...,C]; w, bias [C]; scale_shift [B,2C] or none -> act(norm(x) (1 + scale) + shift) */
 db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift,
                         size_t groups, float eps, db_activation act);
+/* x [...,C]; w, bias [C]: over the last dimension */
 db_tensor db_layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, float eps);
 db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps);
 db_tensor db_activate(db_tape *t, db_tensor x, db_activation act);
 /* x [...,2C], values and gates -> [...,C], values act(gates): with GELU, GEGLU (Shazeer, 2020) */
 db_tensor db_gate(db_tape *t, db_tensor x, db_activation act);
-db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b);
+db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b); /* each by each, of one size */
+/* alpha x + beta z, z of x's size or none */
 db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_tensor z);
-db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis);
+db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis); /* other axes alike */
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
 db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
-db_tensor db_avg_pool2(db_tape *t, db_tensor x);
+db_tensor db_avg_pool2(db_tape *t, db_tensor x); /* [B,2H,2W,C] -> [B,H,W,C] */
 db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H,
                        size_t W); /* nearest; 2H, 2W of x or 1 less */
-/* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none */
+/* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none -> softmax(
+   scale q k^T + bias + mask) v, [B,T,C], the heads side by side in C */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
 db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
@@ -332,11 +338,12 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first,
 db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose); /* drawn anew in each run */
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q,
                  db_tensor z); /* p[b] x + q[b] z */
-/* Losses: f32 scalars. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel
-   weights [B,H,W] or none; *each (or NULL) becomes the unweighted loss of every sample. */
+/* Losses: f32 scalars, means over the batch. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B]
+   or none, pixel weights [B,H,W] or none; *each (or NULL) becomes every sample's own mean, without
+   its weight. */
 db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel,
                  db_tensor *each);
-/* targets i32 [N], -1: skip; or f32 [N,V], probabilities */
+/* logits [N,V], used by nothing else; targets i32 [N], -1: not counted; or f32 [N,V], shares */
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
 /* ---- the seam to hardware -----------------------------------------------------------------------
@@ -466,6 +473,8 @@ typedef struct db_optimizer {
 } db_optimizer;
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
+/* Before the tape that trains is recorded: it makes room for gradients (db_params_require_grad).
+   `params` must outlive it; `config` may be NULL. */
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
@@ -781,7 +790,9 @@ db_result db_unet_config_load(db_ctx *ctx, const char *path, db_unet_config *out
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out);
 db_result db_unet_load(db_ctx *ctx, const char *directory, db_unet **out);
 void db_unet_free(db_unet *u);
-/* x [B,H,W,in_channels], timestep f32 [B], text [B,T,encoder_hid_dim], class_labels f32 [B] or none
+/* x [B,H,W,in_channels], of super-resolution x_t and behind it the conditioning picture; timestep
+   f32 [B]; text [B,T,encoder_hid_dim, or where that is 0 cross_attention_dim]; class_labels f32 [B]
+   where the configuration has a class embedding (super-resolution: db_noise_level), else none
    -> [B,H,W,out_channels]. features may be NULL. */
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
                           db_tensor class_labels, db_unet_features *features);
@@ -963,9 +974,9 @@ typedef struct db_sample_config {
 /* DDPM, 100 steps, guidance 7 in all of them, seed 0: IF's stage I; use_clipped_model_output on */
 db_sample_config db_sample_config_default(void);
 
-/* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts, then of
-   the prompts; out [B,H,W,C] in [-1,1], or latents. Each image depends on its own seed and prompt
-   alone. */
+/* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts (not
+   read at guidance_scale 1), then of the prompts; out [B,H,W,C] in [-1,1], or latents. Each image
+   depends on its own seed and prompt alone. */
 db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *config,
                     const float *text, size_t T, size_t D, size_t B, size_t H, size_t W, size_t C,
                     float *out);
@@ -1011,7 +1022,8 @@ void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
 
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it
    was loaded. The directory is made if need be. A text encoder that is NULL is left out; what was
-   released is copied from its file. */
+   released is copied from its file. A LoRA beside the weights is not written: db_lora_merge before,
+   or db_pipeline_save_lora. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Writes a Stable Diffusion pipeline as a single .safetensors file in the original (LDM) layout.
@@ -1027,7 +1039,8 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means
-   "". H and W of a latent model are multiples of db_vae_factor. */
+   "". H and W of a latent model are multiples of db_vae_factor. Here and in db_upscale latent,
+   low_res and noise_level of config are not looked at. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative,
                       const db_sample_config *config, size_t H, size_t W, float *out);
 
@@ -1060,7 +1073,8 @@ typedef struct db_dreambooth_config {
                           learns from crops and draws whole pictures */
     int center_crop; /* 0: random crops                                                          */
     size_t train_batch_size, class_batch_size;
-    size_t gradient_accumulation_steps, max_train_steps;
+    size_t gradient_accumulation_steps;
+    size_t max_train_steps; /* where the schedule of the learning rate ends; the caller counts */
     int gradient_checkpointing, train_text_encoder;
     int in_sequence; /* class samples after the instance's, not in one batch with them: the same
                         gradient, less memory, more time                                         */
@@ -1074,13 +1088,16 @@ typedef struct db_dreambooth_config {
     double lr_num_cycles, lr_power;
     db_optimizer_config optimizer;
     size_t lora_rank; /* not 0: the weights stay, a LoRA of that rank is trained beside the U-Net's
-                         attention (and the text encoder's, with train_text_encoder)              */
+                         attention (and the text encoder's, with train_text_encoder); one that is
+                         there already goes on, with its own rank and alpha                       */
     float lora_alpha; /* 0: the rank                                                              */
     double noise_level; /* super-resolution: the level of the small image's noise */
     size_t upscale; /* super-resolution: how many times smaller the small image is              */
     uint64_t seed;
 } db_dreambooth_config;
 
+/* lambda 1, photos of 64 pixels, 4 samples of each term, 400 steps at a constant 5e-6, small
+   pictures 4 times smaller and without noise, all else 0: set resolution to what the model draws */
 db_dreambooth_config db_dreambooth_config_default(void);
 
 typedef struct db_dreambooth db_dreambooth;
@@ -1090,15 +1107,16 @@ typedef struct db_dreambooth_losses {
     float grad_norm, lr;
 } db_dreambooth_losses;
 
-/* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the text
-   encoder: p itself for the base. Photos are copied: the shorter side is scaled to the resolution,
-   then cropped. Class images [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL
-   without prior preservation. Fails without photos, without class images for a class prompt, and
-   when sizes or batches are 0 or do not fit. A latent model's pictures go through the encoder here,
-   once: whole, to be cropped as latents (that is, in steps of db_vae_factor pixels), or with
-   center_crop their middles. Pictures are never mirrored. A learned variance, which is not trained,
-   gives way to fixed_small in p->scheduler. Afterwards p->vae and, unless it is trained, the text
-   encoder are not used any more: see db_pipeline_release. */
+/* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the
+   text encoder: p itself for the base; both must outlive *out. Photos are copied: the shorter
+   side is scaled to the resolution, then cropped. Class images [n_class,resolution,resolution,3]
+   in [-1,1] are copied too; NULL without prior preservation. Fails without photos, without class
+   images for a class prompt, and when sizes or batches are 0 or do not fit. A latent model's
+   pictures go through the encoder here, once: whole, to be cropped as latents (that is, in steps
+   of db_vae_factor pixels), or with center_crop their middles. Pictures are never mirrored. A
+   learned variance, which is not trained, gives way to fixed_small in p->scheduler. Afterwards
+   p->vae and, unless it is trained, the text encoder are not used any more: see
+   db_pipeline_release. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
                                const db_dreambooth_config *config, const db_image *photos,
                                size_t n_photos, const float *class_images, size_t n_class,
@@ -1112,9 +1130,9 @@ size_t db_dreambooth_steps_done(const db_dreambooth *d);
 /* A pass forward and backward that changes nothing: time it to know what a step will take. */
 db_result db_dreambooth_rehearse(db_dreambooth *d);
 
-/* One update of the weights. A loss or gradient that is not a number changes nothing and gives
-   DB_ERROR_NUMERIC; cancelled by db_config.progress, the update is done and DB_ERROR_CANCELLED
-   told. */
+/* One update of the weights; `losses` may be NULL. A loss or gradient that is not a number
+   changes nothing and gives DB_ERROR_NUMERIC; cancelled by db_config.progress, the update is done
+   and DB_ERROR_CANCELLED told. */
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
 
 /* The whole state of training: weights, moments, step. A run resumed from it goes on to the same
@@ -1268,7 +1286,7 @@ double db_drift(double pres_tuned, double pres_original, double fidelity);
     X(clip_i, "CLIP-I", "generated pictures and real photos")                                      \
     X(clip_i_real, "CLIP-I real", "different real photos: the ceiling")                            \
     X(clip_t, "CLIP-T", "generated pictures and their prompts")                                    \
-    X(div, "DIV", "generated pictures of one prompt; LPIPS")                                       \
+    X(div, "DIV", "generated pictures of one prompt, without prompts of all; LPIPS")               \
     X(pres, "PRES", "the tuned model's class pictures and the photos; DINO, lower is better")      \
     X(pres_original, "PRES original", "the same of the model before fine-tuning: the floor")       \
     X(class_diversity, "class diversity", "the tuned model's class pictures; LPIPS")               \
@@ -13253,8 +13271,8 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 
 /* ==== [DB-13] Metrics ============================================================================
 
-   Paper, section 4.1 and supplement: subject fidelity by DINO (ViT-S/16) and CLIP-I, prompt fidelity
-   by CLIP-T, prior preservation by PRES, diversity by LPIPS.
+   Paper, section 4.1 and supplement: subject fidelity by DINO (ViT-S/16) and CLIP-I, prompt
+   fidelity by CLIP-T, prior preservation by PRES, diversity by LPIPS.
 
    Easy to get wrong
    - DINO's embedding is the class token after the last normalisation; the pooler that transformers

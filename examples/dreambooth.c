@@ -31,7 +31,7 @@ int main(int argc, char **argv)
     float before = 0;
     int bad;
 
-    db_create(&ctx, NULL);
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     if (db_pipeline_load(ctx, "examples/world/base", &model) != DB_OK) goto done;
 
     /* 1. What "a dog" means to the model now: its own pictures, by the ancestral sampler. */

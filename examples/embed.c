@@ -62,7 +62,7 @@ int main(void)
 
     config.allocate = allocate, config.release = release; /* both or neither */
     config.log = on_log, config.progress = on_progress, config.user = &self;
-    db_create(&ctx, &config);
+    if (db_create(&ctx, &config) != DB_OK) return 1;
     if (db_pipeline_load(ctx, "examples/world/base", &model) != DB_OK) goto done;
     sampling.sampler = DB_SAMPLER_DDIM, sampling.guidance_scale = 1;
 

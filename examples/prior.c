@@ -63,7 +63,7 @@ int main(int argc, char **argv)
     size_t n = load_photos("examples/world/subjects/dog1", image, photo);
     int bad;
 
-    db_create(&ctx, NULL);
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     if (db_pipeline_load(ctx, "examples/world/base", &model) == DB_OK) {
         draw(model, DB_SAMPLER_DDPM, db_class_image_seed("a dog", 0), class_images);
         draw(model, DB_SAMPLER_DDIM, 1, before);

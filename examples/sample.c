@@ -17,7 +17,7 @@ int main(int argc, char **argv)
     static float picture[64 * 64 * 3]; /* [64][64][3], red, green, blue from -1 to 1 */
     int bad;
 
-    db_create(&ctx, NULL);
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     db_pipeline_load(ctx, "examples/world/base", &model);
 
     config.sampler = DB_SAMPLER_DDIM;

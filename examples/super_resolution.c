@@ -60,7 +60,7 @@ int main(int argc, char **argv)
     float before, after;
     int bad;
 
-    db_create(&ctx, NULL);
+    if (db_create(&ctx, NULL) != DB_OK) return 1;
     db_pipeline_load(ctx, "examples/world/base", &base);
     if (db_pipeline_load(ctx, "examples/world/sr256", &sr) != DB_OK || n < 5) goto done;
 

@@ -12,7 +12,8 @@ refuses "unknown command" "did you mean generate" $tool generat
 refuses "unknown flag" "did you mean --learning_rate" $tool train --learnin_rate 1
 refuses "flag without value" "needs a value" $tool train --learning_rate
 refuses "no number" "takes a number" $tool train --learning_rate fast
-refuses "negative count" "whole number" $tool train --max_train_steps -3
+refuses "negative count" "whole number" $tool train --max_train_steps=-3
+refuses "a value for a switch" "takes no value" $tool train --center_crop=1
 refuses "unknown instruction set" "instruction set" $tool info --isa sse9
 says "dashes and underscores" "tokens\|score" $tool identifier --count 3 --threads 1
 says "help" "instance_data_dir" $tool train --help
@@ -29,8 +30,7 @@ flags="pretrained_model_name_or_path=x instance_data_dir=x instance_prompt=x cla
 count=0 unknown=
 for f in $flags; do
     count=$((count + 1))
-    case $f in *=*) set -- "--${f%%=*}" "${f#*=}" ;; *) set -- "--$f" ;; esac
-    $tool train "$@" --help > "$work/out" 2>&1 || unknown="$unknown $f"
+    $tool train "--$f" --help > "$work/out" 2>&1 || unknown="$unknown $f"
 done
 [ -z "$unknown" ] && ok "$count flags of train_dreambooth.py" || bad "flags of train_dreambooth.py" "not taken:$unknown"
 refuses "class_labels_conditioning" "noise level of its small image" $tool train --class_labels_conditioning timesteps
@@ -99,7 +99,11 @@ says "class images are drawn" "2 class images of \"a dog\", 2 of them new" tiny 
 before=$(sum "$work/class/00001.png"); rm "$work/class/00001.png"
 says "a missing class image is completed" "3 class images of \"a dog\", 2 of them new" tiny "$work/p3" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 3 --class_steps 2
 [ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
-refuses "class images of another size" "00000.png is not 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
+refuses "class images that are too small" "00000.png has less than 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
+refuses "class images of another class" 'holds class images of "a dog", not of "a cat"' tiny "$work/p4" --with_prior_preservation --class_prompt "a cat" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
+mkdir "$work/own"; cp $photos/00.png "$work/own/0-d1f3.PNG"; cp $photos/01.png "$work/own/1-a2b4.png"; echo text > "$work/own/notes.txt"
+says "class images of one's own are taken" "3 class images of \"a dog\", 1 of them new" tiny "$work/p5/made/too" --with_prior_preservation --class_prompt="a dog" \
+    --class_data_dir "$work/own" --num_class_images 3 --class_steps 2
 
 # ---- a learned variance is not trained: the fine-tuned model says that sampling takes the posterior's
 copy() { rm -rf "$work/model"; cp -r $base "$work/model"; }

@@ -107,8 +107,9 @@ static inline void print_flags(const char *command, const char *what, const flag
     }
 }
 
-/* Reads the flags behind the command; '-' and '_' are the same; what is no flag goes to `loose`,
-   or is an error where that is NULL. Returns 0, 1 after a complaint, or 2 after --help. */
+/* Reads the flags behind the command, --flag value or --flag=value; '-' and '_' are the same; what
+   is no flag goes to `loose`, or is an error where that is NULL. Returns 0, 1 after a complaint, or
+   2 after --help. */
 static inline int parse(int argc, char **argv, const char *command, const char *what,
                         const flag *flags, list *loose)
 {
@@ -116,6 +117,7 @@ static inline int parse(int argc, char **argv, const char *command, const char *
     for (i = 2; i < argc; i++) {
         const flag *f, *nearest = flags;
         char name[128], *end;
+        const char *equals = strchr(argv[i], '='), *value;
         size_t k;
         if (strncmp(argv[i], "--", 2)) {
             if (!loose || loose->n == MAX_LIST)
@@ -123,7 +125,8 @@ static inline int parse(int argc, char **argv, const char *command, const char *
             loose->item[loose->n++] = argv[i];
             continue;
         }
-        snprintf(name, sizeof name, "%s", argv[i] + 2);
+        k = equals ? (size_t)(equals - argv[i]) - 2 : strlen(argv[i] + 2);
+        snprintf(name, sizeof name, "%.*s", (int)k, argv[i] + 2);
         for (k = 0; name[k]; k++) name[k] = name[k] == '-' ? '_' : name[k];
         if (!strcmp(name, "help")) {
             print_flags(command, what, flags);
@@ -136,34 +139,36 @@ static inline int parse(int argc, char **argv, const char *command, const char *
         if (f->kind == REFUSED) return fail("--%s: %s", name, f->help);
         if (f->kind == IGNORED) {
             fprintf(stderr, "note: --%s does nothing here: %s\n", name, f->help);
-            i += i + 1 < argc && strncmp(argv[i + 1], "--", 2);
+            i += !equals && i + 1 < argc && strncmp(argv[i + 1], "--", 2);
             continue;
         }
         if (f->kind == SWITCH) {
+            if (equals) return fail("--%s takes no value", name);
             *(int *)f->value = 1;
             continue;
         }
         if (f->kind == LIST) {
             list *l = (list *)f->value;
-            while (i + 1 < argc && strncmp(argv[i + 1], "--", 2)) {
+            while (equals || (i + 1 < argc && strncmp(argv[i + 1], "--", 2))) {
                 if (l->n == MAX_LIST) return fail("--%s takes at most %d values", name, MAX_LIST);
-                l->item[l->n++] = argv[++i];
+                l->item[l->n++] = equals ? equals + 1 : argv[++i];
+                equals = NULL;
             }
             if (!l->n) return fail("--%s needs a value", name);
             continue;
         }
-        if (i + 1 == argc) return fail("--%s needs a value", name);
-        i++;
+        value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+        if (!value) return fail("--%s needs a value", name);
         if (f->kind == TEXT) {
-            *(const char **)f->value = argv[i];
+            *(const char **)f->value = value;
         } else if (f->kind == REAL) {
-            *(double *)f->value = strtod(argv[i], &end);
-            if (*end || end == argv[i])
-                return fail("--%s takes a number, not \"%s\"", name, argv[i]);
+            *(double *)f->value = strtod(value, &end);
+            if (*end || end == value)
+                return fail("--%s takes a number, not \"%s\"", name, value);
         } else {
-            *(long *)f->value = strtol(argv[i], &end, 10);
-            if (*end || end == argv[i] || *(long *)f->value < 0)
-                return fail("--%s takes a whole number from 0, not \"%s\"", name, argv[i]);
+            *(long *)f->value = strtol(value, &end, 10);
+            if (*end || end == value || *(long *)f->value < 0)
+                return fail("--%s takes a whole number from 0, not \"%s\"", name, value);
         }
     }
     return 0;
@@ -331,8 +336,17 @@ static inline const char *folder_of(const char *path)
     return folder;
 }
 
+/* Makes a folder, and those above it. */
 static inline int make_folder(const char *path)
 {
+    char above[4096], *at;
+    snprintf(above, sizeof above, "%s", path);
+    for (at = above + 1; *above && *at; at++)
+        if (*at == '/') {
+            *at = 0;
+            mkdir(above, 0777); /* what fails here fails below, too */
+            *at = '/';
+        }
     if (mkdir(path, 0777) == 0 || errno == EEXIST) return 0;
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }

@@ -5,6 +5,7 @@
 
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
+#include <strings.h>
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
 #include "cli.h"
@@ -97,7 +98,8 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, 
     {"upscale_tile", WHOLE, &(d).upscale_tile,                                                     \
      "it sees squares of so many pixels, which overlap; 0: whole pictures"},                       \
     {"upscale_guidance", REAL, &(d).upscale_guidance, "its guidance; 1: none"},                    \
-    {"noise_variance", REAL, &(d).noise_variance, "put on its small image (IF's level 250: .154)"}
+    {"noise_variance", REAL, &(d).noise_variance,                                                  \
+     "put on its small image: 1e-5 where `train` has tuned it; IF's level 250: .154"}
 
 #define SCHEDULER_FLAG(d)                                                                          \
     {"scheduler", TEXT, &(d).scheduler,                                                            \
@@ -265,6 +267,8 @@ static int generate(int argc, char **argv)
     for (k = 0; k < n; k++) all[k] = prompts.item[k / (size_t)each];
     status = load_cascade(ctx, c.model, d.stages, &upscalers, &m);
     if (latents && d.guidance_stop < 0) d.guidance_stop = 1; /* see sampling() */
+    if (!status && d.stages == MAX_STAGES && m.n < MAX_STAGES)
+        fprintf(stderr, "note: %s has no third stage; --upscalers names one\n", c.model);
     if (!status) complete_drawing(&d, m.stage[0]);
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
@@ -638,55 +642,105 @@ typedef struct outcome { /* of a training */
     float first, last; /* mean loss of the first and the last tenth */
 } outcome;
 
-/* Class images [n,S,S,3] from the folder, those that are missing drawn first by the untouched
-   model; NULL after a message. Image k depends on the prompt and k alone. */
-static float *class_images(db_pipeline *p, const training *t, size_t S)
+/* What a file in the folder of class images is: one drawn here, 00012.png; another picture. */
+enum { NO_PICTURE, DRAWN, OTHER };
+static int class_image_kind(const char *name)
+{
+    const char *end = strrchr(name, '.');
+    if (strspn(name, "0123456789") == 5 && !strcmp(name + 5, ".png")) return DRAWN;
+    if (!end || (strcasecmp(end, ".png") && strcasecmp(end, ".jpg") && strcasecmp(end, ".jpeg")))
+        return NO_PICTURE;
+    return OTHER;
+}
+
+/* The folder's prompt.txt says what its pictures were drawn for: another class is an error. */
+static int check_class_prompt(const training *t)
+{
+    char path[4096], **lines;
+    size_t n, k;
+    int bad = 0;
+    snprintf(path, sizeof path, "%s/prompt.txt", t->class_dir);
+    lines = load_lines(path, &n);
+    if (n && strcmp(lines[0], t->config.class_prompt))
+        bad = fail("%s holds class images of \"%s\", not of \"%s\": choose another "
+                   "--class_data_dir", t->class_dir, lines[0], t->config.class_prompt);
+    for (k = 0; k < n; k++) free(lines[k]);
+    free(lines);
+    return bad;
+}
+
+/* Draws class images 0 ... n - 1 that are missing; image k depends on model, prompt and k alone. */
+static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t S,
+                             size_t *missing)
 {
     enum { AT_ONCE = 64 };
     const char *prompts[AT_ONCE];
-    size_t n = (size_t)t->n_class, k, i, j, missing = 0,
-           at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
-    float *pixels = (float *)malloc(n * S * S * 3 * sizeof(float));
-    char path[4096], err[IMG_ERROR_SIZE];
+    size_t k, i, j, at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
+    float *pixels = (float *)malloc(at_once * S * S * 3 * sizeof(float));
+    char path[4096];
+    int bad = !pixels;
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
     s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
-    if (!pixels || make_folder(t->class_dir)) return free(pixels), NULL;
-    for (k = 0; k < n; k += j) {
+    for (k = 0; k < n && !bad; k += MAX(j, (size_t)1)) {
         for (j = 0; j < at_once && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
             if (file_exists(path)) break;
             prompts[j] = t->config.class_prompt;
         }
-        missing += j;
-        if (j && p->super_resolution) {
-            fail("a super-resolver draws no class images: put %zu of %zu x %zu pixels into %s as "
-                 "00000.png and so on", n, S, S, t->class_dir);
-            return free(pixels), NULL;
+        if (!j) continue;
+        if (p->super_resolution) {
+            bad = fail("a super-resolver draws no class images: put %ld pictures of at least %zu x "
+                       "%zu pixels into %s", t->n_class, S, S, t->class_dir);
+            break;
         }
+        if (!*missing) bad = save_lines(t->class_dir, "prompt.txt", &t->config.class_prompt, 1);
+        *missing += j;
         s.seed = db_class_image_seed(t->config.class_prompt, k);
         bar_start("class images");
-        if (j && db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK)
-            return free(pixels), NULL;
-        for (i = 0; i < j; i++) {
+        bad = bad || db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK;
+        for (i = 0; i < j && !bad; i++) {
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
-            if (save_picture(pixels + i * S * S * 3, S, S, path)) return free(pixels), NULL;
+            bad = save_picture(pixels + i * S * S * 3, S, S, path);
         }
-        j = MAX(j, (size_t)1);
     }
-    for (k = 0; k < n; k++) { /* what is stored is what is trained on */
+    free(pixels);
+    return bad;
+}
+
+/* Class images [n,S,S,3], n = t->n_class: the pictures in the folder, their middle squares scaled
+   to S; those that it lacks are drawn first by the untouched model. NULL after a message. */
+static float *class_images(db_pipeline *p, const training *t, size_t S)
+{
+    size_t n = (size_t)t->n_class, P = S * S * 3, k, files, others = 0, read = 0, missing = 0;
+    float *pixels = (float *)malloc(n * P * sizeof(float));
+    char path[4096], err[IMG_ERROR_SIZE], **names = NULL;
+    int bad = !pixels || make_folder(t->class_dir) || check_class_prompt(t);
+    if (!bad && (names = list_folder(t->class_dir, &files)) != NULL) {
+        for (k = 0; k < files; k++) others += class_image_kind(names[k]) == OTHER, free(names[k]);
+        free(names);
+    }
+    bad = bad || draw_class_images(p, t, n - MIN(others, n), S, &missing);
+    names = bad ? NULL : list_folder(t->class_dir, &files);
+    for (k = 0; names && k < files; k++) {
         img_image image;
-        snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k);
-        if (img_load(path, &image, err, sizeof err) != IMG_OK)
-            return fail("%s", err), free(pixels), NULL;
-        if (image.w != S || image.h != S) {
-            fail("%s is not %zu x %zu pixels: remove it, or choose another --class_data_dir", path,
-                 S, S);
-            return img_free(&image), free(pixels), NULL;
+        snprintf(path, sizeof path, "%s/%s", t->class_dir, names[k]);
+        if (!bad && read < n && class_image_kind(names[k]) != NO_PICTURE) {
+            if (img_load(path, &image, err, sizeof err) != IMG_OK) {
+                bad = fail("%s", err);
+            } else {
+                db_image view;
+                view.rgb = image.rgb, view.w = image.w, view.h = image.h;
+                bad = image.w < S || image.h < S
+                    ? fail("%s has less than %zu x %zu pixels: remove it, or choose another "
+                           "--class_data_dir", path, S, S)
+                    : square(p->ctx, &view, S, pixels + read++ * P);
+                img_free(&image);
+            }
         }
-        for (i = 0; i < S * S * 3; i++)
-            pixels[k * S * S * 3 + i] = (float)image.rgb[i] / 127.5f - 1;
-        img_free(&image);
+        free(names[k]);
     }
+    free(names);
+    if (bad || read < n) return free(pixels), NULL;
     printf("%zu class images of \"%s\", %zu of them new\n", n, t->config.class_prompt, missing);
     return pixels;
 }
@@ -997,7 +1051,8 @@ static int train(int argc, char **argv)
         {"instance_prompt", TEXT, &k->instance_prompt, "\"a zxk dog\""},
         {"with_prior_preservation", SWITCH, &prior, "keep the class"},
         {"class_prompt", TEXT, &k->class_prompt, "\"a dog\""},
-        {"class_data_dir", TEXT, &t.class_dir, "class images, completed if need be"},
+        {"class_data_dir", TEXT, &t.class_dir,
+         "class images of one class and model; pictures that it lacks are drawn into it"},
         {"num_class_images", WHOLE, &t.n_class, ""},
         {"class_steps", WHOLE, &t.class_steps, "sampling steps of a class image (DDPM)"},
         {"class_guidance", REAL, &t.class_guidance, "and its guidance; 1: none"},

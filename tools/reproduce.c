@@ -52,10 +52,18 @@ static options options_default(void)
     return o;
 }
 
+/* A real checkpoint's: the world's networks do not measure it. */
+static options options_protocol(void)
+{
+    options o = options_default();
+    o.dino = o.clip = o.lpips = o.classifier = "";
+    return o;
+}
+
 #define PAPER_FLAGS(o)                                                                             \
-    {"folder", TEXT, &(o).folder, "for results and pictures; build/paper, with --quick -quick"},   \
+    {"folder", TEXT, &(o).folder, "for results and pictures; build/paper, or build/paper-quick"},  \
     {"experiment", TEXT, &(o).experiment, "this one alone"},                                       \
-    {"quick", SWITCH, &(o).quick, "a smoke test of ten minutes: no inference is drawn"},           \
+    {"quick", SWITCH, &(o).quick, "a smoke test of ten minutes, without verdicts"},                \
     {"micro", SWITCH, &(o).micro, "smaller still, for the tests"},                                 \
     {"dino", TEXT, &(o).dino, "directory of DINO"}, {"clip", TEXT, &(o).clip, "of CLIP"},          \
     {"lpips", TEXT, &(o).lpips, "of LPIPS"},                                                       \
@@ -102,6 +110,7 @@ static int has_weights(const char *directory)
 {
     char path[4096];
     snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    if (!*directory) return 0;
     if (file_exists(path)) return 1;
     fprintf(stderr, "note: %s is not there: its measures are left out\n", path);
     return 0;
@@ -124,7 +133,7 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
     if (has_weights(o->dino)) db_vit_load(ctx, o->dino, &net->dino);
     if (has_weights(o->clip)) db_clip_load(ctx, o->clip, &net->clip);
     if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
-    if (*o->classifier && has_weights(o->classifier))
+    if (has_weights(o->classifier))
         net->classifier = classifier_open(ctx, o->classifier, 1);
     hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
     hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
@@ -148,12 +157,6 @@ static void close_workplace(workplace *w)
 static int make_folders(const char *folder)
 {
     char path[4096];
-    snprintf(path, sizeof path, "%s", folder);
-    if (strrchr(path, '/')) {
-        *strrchr(path, '/') = 0;
-        if (*path) make_folder(path);
-    }
-    if (make_folder(folder)) return 1;
     snprintf(path, sizeof path, "%s/cells", folder);
     return make_folder(path);
 }
@@ -553,7 +556,7 @@ static uint64_t hash_photos(const photos *p)
 static int run_protocol(int argc, char **argv)
 {
     static const experiment as_experiment = {"protocol", "section 4.1, Table 1", "", NULL, 0, 1, 0};
-    options o = options_default();
+    options o = options_protocol();
     const char *subjects = NULL, *prompt_file = NULL, *changes = "";
     long each = 4, class_pictures = 16, steps = 50, class_steps = 100;
     const flag flags[] = {
@@ -566,9 +569,9 @@ static int run_protocol(int argc, char **argv)
         {"class_steps", WHOLE, &class_steps, "of the class images"},
         {"guidance_scale", REAL, &o.guidance, ""},
         {"folder", TEXT, &o.folder, "for results and pictures; build/protocol"},
-        {"dino", TEXT, &o.dino, "directory of ViT-S/16 (DINO)"},
-        {"clip", TEXT, &o.clip, "of CLIP"},
-        {"lpips", TEXT, &o.lpips, "of LPIPS"},
+        {"dino", TEXT, &o.dino, "directory of ViT-S/16 (DINO); its measures are left out without"},
+        {"clip", TEXT, &o.clip, "of CLIP; the same"},
+        {"lpips", TEXT, &o.lpips, "of LPIPS; the same"},
         {"classifier", IGNORED, NULL, "it knows the world's renders alone"},
         {"micro", SWITCH, &o.micro, "pictures of 16 pixels, for the tests"},
         {"budget", REAL, &o.budget, "minutes after which no subject is begun; 0: none"},
@@ -589,7 +592,9 @@ static int run_protocol(int argc, char **argv)
         status = fail("protocol needs --subjects and --prompts");
     if (!status) status = read_protocol(prompt_file, p);
     if (!o.folder) o.folder = "build/protocol";
-    o.c.quiet = 1, o.classifier = "";
+    o.c.quiet = 1;
+    if (!status && (!strstr(changes, "lr=") || !strstr(changes, "steps=")))
+        status = fail("--settings must have lr= and steps=, as they suit the checkpoint");
     ctx = status ? NULL : open_context(&o.c);
     if (!ctx) {
         free(p), free(r);
@@ -617,8 +622,6 @@ static int run_protocol(int argc, char **argv)
         c.of = &as_experiment, c.subject = (int)(hash_photos(&photo) & 0x7FFFFFFF);
         c.settings = settings_default();
         status = settings_change(&c.settings, changes);
-        if (c.settings.lr == 0) c.settings.lr = methods[0].lr;
-        if (c.settings.steps == 0) c.settings.steps = methods[0].steps;
         c.settings.photos = (double)photo.n;
         snprintf(c.name, sizeof c.name, "protocol/dreambooth/%.80s/0", p->subject[k].folder);
         what = hash_bytes(hash_begin, p->subject[k].class_noun, sizeof p->subject[k].class_noun);
