@@ -1790,7 +1790,7 @@ static int demo(int argc, char **argv)
     drawing d = drawing_default;
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
-    long steps = 500, sr_steps = 600, batch = 4;
+    long steps = 450, sr_steps = 600, batch = 4;
     double rate = 8e-4, sr_rate = 2e-3, variance = 1e-5, gamma = HUGE_VAL;
     const flag flags[] = {{"instance_data_dir", TEXT, &folder, "photos of the subject"},
                           {"class_noun", TEXT, &noun, "what it is"},

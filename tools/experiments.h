@@ -254,7 +254,7 @@ static const struct { const char *experiment, *name, *changes; } conditions[] = 
     {"frequency", "never", "word=qhx"},
     {"first_version", "shared", ""},
     {"first_version", "literal", "lr=1e-5 steps=500 classes=1000"}, /* 200 x 5 photos by 2 */
-    {"demo", "tuned", "lr=8e-4 steps=500 schedule=cosine batch=4 classes=40"}, /* as `make demo` */
+    {"demo", "tuned", "lr=8e-4 steps=450 schedule=cosine batch=4 classes=40"}, /* as `make demo` */
     {"demo", "description", "train=description"},
     {"metrics", "follow", "train=nothing"}};
 enum { CONDITIONS = sizeof conditions / sizeof conditions[0] };
