@@ -27,7 +27,7 @@ all: $(TOOLS)
 
 help:
 	@echo "make              the tools, into build/"
-	@echo "make demo         photos of a subject -> the subject in new places, into demo/; SUBJECT=robot1 for another,"
+	@echo "make demo         photos of a subject -> the subject in new places, into demo/ (emptied before); SUBJECT=robot1 for another,"
 	@echo "                  SUBJECT=folder CLASS=dog for photos of yours"
 	@echo "make test         every test: one line each, then 'N passed, N failed'"
 	@echo "make sanitize     the same under the address and undefined-behaviour sanitizers"

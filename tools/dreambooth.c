@@ -1958,8 +1958,11 @@ static int demo(int argc, char **argv)
     }
     if (!status)
         printf("\n%s/grid_%zu.png, grid_%zu.png, restored.png, class.png, loss.png, loss_256.png, "
-               "summary.txt, model/: %.0f s in all, at most %.0f MB\n",
-               out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6);
+               "summary.txt, model/: %.0f s in all, at most %.0f MB\nmore pictures: build/" PROGRAM
+               " generate --pretrained_model_name_or_path %s/model --noise_variance %g --prompt "
+               "\"%s under water\"\n",
+               out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6, out,
+               variance, instance);
     free_photos(&photo);
 done:
     for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);
