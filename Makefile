@@ -133,7 +133,7 @@ CLASS   = $(shell echo $(notdir $(SUBJECT)) | tr -d 0-9)
 demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUBJECT)/.),,$(B)/world)
 	@for d in $(SUBJECT) examples/world/subjects/$(SUBJECT) $(B)/subjects/$(SUBJECT); do \
 	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
-	done; case $$d in demo|demo/*|./demo*) echo "demo/ is where the results go: put the photos elsewhere"; exit 1;; esac; \
+	done; case "$$(cd "$$d" && pwd -P)/" in "$(CURDIR)/demo/"*) echo "demo/ is where the results go: put the photos elsewhere"; exit 1;; esac; \
 	rm -rf demo && $(B)/dreambooth demo --instance_data_dir "$$d" --class_noun "$(CLASS)" --output_dir demo
 
 # NO_TOOLS=1: without what runs whole programs

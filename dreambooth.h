@@ -1096,8 +1096,9 @@ typedef struct db_dreambooth_config {
     uint64_t seed;
 } db_dreambooth_config;
 
-/* lambda 1, photos of 64 pixels, 4 samples of each term, 400 steps at a constant 5e-6, small
-   pictures 4 times smaller and without noise, all else 0: set resolution to what the model draws */
+/* lambda 1, photos of 64 pixels (set it to what the model draws), 4 samples of each term, 400 steps
+   at a constant 5e-6, AdamW's defaults, small pictures 4 times smaller and without noise; no other
+   option is on */
 db_dreambooth_config db_dreambooth_config_default(void);
 
 typedef struct db_dreambooth db_dreambooth;
@@ -12437,6 +12438,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
         size_t B = DB__MIN(n - from, at_once);
         const char *none[DB__AT_ONCE];
         db_sample_config c = *config;
+        c.low_res = NULL, c.noise_level = 0;
         for (k = 0; k < B; k++) none[k] = negative ? negative : "";
         db_encode(text->text_encoder, text->tokenizer, none, B, T, states, NULL);
         db_encode(text->text_encoder, text->tokenizer, prompts + from, B, T, states + B * T * D,

@@ -31,6 +31,7 @@ count=0 unknown=
 for f in $flags; do
     count=$((count + 1))
     $tool train "--$f" --help > "$work/out" 2>&1 || unknown="$unknown $f"
+    case $f in *=*) $tool train "--${f%%=*}" "${f#*=}" --help > "$work/out" 2>&1 || unknown="$unknown $f" ;; esac
 done
 [ -z "$unknown" ] && ok "$count flags of train_dreambooth.py" || bad "flags of train_dreambooth.py" "not taken:$unknown"
 refuses "class_labels_conditioning" "noise level of its small image" $tool train --class_labels_conditioning timesteps
@@ -101,7 +102,7 @@ says "a missing class image is completed" "3 class images of \"a dog\", 2 of the
 [ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
 refuses "class images that are too small" "00000.png has less than 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
 refuses "class images of another class" 'holds class images of "a dog", not of "a cat"' tiny "$work/p4" --with_prior_preservation --class_prompt "a cat" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
-mkdir "$work/own"; cp $photos/00.png "$work/own/0-d1f3.PNG"; cp $photos/01.png "$work/own/1-a2b4.png"; echo text > "$work/own/notes.txt"
+mkdir "$work/own"; cp $photos/00.png "$work/own/0-d1f3.PNG"; cp $photos/01.png "$work/own/1-a2b4.png"; echo text > "$work/own/notes.txt"; cp $photos/02.png "$work/own/grid_64.png"
 says "class images of one's own are taken" "3 class images of \"a dog\", 1 of them new" tiny "$work/p5/made/too" --with_prior_preservation --class_prompt="a dog" \
     --class_data_dir "$work/own" --num_class_images 3 --class_steps 2
 

@@ -642,15 +642,14 @@ typedef struct outcome { /* of a training */
     float first, last; /* mean loss of the first and the last tenth */
 } outcome;
 
-/* What a file in the folder of class images is: one drawn here, 00012.png; another picture. */
-enum { NO_PICTURE, DRAWN, OTHER };
-static int class_image_kind(const char *name)
+/* Whether a file in the folder of class images is a picture that was not drawn here: neither
+   00012.png, nor one of `generate`'s grids. */
+static int is_other_picture(const char *name)
 {
     const char *end = strrchr(name, '.');
-    if (strspn(name, "0123456789") == 5 && !strcmp(name + 5, ".png")) return DRAWN;
-    if (!end || (strcasecmp(end, ".png") && strcasecmp(end, ".jpg") && strcasecmp(end, ".jpeg")))
-        return NO_PICTURE;
-    return OTHER;
+    if (strspn(name, "0123456789") == 5 && !strcmp(name + 5, ".png")) return 0;
+    return end && strncmp(name, "grid_", 5) &&
+        (!strcasecmp(end, ".png") || !strcasecmp(end, ".jpg") || !strcasecmp(end, ".jpeg"));
 }
 
 /* The folder's prompt.txt says what its pictures were drawn for: another class is an error. */
@@ -693,8 +692,6 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
                        "%zu pixels into %s", t->n_class, S, S, t->class_dir);
             break;
         }
-        if (!*missing) bad = save_lines(t->class_dir, "prompt.txt", &t->config.class_prompt, 1);
-        *missing += j;
         s.seed = db_class_image_seed(t->config.class_prompt, k);
         bar_start("class images");
         bad = bad || db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK;
@@ -702,45 +699,54 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
             bad = save_picture(pixels + i * S * S * 3, S, S, path);
         }
+        if (!bad && !*missing)
+            bad = save_lines(t->class_dir, "prompt.txt", &t->config.class_prompt, 1);
+        *missing += j;
     }
     free(pixels);
     return bad;
 }
 
-/* Class images [n,S,S,3], n = t->n_class: the pictures in the folder, their middle squares scaled
-   to S; those that it lacks are drawn first by the untouched model. NULL after a message. */
+/* Reads a class image, its middle square scaled to S, into [S,S,3]. Not 0 after a message. */
+static int read_class_image(db_ctx *ctx, const training *t, const char *name, size_t S, float *out)
+{
+    char path[4096], err[IMG_ERROR_SIZE];
+    img_image image;
+    db_image view;
+    int bad;
+    snprintf(path, sizeof path, "%s/%s", t->class_dir, name);
+    if (img_load(path, &image, err, sizeof err) != IMG_OK) return fail("%s", err);
+    view.rgb = image.rgb, view.w = image.w, view.h = image.h;
+    bad = image.w < S || image.h < S
+        ? fail("%s has less than %zu x %zu pixels: remove it, or choose another --class_data_dir",
+               path, S, S)
+        : square(ctx, &view, S, out);
+    img_free(&image);
+    return bad;
+}
+
+/* Class images [n,S,S,3], n = t->n_class: other pictures that are in the folder, then 00000.png and
+   so on, which the untouched model draws where they are missing. NULL after a message. */
 static float *class_images(db_pipeline *p, const training *t, size_t S)
 {
-    size_t n = (size_t)t->n_class, P = S * S * 3, k, files, others = 0, read = 0, missing = 0;
+    size_t n = (size_t)t->n_class, P = S * S * 3, k, files = 0, others = 0, missing = 0;
     float *pixels = (float *)malloc(n * P * sizeof(float));
-    char path[4096], err[IMG_ERROR_SIZE], **names = NULL;
+    char name[32], **names = NULL;
     int bad = !pixels || make_folder(t->class_dir) || check_class_prompt(t);
-    if (!bad && (names = list_folder(t->class_dir, &files)) != NULL) {
-        for (k = 0; k < files; k++) others += class_image_kind(names[k]) == OTHER, free(names[k]);
-        free(names);
-    }
-    bad = bad || draw_class_images(p, t, n - MIN(others, n), S, &missing);
-    names = bad ? NULL : list_folder(t->class_dir, &files);
-    for (k = 0; names && k < files; k++) {
-        img_image image;
-        snprintf(path, sizeof path, "%s/%s", t->class_dir, names[k]);
-        if (!bad && read < n && class_image_kind(names[k]) != NO_PICTURE) {
-            if (img_load(path, &image, err, sizeof err) != IMG_OK) {
-                bad = fail("%s", err);
-            } else {
-                db_image view;
-                view.rgb = image.rgb, view.w = image.w, view.h = image.h;
-                bad = image.w < S || image.h < S
-                    ? fail("%s has less than %zu x %zu pixels: remove it, or choose another "
-                           "--class_data_dir", path, S, S)
-                    : square(p->ctx, &view, S, pixels + read++ * P);
-                img_free(&image);
-            }
-        }
+    if (!bad && !(names = list_folder(t->class_dir, &files)))
+        bad = fail("cannot read the folder %s: %s", t->class_dir, strerror(errno));
+    for (k = 0; k < files; k++) {
+        if (!bad && others < n && is_other_picture(names[k]))
+            bad = read_class_image(p->ctx, t, names[k], S, pixels + others++ * P);
         free(names[k]);
     }
     free(names);
-    if (bad || read < n) return free(pixels), NULL;
+    bad = bad || draw_class_images(p, t, n - others, S, &missing);
+    for (k = 0; k < n - others && !bad; k++) { /* what is stored is what is trained on */
+        snprintf(name, sizeof name, "%05zu.png", k);
+        bad = read_class_image(p->ctx, t, name, S, pixels + (others + k) * P);
+    }
+    if (bad) return free(pixels), NULL;
     printf("%zu class images of \"%s\", %zu of them new\n", n, t->config.class_prompt, missing);
     return pixels;
 }

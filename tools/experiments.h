@@ -36,8 +36,8 @@ typedef struct settings {
 #undef SETTINGS_FIELD
 } settings;
 
-/* Learning rate and steps belong to a method; every condition of a method has the same. They are to
-   be what the experiment "map" chooses on the development subjects; provisional until it has run. */
+/* Learning rate and steps belong to a method; every condition of a method has the same. The
+   experiment "map" is to choose them on the development subjects: provisional until it has run. */
 static const struct { const char *train; double lr; int steps;
 } methods[] = {{"all", 5e-4, 250},
                {"attention", 5e-4, 250},

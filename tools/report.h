@@ -245,7 +245,7 @@ static inline void write_verdict(page *g, const claim *c, const outcome *o)
     fprintf(g->f, "<td><span class=\"%s\">%s</span>", o->verdict, o->verdict);
     if (open) {
         fprintf(g->f, "<br><span class=\"dim\">");
-        if (c->relation == ALIKE)
+        if (c->relation == ALIKE && o->power == o->power)
             fprintf(g->f, "power %.2f if there is no difference", o->power);
         else if (o->power == o->power)
             fprintf(g->f, "power %.2f for the paper's %+.3f; ", o->power, c->paper);
@@ -534,8 +534,10 @@ static inline void write_experiment(page *g, const experiment *x, const outcome 
         return;
     }
     if (diverged)
-        fprintf(g->f, "<p><b>%zu of these trainings diverged</b>: they have no values, and no pair "
-                "counts that one of them would belong to.</p>\n", diverged);
+        fprintf(g->f,
+                "<p><b>%zu of these trainings diverged</b>: they have no values from there on, and "
+                "no pair counts that one of them would belong to.</p>\n",
+                diverged);
     for (e = 0; e < EXPERIMENTS && strcmp(views[e].experiment, x->name); e++) {}
     write_claims(g, o, x->name);
     write_table(g, x, views[e].values);

@@ -179,20 +179,21 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
     enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS |
                MEASURE_PROTOCOL };
     const char *precision = w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32";
+    const char *gpu = w->net.ctx->config.backend ? w->net.ctx->config.backend->name : NULL;
     char whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
     cell_settings(c, w->size, w->guidance, r->settings, sizeof r->settings);
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
-    snprintf(r->machine, sizeof r->machine, "%s, %s", db_isa(w->net.ctx), precision);
+    snprintf(r->machine, sizeof r->machine, "%s, %s", gpu ? gpu : db_isa(w->net.ctx), precision);
     snprintf(r->command, sizeof r->command, "build/reproduce run%s --only '%s'",
              o->micro       ? " --micro"
                  : o->quick ? " --quick"
                             : "",
              c->name);
-    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s", r->settings,
-             c->subject, c->seed, c->of->measures & APART, w->net.hash, precision);
+    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s%s", r->settings,
+             c->subject, c->seed, c->of->measures & APART, w->net.hash, precision, gpu ? gpu : "");
     key = hash_bytes(key, whole, strlen(whole));
     snprintf(r->key, sizeof r->key, "%016llx", (unsigned long long)key);
 }
@@ -580,6 +581,7 @@ static int run_protocol(int argc, char **argv)
                        "the paper's protocol: every subject, every prompt, the means", flags, NULL);
     protocol *p = (protocol *)malloc(sizeof *p);
     record *r = (record *)malloc(sizeof *r);
+    settings chosen = settings_default();
     scale size;
     records done, mine;
     workplace w;
@@ -593,7 +595,8 @@ static int run_protocol(int argc, char **argv)
     if (!status) status = read_protocol(prompt_file, p);
     if (!o.folder) o.folder = "build/protocol";
     o.c.quiet = 1;
-    if (!status && (!strstr(changes, "lr=") || !strstr(changes, "steps=")))
+    if (!status) status = settings_change(&chosen, changes);
+    if (!status && !(chosen.lr > 0 && chosen.steps > 0))
         status = fail("--settings must have lr= and steps=, as they suit the checkpoint");
     ctx = status ? NULL : open_context(&o.c);
     if (!ctx) {
@@ -620,9 +623,7 @@ static int run_protocol(int argc, char **argv)
             break;
         }
         c.of = &as_experiment, c.subject = (int)(hash_photos(&photo) & 0x7FFFFFFF);
-        c.settings = settings_default();
-        status = settings_change(&c.settings, changes);
-        c.settings.photos = (double)photo.n;
+        c.settings = chosen, c.settings.photos = (double)photo.n;
         snprintf(c.name, sizeof c.name, "protocol/dreambooth/%.80s/0", p->subject[k].folder);
         what = hash_bytes(hash_begin, p->subject[k].class_noun, sizeof p->subject[k].class_noun);
         what = hash_bytes(what, p->template, sizeof p->template);

@@ -138,7 +138,8 @@ static inline int stat_ascending(const void *a, const void *b)
 
 /* The 95 % interval of the median difference that the signed-rank test does not reject: of the
    means of all pairs, each with itself too, the k-th from below to the k-th from above. Not numbers
-   for fewer than 6 differences, which no such test rejects. */
+   for fewer than 6 differences, which no such test rejects. Differences of zero, which the test
+   leaves out, count here. */
 static inline void stat_interval(const double *d, size_t n, double *low, double *high)
 {
     double means[STAT_MAX * (STAT_MAX + 1) / 2], p[STAT_MAX * (STAT_MAX + 1) + 1], below;
