@@ -3,8 +3,7 @@
    Exact signed-rank test (Wilcoxon, 1945), Holm's correction (1979), equivalence as two one-sided
    tests (Schuirmann, 1987), the interval that belongs to the test (Hodges and Lehmann, 1963), rank
    correlation, power by simulation. Random numbers come from fixed streams: the same records give
-   the same report. Include after
-   dreambooth.h. tests/test_statistics.c compares with scipy.
+   the same report. Include after dreambooth.h. tests/test_statistics.c compares with scipy.
 
    Easy to get wrong
    - Differences of zero carry no sign and are left out; equal sizes share their mean rank. The

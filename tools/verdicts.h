@@ -219,7 +219,7 @@ static inline void judge(const records *all, outcome *out)
     }
     for (family = 0; family <= EXPERIMENTS; family++) {
         double p[CLAIMS], against[CLAIMS];
-        size_t of[CLAIMS], m = 0;
+        size_t of[CLAIMS], m = 0, shown = 0;
         for (k = 0; k < CLAIMS; k++)
             if (in_family(&claims[k], family)) {
                 if (out[k].n < 3 || !strcmp(out[k].verdict, "incomplete"))
@@ -227,16 +227,15 @@ static inline void judge(const records *all, outcome *out)
                 p[m] = out[k].p, against[m] = out[k].against, of[m++] = k;
             }
         stat_holm(p, m), stat_holm(against, m);
+        for (i = 0; i < m; i++) shown += p[i] < .05;
         for (i = 0; i < m; i++) {
             outcome *o = &out[of[i]];
             const claim *c = &claims[of[i]];
-            size_t shown = 0;
             double alpha;
             o->p_holm = p[i], o->against_holm = against[i];
             if (p[i] < .05) o->verdict = "agrees";
             else if (against[i] < .05) o->verdict = c->relation == ALIKE ? "differs" : "opposite";
             if (strcmp(o->verdict, "inconclusive") || c->relation == FOLLOWS || o->n < 3) continue;
-            for (k = 0; k < m; k++) shown += p[k] < .05;
             alpha = .05 / (double)(m - shown); /* Holm's row has come so far */
             if (c->relation == ALIKE) {
                 o->power = stat_power(o->n, 0, o->sd, alpha, c->margin * fabs(o->b));
