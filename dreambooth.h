@@ -156,7 +156,8 @@ typedef struct db_config {
 db_config db_config_default(void);
 
 /* Makes a context; `config` may be NULL. On failure *out is NULL: out of memory, an allocator
-   without its partner, an instruction set that is not there. Free with db_destroy, last of all. */
+   without its partner, another `compute` than the two, an instruction set that is not there. Free
+   with db_destroy, last of all. */
 db_result db_create(db_ctx **out, const db_config *config);
 void db_destroy(db_ctx *ctx);
 
@@ -209,13 +210,13 @@ typedef struct db_param_table {
     size_t n, capacity;
     size_t count;     /* floats in each buffer, padding between parameters included               */
     float *data, *grad;
-    struct db_lora *lora; /* owned: what db_lora_add or _load put beside its layers, or NULL      */
+    struct db_lora *lora; /* owned: put beside its layers (db_unet_add_lora ...), or NULL         */
     struct db__source *source; /* private: the file that still holds the weights, or NULL         */
 } db_param_table;
 
 /* A network that was loaded has its weights read when they are first needed: by a tape that is
-   recorded, an optimizer, a file that is written. Before a program reads `data` by itself it calls
-   this. */
+   recorded, an optimizer, a pipeline that is saved. Before a program uses `data` by itself (for an
+   average, a file) it calls this. */
 db_result db_params_fill(db_param_table *p);
 
 db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
@@ -261,7 +262,7 @@ extern const db_tensor db_none; /* passed where an operand may be "none" */
 typedef struct db_memory_plan {
     size_t arena_bytes; /* activations, their gradients, inputs; between them the kernels' own    */
     size_t n_operations;
-    double flops;       /* multiplications and additions of one run                               */
+    double flops; /* multiplications and additions of convolutions, products, attention in a run  */
 } db_memory_plan;
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out);
@@ -269,7 +270,7 @@ void db_tape_destroy(db_tape *t);
 
 /* An input whose contents db_upload sets; stays until the tape is destroyed. */
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim);
-void db_keep(db_tape *t, db_tensor x);         /* x can be downloaded after a run                 */
+void db_keep(db_tape *t, db_tensor x);         /* before db_plan: x can be downloaded after a run */
 void db_require_grad(db_tape *t, db_tensor x); /* of an input; parameters have it by themselves   */
 
 /* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
@@ -285,7 +286,7 @@ void db_checkpoint_end(db_tape *t);
 db_result db_plan(db_tape *t, db_memory_plan *plan);
 db_result db_upload(db_tape *t, db_tensor x, const void *data); /* x's own data type            */
 db_result db_run(db_tape *t, uint64_t seed, uint32_t step);     /* seed, step: of its noise     */
-db_result db_download(db_tape *t, db_tensor x, float *out);     /* as floats                    */
+db_result db_download(db_tape *t, db_tensor x, float *out);     /* f32 or bf16, as floats       */
 
 size_t db_count(db_tensor x);
 db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim);
@@ -316,7 +317,7 @@ db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b); /* each by each, of
 db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_tensor z);
 db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis); /* other axes alike */
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count); /* channels */
-db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype);
+db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype); /* f32 and bf16 */
 db_tensor db_avg_pool2(db_tape *t, db_tensor x); /* [B,2H,2W,C] -> [B,H,W,C] */
 db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H,
                        size_t W); /* nearest; 2H, 2W of x or 1 less */
@@ -324,14 +325,15 @@ db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H,
    scale q k^T + bias + mask) v, [B,T,C], the heads side by side in C */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
-db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table); /* ids i32 [B,T], table [V,C] */
+/* ids i32 [B,T], table [V,C]; an id that is not in the table is read as V - 1 */
+db_tensor db_embedding(db_tape *t, db_tensor ids, db_tensor table);
 db_tensor db_add_rows(db_tape *t, db_tensor x,
                       db_tensor rows); /* x [...,C] + rows [R,C], repeated */
 db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e);        /* x [B,...,C] + e [B,C] */
 db_tensor db_mean_tokens(db_tape *t, db_tensor x);                  /* [B,T,C] -> [B,1,C] */
 db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride); /* k x k, no padding */
 db_tensor db_unit_norm(db_tape *t, db_tensor x); /* vectors of the last dimension, at length 1 */
-/* Without gradients; f32, except for constants */
+/* Without gradients; f32, but for constants, and sinusoids, which have the context's type */
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim);
 db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first,
                       float shift);                                  /* [B] -> [B,D] */
@@ -343,14 +345,15 @@ db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q,
    its weight. */
 db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel,
                  db_tensor *each);
-/* logits [N,V], used by nothing else; targets i32 [N], -1: not counted; or f32 [N,V], shares */
+/* logits [N,V], used by nothing else; targets i32 [N], -1: not counted, V or more: as V - 1; or f32
+   [N,V], shares */
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
 /* ---- the seam to hardware -----------------------------------------------------------------------
 
    Every operation, forward and backward, as a backend has to supply it:
    X(id, name, how many of its first arguments are outputs, CPU driver, backward). The CPU drivers
-   document the arguments; `a` absent optional arguments have present = 0. */
+   document the arguments; an optional one that is absent has present = 0. */
 
 #define DB__OPS(X)                                                                                 \
     X(CONV2D, "conv2d", 1, db__cpu_conv2d, db__conv2d_backward)                                    \
@@ -501,10 +504,10 @@ typedef enum db_lr_schedule {
     DB_LR_POLYNOMIAL
 } db_lr_schedule;
 
-/* The factor on the learning rate at update `step` (from 0) of `total`, as diffusers.optimization
-   has it. */
-double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,
-                    double cycles, double power);
+/* The factor on the learning rate `lr` at update `step` (from 0) of `total`, as
+   diffusers.optimization has it: DB_LR_POLYNOMIAL ends at a rate of 1e-7, whatever `lr` is. */
+double db_lr_factor(db_lr_schedule schedule, double lr, uint64_t step, uint64_t warmup,
+                    uint64_t total, double cycles, double power);
 
 /* ---- [DB-05] JSON, safetensors ---------------------------------------------------------------
 
@@ -840,8 +843,9 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
 db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed);
 db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha, uint64_t seed);
 
-/* Fills a table from an open file (every parameter must be there in its shape; what the file has
-   besides is logged) and writes one, as `dtype`. `values` is params->data, or an average of it. */
+/* Fills a table from an open file (every parameter must be there in its shape, else the table stays
+   as it is; what the file has besides is not read) and writes one, as `dtype`. `values` is
+   params->data, once db_params_fill has read it, or an average of it. */
 db_result db_params_load(db_param_table *p, db_safetensors *st, const char *what);
 db_result db_params_save(const db_param_table *p, const float *values, const char *path,
                          db_dtype dtype);
@@ -1033,7 +1037,8 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
 /* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or
    its folder, where it is called pytorch_lora_weights.safetensors. What it has for the U-Net and
    the text encoder is put beside their layers (db_lora_merge makes it one with them); a LoRA of
-   other layers or another naming is refused. save writes what both have, as `dtype`, under that
+   other layers or another naming is refused. As in db_dreambooth_create a learned variance gives way
+   to fixed_small. save writes what both have, as `dtype`, under that
    name into `directory`, which is made if need be. */
 db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
@@ -1214,7 +1219,7 @@ typedef struct db_clip {
     db_param_table params;
     db_clip_config config;
     db_image_processor processor;
-    db_tokenizer *tokenizer; /* owned; NULL without a text tower */
+    db_tokenizer *tokenizer; /* owned; NULL without a text tower, and after db_clip_create */
 } db_clip;
 
 db_result db_clip_config_load(db_ctx *ctx, const char *path, db_clip_config *out);
@@ -1386,10 +1391,8 @@ extern "C" {
 
 #if defined(__GNUC__) || defined(__clang__)
 #define DB__PRINTF(f, a) __attribute__((format(printf, f, a)))
-#define DB__UNUSED __attribute__((unused))
 #else
 #define DB__PRINTF(f, a)
-#define DB__UNUSED
 #endif
 
 #ifdef _OPENMP
@@ -1722,7 +1725,8 @@ db_result db_create(db_ctx **out, const db_config *config)
     db_config c = config ? *config : db_config_default();
     db_ctx *ctx;
     *out = NULL;
-    if (!c.allocate || !c.release) return DB_ERROR_ARGUMENT;
+    if (!c.allocate || !c.release || (c.compute != DB_F32 && c.compute != DB_BF16))
+        return DB_ERROR_ARGUMENT;
     ctx = (db_ctx *)c.allocate(c.user, sizeof *ctx);
     if (!ctx) return DB_ERROR_MEMORY;
     memset(ctx, 0, sizeof *ctx);
@@ -1778,7 +1782,7 @@ size_t db_peak_bytes(const db_ctx *ctx) { return ctx->peak_bytes; }
 typedef enum db__kind {
     DB__ACTIVATION, /* lives in the arena from its first to its last use    */
     DB__KEPT,       /* lives in the arena throughout: inputs and outputs    */
-    DB__PARAM,      /* a parameter: memory of a db_params                   */
+    DB__PARAM,      /* a parameter: memory of a db_param_table              */
     DB__PARAM_GRAD  /* the gradient of one                                  */
 } db__kind;
 
@@ -1837,7 +1841,7 @@ size_t db_count(db_tensor x)
     return n;
 }
 
-/* "[2, 8, 8, 16]" for messages, in one of four static-sized buffers owned by the caller. */
+/* "[2, 8, 8, 16]" for messages, in the caller's buffer. */
 static const char *db__shape(db_tensor x, char buffer[96])
 {
     int n = 0, d;
@@ -1877,6 +1881,22 @@ void db_tape_destroy(db_tape *t)
     db__free(t->ctx, t);
 }
 
+/* Whether the context is well and a tape computes in that type. */
+static int db__computed(db_tape *t, db_dtype dtype)
+{
+    if (dtype != DB_F32 && dtype != DB_BF16)
+        db__fail(t->ctx, DB_ERROR_ARGUMENT, "values are computed as F32 or BF16, not as %s",
+                 db_dtype_name(dtype));
+    return t->ctx->result == DB_OK;
+}
+
+static int db__rank_fits(db_tape *t, int n_dims)
+{
+    if (n_dims >= 1 && n_dims <= 4) return 1;
+    db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor has 1 to 4 dimensions, not %d", n_dims);
+    return 0;
+}
+
 static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_dims,
                                const size_t *dim)
 {
@@ -1887,6 +1907,7 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
     size_t bytes = db_dtype_size(dtype);
     x = db_none;
     if (t->ctx->result != DB_OK) return x;
+    if (kind != DB__PARAM && !db__rank_fits(t, n_dims)) return x; /* a parameter may be a number */
     for (d = 0; d < n_dims; d++) {
         x.dim[d] = dim[d];
         bytes = db__mul(bytes, dim[d], &overflow);
@@ -1926,6 +1947,7 @@ db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim)
 {
     db_tensor y = x;
     int d;
+    if (!db__rank_fits(t, n_dims)) return db_none;
     y.n_dims = n_dims;
     for (d = 0; d < 4; d++) y.dim[d] = d < n_dims ? dim[d] : 0;
     if (x.id >= 0 && db_count(x) != db_count(y)) return db__shape_fail(t, "reshape", x, y);
@@ -1963,19 +1985,47 @@ void db_require_grad(db_tape *t, db_tensor x)
     if (x.id >= 0) t->value[x.id].needs_grad = 1;
 }
 
-/* Which arguments of an operation, as bits, have to be of the type of its first, the output. */
+/* Which arguments of an operation, as bits, have to be of the type of its first, the output ... */
 static unsigned db__alike(db_op op)
 {
     switch (op) {
     case DB_OP_CONV2D: return 1u << 1 | 1u << 4;
     case DB_OP_ATTENTION: return 1u << 2 | 1u << 3 | 1u << 4;
-    case DB_OP_MUL: return 1u << 1 | 1u << 2;
-    case DB_OP_GROUP_NORM:
+    case DB_OP_GROUP_NORM: return 1u << 2 | 1u << 5;
     case DB_OP_LAYER_NORM: return 1u << 2;
-    case DB_OP_ACT:
-    case DB_OP_GATE: return 1u << 1;
+    case DB_OP_MUL: case DB_OP_AXPBY: case DB_OP_ADD_EACH: return 1u << 1 | 1u << 2;
+    case DB_OP_ACT: case DB_OP_GATE: case DB_OP_ADD_ROWS: case DB_OP_MEAN: case DB_OP_POOL2:
+    case DB_OP_UP2: case DB_OP_MAX_POOL: return 1u << 1;
     default: return 0;
     }
+}
+
+/* ... and which in f32: weights, what is added to attention's scores, numbers for each sample. */
+static unsigned db__in_f32(db_op op)
+{
+    switch (op) {
+    case DB_OP_CONV2D: return 1u << 2 | 1u << 3;
+    case DB_OP_GROUP_NORM: case DB_OP_LAYER_NORM: return 1u << 3 | 1u << 4;
+    case DB_OP_ATTENTION: return 1u << 5 | 1u << 6;
+    case DB_OP_EMBEDDING: case DB_OP_ADD_ROWS: return 1u << 2;
+    case DB_OP_SINUSOID: case DB_OP_POSITION_BIAS: return 1u << 1;
+    case DB_OP_MIX: return 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4;
+    case DB_OP_MSE: return 1u << 3 | 1u << 4 | 1u << 5;
+    default: return 0;
+    }
+}
+
+/* Whether argument k has a type that the operation takes; numbers are f32 or bf16, ids i32. */
+static int db__type_fits(const db_tape *t, db_op op, int k, const db_tensor *arg, db_dtype *wanted)
+{
+    db_dtype type = t->value[arg[k].id].dtype;
+    int ids = (op == DB_OP_EMBEDDING || op == DB_OP_EMBEDDING_DW) && k == 1,
+        ids_or_shares = (op == DB_OP_CROSS_ENTROPY || op == DB_OP_CROSS_ENTROPY_DX) && k == 3;
+    *wanted = DB_F32;
+    if (ids) *wanted = DB_I32;
+    else if (db__alike(op) >> k & 1) *wanted = t->value[arg[0].id].dtype;
+    else if (type == DB_BF16 && !(db__in_f32(op) >> k & 1)) *wanted = DB_BF16;
+    return type == *wanted || (ids_or_shares && type == DB_I32);
 }
 
 /* Appends a node; NULL once the context has failed. Arguments come as a list that ends at n. */
@@ -1989,15 +2039,13 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
         db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operation was recorded on a tape already planned");
         return NULL;
     }
-    for (k = 1; k < n; k++)
-        if (db__alike(op) >> k & 1 && arg[k].id >= 0 &&
-            t->value[arg[k].id].dtype != t->value[arg[0].id].dtype) {
-            db__fail(t->ctx, DB_ERROR_ARGUMENT,
-                     "%s: an argument is %s where %s is computed: db_cast it", db__op_name(op),
-                     db_dtype_name(t->value[arg[k].id].dtype),
-                     db_dtype_name(t->value[arg[0].id].dtype));
-            return NULL;
-        }
+    for (k = 1; k < n; k++) {
+        db_dtype wanted;
+        if (arg[k].id < 0 || db__type_fits(t, op, k, arg, &wanted)) continue;
+        db__fail(t->ctx, DB_ERROR_ARGUMENT, "%s: an argument is %s where %s is taken: db_cast it",
+                 db__op_name(op), db_dtype_name(t->value[arg[k].id].dtype), db_dtype_name(wanted));
+        return NULL;
+    }
     grown = db__grow(t->ctx, t->node, &t->cap_nodes, t->n_nodes + 1, sizeof *t->node);
     if (!grown) return NULL;
     t->node = (db__node *)grown;
@@ -2431,7 +2479,8 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
 {
     db_ctx *ctx = t->ctx;
     size_t n = db_count(x);
-    if (x.id < 0 || db__ensure_arena(t) != DB_OK) return ctx->result;
+    if (x.id < 0 || !db__computed(t, t->value[x.id].dtype) || db__ensure_arena(t) != DB_OK)
+        return ctx->result;
     if (t->value[x.id].dtype == DB_F32)
         return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
     {   /* bf16 is widened in place, from the end */
@@ -3630,6 +3679,14 @@ db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
         (w.n_dims == 4 && w.dim[3] != k) || x.dim[1] + pad_begin + pad_end < k ||
         x.dim[2] + pad_begin + pad_end < k)
         return db__shape_fail(t, "conv2d: input [B,H,W,IC] and weight [OC,IC,k,k]", x, w);
+    if (bias.id >= 0 && db_count(bias) != w.dim[0])
+        return db__shape_fail(t, "conv2d: weight [OC,IC,k,k] and bias [OC]", w, bias);
+    if (stride == 0 || pad_begin > k || pad_end > k) { /* windows far from the picture */
+        db__fail(t->ctx, DB_ERROR_SHAPE,
+                 "conv2d: a stride of %zu and a padding of %zu and %zu with a kernel of %zu",
+                 stride, pad_begin, pad_end, k);
+        return db_none;
+    }
     dim[0] = x.dim[0];
     dim[1] = (x.dim[1] + pad_begin + pad_end - k) / stride + 1;
     dim[2] = (x.dim[2] + pad_begin + pad_end - k) / stride + 1;
@@ -3868,7 +3925,8 @@ static void db__cpu_group_norm_dx(db_ctx *ctx, db_call *c)
     if (c->measuring) return;
     DB__EACH_SAMPLE(ctx, b, v.B,
                     db__norm_back_sample(
-                        ctx, c, &v, (size_t)b, g + (size_t)db__thread_index() * sample,
+                        ctx, c, &v, (size_t)b,
+                        at_once > 1 ? g + (size_t)db__thread_index() * sample : g,
                         sum + (size_t)b * v.chunks * v.C * 2, fold + (size_t)b * v.C * 5,
                         total + (size_t)b * v.C * 4, ss))
     for (k = 0; k < v.B; k++) /* over the batch in order */
@@ -3906,6 +3964,8 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     C = x.dim[x.n_dims - 1];
     if (x.n_dims < 2 || db_count(w) != C)
         return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
+    if (bias.id < 0 || db_count(bias) != C)
+        return db__shape_fail(t, "group_norm: input [B,...,C] and bias [C]", x, bias);
     if (groups == 0 || C % groups) {
         db__fail(t->ctx, DB_ERROR_SHAPE,
                  "group_norm: %zu channels cannot be divided into %zu groups", C, groups);
@@ -4001,6 +4061,8 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     dim[0] = db_count(x) / x.dim[x.n_dims - 1];
     if (db_count(w) != x.dim[x.n_dims - 1])
         return db__shape_fail(t, "layer_norm: input [...,C] and weight [C]", x, w);
+    if (bias.id >= 0 && db_count(bias) != x.dim[x.n_dims - 1])
+        return db__shape_fail(t, "layer_norm: input [...,C] and bias [C]", x, bias);
     arg[0] = y = db__activation(t, x.n_dims, x.dim);
     arg[1] = db__new_value(t, DB__ACTIVATION, DB_F32, 2, dim);
     arg[2] = x, arg[3] = w, arg[4] = bias;
@@ -4249,8 +4311,11 @@ static void db__cpu_fill(db_ctx *ctx, db_call *c)
 
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim)
 {
-    db_tensor y = db__new_value(t, DB__ACTIVATION, dtype, n_dims, dim);
-    db__node *n = db__record(t, DB_OP_FILL, 1, &y);
+    db_tensor y;
+    db__node *n;
+    if (!db__computed(t, dtype)) return db_none;
+    y = db__new_value(t, DB__ACTIVATION, dtype, n_dims, dim);
+    n = db__record(t, DB_OP_FILL, 1, &y);
     if (!n) return db_none;
     n->f[0] = value;
     return y;
@@ -4414,6 +4479,7 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
     db_tensor y;
     size_t rows, n;
     if (t->ctx->result != DB_OK || t->value[x.id].dtype == dtype) return x;
+    if (!db__computed(t, dtype)) return db_none;
     y = db__new_value(t, DB__ACTIVATION, dtype, x.n_dims, x.dim);
     if (y.id < 0) return y;
     n = x.dim[x.n_dims - 1], rows = db_count(x) / n;
@@ -4599,11 +4665,12 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
     db__node *n;
     size_t dim[4];
     if (t->ctx->result != DB_OK) return db_none;
-    if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k) {
+    if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k || !stride) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE,
-                 "max_pool: %s is no image [B,H,W,C] as large as the window of %zu x %zu pixels",
-                 db__shape(x, s), k, k);
+                 "max_pool: %s is no image [B,H,W,C] as large as the window of %zu x %zu pixels, "
+                 "or its stride, %zu, is 0",
+                 db__shape(x, s), k, k, stride);
         return db_none;
     }
     dim[0] = x.dim[0], dim[3] = x.dim[3];
@@ -5169,6 +5236,10 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float
     size_t dim[2];
     if (t->ctx->result != DB_OK) return db_none;
     dim[0] = db_count(x), dim[1] = D;
+    if (D < 2) {
+        db__fail(t->ctx, DB_ERROR_SHAPE, "sinusoid: %zu channels have no sine and cosine", D);
+        return db_none;
+    }
     arg[0] = db__activation(t, 2, dim), arg[1] = x;
     n = db__record(t, DB_OP_SINUSOID, 2, arg);
     if (!n) return db_none;
@@ -5341,6 +5412,8 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
         return db__shape_fail(t, "mean squared error: prediction and target", pred, target);
     if (pixel.id >= 0 && db_count(pixel) * pred.dim[pred.n_dims - 1] != db_count(pred))
         return db__shape_fail(t, "mean squared error: prediction and pixel weights", pred, pixel);
+    if (weight.id >= 0 && db_count(weight) != B)
+        return db__shape_fail(t, "mean squared error: prediction and weights [B]", pred, weight);
     arg[0] = db__new_value(t, DB__KEPT, DB_F32, 1, &one);
     arg[1] = db__new_value(t, DB__KEPT, DB_F32, 1, &B);
     arg[2] = pred, arg[3] = target, arg[4] = weight, arg[5] = pixel;
@@ -5349,6 +5422,9 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
     if (each) *each = arg[1];
     return arg[0];
 }
+
+/* The class of a row; one that is not among the V is the last, as in db_embedding. */
+static size_t db__target(int32_t target, size_t V) { return DB__MIN((size_t)target, V - 1); }
 
 /* Mean over the rows with target >= 0 of -log softmax(logits)[target]; or, with a row of
    probabilities p for each, over all rows of -sum p log softmax(logits).
@@ -5379,7 +5455,7 @@ static void db__cpu_cross_entropy(db_ctx *ctx, db_call *c)
         double lse = (double)((float *)c->a[1].data)[n];
         size_t j, row = (size_t)n * V;
         if (target && target[n] < 0) continue;
-        if (target) total += lse - (double)db__read(kern, logits, row + (size_t)target[n]);
+        if (target) total += lse - (double)db__read(kern, logits, row + db__target(target[n], V));
         for (j = 0; j < V && !target; j++)
             total += (double)db__floats(&c->a[3])[row + j]
                 * (lse - (double)db__read(kern, logits, row + j));
@@ -5406,7 +5482,7 @@ static void db__cpu_cross_entropy_dx(db_ctx *ctx, db_call *c)
             float weight = target ? (float)(target[n] >= 0) : 0;
             for (j = 0; j < V && !target; j++) weight += p[row + j];
             for (j = 0; j < V; j++) {
-                float aim = target ? (float)((long)j == target[n]) : p[row + j], g = 0;
+                float aim = target ? (float)(j == db__target(target[n], V)) : p[row + j], g = 0;
                 double y = (double)db__read(kern, logits, row + j);
                 y -= (double)db__floats(&c->a[2])[n];
                 if (weight > 0)
@@ -5632,7 +5708,7 @@ static db_result db__params_allocate(db_param_table *p)
     return DB_OK;
 }
 
-static void db__source_free(db_param_table *p); /* [DB-07] */
+static void db__source_free(db_ctx *ctx, struct db__source *source); /* [DB-07] */
 
 static void db__params_free(db_param_table *p)
 {
@@ -5643,7 +5719,7 @@ static void db__params_free(db_param_table *p)
     }
     for (k = 0; k < p->n; k++) db__free(p->ctx, p->item[k].name);
     db__free(p->ctx, p->item);
-    db__source_free(p);
+    db__source_free(p->ctx, p->source);
     p->ctx->backend->release(p->ctx, p->data);
     p->ctx->backend->release(p->ctx, p->grad);
 }
@@ -5651,8 +5727,7 @@ static void db__params_free(db_param_table *p)
 db_result db_params_require_grad(db_param_table *p)
 {
     size_t k;
-    if (p->grad) return DB_OK;
-    if (db_params_fill(p) != DB_OK) return p->ctx->result;
+    if (db_params_fill(p) != DB_OK || p->grad) return p->ctx->result;
     p->grad = (float *)db__device_alloc(p->ctx, p->count + DB_GRAD_ROOM, sizeof(float));
     if (!p->grad) return p->ctx->result;
     for (k = 0; k < p->n; k++) p->item[k].grad = p->grad + (p->item[k].data - p->data);
@@ -5866,7 +5941,7 @@ void db_zero_grad(db_param_table *p)
 {
     db_call c;
     memset(&c, 0, sizeof c);
-    if (!p->grad) return;
+    if (!p->grad || p->ctx->result != DB_OK) return;
     c.a[0] = db__float_arg(p->grad, p->count);
     db__run_alone(p->ctx, DB_OP_FILL, &c);
 }
@@ -5966,7 +6041,11 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
 
 float *db_ema_create(const db_param_table *p)
 {
-    float *average = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
+    float *average = NULL;
+    if (!p->data)
+        db__fail(p->ctx, DB_ERROR_ARGUMENT, "the weights are still in their file: db_params_fill");
+    if (p->ctx->result == DB_OK)
+        average = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
     if (average) memcpy(average, p->data, p->count * sizeof(float));
     return average;
 }
@@ -5975,6 +6054,7 @@ void db_ema_update(const db_param_table *p, float *average, float decay)
 {
     db_call c;
     memset(&c, 0, sizeof c);
+    if (!average || p->ctx->result != DB_OK) return;
     c.a[0] = c.a[1] = db__float_arg(average, p->count), c.a[2] = db__float_arg(p->data, p->count);
     c.f[0] = decay, c.f[1] = 1 - decay;
     db__run_alone(p->ctx, DB_OP_AXPBY, &c);
@@ -5985,11 +6065,11 @@ void db_ema_free(const db_param_table *p, float *average)
     p->ctx->backend->release(p->ctx, average);
 }
 
-double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uint64_t total,
-                    double cycles, double power)
+double db_lr_factor(db_lr_schedule schedule, double lr, uint64_t step, uint64_t warmup,
+                    uint64_t total, double cycles, double power)
 {
     const double pi = 3.14159265358979323846;
-    double progress, left;
+    double progress, left, end = lr > 1e-7 ? 1e-7 / lr : 1; /* diffusers' lr_end */
     if (schedule == DB_LR_CONSTANT) return 1;
     if (step < warmup) return (double)step / (double)DB__MAX(1, warmup);
     if (schedule == DB_LR_CONSTANT_WITH_WARMUP) return 1;
@@ -6001,8 +6081,7 @@ double db_lr_factor(db_lr_schedule schedule, uint64_t step, uint64_t warmup, uin
     case DB_LR_COSINE: return DB__MAX(0.0, 0.5 * (1 + cos(pi * progress)));
     case DB_LR_COSINE_WITH_RESTARTS:
         return progress >= 1 ? 0 : DB__MAX(0.0, 0.5 * (1 + cos(pi * fmod(cycles * progress, 1))));
-    default: /* polynomial, down to 1e-7 of a rate of 1: diffusers' lr_end */
-        return step > total ? 1e-7 : (1 - 1e-7) * pow(left, power) + 1e-7;
+    default: return step > total ? end : (1 - end) * pow(left, power) + end; /* polynomial */
     }
 }
 
@@ -6115,23 +6194,6 @@ static void db__locale_point(char out[16])
     snprintf(half, sizeof half, "%.1f", 0.5);
     n = strlen(half);
     snprintf(out, 16, "%.*s", n > 2 ? (int)n - 2 : 1, half + 1);
-}
-
-/* A JSON number: the shortest decimal that reads back as the same double. Infinities and NaN are
-   spelt as Python spells them. */
-DB__UNUSED static void db__text_json_number(db__text *t, double value)
-{
-    char digits[64], plain[64], point[16];
-    int precision;
-    if (value != value) { db__text_print(t, "NaN"); return; }
-    if (value - value != 0) { db__text_print(t, value > 0 ? "Infinity" : "-Infinity"); return; }
-    for (precision = 1; precision <= 17; precision++) {
-        snprintf(digits, sizeof digits, "%.*g", precision, value);
-        if (strtod(digits, NULL) == value) break;
-    }
-    db__locale_point(point);
-    db__swap_point(plain, sizeof plain, digits, point, ".");
-    db__text_print(t, "%s", plain);
 }
 
 /* printf into memory of its own; free with db__free. NULL when there is none. */
@@ -6257,8 +6319,9 @@ static db_result db__map_file(db_ctx *ctx, const char *path, db__mapping *out)
 static int db__file_exists(const char *path)
 {
     FILE *file = fopen(path, "rb");
+    int readable = file && (fgetc(file) != EOF || feof(file)); /* a directory can be opened only */
     if (file) fclose(file);
-    return file != NULL;
+    return readable;
 }
 
 /* ---- writing files --------------------------------------------------------------------------- */
@@ -6367,12 +6430,11 @@ static db_result db__writer_commit(db__writer *w)
 }
 
 /* A whole small file at once. */
-DB__UNUSED static db_result db__write_file(db_ctx *ctx, const char *path, const void *data,
-                                           size_t bytes)
+static db_result db__write_file(db_ctx *ctx, const char *path, const void *data, size_t bytes)
 {
     db__writer w;
-    if (db__writer_open(&w, ctx, path) != DB_OK) return ctx->result;
-    if (db__writer_write(&w, data, bytes) != DB_OK) return ctx->result;
+    if (db__writer_open(&w, ctx, path) != DB_OK || db__writer_write(&w, data, bytes) != DB_OK)
+        return ctx->result;
     return db__writer_commit(&w);
 }
 
@@ -9260,31 +9322,30 @@ typedef struct db__source {
     const db_file_tensor **tensor;
 } db__source;
 
-static void db__source_free(db_param_table *p)
+static void db__source_free(db_ctx *ctx, db__source *source)
 {
-    if (!p->source) return;
-    db_safetensors_close(p->source->st);
-    db__free(p->ctx, p->source->tensor);
-    db__free(p->ctx, p->source);
-    p->source = NULL;
+    if (!source) return;
+    db_safetensors_close(source->st);
+    db__free(ctx, source->tensor);
+    db__free(ctx, source);
 }
 
-/* Finds every parameter in an open file, which stays open until they have been read. */
+/* Finds every parameter in an open file, which stays open until they have been read. After an
+   error the table is as it was. */
 static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const char *what,
                                     db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
     size_t k;
-    db__source_free(p);
-    p->source = (db__source *)db__alloc(ctx, 1, sizeof *p->source);
-    if (!p->source) return ctx->result;
-    p->source->st = st, st->shared++;
-    p->source->tensor = (const db_file_tensor **)db__alloc(ctx, p->n + 1, sizeof(void *));
+    db__source *source = (db__source *)db__alloc(ctx, 1, sizeof *source);
+    if (!source) return ctx->result;
+    source->st = st, st->shared++;
+    source->tensor = (const db_file_tensor **)db__alloc(ctx, p->n + 1, sizeof(void *));
     for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
         db_param *item = &p->item[k];
         const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
         char wanted[96], found[96], other[DB__NAME] = "";
-        p->source->tensor[k] = f;
+        source->tensor[k] = f;
         if (!f) {
             if (names) names(config, item->name, 1, other);
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name,
@@ -9296,7 +9357,11 @@ static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const
                      db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         }
     }
-    if (ctx->result != DB_OK) db__source_free(p);
+    if (ctx->result == DB_OK) {
+        db__source *old = p->source;
+        p->source = source, source = old;
+    }
+    db__source_free(ctx, source);
     return ctx->result;
 }
 
@@ -9316,13 +9381,13 @@ db_result db_params_fill(db_param_table *p)
         db__file_tensor_forget(p->source->st, p->source->tensor[k]);
     }
     db__free(ctx, row);
-    if (row) db__source_free(p);
+    if (row) db__source_free(ctx, p->source), p->source = NULL;
     return ctx->result;
 }
 
 db_result db_params_load(db_param_table *p, db_safetensors *st, const char *what)
 {
-    db__params_find_in(p, st, what, NULL, NULL);
+    if (db__params_find_in(p, st, what, NULL, NULL) != DB_OK) return p->ctx->result;
     return db_params_fill(p);
 }
 
@@ -9357,10 +9422,14 @@ static void db__params_write(db_safetensors_writer *w, const db_param_table *p, 
 db_result db_params_save(const db_param_table *p, const float *values, const char *path,
                          db_dtype dtype)
 {
-    db_safetensors_writer *w = db_safetensors_create(p->ctx, path);
+    db_safetensors_writer *w;
+    if (!values)
+        return db__fail(p->ctx, DB_ERROR_ARGUMENT,
+                        "%s: no weights to write; db_params_fill reads a network's", path);
+    w = db_safetensors_create(p->ctx, path);
     db__params_write(w, p, NULL, dtype, NULL, NULL);
     db__params_write(w, p, values, dtype, NULL, NULL);
-    return db_safetensors_finish(w);
+    return w ? db_safetensors_finish(w) : p->ctx->result;
 }
 
 /* "DIRECTORY/NAME" in a buffer of DB__PATH bytes. */
@@ -9708,6 +9777,11 @@ static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_te
         (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
     c->relative_attention_max_distance =
         (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
+    if (c->relative_attention_max_distance <= c->relative_attention_num_buckets / 4)
+        db__fail(ctx, DB_ERROR_FORMAT,
+                 "%s: relative_attention_max_distance must be more than a quarter of "
+                 "relative_attention_num_buckets",
+                 path);
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
     c->gated = !strncmp(ff, "gated-", 6);
     c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH
@@ -10166,6 +10240,11 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
     if (t->ctx->result != DB_OK) return db_none;
     r.groups = c->norm_num_groups, r.eps = c->norm_eps, r.act = c->act,
     r.scale_shift = c->resnet_time_scale_shift;
+    if (c->class_embed_timestep && class_labels.id < 0) {
+        db__fail(t->ctx, DB_ERROR_MISSING,
+                 "the U-Net wants class labels, the noise level of a super-resolver");
+        return db_none;
+    }
     x = db_cast(t, x, t->compute);
     text = db_cast(t, text, t->compute);
 
@@ -10325,6 +10404,53 @@ static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
     }
 }
 
+/* Refuses a configuration whose numbers do not make a network; `what` stands in messages. */
+static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char *what)
+{
+    size_t k, last = c->n_levels - 1,
+              D = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
+    int sd = 0;
+    if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: a U-Net has 1 to %d levels, not %zu", what,
+                        DB_MAX_LEVELS, c->n_levels);
+    for (k = 0; k < c->n_levels; k++) {
+        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) ||
+              !db__block_resamples_in_resnet(c->up_block_types[k]);
+        if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 ||
+            !c->attention_head_dim[k] || !c->norm_num_groups ||
+            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k])
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: level %zu has channels, layers, heads or groups that do not fit "
+                            "together",
+                            what, k);
+    }
+    if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                        "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not "
+                        "supported with Stable Diffusion's blocks",
+                        what);
+    if (c->addition_embed_text &&
+        (!c->addition_embed_type_num_heads || D % c->addition_embed_type_num_heads))
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: \"addition_embed_type_num_heads\" %zu does not divide the text's %zu "
+                        "channels",
+                        what, c->addition_embed_type_num_heads, D);
+    for (k = 0; k < c->n_levels; k++) { /* diffusers, too, needs whole heads */
+        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k],
+               up = c->block_out_channels[last - k];
+        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN ||
+                          c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN ||
+                          (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
+        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) ||
+            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: \"attention_head_dim\" %zu of block %zu does not divide its "
+                            "channels",
+                            what, d, k);
+    }
+    return ctx->result;
+}
+
 static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
     db_unet_config *c = (db_unet_config *)config;
@@ -10343,8 +10469,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
                                            {"num_class_embeds", "null"},
                                            {"reverse_transformer_layers_per_block", "null"}};
     const db_json *channels = db_json_get(j, "block_out_channels");
-    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k, last;
-    int sd = 0;
+    size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
     int only_bool = db_json_get(j, "only_cross_attention") &&
         db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
     const char *text;
@@ -10412,38 +10537,13 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "%s: \"resnet_time_scale_shift\" \"%s\" is not supported", path, text);
     c->use_linear_projection = db_json_bool(j, "use_linear_projection", 0);
-    last = c->n_levels - 1;
     for (k = 0; k < c->n_levels; k++) {
         c->only_cross_attention[k] = (int)only[k];
-        sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) ||
-              !db__block_resamples_in_resnet(c->up_block_types[k]);
-        if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 ||
-            !c->attention_head_dim[k] || !c->norm_num_groups ||
-            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] ||
-            cross[k] != cross[0])
-            db__fail(ctx, DB_ERROR_FORMAT,
-                     "%s: level %zu has channels, layers, heads or groups that do not fit together",
-                     path, k);
+        if (cross[k] != cross[0])
+            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"cross_attention_dim\" differs from level to level",
+                     path);
     }
-    if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
-        db__fail(ctx, DB_ERROR_UNSUPPORTED,
-                 "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not supported "
-                 "with Stable Diffusion's blocks",
-                 path);
-    for (k = 0; k < c->n_levels && ctx->result == DB_OK;
-         k++) { /* diffusers, too, needs whole heads */
-        size_t d = c->attention_head_dim[k], C = c->block_out_channels[k],
-               up = c->block_out_channels[last - k];
-        int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN ||
-                          c->up_block_types[last - k] == DB_BLOCK_CROSS_ATTN ||
-                          (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
-        if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) ||
-            (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
-            db__fail(ctx, DB_ERROR_FORMAT,
-                     "%s: \"attention_head_dim\" %zu of block %zu does not divide its channels",
-                     path, d, k);
-    }
-    return ctx->result;
+    return ctx->result != DB_OK ? ctx->result : db__unet_check(ctx, c, path);
 }
 
 static void db__unet_declare(db_net *n, const void *config)
@@ -10479,7 +10579,9 @@ db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed)
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
 {
-    *out = (db_unet *)db__network_create(ctx, &db__unet_network, config);
+    *out = NULL;
+    if (db__unet_check(ctx, config, "db_unet_create") == DB_OK)
+        *out = (db_unet *)db__network_create(ctx, &db__unet_network, config);
     return ctx->result;
 }
 
@@ -11186,6 +11288,11 @@ db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, si
     if (k >= tr->n || B * P * C != tr->count)
         return db__fail(s->ctx, DB_ERROR_ARGUMENT,
                         "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
+    if (CP != C && CP != 2 * C)
+        return db__fail(s->ctx, DB_ERROR_SHAPE,
+                        "a prediction of %zu channels for pictures of %zu: it must have as many, or "
+                        "twice as many (a learned variance)",
+                        CP, C);
     a_t = db__alpha_bar(tr, k), a_n = db__alpha_bar(tr, k + 1);
     if (tr->sampler == DB_SAMPLER_DDIM) {
         size_t stride = s->num_train_timesteps / tr->n;
@@ -11208,7 +11315,6 @@ void db_guide(size_t B, size_t P, size_t C, size_t CP, float scale, float *pred)
         float uncond = pred[k], cond = pred[n + k];
         pred[k] = k % CP < C ? uncond + scale * (cond - uncond) : cond;
     }
-    (void)B;
 }
 
 /* ==== [DB-10] Super-resolution ===================================================================
@@ -11545,6 +11651,7 @@ db_result db_encode(db_text_encoder *e, const db_tokenizer *tok, const char *con
     float *mask = (float *)db__alloc(ctx, T, sizeof *mask);
     db_tape *t = NULL;
     db_tensor in, valid, y;
+    if (truncated) *truncated = 0;
     if (!ids || !mask || db_tape_create(ctx, &t) != DB_OK) goto done;
     dim[0] = 1, dim[1] = T;
     in = db_input(t, DB_I32, 2, dim),
@@ -12083,6 +12190,12 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
                  "model_index.json",
                  path);
     }
+    if (ctx->result == DB_OK && p->vae &&
+        (p->vae->config.in_channels != 3 || p->vae->config.out_channels != 3))
+        db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                 "%s: the autoencoder turns pictures of %zu channels into pictures of %zu, not 3 "
+                 "into 3",
+                 path, p->vae->config.in_channels, p->vae->config.out_channels);
     if (ctx->result == DB_OK) *out = p;
     else db_pipeline_free(p);
     return ctx->result;
@@ -12091,27 +12204,16 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
 /* ---- writing --------------------------------------------------------------------------------- */
 
 /* Copies from/name to to/name if it is there. */
-static db_result db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
+static void db__copy_file(db_ctx *ctx, const char *from, const char *to, const char *name)
 {
-    char source[DB__PATH], target[DB__PATH], temporary[DB__PATH], buffer[65536];
-    FILE *in, *out;
-    size_t n;
-    int ok = 1;
-    if (!db__join(ctx, source, from, name) || !db__join(ctx, target, to, name)) return ctx->result;
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH)
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
-    in = fopen(source, "rb");
-    if (!in) return DB_OK;
-    out = fopen(temporary, "wb");
-    while (out && ok && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
-        ok = fwrite(buffer, 1, n, out) == n;
-    if (out) ok = fclose(out) == 0 && ok;
-    fclose(in);
-    if (!out || !ok || rename(temporary, target) != 0) {
-        remove(temporary);
-        return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
-    }
-    return DB_OK;
+    char source[DB__PATH], target[DB__PATH];
+    db__mapping map;
+    if (!db__join(ctx, source, from, name) || !db__join(ctx, target, to, name)) return;
+    errno = 0;
+    if (!db__file_exists(source) && (errno == ENOENT || errno == ENOTDIR)) return;
+    if (db__map_file(ctx, source, &map) != DB_OK) return;
+    db__write_file(ctx, target, map.data, map.bytes);
+    db__unmap_file(ctx, &map);
 }
 
 static db_result db__make_directory(db_ctx *ctx, const char *path)
@@ -12134,7 +12236,7 @@ static char *db__index_text(const db_pipeline *p, const char *text)
     db_ctx *ctx = p->ctx;
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
     size_t n = sizeof parts / sizeof *parts - (!p->text_encoder && !p->released[0]);
-    char *out = db__strdup(ctx, ""), *value, *longer;
+    char *out = index ? db__strdup(ctx, "") : NULL, *value, *longer;
     for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
         size_t k;
         for (k = 0; k < n && strcmp(item->key, parts[k]); k++) {}
@@ -12196,23 +12298,6 @@ static char *db__config_text(const db_pipeline *p, size_t which)
     return index;
 }
 
-static db_result db__write_text(db_ctx *ctx, const char *directory, const char *name,
-                                const char *text)
-{
-    char target[DB__PATH], temporary[DB__PATH];
-    FILE *f;
-    int ok;
-    if (!text || !db__join(ctx, target, directory, name)) return ctx->result;
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", target) >= DB__PATH)
-        return db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s is too long", target);
-    f = fopen(temporary, "wb");
-    ok = f && fwrite(text, 1, strlen(text), f) == strlen(text);
-    if (f) ok = fclose(f) == 0 && ok;
-    if (ok && rename(temporary, target) == 0) return DB_OK;
-    remove(temporary);
-    return db__fail(ctx, DB_ERROR_FILE, "cannot write %s: %s", target, strerror(errno));
-}
-
 /* The weights of a part that was released, from p's directory to DIRECTORY/FOLDER/BASENAME. */
 static void db__copy_weights(const db_pipeline *p, const char *directory, const char *folder,
                              const char *basename)
@@ -12265,6 +12350,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     char path[DB__PATH];
     size_t k;
     int needed[7];
+    if (ctx->result != DB_OK) return ctx->result;
     needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder || p->released[0];
     needed[4] = p->tokenizer != NULL;
     needed[5] = p->super_resolution, needed[6] = p->vae || p->released[1];
@@ -12272,7 +12358,8 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         if (needed[k] && db__join(ctx, path, directory, folders[k])) db__make_directory(ctx, path);
     for (k = 0; k < DB__CONFIGS; k++) {
         char *text = db__config_text(p, k);
-        db__write_text(ctx, directory, db__config_file[k], text);
+        if (text && db__join(ctx, path, directory, db__config_file[k]))
+            db__write_file(ctx, path, text, strlen(text));
         db__free(ctx, text);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++)
@@ -12282,8 +12369,8 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         char *text = db__format(
             ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n",
             p->text_encoder->config.max_position_embeddings);
-        db__write_text(ctx, directory, "tokenizer/tokenizer_config.json",
-                       text); /* without it diffusers knows no length */
+        if (text && db__join(ctx, path, directory, "tokenizer/tokenizer_config.json"))
+            db__write_file(ctx, path, text, strlen(text)); /* without it diffusers knows no length */
         db__free(ctx, text);
     }
     db__pipeline_fill(p);
@@ -12348,6 +12435,7 @@ db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_
     int k, pass;
     lora[0] = p->unet ? p->unet->params.lora : NULL,
     lora[1] = p->text_encoder ? p->text_encoder->params.lora : NULL;
+    if (ctx->result != DB_OK) return ctx->result;
     if (!lora[0] && !lora[1])
         return db__fail(ctx, DB_ERROR_ARGUMENT, "the pipeline has no LoRA to save");
     if (db__make_directory(ctx, directory) != DB_OK ||
@@ -12363,7 +12451,7 @@ db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_
             if (lora[k])
                 db__params_write(w, &lora[k]->params, pass ? lora[k]->params.data : NULL, dtype,
                                  db__lora_names, network[k]);
-    return db_safetensors_finish(w);
+    return w ? db_safetensors_finish(w) : ctx->result;
 }
 
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype)
@@ -12393,7 +12481,7 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
         db__params_write(w, vae, pass ? vae->data : NULL, dtype, db__ldm_vae_names,
                          &p->vae->config);
     }
-    return db_safetensors_finish(w);
+    return w ? db_safetensors_finish(w) : ctx->result;
 }
 
 /* ---- drawing --------------------------------------------------------------------------------- */
@@ -13043,7 +13131,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S,
            f = config->upscale, k;
     size_t C;
-    int latent = p->vae != NULL;
+    int latent = p->vae != NULL, added[2] = {0, 0}; /* LoRAs that were not there before */
     *out = NULL;
     if (ctx->result != DB_OK) return ctx->result;
     if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
@@ -13111,9 +13199,9 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     }
     if (config->lora_rank) { /* beside those of the pipeline that have none yet */
         float alpha = config->lora_alpha != 0 ? config->lora_alpha : (float)config->lora_rank;
-        if (!p->unet->params.lora)
+        if ((added[0] = !p->unet->params.lora))
             db_unet_add_lora(p->unet, config->lora_rank, alpha, config->seed);
-        if (config->train_text_encoder && !text->text_encoder->params.lora)
+        if (config->train_text_encoder && (added[1] = !text->text_encoder->params.lora))
             db_text_encoder_add_lora(text->text_encoder, config->lora_rank, alpha, config->seed);
         if (ctx->result != DB_OK) goto fail;
     }
@@ -13137,6 +13225,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     return DB_OK;
 fail:
     db_dreambooth_free(d);
+    if (added[0]) db__lora_remove(&p->unet->params);
+    if (added[1]) db__lora_remove(&text->text_encoder->params);
     return ctx->result;
 }
 
@@ -13148,7 +13238,8 @@ void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan)
         db_memory_plan one;
         if (db_plan(d->pass[k].tape, &one) != DB_OK) return;
         plan->arena_bytes = DB__MAX(plan->arena_bytes, one.arena_bytes);
-        plan->n_operations += one.n_operations, plan->flops += one.flops;
+        plan->n_operations += one.n_operations * d->config.gradient_accumulation_steps;
+        plan->flops += one.flops * (double)d->config.gradient_accumulation_steps;
     }
 }
 size_t db_dreambooth_steps_done(const db_dreambooth *d) { return d->step; }
@@ -13181,8 +13272,8 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
                         "checkpoint is good",
                         d->step + 1);
     l.lr = c->learning_rate *
-        (float)db_lr_factor(c->lr_scheduler, d->step, c->lr_warmup_steps, c->max_train_steps,
-                            c->lr_num_cycles, c->lr_power);
+        (float)db_lr_factor(c->lr_scheduler, (double)c->learning_rate, d->step, c->lr_warmup_steps,
+                            c->max_train_steps, c->lr_num_cycles, c->lr_power);
     if (db_optimizer_step(&d->opt, l.lr, 1.0f / (float)runs, &l.grad_norm) != DB_OK)
         return ctx->result;
     if (c->train_text_encoder &&
@@ -13235,7 +13326,7 @@ db_result db_dreambooth_save(const db_dreambooth *d, const char *path)
     for (k = 0; k < n; k++)
         db_safetensors_declare(w, part[k].name, part[k].dtype, 1, &part[k].count);
     for (k = 0; k < n; k++) db_safetensors_write(w, part[k].name, part[k].data);
-    return db_safetensors_finish(w);
+    return w ? db_safetensors_finish(w) : d->ctx->result;
 }
 
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
@@ -13260,13 +13351,15 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
                  "%s: the state has %zu parts, this training has %zu: it trains more, or with "
                  "8-bit moments",
                  path, db_safetensors_count(st), n);
+    step = db_safetensors_metadata(st, "step");
+    if (d->ctx->result == DB_OK && (!step || *step < '0' || *step > '9'))
+        db__fail(d->ctx, DB_ERROR_FORMAT, "%s: it does not say at which step it was saved", path);
     for (k = 0; k < n && d->ctx->result == DB_OK; k++) {
         const db_file_tensor *f = db_safetensors_find(st, part[k].name);
         memcpy(part[k].data, f->data, f->bytes);
     }
-    step = db_safetensors_metadata(st, "step");
-    d->step = step ? (size_t)strtoull(step, NULL, 10) : 0;
-    d->opt.step = d->text_opt.step = d->step;
+    if (d->ctx->result == DB_OK)
+        d->step = d->opt.step = d->text_opt.step = (size_t)strtoull(step, NULL, 10);
     db_safetensors_close(st);
     return d->ctx->result;
 }
@@ -13870,7 +13963,8 @@ db_tensor db_lpips_forward(db_tape *t, db_lpips *m, db_tensor x, db_tensor y)
 
 /* ---- pictures and texts to vectors ---------------------------------------------------------- */
 
-/* A tape that computes in f32, with an input for B pictures; NULL after an error, or for B = 0. */
+/* A tape that computes in f32, with an input for B pictures; NULL after an error (pictures without
+   pixels are one), or for B = 0. */
 static db_tape *db__metric_tape(db_ctx *ctx, size_t B, size_t height, size_t width, db_tensor *x)
 {
     db_tape *t = NULL;
@@ -13879,7 +13973,9 @@ static db_tape *db__metric_tape(db_ctx *ctx, size_t B, size_t height, size_t wid
     t->compute = DB_F32;
     dim[0] = B, dim[1] = height, dim[2] = width, dim[3] = 3;
     *x = db_input(t, DB_F32, 4, dim);
-    return t;
+    if (x->id >= 0) return t;
+    db_tape_destroy(t);
+    return NULL;
 }
 
 /* Runs n pictures through a tape, x.dim[0] at a time, and puts the n_out outputs y [B,...] of each
@@ -13945,7 +14041,9 @@ db_result db_clip_embed_texts(db_clip *m, const char *const *texts, size_t n, fl
     int32_t *ids = (int32_t *)db__alloc(ctx, T, sizeof *ids), end;
     db_tape *t = NULL;
     db_tensor words, ends, y;
-    if (!ids || db_tape_create(ctx, &t) != DB_OK) goto done;
+    if (!m->tokenizer)
+        db__fail(ctx, DB_ERROR_MISSING, "the CLIP model has no tokenizer, so it reads no texts");
+    if (ctx->result != DB_OK || !ids || db_tape_create(ctx, &t) != DB_OK) goto done;
     t->compute = DB_F32;
     dim[0] = 1, dim[1] = T, words = db_input(t, DB_I32, 2, dim);
     dim[1] = 1, ends = db_input(t, DB_I32, 2, dim);

@@ -2,7 +2,7 @@
    random numbers, optimiser, learning-rate schedules, errors. The operations themselves:
    test_ops.c.
 
-       cc -std=c99 -O2 -fopenmp -I. tests/test_backend.c -o test_backend -lm
+       cc -std=c99 -O2 -fopenmp -I. -Itools tests/test_backend.c -o test_backend -lm
        ./test_backend [tests/golden/ops.safetensors] */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -400,6 +400,46 @@ static void test_company(void)
     db_destroy(ctx);
 }
 
+/* ---- a context for each of the caller's threads ---------------------------------------------- */
+
+enum { NORMED = 12 * 12 * 16 };
+
+/* d loss / d x of a group norm of one sample, with several threads: the sample is shared by them. */
+static void gradient_of_norm(float *dx)
+{
+    float ones[16], x[NORMED], target[NORMED];
+    db_ctx *ctx = context(3, DB_F32, NULL);
+    db_tape *t;
+    db_tensor in, w, b, to, loss;
+    size_t k;
+    for (k = 0; k < 16; k++) ones[k] = 1;
+    test_formula(5, NORMED, 1, 0, 1, x), test_formula(6, NORMED, 1, 0, 1, target);
+    db_tape_create(ctx, &t);
+    in = input(t, DB_F32, 1, 12, 12, 16), to = input(t, DB_F32, 1, 12, 12, 16);
+    w = input(t, DB_F32, 16, 0, 0, 0), b = input(t, DB_F32, 16, 0, 0, 0);
+    db_require_grad(t, in);
+    loss = db_mse(t, db_group_norm(t, in, w, b, none, 4, 1e-5f, DB_ACT_SILU), to, none, none, NULL);
+    db_backward(t, loss);
+    db_keep(t, db_grad(t, in));
+    db_upload(t, in, x), db_upload(t, to, target), db_upload(t, w, ones), db_upload(t, b, ones);
+    db_run(t, 0, 0);
+    if (db_download(t, db_grad(t, in), dx) != DB_OK) memset(dx, 0, NORMED * sizeof *dx);
+    db_tape_destroy(t);
+    db_destroy(ctx);
+}
+
+static void test_callers_threads(void)
+{
+    static float dx[4][NORMED];
+    int k, alike = 1;
+    gradient_of_norm(dx[3]);
+    DB__OMP(omp parallel for num_threads(3) schedule(static))
+    for (k = 0; k < 3; k++) gradient_of_norm(dx[k]);
+    for (k = 0; k < 3; k++) alike = alike && !memcmp(dx[k], dx[3], sizeof dx[k]);
+    test_check(alike && test_largest(dx[3], NORMED) > 0, "threads of the caller's",
+               "a context each, the same bits");
+}
+
 /* ---- out of memory --------------------------------------------------------------------------- */
 
 typedef struct allocator {
@@ -694,7 +734,8 @@ static void test_schedules(db_ctx *ctx, const db_safetensors *golden)
         const char *kind = db_json_at(s, 0)->string;
         uint64_t warmup = (uint64_t)db_json_at(s, 1)->integer,
                  total = (uint64_t)db_json_at(s, 2)->integer;
-        double cycles = db_json_at(s, 3)->number, power = db_json_at(s, 4)->number, worst = 0;
+        double cycles = db_json_at(s, 3)->number, power = db_json_at(s, 4)->number,
+               lr = db_json_at(s, 5)->number, worst = 0;
         float *want;
         int id = 0;
         while (strcmp(names[id], kind)) id++;
@@ -703,7 +744,7 @@ static void test_schedules(db_ctx *ctx, const db_safetensors *golden)
         snprintf(key, sizeof key, "lr/%d", (int)k);
         want = test_golden_values(golden, key, &n);
         for (i = 0; i < n; i++) {
-            double factor = db_lr_factor((db_lr_schedule)id, i, warmup, total, cycles, power);
+            double factor = db_lr_factor((db_lr_schedule)id, lr, i, warmup, total, cycles, power);
             worst = DB__MAX(worst, fabs(factor - (double)want[i]));
         }
         if (n && worst < 1e-6) test_pass(name, "err %.1e", worst);
@@ -737,6 +778,7 @@ static void test_errors(void)
     db_tensor x, y, w;
     size_t huge[4], k;
     const char *name;
+    for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
     db_tape_create(ctx, &t);
     x = input(t, DB_F32, 2, 5, 6, 4), w = input(t, DB_F32, 7, 3, 3, 3),
     y = input(t, DB_F32, 2, 9, 0, 0);
@@ -761,11 +803,40 @@ static void test_errors(void)
         expect(ctx, "error of mse", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
     db_avg_pool2(t, x),
         expect(ctx, "error of avg_pool2, odd size", DB_ERROR_SHAPE, "pool", "[2, 5, 6, 4]");
+    db_linear(t, x, input(t, DB_F32, 8, 4, 0, 0), input(t, DB_F32, 7, 0, 0, 0), none),
+        expect(ctx, "error of a bias", DB_ERROR_SHAPE, "[8, 4]", "[7]");
+    db_group_norm(t, x, input(t, DB_F32, 4, 0, 0, 0), y, none, 2, 1e-5f, DB_ACT_NONE),
+        expect(ctx, "error of group_norm's bias", DB_ERROR_SHAPE, "bias", "[2, 9]");
+    db_layer_norm(t, x, input(t, DB_F32, 4, 0, 0, 0), y, 1e-5f),
+        expect(ctx, "error of layer_norm's bias", DB_ERROR_SHAPE, "bias", "[2, 9]");
+    db_mse(t, x, x, y, none, NULL),
+        expect(ctx, "error of mse's weights", DB_ERROR_SHAPE, "weights [B]", "[2, 9]");
+    db_conv2d(t, x, input(t, DB_F32, 7, 4, 1, 1), none, none, 1, 2, 1),
+        expect(ctx, "error of a padding", DB_ERROR_SHAPE, "padding of 2", "kernel of 1");
+    db_conv2d(t, x, input(t, DB_F32, 7, 4, 3, 3), none, none, 0, 1, 1),
+        expect(ctx, "error of a stride", DB_ERROR_SHAPE, "stride of 0", "conv2d");
+    db_max_pool(t, x, 2, 0),
+        expect(ctx, "error of max_pool's stride", DB_ERROR_SHAPE, "max_pool", "stride, 0");
+    db_sinusoid(t, input(t, DB_F32, 2, 0, 0, 0), 1, 1, 0),
+        expect(ctx, "error of sinusoid", DB_ERROR_SHAPE, "sinusoid", "1");
+    db_reshape(t, x, 5, huge), expect(ctx, "error of reshape", DB_ERROR_SHAPE, "1 to 4", "not 5");
+    db_input(t, DB_F32, 0, huge),
+        expect(ctx, "error of no dimension", DB_ERROR_SHAPE, "1 to 4", "not 0");
+    db_cast(t, x, DB_F16), expect(ctx, "error of cast", DB_ERROR_ARGUMENT, "BF16", "F16");
+    db_cast(t, input(t, DB_I32, 2, 0, 0, 0), DB_BF16),
+        expect(ctx, "error of a cast of ids", DB_ERROR_ARGUMENT, "copy: an argument is I32", "F32");
+    db_constant(t, DB_I32, 1, 2, y.dim),
+        expect(ctx, "error of constant", DB_ERROR_ARGUMENT, "BF16", "I32");
+    db_embedding(t, y, y), expect(ctx, "error of ids", DB_ERROR_ARGUMENT, "argument is F32", "I32");
     t->compute = DB_BF16;
+    db_weighted_sum(t, 1, input(t, DB_BF16, 2, 9, 0, 0), 1, db_normal_like(t, y, 7)),
+        expect(ctx, "error of mixed summands", DB_ERROR_ARGUMENT, "axpby: an argument is F32",
+               "BF16");
+    db_mix(t, y, input(t, DB_BF16, 18, 1, 0, 0), y, input(t, DB_F32, 18, 1, 0, 0)),
+        expect(ctx, "error of mix", DB_ERROR_ARGUMENT, "mix: an argument is BF16", "F32");
     db_conv2d(t, x, input(t, DB_F32, 7, 4, 3, 3), none, none, 1, 1, 1),
         expect(ctx, "error of mixed types", DB_ERROR_ARGUMENT, "conv2d: an argument is F32", "BF16");
     t->compute = DB_F32;
-    for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
     db_input(t, DB_F32, 4, huge),
         expect(ctx, "error of sizes that overflow", DB_ERROR_SHAPE, "too large", "[");
     db_conv2d(t, x, w, none, none, 1, 1, 1);
@@ -787,6 +858,10 @@ static void test_errors(void)
     config.release = NULL;
     test_check(db_create(&other, &config) == DB_ERROR_ARGUMENT && !other,
                "allocate without release", "refused, without a context");
+    config = db_config_default();
+    config.compute = DB_F16;
+    test_check(db_create(&other, &config) == DB_ERROR_ARGUMENT && !other,
+               "activations in f16", "refused, without a context");
     config = db_config_default();
     lame.run[DB_OP_MUL] = NULL, lame.name = "lame";
     config.backend = &lame;
@@ -817,6 +892,7 @@ int main(int argc, char **argv)
     test_memory_plan();
     test_operation_count();
     test_company();
+    test_callers_threads();
     test_out_of_memory();
     test_philox();
     test_distributions();

@@ -537,7 +537,7 @@ static void test_released(void)
     db_pipeline *p = NULL, *again = NULL;
     float *before = NULL;
     size_t count = 0;
-    if (!make_scratch("test_dreambooth") || db_create(&ctx, NULL) != DB_OK) {
+    if (db_create(&ctx, NULL) != DB_OK) {
         test_fail("a released text encoder", "no context");
         return;
     }
@@ -557,11 +557,6 @@ static void test_released(void)
     free(before);
     db_pipeline_free(p), db_pipeline_free(again);
     db_destroy(ctx);
-    {
-        char command[400];
-        snprintf(command, sizeof command, "rm -rf '%s'", scratch);
-        if (system(command)) printf("   %s is left\n", scratch);
-    }
 }
 
 static uint64_t hash_of(const db_param_table *p)
@@ -615,8 +610,9 @@ static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int w
 static void test_determinism(void)
 {
     static const char *const names[] = {"weights", "weights with 8-bit moments", "a LoRA"};
-    const char *file = "build/test_dreambooth.state";
+    char file[400];
     int what;
+    snprintf(file, sizeof file, "%s", at("state.safetensors"));
     for (what = ALL; what <= LORA; what++) {
         uint64_t one = weights_after(6, 0, 1, what, file), two = weights_after(6, 0, 2, what, file),
                  resumed = weights_after(6, 3, 2, what, file);
@@ -776,6 +772,7 @@ static void test_bad_input(void)
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
     db_dreambooth_losses l;
+    db_safetensors_writer *w;
     size_t k;
     float first;
     if (!subject_create(&s, "base", "v_prediction", 8, 1)) {
@@ -817,6 +814,13 @@ static void test_bad_input(void)
     expect(s.ctx, "a loss that is not a number stops", DB_ERROR_NUMERIC, "step 1", "");
     if (d) db_dreambooth_resume(d, GOLDEN "base.safetensors");
     expect(s.ctx, "a state of another network", DB_ERROR_SHAPE, "base.safetensors", "");
+    w = db_safetensors_create(s.ctx, at("other.safetensors"));
+    db_safetensors_add_metadata(w, "step", "7");
+    k = 1, db_safetensors_declare(w, "unet", DB_F32, 1, &k), db_safetensors_write_f32(w, "unet", &first);
+    db_safetensors_finish(w);
+    if (d) db_dreambooth_resume(d, at("other.safetensors"));
+    expect(s.ctx, "a state of another size", DB_ERROR_SHAPE, "other.safetensors", "unet");
+    test_check(d && !db_dreambooth_steps_done(d), "a state that is refused", "leaves the step alone");
     db_dreambooth_free(d);
     subject_free(&s);
 }
@@ -884,10 +888,11 @@ static db_result failing_step(long life, long allocations, const char *file, cha
    it to the bits of an undisturbed one. */
 static void test_failures(void)
 {
-    const char *file = "build/test_dreambooth_cuda.state";
-    char why[400];
-    uint64_t whole = weights_after(4, 0, 1, ALL, file), after;
-    unsigned long graphs = cuda_host_graphs;
+    char file[400], why[400];
+    uint64_t whole, after;
+    unsigned long graphs;
+    snprintf(file, sizeof file, "%s", at("state.safetensors"));
+    whole = weights_after(4, 0, 1, ALL, file), graphs = cuda_host_graphs;
     test_check(weights_after(4, 2, 1, ALL, file) == whole && cuda_host_graphs > graphs,
                "training as graphs, saved and resumed", "the same bits");
     weights_after(2, 1, 1, ALL, file); /* leaves a checkpoint of one step */
@@ -917,16 +922,25 @@ static void test_failures(void)
 }
 #endif
 
+static int end(void)
+{
+    char command[400];
+    snprintf(command, sizeof command, "rm -rf '%s'", scratch);
+    if (system(command)) printf("   %s is left\n", scratch);
+    return test_summary();
+}
+
 int main(void)
 {
     int on_host = 0;
+    if (!make_scratch("test_dreambooth")) return 1;
 #if defined(TEST_CUDA) && defined(CUDA_ON_HOST)
     on_host = 1; /* a thread of the GPU at a time: a part of the tests will do */
     test_failures();
 #endif
     compare_with_pytorch("text", "epsilon", 8, 1, 1, 1.0f, 1, 2, 2, 0);
     compare_with_pytorch("lora", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 2);
-    if (on_host) return test_summary();
+    if (on_host) return end();
     compare_with_pytorch("base", "v_prediction", 8, 1, 0, 0.7f, 2, 3, 1, 0);
     compare_with_pytorch("alone", "sample", 12, 0, 0, 0, 2, 3, 1, 0);
     compare_with_pytorch("upscaler", "v_prediction", 16, 0, 0, 0, 2, 3, 1, 0);
@@ -940,5 +954,5 @@ int main(void)
     test_bad_input();
     test_bad_latents();
     test_class_seeds();
-    return test_summary();
+    return end();
 }

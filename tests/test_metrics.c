@@ -442,7 +442,17 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     two[1] = two[0] = picture(st, "picture", 2);
     db_lpips_distances(l, two, 2, out);
     expect(ctx, "LPIPS of a tiny picture", DB_ERROR_SHAPE, "max_pool", "window");
+    two[0].w = two[0].h = two[1].w = two[1].h = 0;
+    db_lpips_distances(l, two, 2, out);
+    expect(ctx, "LPIPS of empty pictures", DB_ERROR_SHAPE, "[2, 0, 0, 3]", "empty");
     db_lpips_free(l);
+    db_vit_load(ctx, METRICS "/dino", &m); /* its weights are still in the file */
+    test_check(!db_ema_create(&m->params), "an average of weights not yet read", "refused");
+    expect(ctx, "an average of weights not yet read, why", DB_ERROR_ARGUMENT, "db_params_fill", "");
+    db_params_save(&m->params, m->params.data, at("unread.safetensors"), DB_F32);
+    expect(ctx, "saving weights not yet read", DB_ERROR_ARGUMENT, "unread.safetensors",
+           "db_params_fill");
+    db_vit_free(m);
     {   /* a network for pictures of 24 x 24 given 16 x 16 */
         db_tape *t = NULL;
         size_t dim[4] = {1, 16, 16, 3};

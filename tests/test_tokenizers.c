@@ -1,6 +1,6 @@
 /* Tests of section [DB-06] of dreambooth.h (tokenizers) and of tools/spiece.h.
 
-     cc -std=c99 -O1 -g -fsanitize=address,undefined tests/test_tokenizers.c \
+     cc -std=c99 -O1 -g -fsanitize=address,undefined -I. -Itools tests/test_tokenizers.c \
         -o build/test_tokenizers -lm
      build/test_tokenizers [tests/golden/tokenizers]
 
@@ -464,7 +464,7 @@ static void test_json_form(void)
         db__text_print(&t, i ? ",[" : "[");
         db__text_json_string(&t, tok->piece[i].text);
         db__text_print(&t, ",");
-        db__text_json_number(&t, (double)tok->piece[i].score);
+        db__text_print(&t, "%.9g", (double)tok->piece[i].score);
         db__text_print(&t, "]");
     }
     db__text_print(&t, "]}}");

@@ -534,20 +534,22 @@ def optimizer(out):
     out["adamw/lr"] = numpy.array(lrs, dtype=numpy.float32)
 
 
-SCHEDULES = [("constant", 0, 0, 1, 1), ("constant_with_warmup", 5, 0, 1, 1), ("linear", 4, 30, 1, 1), ("linear", 0, 25, 1, 1),
-             ("cosine", 3, 30, 1, 1), ("cosine_with_restarts", 3, 30, 3, 1), ("cosine_with_restarts", 0, 20, 1, 1),
-             ("polynomial", 4, 30, 1, 1.0), ("polynomial", 2, 30, 1, 2.5), ("linear", 10, 10, 1, 1), ("cosine", 10, 10, 1, 1)]
+# name, warmup, total, cycles, power, learning rate
+SCHEDULES = [("constant", 0, 0, 1, 1, 1), ("constant_with_warmup", 5, 0, 1, 1, 1), ("linear", 4, 30, 1, 1, 1), ("linear", 0, 25, 1, 1, 1),
+             ("cosine", 3, 30, 1, 1, 1), ("cosine_with_restarts", 3, 30, 3, 1, 1), ("cosine_with_restarts", 0, 20, 1, 1, 1),
+             ("polynomial", 4, 30, 1, 1.0, 5e-6), ("polynomial", 2, 30, 1, 2.5, 4e-7), ("linear", 10, 10, 1, 1, 1),
+             ("cosine", 10, 10, 1, 1, 5e-6)]
 
 
 def schedules(out):
     """diffusers' factors for 36 updates, some beyond the end."""
     from diffusers.optimization import get_scheduler
-    for k, (name, warmup, total, cycles, power) in enumerate(SCHEDULES):
-        opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for k, (name, warmup, total, cycles, power, lr) in enumerate(SCHEDULES):
+        opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
         s = get_scheduler(name, opt, num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles, power=power)
         factors = []
         for _ in range(36):
-            factors.append(s.get_last_lr()[0])
+            factors.append(s.get_last_lr()[0] / lr)
             opt.step()
             s.step()
         out[f"lr/{k}"] = numpy.array(factors, dtype=numpy.float32)
