@@ -12,7 +12,7 @@ CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
 LDLIBS = -lm
 B      = build
 
-# make CUDA=1: with the GPU backend; --device chooses at run time
+# make CUDA=1 B=build/cuda: with the GPU backend; --device chooses at run time
 CUDA_HOME = /usr/local/cuda
 GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
 GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
@@ -41,7 +41,7 @@ help:
 	@echo "make paper        the paper's experiments, into build/paper/report.html: 9 hours, in as many sittings as you like;"
 	@echo "                  QUICK=1: a smoke test of ten minutes, without verdicts; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
-	@echo "make cuda         the tool with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
+	@echo "make cuda         build/cuda/dreambooth, with the GPU backend (nvcc); make test-cuda: its tests on the GPU"
 	@echo "make retrain      trains the shipped cascade and its metric networks again, from nothing, into build/retrained: half a day"
 	@echo "make verify       the shipped weights against examples/world/SHA256SUMS"
 	@echo "make gates        the shipped base held to renders of the same 512 captions"
@@ -82,14 +82,16 @@ $(B)/test_cuda_dreambooth: tests/test_dreambooth.c $(B)/cuda_host.o $(HEADERS)
 NVCC      = nvcc
 CUDA_ARCH = 75 80 86 90
 NVFLAGS   = -std=c++17 -O3 -I. -Werror all-warnings -Xcompiler -Wall,-Wextra \
-            $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a))
+            $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+            $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a)) # for GPUs to come
 $(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
 	$(NVCC) $(NVFLAGS) -c $< -o $@
 cuda:
-	$(MAKE) CUDA=1 $(B)/dreambooth
+	$(MAKE) CUDA=1 B=$(B)/cuda $(B)/cuda/dreambooth
 # on a machine with a GPU: the tests on the device itself
 test-cuda:
-	$(MAKE) CUDA=1 $(B)/test_gpu $(B)/test_gpu_dreambooth && sh tests/run.sh $(B)/test_gpu $(B)/test_gpu_dreambooth
+	$(MAKE) CUDA=1 B=$(B)/cuda $(B)/cuda/test_gpu $(B)/cuda/test_gpu_dreambooth && \
+	sh tests/run.sh $(B)/cuda/test_gpu $(B)/cuda/test_gpu_dreambooth
 ON_GPU = $(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA $< $(GPU) -o $@ $(LDLIBS) $(GPU_LIBS)
 $(B)/test_gpu: tests/test_ops.c $(GPU) $(HEADERS)
 	$(ON_GPU)
@@ -169,7 +171,8 @@ mutate:
 	$(PYTHON) tests/mutate.py --samples 30 --seed 1 --file dreambooth_cuda.cu
 
 golden:
-	for f in tests/golden/make_*.py; do $(PYTHON) $$f || exit 1; done
+	$(PYTHON) tests/golden/make_networks.py # whose files make_lora.py reads
+	for f in tests/golden/make_*.py; do [ $$f = tests/golden/make_networks.py ] || $(PYTHON) $$f || exit 1; done
 
 check-diffusers: $(B)/dreambooth $(B)/test_sd $(B)/test_lora
 	$(PYTHON) tests/check_diffusers.py

@@ -2,14 +2,15 @@
 
    Do this:
 
-       nvcc -O3 -c dreambooth_cuda.cu                     (or #include it in a .cu of yours)
+       nvcc -O3 -arch=native -c dreambooth_cuda.cu        (or #include it in a .cu of yours)
 
        db_config c = db_config_default();
        const char *why;
        c.backend = db_backend_cuda(&why);               // NULL, and *why says why: the CPU is taken
        db_create(&ctx, &c);
 
-   Needs the CUDA runtime and nothing else; compute capability 7.5 and up, tensor cores from 8.0 on.
+   Needs the CUDA runtime and nothing else; compute capability 7.5 and up. Tensor cores are used where
+   it was compiled for 8.0 and up: without -arch nvcc compiles for less.
 
    Every function db__cu_run_NAME is the twin of db__cpu_NAME in dreambooth.h [DB-03c], which
    documents the arguments, and is tested against it (tests/test_ops.c with TEST_CUDA).
@@ -558,15 +559,13 @@ template <class T> static void db__cu_conv_run(db_call *c, const db__cu_conv &v,
 {
     T *packed = db__cu_scratch<T>(c, v.N * v.ldb);
     db__cu_out<T> out;
-    db__cu_conv one = v;
     if (c->measuring) return;
-    one.k = v.k;
     out.y = db__cu_data<T>(to), out.bias = bias && bias->present ? db__cu_data<float>(bias) : NULL;
     out.residual = residual && residual->present ? db__cu_data<T>(residual) : NULL;
     out.add = add, out.sum = NULL;
     DB_LAUNCH(db__cu_conv_pack<T>, db__cu_blocks(v.N * v.ldb), DB__CU_THREADS, packed,
               db__cu_data<float>(w), v, mode);
-    db__cu_product(one, out, db__cu_data<T>(in), packed, mode,
+    db__cu_product(v, out, db__cu_data<T>(in), packed, mode,
                    dim3(db__cu_up(v.M, 64), db__cu_up(v.N, 64), 1));
 }
 static void db__cu_run_conv2d(db_ctx *ctx, db_call *c)
@@ -965,9 +964,9 @@ static void db__cu_run_max_pool_dx(db_ctx *ctx, db_call *c)
                            db__cu_image_of(&c->a[3]), db__cu_image_of(&c->a[2]), c->s[0], c->s[1]));
 }
 
-/* ---- group normalisation
-   ------------------------------------------------------------------------- y = act((xhat w + b) (1
-   + s) + h), fused; stats as the CPU has them: mean, rstd, what rounding the mean lost. */
+/* ---- group normalisation ------------------------------------------------------------------------
+   y = act((xhat w + b) (1 + s) + h), fused; stats as the CPU has them: mean, rstd, what rounding the
+   mean lost. */
 
 struct db__cu_norm {
     size_t B, HW, C, G, cg;
@@ -1167,8 +1166,7 @@ static void db__cu_run_group_norm_dx(db_ctx *ctx, db_call *c)
     DB__CU_TYPED(&c->a[5], db__cu_group_norm_dx_typed<T>(c));
 }
 
-/* ---- layer and RMS normalisation: a block for each row
- * ------------------------------------------- */
+/* ---- layer and RMS normalisation: a block for each row --------------------------------------- */
 
 template <class T> static __global__ void __launch_bounds__(128)
     db__cu_layer_norm(T *y, float *stats, const T *x, const float *w, const float *bias, size_t C,
@@ -1796,8 +1794,7 @@ static void db__cu_run_attention_dx(db_ctx *ctx, db_call *c)
     DB__CU_TYPED(&c->a[5], db__cu_attention_dx_typed<T>(ctx, c));
 }
 
-/* ---- embeddings, sums over samples
- * --------------------------------------------------------------- */
+/* ---- embeddings, sums over samples ----------------------------------------------------------- */
 
 static __device__ __forceinline__ size_t db__cu_id(const int32_t *ids, size_t i, size_t V)
 {
@@ -1994,8 +1991,7 @@ static void db__cu_run_position_bias_dw(db_ctx *ctx, db_call *c)
               c->a[0].dim[0], c->s[0]);
 }
 
-/* ---- losses
- * ---------------------------------------------------------------------------------------- */
+/* ---- losses ---------------------------------------------------------------------------------- */
 
 struct db__cu_mse_shape {
     size_t B, P, CP, CT;
@@ -2093,7 +2089,8 @@ template <class T> static __global__ void __launch_bounds__(256)
     loss = db__cu_sum(loss, shared);
     if (threadIdx.x) return;
     lse[n] = (float)s;
-    each[n] = (float)(target ? s - (double)db__cu_get(logits, n * V + (size_t)target[n]) : loss);
+    each[n] = (float)(target ? s - (double)db__cu_get(logits, n * V + db__cu_id(target, n, V))
+                             : loss);
 }
 static __device__ size_t db__cu_counted(const int32_t *target, size_t N)
 {
@@ -2121,7 +2118,7 @@ template <class T> static __global__ void __launch_bounds__(256)
     weight = db__cu_sum(weight, shared);
     if (target) weight = target[n] >= 0 ? 1.0f : 0.0f;
     for (j = threadIdx.x; j < V; j += blockDim.x) {
-        float aim = target ? ((long)j == (long)target[n] ? 1.0f : 0.0f) : soft[n * V + j];
+        float aim = target ? (j == db__cu_id(target, n, V) ? 1.0f : 0.0f) : soft[n * V + j];
         db__cu_set(dlogits, n * V + j,
                    weight > 0 ? (expf(db__cu_get(logits, n * V + j) - lse[n]) * weight - aim) *
                                     *dloss / (float)counted
@@ -2270,8 +2267,8 @@ static db_result db__cu_check(db_ctx *ctx, cudaError_t e, const char *doing)
     char why[400];
     if (e == cudaSuccess) return db_status(ctx);
     snprintf(why, sizeof why,
-             "the GPU failed while %s: %s; the last checkpoint is whole: start again with "
-             "--resume_from_checkpoint latest, or with --device cpu",
+             "the GPU failed while %s: %s; start again (a training from its last checkpoint, which "
+             "is whole: --resume_from_checkpoint latest), or with --device cpu",
              doing, cudaGetErrorString(e));
     return db_fail(ctx, DB_ERROR_DEVICE, why);
 }
@@ -2483,7 +2480,8 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                                      db__cu_run_cross_entropy, db__cu_run_cross_entropy_dx,
                                      db__cu_run_adamw,         db__cu_run_adamw_8bit,
                                      db__cu_run_squares}};
-    int n = 0, driver = 0, runtime = 0, major = 0;
+    int n = 0, driver = 0, runtime = 0;
+    cudaFuncAttributes built; /* a kernel as this GPU would run it */
     cudaError_t e = cudaGetDeviceCount(&n);
     *why = "";
     if (e == cudaErrorInsufficientDriver) {
@@ -2496,11 +2494,14 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                      driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     } else if (e != cudaSuccess || n == 0) {
         snprintf(text, sizeof text, "no NVIDIA GPU was found (%s)", cudaGetErrorString(e));
-    } else if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) !=
-               cudaSuccess) {
-        snprintf(text, sizeof text, "the NVIDIA GPU does not answer");
+    } else if ((e = cudaFuncGetAttributes(&built, db__cu_conv_tensor)) != cudaSuccess) {
+        cudaGetLastError(); /* which forgets it */
+        snprintf(text, sizeof text,
+                 "this program holds no kernels for the NVIDIA GPU (%s): build it with nvcc "
+                 "-arch=native, or CUDA_ARCH=",
+                 cudaGetErrorString(e));
     } else {
-        db__cu_tensor_cores = major >= 8;
+        db__cu_tensor_cores = built.ptxVersion >= 80; /* what it was compiled for: see DB__CU_PTX */
         return &cuda;
     }
     *why = text;

@@ -1,7 +1,7 @@
 /* gpu - the GPU backend inside a .cu of yours: no second object to link.
 
        gcc -O2 -fopenmp -DDREAMBOOTH_IMPLEMENTATION -x c -c dreambooth.h -o dreambooth.o
-       nvcc -O2 -I. examples/gpu.cu dreambooth.o -o gpu -Xcompiler -fopenmp && ./gpu
+       nvcc -O2 -arch=native -I. examples/gpu.cu dreambooth.o -o gpu -Xcompiler -fopenmp && ./gpu
 
    Where there is no GPU it says why; else it
 

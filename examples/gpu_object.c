@@ -1,6 +1,6 @@
 /* gpu_object - a C program that links the GPU backend as an object, and works where there is none.
 
-       nvcc -O2 -c dreambooth_cuda.cu
+       nvcc -O2 -arch=native -c dreambooth_cuda.cu
        cc -O2 -fopenmp -I. -DDB_CUDA examples/gpu_object.c dreambooth_cuda.o -L/usr/local/cuda/lib64 \
            -lcudart_static -lstdc++ -ldl -lrt -lpthread -lm -o gpu_object && ./gpu_object
 

@@ -52,7 +52,7 @@ long cuda_host_allocations = -1;         /* so many succeed, then memory is out;
 long cuda_host_life = -1;                /* so many launches, then the device is lost; -1: never */
 int cuda_host_no_graphs;                 /* recording: 1 cannot begin, 2 end, 3 be instantiated */
 int cuda_host_devices = 1; /* -1: an old driver, -2: none */
-int cuda_host_major = 8;
+int cuda_host_ptx = 80; /* what kernels were compiled for; 0: not for this GPU */
 unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 }
 
@@ -326,11 +326,14 @@ enum {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
+    cudaErrorNoKernelImageForDevice = 209,
     cudaErrorIllegalAddress = 700,
     cudaErrorStreamCaptureUnsupported = 900
 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
 struct cudaMemLocation {
@@ -427,9 +430,10 @@ static inline cudaError_t cudaGetDeviceCount(int *n)
            : *n                  ? cudaSuccess
                                  : cudaErrorNoDevice;
 }
-static inline cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr, int)
+template <class F> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, F *)
 {
-    return *v = cuda_host_major, cudaSuccess;
+    a->ptxVersion = cuda_host_ptx;
+    return cuda_host_ptx ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 static inline cudaError_t cudaDriverGetVersion(int *v)
 {

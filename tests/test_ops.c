@@ -1,6 +1,6 @@
 /* Tests of the operations: tape, forward and backward kernels, optimiser, random numbers.
 
-       cc -std=c99 -O2 -fopenmp -I. tests/test_ops.c -o test_ops -lm
+       cc -std=c99 -O2 -fopenmp -I. -Itools tests/test_ops.c -o test_ops -lm
        ./test_ops [tests/golden/ops.safetensors]
 
    The golden file holds its own list of cases (see tests/golden/make_ops.py); this program knows
@@ -540,7 +540,7 @@ static size_t n_flavours;
    threads, here runs blocks and threads in the other order where that can be chosen: a race would
    show in the bits. */
 #ifdef CUDA_ON_HOST
-extern int cuda_host_reverse, cuda_host_devices, cuda_host_major, cuda_host_no_graphs;
+extern int cuda_host_reverse, cuda_host_devices, cuda_host_ptx, cuda_host_no_graphs;
 extern size_t cuda_host_free;
 extern long cuda_host_allocations, cuda_host_life;
 extern unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
@@ -548,13 +548,13 @@ extern unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 static int cuda_host_reverse;
 #endif
 
-/* The flavour "7.5" is a GPU whose tensor cores know no bf16: convolutions, products and attention
+/* The flavour "7.5" is kernels compiled for GPUs whose tensor cores know no bf16: convolutions, products and attention
    take the plain kernels. */
 static int prepare(const flavour *f, const char *op)
 {
 #ifdef CUDA_ON_HOST
     const char *why;
-    cuda_host_major = strstr(f->name, "7.5") ? 7 : 8;
+    cuda_host_ptx = strstr(f->name, "7.5") ? 75 : 80;
     db_backend_cuda(&why);
 #endif
     return !strstr(f->name, "7.5") || !strcmp(op, "conv2d") || !strcmp(op, "linear") ||
@@ -919,7 +919,10 @@ static void test_errors(void)
     cuda_host_devices = -2;
     test_check(!db_backend_cuda(&why) && strstr(why, "no NVIDIA driver"), "cuda without a driver",
                "NULL and why");
-    cuda_host_devices = 1;
+    cuda_host_devices = 1, cuda_host_ptx = 0;
+    test_check(!db_backend_cuda(&why) && strstr(why, "no kernels"), "cuda without kernels",
+               "NULL and why");
+    cuda_host_ptx = 80;
 }
 #endif
 #else

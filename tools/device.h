@@ -6,7 +6,7 @@
    asked for. 0: not a device. */
 static int choose_device(const char *device, db_config *config)
 {
-    const char *why = "this program was built without the GPU backend (make CUDA=1)";
+    const char *why = "this program was built without the GPU backend (make cuda)";
     if (strcmp(device, "cuda") && strcmp(device, "cpu") && strcmp(device, "auto")) {
         fprintf(stderr, "--device takes cuda, cpu or auto, not \"%s\"\n", device);
         return 0;
