@@ -162,6 +162,14 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
 }
 static const uint64_t hash_begin = 0xcbf29ce484222325u;
 
+/* "f32" or "bf16", behind it a GPU's name: what decides about bits beside settings and weights. */
+static inline void computed_in(const db_ctx *ctx, char out[32])
+{
+    const db_backend *gpu = ctx->config.backend;
+    snprintf(out, 32, "%s %s", ctx->config.compute == DB_BF16 ? "bf16" : "f32",
+             gpu ? gpu->name : "");
+}
+
 /* n pictures that only the original model and `what` decide, from the file of that name; those that
    it lacks are drawn by `more` and added. Another process that draws the same is waited for. */
 static inline pictures kept(const workplace *w, const char *what, size_t n, size_t side,
@@ -171,9 +179,11 @@ static inline pictures kept(const workplace *w, const char *what, size_t n, size
     pictures p = pictures_make(n, side);
     size_t one = side * side * 3, have = 0;
     uint64_t key = hash_bytes(hash_begin, what, strlen(what));
-    char path[4096], temporary[4096], name[20];
+    char path[4096], temporary[4096], name[20], in[32];
     FILE *f;
     key = hash_bytes(key, w->net.hash, strlen(w->net.hash));
+    computed_in(w->net.ctx, in);
+    key = hash_bytes(key, in, strlen(in));
     snprintf(name, sizeof name, "%016llx", (unsigned long long)key);
     snprintf(path, sizeof path, "%s/pictures", w->folder);
     make_folder(path);
@@ -290,7 +300,7 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
         pair[1] = prompts[k];
         db_encode(p->text_encoder, p->tokenizer, pair, 2, T, text, NULL);
         db_resize(ctx, &from[k % n_from], S, S, x);
-        rng.seed = seed + k, rng.purpose = SEED_SUBJECT, rng.step = 0;
+        rng.seed = seed + k, rng.purpose = DB__FOR_SAMPLE, rng.step = 0; /* as db_sample's */
         db_random_normal(&rng, P * 3, noise);
         db_trajectory_init(&p->scheduler, DB_SAMPLER_DDIM, edit_steps(w->size), P * 3, &tr);
         tr.use_clipped_model_output = 1;
@@ -751,13 +761,22 @@ static inline void measure_nearest(work *w, const pictures *made, const pictures
     for (j = 0; j < OTHERS; j++) free(of[j]);
 }
 
+/* Where the pictures of a cell lie. */
+static inline void strip_path(const char *folder, const char *cell_name, char *out, size_t size)
+{
+    char *at;
+    snprintf(out, size, "%s/cells/%s.png", folder, cell_name);
+    at = out + MIN(strlen(out), strlen(folder) + strlen("/cells/"));
+    for (; *at; at++) *at = *at == '/' ? ',' : *at;
+}
+
 /* One picture beside the other, as CELL.png with the labels in the record. */
 static inline int save_strip(work *w, const pictures *const *set, const size_t *index,
                              const char *const *labels, size_t n)
 {
     size_t side = set[0]->side, k, y;
     uint8_t *rgb = (uint8_t *)malloc(n * side * side * 3);
-    char path[4096], err[IMG_ERROR_SIZE], *at;
+    char path[4096], err[IMG_ERROR_SIZE];
     int bad;
     w->out->labels[0] = 0;
     for (k = 0; k < n; k++) {
@@ -768,9 +787,7 @@ static inline int save_strip(work *w, const pictures *const *set, const size_t *
         snprintf(w->out->labels + used, sizeof w->out->labels - used, "%s%s", k ? "|" : "",
                  labels[k]);
     }
-    snprintf(path, sizeof path, "%s/cells/%s.png", w->w->folder, w->c->name);
-    for (at = path + strlen(w->w->folder) + 7; *at; at++)
-        if (*at == '/') *at = ',';
+    strip_path(w->w->folder, w->c->name, path, sizeof path);
     bad = img_save_png(path, rgb, n * side, side, err, sizeof err) != IMG_OK;
     free(rgb);
     return bad ? fail("%s", err) : 0;
@@ -785,7 +802,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     size_t each = wp->size->each, side = picture_side(w->p), n, k,
            n_class = w->c->of->measures & MEASURE_DIVERSITY ? wp->size->more_class_pictures
                                                             : wp->size->class_pictures;
-    int trained = s->steps > 0, protocol = w->c->of->measures & MEASURE_PROTOCOL;
+    int trained = s->steps > 0, protocol = w->c->of->measures & MEASURE_PROTOCOL, bad = 0;
     prompts all = protocol ? protocol_prompts(s, w->c->subject, wp->size->places)
                            : subject_prompts(s, w->c->subject, wp->size->places);
     const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
@@ -848,11 +865,11 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         for (k = 0; k < all.n; k++)
             set[k] = &made, index[k] = k * each, labels[k] = all.item[k].text;
         set[k] = trained ? &tuned : &original, index[k] = 0, labels[k] = plain;
-        save_strip(w, set, index, labels, k + 1);
+        bad = save_strip(w, set, index, labels, k + 1);
     }
     pictures_free(&made), pictures_free(&tuned), pictures_free(&original), pictures_free(&before);
     free((void *)texts), free((void *)words), free((void *)classes);
-    return db_status(ctx) != DB_OK;
+    return bad || db_status(ctx) != DB_OK;
 }
 
 /* Where else the subject appears: likeness to the photos of pictures of six prompts, before and
@@ -1253,8 +1270,16 @@ static inline int train_and_measure(work *w)
         (measures & MEASURE_APPLICATIONS && measure_applications(w));
 }
 
-/* Fills out->value, labels and seconds. A training that diverges is a result: the value "diverged".
-   Not 0 after an error, which the context tells. */
+/* A training that diverges is a result, the value "diverged"; 0 if it was not that. */
+static inline int note_divergence(db_ctx *ctx, record *out)
+{
+    if (db_status(ctx) != DB_ERROR_NUMERIC) return 0;
+    db_clear_error(ctx);
+    record_set(out, "diverged", 1);
+    return 1;
+}
+
+/* Fills out->value, labels and seconds. Not 0 after an error, which the context tells. */
 static inline int compute_cell(const workplace *wp, const cell *c, record *out)
 {
     db_ctx *ctx = wp->net.ctx;
@@ -1284,12 +1309,7 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
     pictures_free(&w.real), pictures_free(&w.held_out);
     free(w.embeddings);
     out->seconds = now() - began;
-    if (db_status(ctx) == DB_ERROR_NUMERIC) {
-        db_clear_error(ctx);
-        record_set(out, "diverged", 1);
-        return 0;
-    }
-    return bad || db_status(ctx) != DB_OK;
+    return !note_divergence(ctx, out) && (bad || db_status(ctx) != DB_OK);
 }
 
 #endif

@@ -283,6 +283,7 @@ static inline db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
+    struct sigaction action;
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
     if (!strcmp(c->precision, "fp16")) {
@@ -305,7 +306,9 @@ static inline db_ctx *open_context(const common *c)
         config.compute = DB_BF16;
     if (db_create(&ctx, &config) != DB_OK)
         fail("this build or processor has no instruction set \"%s\"", c->isa ? c->isa : "?");
-    signal(SIGINT, on_signal), signal(SIGTERM, on_signal);
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal; /* without SA_RESTART: who waits is woken */
+    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
     return ctx;
 }
 

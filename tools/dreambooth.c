@@ -5,6 +5,7 @@
 
 #define _POSIX_C_SOURCE 200809L
 #include "dreambooth.h"
+#include <limits.h>
 #include <strings.h>
 #define IMAGES_IMPLEMENTATION
 #include "images.h"
@@ -376,8 +377,6 @@ static int upscale(int argc, char **argv)
 
 /* ---- eval ------------------------------------------------------------------------------------ */
 
-/* The picture that a file of a generated folder is: 00012.png -> 12. */
-static size_t picture_number(const char *name) { return (size_t)strtoul(name, NULL, 10); }
 
 /* Views and names without the grids that `generate` writes beside its pictures; returns how
    many. */
@@ -457,9 +456,14 @@ static int eval(int argc, char **argv)
         each = (const char **)calloc(e.n_generated + 1, sizeof *each);
         if (!lines) status = fail("cannot read %s", prompt_file);
         for (k = 0; k < e.n_generated && !status; k++) {
-            size_t at = picture_number(set[0].name[k]);
-            if (at >= n_lines)
-                status = fail("%s has no line %zu for %s", prompt_file, at + 1, set[0].name[k]);
+            const char *name = set[0].name[k];
+            size_t at = (size_t)strtoul(name, NULL, 10); /* 00012.png -> 12 */
+            if (!isdigit((unsigned char)*name))
+                status = fail("%s: with --prompts a picture is called by its line's number, from "
+                              "00000.png on",
+                              name);
+            else if (at >= n_lines)
+                status = fail("%s has no line %zu for %s", prompt_file, at + 1, name);
             else each[k] = lines[at];
         }
         e.prompts = each;
@@ -751,7 +755,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
     return pixels;
 }
 
-/* The highest N of OUTPUT/checkpoint-N, or 0; with `keep`, removes all but the newest `keep`. */
+/* The highest N of OUTPUT/checkpoint-N, or 0. Removes all but the newest `keep`. */
 static long newest_checkpoint(const char *out, long keep)
 {
     size_t files, k;
@@ -769,7 +773,7 @@ static long newest_checkpoint(const char *out, long keep)
         int newer = 0;
         best = MAX(best, steps[i]);
         for (j = 0; j < n; j++) newer += steps[j] > steps[i];
-        if (keep <= 0 || newer < keep) continue;
+        if (newer < keep) continue;
         snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]),
             remove(path);
         snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
@@ -785,14 +789,14 @@ static int save_checkpoint(const db_dreambooth *d, const training *t)
     if (make_folder(path)) return 1;
     snprintf(path, sizeof path, "%s/checkpoint-%zu/state.safetensors", t->out, step);
     if (db_dreambooth_save(d, path) != DB_OK) return 1;
-    newest_checkpoint(t->out, t->limit);
+    newest_checkpoint(t->out, t->limit > 0 ? t->limit : LONG_MAX);
     return 0;
 }
 
 static int resume(db_dreambooth *d, const training *t)
 {
     char path[4096];
-    long newest = newest_checkpoint(t->out, 0);
+    long newest = newest_checkpoint(t->out, LONG_MAX);
     if (strcmp(t->resume, "latest")) {
         snprintf(path, sizeof path, "%s/state.safetensors", t->resume);
     } else {
@@ -839,9 +843,18 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
            (double)trained / 1e6,
            (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6,
            (double)plan->arena_bytes / 1e6, plan->n_operations,
-           plan->flops * (double)c->gradient_accumulation_steps / 1e9,
+           plan->flops / 1e9,
            step * (double)c->max_train_steps, c->max_train_steps);
     fflush(stdout);
+}
+
+/* After Ctrl-C, which ends a step or the drawing of validation's pictures. */
+static void keep_what_is_done(db_dreambooth *d, const training *t, db_ctx *ctx)
+{
+    db_clear_error(ctx);
+    if (!save_checkpoint(d, t))
+        printf("\nstopped after step %zu; go on with --resume_from_checkpoint latest\n",
+               db_dreambooth_steps_done(d));
 }
 
 /* Draws pictures with the weights of now, always from the same noise, into
@@ -930,11 +943,8 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             break;
         }
         curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
-        if (r == DB_ERROR_CANCELLED) { /* Ctrl-C: the step is done */
-            db_clear_error(ctx);
-            if (!save_checkpoint(d, t))
-                printf("\nstopped after step %zu; go on with --resume_from_checkpoint latest\n",
-                       db_dreambooth_steps_done(d));
+        if (r == DB_ERROR_CANCELLED) {
+            keep_what_is_done(d, t, ctx);
             status = 1;
             break;
         }
@@ -949,6 +959,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         if (!status && t->validation.prompt &&
             db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
             status = validate(p, text, t, db_dreambooth_steps_done(d));
+        if (db_status(ctx) == DB_ERROR_CANCELLED) keep_what_is_done(d, t, ctx);
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
@@ -1131,6 +1142,8 @@ static int train(int argc, char **argv)
         return fail("train needs --instance_data_dir and --instance_prompt");
     if (prior && !k->class_prompt)
         return fail("--with_prior_preservation needs --class_prompt, for instance \"a dog\"");
+    if (!prior && k->class_prompt)
+        fprintf(stderr, "--class_prompt does nothing without --with_prior_preservation\n");
     if (!prior) k->class_prompt = NULL;
     if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
@@ -1141,7 +1154,7 @@ static int train(int argc, char **argv)
     if (gamma < 0 || offset < 0) return fail("--snr_gamma and --noise_offset must not be negative");
     k->snr_gamma = (float)gamma,
     k->noise_offset = (float)(offset_noise && offset == 0 ? 0.1 : offset);
-    t.release = !t.validation.prompt && !t.skip_text_encoder;
+    t.release = 1;
     if (cached_text && k->train_text_encoder)
         return fail("--pre_compute_text_embeddings and --train_text_encoder exclude each other: "
                     "embeddings that were computed before cannot be trained");
@@ -1191,6 +1204,7 @@ static int train(int argc, char **argv)
                                              (size_t)batch, (size_t)accumulation)
                                : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
+    if (overwrite && !t.resume) newest_checkpoint(t.out, 0);
     status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
 done:
@@ -1797,7 +1811,7 @@ static int demo(int argc, char **argv)
     training base = training_default(), sr = training_default();
     const char *folder = NULL, *noun = "dog", *word = "zxk", *out = "demo";
     long steps = 450, sr_steps = 600, batch = 4;
-    double rate = 8e-4, sr_rate = 2e-3, variance = 1e-5, gamma = HUGE_VAL;
+    double rate = 8e-4, sr_rate = 2e-3, gamma = HUGE_VAL;
     const flag flags[] = {{"instance_data_dir", TEXT, &folder, "photos of the subject"},
                           {"class_noun", TEXT, &noun, "what it is"},
                           {"identifier", TEXT, &word, "a rare word for it"},
@@ -1823,11 +1837,12 @@ static int demo(int argc, char **argv)
     double began = now(), at[5];
     photos photo, seen; /* by the super-resolver */
     outcome o[2];
-    cascade m;
+    cascade m, base_only;
     db_ctx *ctx;
     FILE *summary;
     int status;
     base.n_class = 40, base.class_steps = 30, c.precision = "auto";
+    d.noise_variance = 1e-5; /* what the super-resolver is tuned for, and draws with */
     status = parse(argc, argv, "demo",
                    "photos of a subject -> the subject in new places, through the whole cascade",
                    flags, NULL);
@@ -1866,7 +1881,8 @@ static int demo(int argc, char **argv)
 
     printf("\n%zu photos of \"%s\", a%s\n", photo.n, instance, class_prompt + 1);
     at[0] = now();
-    if (!status) status = draw(&m, &d, classes, CLASS_PICTURES, before, h, w);
+    base_only = m, base_only.n = 1;
+    if (!status) status = draw(&base_only, &d, classes, CLASS_PICTURES, before, h, w);
     at[1] = now();
 
     base.config.instance_prompt = sr.config.instance_prompt = instance;
@@ -1884,7 +1900,6 @@ static int demo(int argc, char **argv)
     sr.config.lr_scheduler = DB_LR_COSINE,
     sr.config.lr_warmup_steps = sr.config.max_train_steps / 20;
     sr.config.train_batch_size = (size_t)batch, sr.out = sr_dir, sr.every = 0;
-    d.noise_variance = variance; /* what it is tuned for */
     seen = photo;
     if (photo.n > 3) seen.n--; /* the last photo shows what it has learned from the others */
     if (!status) {
@@ -1893,7 +1908,7 @@ static int demo(int argc, char **argv)
               *small = (float *)malloc(P * sizeof *small);
         static const char *const labels[] = {"photo", "made small", "restored before",
                                              "restored after"};
-        sr.config.noise_level = db_noise_level(&m.stage[1]->image_noising, variance);
+        sr.config.noise_level = db_noise_level(&m.stage[1]->image_noising, d.noise_variance);
         status = square(ctx, &photo.view[photo.n - 1], S, shown);
         db_downsample(shown, S, S, 3, S / stage_size(m.stage[0]), small);
         show_small(small, stage_size(m.stage[0]), stage_size(m.stage[0]),
@@ -1922,8 +1937,7 @@ static int demo(int argc, char **argv)
         snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
         status = demo_grid(ctx, &photo, pictures[k], w[k], prompts, n, title, path);
     }
-    d.noise_variance = drawing_default.noise_variance;
-    if (!status) status = draw(&m, &d, classes, CLASS_PICTURES, after, h, w);
+    if (!status) status = draw(&base_only, &d, classes, CLASS_PICTURES, after, h, w);
     snprintf(path, sizeof path, "%s/class.png", out);
     if (!status) status = class_grid(before[0], after[0], w[0], class_prompt, path);
     at[4] = now();
@@ -1944,8 +1958,8 @@ static int demo(int argc, char **argv)
         fprintf(summary,
                 "super-res.     %s: %zu steps, batch %ld, learning rate %g (cosine), noise "
                 "variance %g; loss %.4f -> %.4f\n",
-                m.stage[1]->directory, o[1].steps, batch, sr_rate, variance, (double)o[1].first,
-                (double)o[1].last);
+                m.stage[1]->directory, o[1].steps, batch, sr_rate, d.noise_variance,
+                (double)o[1].first, (double)o[1].last);
         fprintf(summary,
                 "drawn with     %s %ld steps, guidance %g in %g of them; upscaled in %ld steps, "
                 "guidance %g; seed %ld\n",
@@ -1968,7 +1982,7 @@ static int demo(int argc, char **argv)
                " generate --pretrained_model_name_or_path %s/model --noise_variance %g --prompt "
                "\"%s under water\"\n",
                out, w[0], w[m.n - 1], now() - began, (double)db_peak_bytes(ctx) / 1e6, out,
-               variance, instance);
+               d.noise_variance, instance);
     free_photos(&photo);
 done:
     for (k = 0; k < MAX_STAGES; k++) free(before[k]), free(after[k]), free(pictures[k]);

@@ -69,9 +69,10 @@ static inline int print_NUMBER(char *to, size_t size, const char *name, double v
 static inline int settings_change(settings *s, const char *changes)
 {
     while (*changes) {
-        size_t name = strcspn(changes, "="), n = strcspn(changes + name, " ") - 1;
+        size_t name = strcspn(changes, "= "), n = strcspn(changes + name, " ") - 1;
         const char *value = changes + name + 1;
         int known = 0;
+        if (changes[name] != '=') return fail("\"%s\" is no NAME=VALUE", changes);
 #define SETTINGS_READ(field, kind, preset, what)                                                   \
     if (name == strlen(#field) && !strncmp(changes, #field, name))                                 \
         read_##kind(AT_##kind(s->field), value, n), known = 1;

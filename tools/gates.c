@@ -338,7 +338,7 @@ static int run(const options *o, db_ctx *ctx)
     float *z;
     FILE *file;
     long task;
-    int good = 1;
+    int good = 1, bad;
     if (read_captions(o, &m)) return 1;
     prompts = (const char **)malloc(m.n * sizeof *prompts);
     for (i = 0; i < m.n; i++) prompts[i] = m.caption[i];
@@ -393,13 +393,13 @@ static int run(const options *o, db_ctx *ctx)
     fprintf(file, "}\n");
     fclose(file);
     printf("%s\n", good ? "all gates reached" : "not all gates reached");
-    good = write_sheet(o, "gates", first_captions, &m.drawn, prompts, DB__MIN(m.n, (size_t)SHEET),
-                       8, 2);
+    bad = write_sheet(o, "gates", first_captions, &m.drawn, prompts, DB__MIN(m.n, (size_t)SHEET), 8,
+                      2);
     classifier_free(net), db_vit_free(dino), db_lpips_free(lpips), db_pipeline_free(p);
     for (a = 0; a < ASKED; a++) free(confusion[a]);
     free((void *)prompts), free(m.caption), free(m.scene), free(m.stranger);
     pictures_free(&m.drawn), pictures_free(&m.rendered), pictures_free(&m.other);
-    return good;
+    return bad || !good;
 }
 
 /* ---- super-resolution ------------------------------------------------------------------------ */

@@ -144,7 +144,7 @@ static inline int protocol_subject(const workplace *wp, const protocol *p, size_
     db_pipeline_free(w.p);
     pictures_free(&made), pictures_free(&tuned), pictures_free(&original);
     free(texts), free((void *)with), free((void *)without), free((void *)classes);
-    return bad || db_status(net->ctx) != DB_OK;
+    return !note_divergence(net->ctx, out) && (bad || db_status(net->ctx) != DB_OK);
 }
 
 /* The means of all records beside the paper's Table 1. */

@@ -1,8 +1,8 @@
 /* records.h - results that outlive the program that made them: one JSON object a line.
 
-   A record is added with one write and synced, so that a run which is killed leaves whole lines; a
-   last line that is cut off is passed over when it is read again. Include after dreambooth.h and
-   cli.h.                                                                                        */
+   A record is added under a lock and synced, so that a run which is killed leaves whole lines but
+   perhaps the last; one that is cut off is passed over when it is read again. Include after
+   dreambooth.h and cli.h.                                                                       */
 #ifndef RECORDS_H
 #define RECORDS_H
 

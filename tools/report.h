@@ -31,7 +31,7 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
     {"lambda", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_images", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_guidance", "dino clip_t div pres drift class_diversity", "drift class_diversity"},
-    {"entanglement", "dino fidelity clip_t place_right place_of_first_photo div",
+    {"entanglement", "fidelity clip_t place_right place_of_first_photo div",
      "place_of_first_photo fidelity"},
     {"frequency", "dino clip_t pres drift place_right", "dino drift"},
     {"first_version", "dino fidelity clip_t pres drift place_right overfit", "dino drift"},
@@ -152,13 +152,12 @@ static inline void write_plot(page *g, const experiment *x, const char *value)
 static inline void write_cell_strip(page *g, const char *cell_name, const char *title)
 {
     const record *r = records_find(g->all, cell_name);
-    char path[4096], *at;
+    char path[4096];
     uint8_t *png;
     size_t bytes, n, k;
     FILE *f;
     if (!r || !r->labels[0]) return;
-    snprintf(path, sizeof path, "%s/cells/%s.png", g->folder, cell_name);
-    for (at = path + strlen(g->folder) + 7; *at; at++) *at = *at == '/' ? ',' : *at;
+    strip_path(g->folder, cell_name, path, sizeof path);
     f = fopen(path, "rb");
     if (!f) return;
     png = (uint8_t *)malloc(1 << 22);
@@ -696,29 +695,49 @@ static inline void write_json(page *g, const outcome *o)
     fprintf(g->f, "}\n}\n");
 }
 
-/* "f32": what was computed in. */
-static inline const char *record_precision(const record *r)
+/* Whether two records were computed with one set of weights, in one precision, both on processors
+   or on GPUs of one backend. */
+static inline int made_alike(const record *a, const record *b)
 {
-    const char *comma = strrchr(r->machine, ',');
-    return comma ? comma + 2 : "";
+    const char *in[2];
+    size_t gpu[2];
+    int k;
+    for (k = 0; k < 2; k++) {
+        const char *machine = k ? b->machine : a->machine;
+        in[k] = strchr(machine, ','), gpu[k] = strncmp(machine, "cuda", 4) == 0;
+        if (!in[k]) in[k] = "";
+    }
+    return !strcmp(a->networks, b->networks) && !strcmp(in[0], in[1]) && gpu[0] == gpu[1];
 }
 
-/* Of all records those of the newest one's networks and precision whose settings are the plan's,
-   the newest for each cell, in the plan's order. */
+/* The record like which most are made. */
+static inline const record *typical_record(const records *all)
+{
+    size_t k, i, most = 0, best = 0;
+    for (k = 0; k < all->n; k++) {
+        size_t n = 0;
+        for (i = 0; i < all->n; i++) n += (size_t)made_alike(&all->item[k], &all->item[i]);
+        if (n > most) most = n, best = k;
+    }
+    return &all->item[best];
+}
+
+/* Of all records those made like most, and whose settings are the plan's: the newest for each
+   cell, in the plan's order. */
 static inline records choose_records(const records *all, const scale *size, double guidance)
 {
     records chosen;
     char planned[RECORD_TEXT];
     size_t n, k, i;
     cell *cells = list_cells(NULL, size, &n);
+    const record *typical = typical_record(all);
     memset(&chosen, 0, sizeof chosen);
     for (k = 0; k < n; k++) {
         cell_settings(&cells[k], size, guidance, planned, sizeof planned);
         for (i = all->n; i-- > 0;) {
-            const record *r = &all->item[i], *newest = &all->item[all->n - 1];
+            const record *r = &all->item[i];
             if (strcmp(r->cell, cells[k].name) || strcmp(r->settings, planned) ||
-                strcmp(r->networks, newest->networks) ||
-                strcmp(record_precision(r), record_precision(newest)))
+                !made_alike(r, typical))
                 continue;
             records_add(&chosen, r);
             break;
@@ -726,8 +745,8 @@ static inline records choose_records(const records *all, const scale *size, doub
     }
     if (chosen.n < all->n)
         fprintf(stderr,
-                "note: %zu records are older, or of other networks, settings, another precision or "
-                "scale, and left out\n",
+                "note: %zu records are older, or of other networks, settings, scale, precision or "
+                "processor than most, and left out\n",
                 all->n - chosen.n);
     free(cells);
     return chosen;

@@ -60,11 +60,13 @@ static options options_protocol(void)
     return o;
 }
 
-#define PAPER_FLAGS(o)                                                                             \
+#define SCALE_FLAGS(o)                                                                             \
     {"folder", TEXT, &(o).folder, "for results and pictures; build/paper, or build/paper-quick"},  \
-    {"experiment", TEXT, &(o).experiment, "this one alone"},                                       \
     {"quick", SWITCH, &(o).quick, "a smoke test of ten minutes, without verdicts"},                \
-    {"micro", SWITCH, &(o).micro, "smaller still, for the tests"},                                 \
+    {"micro", SWITCH, &(o).micro, "smaller still, for the tests"}
+#define PAPER_FLAGS(o)                                                                             \
+    SCALE_FLAGS(o),                                                                                \
+    {"experiment", TEXT, &(o).experiment, "this one alone"},                                       \
     {"dino", TEXT, &(o).dino, "directory of DINO"}, {"clip", TEXT, &(o).clip, "of CLIP"},          \
     {"lpips", TEXT, &(o).lpips, "of LPIPS"},                                                       \
     {"classifier", TEXT, &(o).classifier, "of the world's attribute classifier"}
@@ -94,16 +96,38 @@ static int check_experiment(const options *o)
 
 /* ---- the workplace --------------------------------------------------------------------------- */
 
-static uint64_t hash_file(uint64_t hash, const char *directory, const char *name)
+static uint64_t hash_contents(uint64_t hash, const char *path)
 {
-    char path[4096], buffer[65536];
+    char buffer[65536];
     size_t n;
-    FILE *f;
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    f = fopen(path, "rb");
+    FILE *f = fopen(path, "rb");
     while (f && (n = fread(buffer, 1, sizeof buffer, f)) > 0) hash = hash_bytes(hash, buffer, n);
     if (f) fclose(f);
-    return hash_bytes(hash, name, strlen(name));
+    return hash;
+}
+static uint64_t hash_file(uint64_t hash, const char *directory, const char *name)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    return hash_bytes(hash_contents(hash, path), name, strlen(name));
+}
+
+/* A checkpoint of any form: one file, or a directory's configurations and weights, whatever their
+   shards and variants are called. */
+static uint64_t hash_checkpoint(uint64_t hash, const char *checkpoint)
+{
+    static const char *const part[] = {"scheduler", "text_encoder", "tokenizer", "unet", "vae"};
+    char path[4096];
+    size_t k, i, n;
+    hash = hash_contents(hash, checkpoint);
+    for (k = 0; k < sizeof part / sizeof *part; k++) {
+        char **names;
+        snprintf(path, sizeof path, "%s/%s", checkpoint, part[k]);
+        names = list_folder(path, &n);
+        for (i = 0; names && i < n; i++) hash = hash_file(hash, path, names[i]), free(names[i]);
+        free(names);
+    }
+    return hash;
 }
 
 static int has_weights(const char *directory)
@@ -178,22 +202,23 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
     /* what draws other pictures of the cell than the standard ones */
     enum { APART = MEASURE_TRACE | MEASURE_SR | MEASURE_METRICS | MEASURE_APPLICATIONS |
                MEASURE_PROTOCOL };
-    const char *precision = w->net.ctx->config.compute == DB_BF16 ? "bf16" : "f32";
-    const char *gpu = w->net.ctx->config.backend ? w->net.ctx->config.backend->name : NULL;
-    char whole[2 * RECORD_TEXT];
+    const db_backend *gpu = w->net.ctx->config.backend;
+    char in[32], whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
     cell_settings(c, w->size, w->guidance, r->settings, sizeof r->settings);
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
-    snprintf(r->machine, sizeof r->machine, "%s, %s", gpu ? gpu : db_isa(w->net.ctx), precision);
+    computed_in(w->net.ctx, in);
+    snprintf(r->machine, sizeof r->machine, "%s, %.*s", gpu ? gpu->name : db_isa(w->net.ctx),
+             (int)strcspn(in, " "), in);
     snprintf(r->command, sizeof r->command, "build/reproduce run%s --only '%s'",
              o->micro       ? " --micro"
                  : o->quick ? " --quick"
                             : "",
              c->name);
-    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s%s", r->settings,
-             c->subject, c->seed, c->of->measures & APART, w->net.hash, precision, gpu ? gpu : "");
+    snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s", r->settings,
+             c->subject, c->seed, c->of->measures & APART, w->net.hash, in);
     key = hash_bytes(key, whole, strlen(whole));
     snprintf(r->key, sizeof r->key, "%016llx", (unsigned long long)key);
 }
@@ -254,17 +279,11 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
 /* A cell with the values of an equal run gets its pictures, too. */
 static void copy_pictures(const char *folder, const char *from, const char *to)
 {
-    char source[4096], target[4096], cells[4096];
-    size_t k;
+    char source[4096], target[4096], buffer[65536];
     FILE *in, *out;
-    char buffer[65536];
     size_t n;
-    snprintf(cells, sizeof cells, "%s/cells/", folder);
-    if (snprintf(source, sizeof source, "%s%s.png", cells, from) >= (int)sizeof source ||
-        snprintf(target, sizeof target, "%s%s.png", cells, to) >= (int)sizeof target)
-        return;
-    for (k = strlen(cells); source[k]; k++) source[k] = source[k] == '/' ? ',' : source[k];
-    for (k = strlen(cells); target[k]; k++) target[k] = target[k] == '/' ? ',' : target[k];
+    strip_path(folder, from, source, sizeof source);
+    strip_path(folder, to, target, sizeof target);
     in = fopen(source, "rb"), out = in ? fopen(target, "wb") : NULL;
     while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
     if (in) fclose(in);
@@ -435,7 +454,7 @@ static int run(int argc, char **argv)
     const flag flags[] = {
         PAPER_FLAGS(o),
         {"only", TEXT, &o.only,
-         "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again, compare"},
+         "EXPERIMENT/CONDITION/SUBJECT/SEED: compute this one again and compare"},
         {"budget", REAL, &o.budget, "minutes after which no cell is begun; 0: none"},
         {"jobs", WHOLE, &o.jobs, "processes, each with its share of the threads"},
         COMMON_FLAGS(o.c)};
@@ -525,7 +544,7 @@ static int plan(int argc, char **argv)
 static int report(int argc, char **argv)
 {
     options o = options_default();
-    const flag flags[] = {PAPER_FLAGS(o), COMMON_FLAGS(o.c)};
+    const flag flags[] = {SCALE_FLAGS(o), COMMON_FLAGS(o.c)};
     int status =
         parse(argc, argv, "report", "results.jsonl -> report.html, results.json", flags, NULL);
     char path[4096];
@@ -552,6 +571,25 @@ static uint64_t hash_photos(const photos *p)
     for (k = 0; k < p->n; k++)
         hash = hash_bytes(hash, p->view[k].rgb, p->view[k].w * p->view[k].h * 3);
     return hash;
+}
+
+/* Not 0 after a complaint about settings that the protocol has not, or that do not go together. */
+static int check_protocol_settings(settings *s)
+{
+    settings usual = settings_default();
+    if (!(s->lr > 0 && s->steps > 0))
+        return fail("--settings must have lr= and steps=, as they suit the checkpoint");
+    if (strcmp(s->train, "all") && strcmp(s->train, "attention") && strcmp(s->train, "cross") &&
+        strcmp(s->train, "lora"))
+        return fail("--settings: the protocol has train=all, attention, cross or lora, not %s",
+                    s->train);
+    if (!strcmp(s->train, "lora") != (s->rank > 0))
+        return fail("--settings: train=lora and rank= go together");
+    if (strcmp(s->noun, usual.noun) || s->photos != usual.photos || strcmp(s->shots, usual.shots) ||
+        s->strength != usual.strength || s->noise != usual.noise)
+        return fail("--settings: noun, photos, shots, strength and noise are the experiments'");
+    if (s->classes == 0) s->lambda = 0;
+    return 0;
 }
 
 static int run_protocol(int argc, char **argv)
@@ -596,14 +634,15 @@ static int run_protocol(int argc, char **argv)
     if (!o.folder) o.folder = "build/protocol";
     o.c.quiet = 1;
     if (!status) status = settings_change(&chosen, changes);
-    if (!status && !(chosen.lr > 0 && chosen.steps > 0))
-        status = fail("--settings must have lr= and steps=, as they suit the checkpoint");
+    if (!status) status = check_protocol_settings(&chosen);
     ctx = status ? NULL : open_context(&o.c);
     if (!ctx) {
         free(p), free(r);
         return status != 2;
     }
     status = open_workplace(&w, &o, ctx) || make_folders(o.folder);
+    what = hash_checkpoint(hash_bytes(hash_begin, w.net.hash, strlen(w.net.hash)), w.net.base);
+    snprintf(w.net.hash, sizeof w.net.hash, "%016llx", (unsigned long long)what);
     size = *w.size;
     size.name = scale_name, size.each = (size_t)each, size.draw_steps = (size_t)steps;
     size.class_steps = (size_t)class_steps, size.class_pictures = (size_t)class_pictures;

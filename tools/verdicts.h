@@ -79,15 +79,6 @@ static inline size_t split_words(const char *text, char out[][40], size_t most)
     return n;
 }
 
-/* How many of a million scenes show the class. */
-static inline double class_frequency(int object)
-{
-    double total = 0;
-    int k;
-    for (k = 0; k < WORLD_CLASSES; k++) total += pow(k + 1, -.7);
-    return 1e6 * pow(object + 1, -.7) / total;
-}
-
 /* The pairs of a claim against one b: x of condition a, y of b; of each subject the means over the
    seeds that both have, so that a training which diverged takes its counterpart with it. */
 static inline size_t claim_pairs(const records *all, const claim *c, const char *b, double *x,
@@ -103,7 +94,7 @@ static inline size_t claim_pairs(const records *all, const claim *c, const char 
             double u = cell_value(all, e, c->a, k, seed, c->value);
             double v = *b == '='         ? strtod(b + 1, NULL)
                 : *b == '@'              ? cell_value(all, e, c->a, k, seed, b + 1)
-                : c->relation == FOLLOWS ? log(class_frequency(object))
+                : c->relation == FOLLOWS ? log((double)world_class_frequency(object))
                                          : cell_value(all, e, b, k, seed, c->value);
             if (u == u && v == v) x[n] += u, y[n] += v, both++;
         }

@@ -63,7 +63,7 @@ extern "C" {
 
 /* ---- Names -------------------------------------------------------------------------------- */
 
-/* In the order of their frequency, which falls as rank^-0.7. */
+/* In the order of their frequency: world_class_frequency. */
 enum {
     WORLD_DOG, WORLD_CAT, WORLD_CAR, WORLD_DUCK, WORLD_MUG, WORLD_TEAPOT, WORLD_RABBIT,
     WORLD_ROBOT, WORLD_BOOT, WORLD_BACKPACK, WORLD_BEAR, WORLD_VASE, WORLD_CLOCK, WORLD_TURTLE,
@@ -96,6 +96,7 @@ enum {
    its whole phrase ("on the beach"), a style's ("a pencil sketch of"); that of WORLD_PLAIN,
    WORLD_NO_ACCESSORY, WORLD_NEUTRAL and WORLD_PHOTO is the empty string. */
 const char *world_class_name(int i);
+float world_class_frequency(int i); /* of the first class's, which is 1: (i + 1)^-0.7 */
 const char *world_color_name(int i);
 const char *world_pattern_name(int i);
 const char *world_place_name(int i);
@@ -458,6 +459,7 @@ static const char *world__name(const char *const *names, int n, int i)
     return i >= 0 && i < n ? names[i] : NULL;
 }
 const char *world_class_name(int i) { return world__name(world__class_names, WORLD_CLASSES, i); }
+float world_class_frequency(int i) { return powf((float)(i + 1), -0.7f); }
 const char *world_color_name(int i) { return world__name(world__color_names, WORLD_COLORS, i); }
 const char *world_place_name(int i) { return world__name(world__place_names, WORLD_PLACES, i); }
 const char *world_view_name(int i) { return world__name(world__view_names, WORLD_VIEWS, i); }
@@ -616,7 +618,7 @@ void world_sample(uint64_t seed, world_scene *s)
 
     memset(s, 0, sizeof *s);
     s->seed = seed;
-    for (int i = 0; i < WORLD_CLASSES; i++) frequency[i] = powf((float)(i + 1), -0.7f);
+    for (int i = 0; i < WORLD_CLASSES; i++) frequency[i] = world_class_frequency(i);
     s->object = (int8_t)world__choose(&rng, frequency, WORLD_CLASSES);
     s->head = -1;
     s->glyph = -1;
