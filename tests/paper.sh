@@ -81,6 +81,9 @@ says "the protocol" "normalised fidelity" $tool protocol --subjects "$work/subje
     --settings "lr=1e-4 steps=1 classes=1 batch=1" --num_images 1 --class_pictures 1 --num_inference_steps 1 --class_steps 1
 grep -q 'a zxk dog in the snow|a red zxk dog' "$work/q/results.jsonl" && ok "the protocol's prompts" || bad "the protocol's prompts" "$(head -c 300 "$work/q/results.jsonl")"
 refuses "a protocol without a learning rate" "must have lr= and steps=" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --settings steps=1
+for wrong in "train=lora:go together" "rank=4:go together" "train=embedding:the protocol has" "noun=wrong:the experiments'" "lr:no NAME=VALUE"; do
+    refuses "a protocol with ${wrong%:*}" "${wrong#*:}" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --settings "lr=1 steps=1 ${wrong%:*}"
+done
 refuses "prompts that are none" "names no subjects\|has no prompts" $tool protocol --subjects "$work/subjects" --prompts README.md --folder "$work/q" $none --settings "lr=1 steps=1"
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

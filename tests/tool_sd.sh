@@ -66,7 +66,7 @@ refuses "min-SNR below 0" "must not be negative" teach "$work/t3" --snr_gamma -1
 # ---- what is inside; single networks
 says "info, a directory" "autoencoder.*2 pixels" with info "$sd"
 says "info, a single file" "one file in the original" with info "$work/c/a.safetensors"
-says "tokenize beside a single file" "^[0-9 ]*$" with tokenize "$work/c/a.safetensors" "a photo of a dog"
+says "tokenize beside a single file" "^[0-9][0-9 ]*$" with tokenize "$work/c/a.safetensors" "a photo of a dog"
 golden=tests/golden/networks
 refuses "probe without its input" "sample must be there" with probe "$sd" --part vae_encoder --in "$made/latents.safetensors" --out "$work/p"
 refuses "probe, an unknown part" "takes unet, text_encoder, vae_encoder or vae_decoder" with probe "$sd" --part vae --in x --out y
