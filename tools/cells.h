@@ -800,8 +800,8 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     const settings *s = &w->c->settings;
     db_ctx *ctx = wp->net.ctx;
     size_t each = wp->size->each, side = picture_side(w->p), n, k,
-           n_class = w->c->of->measures & MEASURE_DIVERSITY ? wp->size->more_class_pictures
-                                                            : wp->size->class_pictures;
+           n_class = class_pictures_of(w->c->of->measures, wp->size),
+           n_compared = MIN(n_class, wp->size->class_pictures);
     int trained = s->steps > 0, protocol = w->c->of->measures & MEASURE_PROTOCOL, bad = 0;
     prompts all = protocol ? protocol_prompts(s, w->c->subject, wp->size->places)
                            : subject_prompts(s, w->c->subject, wp->size->places);
@@ -830,8 +830,8 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     e.generated = made.view, e.n_generated = n, e.prompts = words;
     e.real = w->real.view, e.n_real = w->real.n;
     e.held_out = w->held_out.view, e.n_held_out = w->held_out.n;
-    e.class_images = tuned.view, e.n_class = trained ? wp->size->class_pictures : 0;
-    e.original_class = original.view, e.n_original = wp->size->class_pictures;
+    e.class_images = tuned.view, e.n_class = trained ? n_compared : 0;
+    e.original_class = original.view, e.n_original = n_compared;
     if (db_evaluate(ctx, &e, &scores) == DB_OK) {
         dino_original = dino_between(&wp->net, before.view, before.n, w->real.view, w->real.n);
         /* a subject hardly learnt says nothing of where the class has gone on the way to it */
@@ -865,7 +865,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         for (k = 0; k < all.n; k++)
             set[k] = &made, index[k] = k * each, labels[k] = all.item[k].text;
         set[k] = trained ? &tuned : &original, index[k] = 0, labels[k] = plain;
-        bad = save_strip(w, set, index, labels, k + 1);
+        bad = save_strip(w, set, index, labels, k + (n_class > 0));
     }
     pictures_free(&made), pictures_free(&tuned), pictures_free(&original), pictures_free(&before);
     free((void *)texts), free((void *)words), free((void *)classes);

@@ -128,6 +128,14 @@ static const scale scales[] = {
 enum { MEASURE_LEAKS = 1, MEASURE_DIVERSITY = 2, MEASURE_APPLICATIONS = 4, MEASURE_TRACE = 8,
        MEASURE_SR = 16, MEASURE_METRICS = 32, MEASURE_PROTOCOL = 64 };
 
+/* Pictures of "a [class]" that are drawn whenever something is measured; the map needs none. */
+static inline size_t class_pictures_of(int measures, const scale *s)
+{
+    return measures & MEASURE_TRACE   ? 0
+        : measures & MEASURE_DIVERSITY ? s->more_class_pictures
+                                       : s->class_pictures;
+}
+
 typedef struct experiment {
     const char *name, *paper, *question;
     const char *const *subjects;

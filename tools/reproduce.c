@@ -265,7 +265,7 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
             classes = fmin(classes, fmax(0, s->classes - other->classes));
     }
     n = (double)((size->places + 1) * size->each) * (m & MEASURE_PROTOCOL ? 25.0 / 7 : 1) +
-        (double)(m & MEASURE_DIVERSITY ? size->more_class_pictures : size->class_pictures);
+        (double)class_pictures_of(m, size);
     step = (s->lambda > 0 ? .055 : .03) * s->batch;
     if (!strcmp(s->train, "embedding")) step *= .8;
     return 3 + s->steps * step + n * picture * (m & MEASURE_TRACE ? TRACES : 1) +
