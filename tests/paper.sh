@@ -65,6 +65,10 @@ verdict() {
 }
 verdict H1 15 agrees; verdict H2 15 opposite; verdict H3 15 agrees; verdict H4 15 inconclusive; verdict H5 0 incomplete
 
+# ---- the recorded run
+mkdir -p "$work/record"; cp examples/world/paper/results.jsonl "$work/record"
+says "the recorded run is of these weights and settings" "all 60 cells are done" $tool run --folder "$work/record" --experiment demo --budget .001
+
 # ---- the protocol, on a subject's folder
 mkdir -p "$work/subjects"; cp -r examples/world/subjects/dog1 "$work/subjects/dog1"
 cat > "$work/prompts.txt" << 'END'

@@ -162,12 +162,16 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
 }
 static const uint64_t hash_begin = 0xcbf29ce484222325u;
 
-/* "f32" or "bf16", behind it a GPU's name: what decides about bits beside settings and weights. */
+static inline const char *precision_name(const db_ctx *ctx)
+{
+    return ctx->config.compute == DB_BF16 ? "bf16" : "f32";
+}
+
+/* The precision, behind it a GPU's name: what decides about bits beside settings and weights. */
 static inline void computed_in(const db_ctx *ctx, char out[32])
 {
     const db_backend *gpu = ctx->config.backend;
-    snprintf(out, 32, "%s %s", ctx->config.compute == DB_BF16 ? "bf16" : "f32",
-             gpu ? gpu->name : "");
+    snprintf(out, 32, "%s%s", precision_name(ctx), gpu ? gpu->name : "");
 }
 
 /* n pictures that only the original model and `what` decide, from the file of that name; those that

@@ -210,8 +210,8 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
     computed_in(w->net.ctx, in);
-    snprintf(r->machine, sizeof r->machine, "%s, %.*s", gpu ? gpu->name : db_isa(w->net.ctx),
-             (int)strcspn(in, " "), in);
+    snprintf(r->machine, sizeof r->machine, "%s, %s", gpu ? gpu->name : db_isa(w->net.ctx),
+             precision_name(w->net.ctx));
     snprintf(r->command, sizeof r->command, "build/reproduce run%s --only '%s'",
              o->micro       ? " --micro"
                  : o->quick ? " --quick"
