@@ -1037,9 +1037,9 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
 /* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or
    its folder, where it is called pytorch_lora_weights.safetensors. What it has for the U-Net and
    the text encoder is put beside their layers (db_lora_merge makes it one with them); a LoRA of
-   other layers or another naming is refused. As in db_dreambooth_create a learned variance gives way
-   to fixed_small. save writes what both have, as `dtype`, under that
-   name into `directory`, which is made if need be. */
+   other layers or another naming is refused. As in db_dreambooth_create, a learned variance gives
+   way to fixed_small. save writes what both have, as `dtype`, under that name into `directory`,
+   which is made if need be. */
 db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
@@ -1890,6 +1890,7 @@ static int db__computed(db_tape *t, db_dtype dtype)
     return t->ctx->result == DB_OK;
 }
 
+/* For shapes that callers name; those of operations follow from them. */
 static int db__rank_fits(db_tape *t, int n_dims)
 {
     if (n_dims >= 1 && n_dims <= 4) return 1;
@@ -1907,7 +1908,6 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
     size_t bytes = db_dtype_size(dtype);
     x = db_none;
     if (t->ctx->result != DB_OK) return x;
-    if (kind != DB__PARAM && !db__rank_fits(t, n_dims)) return x; /* a parameter may be a number */
     for (d = 0; d < n_dims; d++) {
         x.dim[d] = dim[d];
         bytes = db__mul(bytes, dim[d], &overflow);
@@ -1939,6 +1939,7 @@ static db_tensor db__activation(db_tape *t, int n_dims, const size_t *dim)
 
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim)
 {
+    if (!db__rank_fits(t, n_dims)) return db_none;
     return db__new_value(t, DB__KEPT, dtype, n_dims, dim);
 }
 
@@ -4313,7 +4314,7 @@ db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const
 {
     db_tensor y;
     db__node *n;
-    if (!db__computed(t, dtype)) return db_none;
+    if (!db__computed(t, dtype) || !db__rank_fits(t, n_dims)) return db_none;
     y = db__new_value(t, DB__ACTIVATION, dtype, n_dims, dim);
     n = db__record(t, DB_OP_FILL, 1, &y);
     if (!n) return db_none;

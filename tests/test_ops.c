@@ -548,8 +548,8 @@ extern unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 static int cuda_host_reverse;
 #endif
 
-/* The flavour "7.5" is kernels compiled for GPUs whose tensor cores know no bf16: convolutions, products and attention
-   take the plain kernels. */
+/* The flavour "7.5" is kernels compiled for GPUs whose tensor cores know no bf16: convolutions,
+   products and attention take the plain ones. */
 static int prepare(const flavour *f, const char *op)
 {
 #ifdef CUDA_ON_HOST

@@ -183,6 +183,8 @@ refuses "no prompt" "needs --prompt" $tool generate
 refuses "a sampler that does not exist" "takes ddpm, ddim" $tool generate --prompt x --scheduler euler
 refuses "a picture of odd size" "multiples of 8" $tool generate --prompt x --width 60
 says "tokenize" "^[0-9][0-9 ]*$" $tool tokenize "a zxk dog"
+says "info" "forward pass" $tool info --pretrained_model_name_or_path $base
+
 # ---- the main job and a super-resolver, in their fewest steps
 says "demo" "more pictures:" $tool demo --quiet --instance_data_dir examples/world/subjects/dog1 --output_dir "$work/demo" --max_train_steps 1 \
     --upscaler_train_steps 1 --num_class_images 2 --class_steps 1 --train_batch_size 1 --num_inference_steps 1 --upscale_steps 1
@@ -200,6 +202,5 @@ says "eval" "CLIP-T" $tool eval --generated_dir "$work/g3" --instance_data_dir e
     --dino examples/world/metrics/dino --clip examples/world/metrics/clip
 cp -r "$work/g3" "$work/named"; mv "$work/named/00000.png" "$work/named/dog.png"
 refuses "eval of a picture without a number" "line's number" $tool eval --generated_dir "$work/named" --prompts "$work/prompts.txt" --clip examples/world/metrics/clip
-says "info" "forward pass" $tool info --pretrained_model_name_or_path $base
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -39,6 +39,7 @@ typedef struct options {
     double budget, guidance;
     long jobs;
     int quick, micro, helper; /* helper: a process that another one started */
+    int any_checkpoint;       /* the base may be of any form, not only as the shipped one is */
 } options;
 
 static options options_default(void)
@@ -56,7 +57,7 @@ static options options_default(void)
 static options options_protocol(void)
 {
     options o = options_default();
-    o.dino = o.clip = o.lpips = o.classifier = "";
+    o.dino = o.clip = o.lpips = o.classifier = "", o.any_checkpoint = 1;
     return o;
 }
 
@@ -159,8 +160,11 @@ static int open_workplace(workplace *w, const options *o, db_ctx *ctx)
     if (has_weights(o->lpips)) db_lpips_load(ctx, o->lpips, &net->lpips);
     if (has_weights(o->classifier))
         net->classifier = classifier_open(ctx, o->classifier, 1);
-    hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
-    hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
+    if (o->any_checkpoint) hash = hash_checkpoint(hash, net->base);
+    else {
+        hash = hash_file(hash, net->base, "unet/diffusion_pytorch_model.safetensors");
+        hash = hash_file(hash, net->base, "text_encoder/model.safetensors");
+    }
     if (net->sr) hash = hash_file(hash, net->sr, "unet/diffusion_pytorch_model.safetensors");
     if (net->dino) hash = hash_file(hash, o->dino, "model.safetensors");
     if (net->clip) hash = hash_file(hash, o->clip, "model.safetensors");
@@ -641,8 +645,6 @@ static int run_protocol(int argc, char **argv)
         return status != 2;
     }
     status = open_workplace(&w, &o, ctx) || make_folders(o.folder);
-    what = hash_checkpoint(hash_bytes(hash_begin, w.net.hash, strlen(w.net.hash)), w.net.base);
-    snprintf(w.net.hash, sizeof w.net.hash, "%016llx", (unsigned long long)what);
     size = *w.size;
     size.name = scale_name, size.each = (size_t)each, size.draw_steps = (size_t)steps;
     size.class_steps = (size_t)class_steps, size.class_pictures = (size_t)class_pictures;
