@@ -377,7 +377,6 @@ static int upscale(int argc, char **argv)
 
 /* ---- eval ------------------------------------------------------------------------------------ */
 
-
 /* Views and names without the grids that `generate` writes beside its pictures; returns how
    many. */
 static size_t leave_out_grids(photos *p)
@@ -843,8 +842,7 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
            (double)trained / 1e6,
            (double)(weights * 4 + trained * (each + (c->lora_rank ? 4 : 0))) / 1e6,
            (double)plan->arena_bytes / 1e6, plan->n_operations,
-           plan->flops / 1e9,
-           step * (double)c->max_train_steps, c->max_train_steps);
+           plan->flops / 1e9, step * (double)c->max_train_steps, c->max_train_steps);
     fflush(stdout);
 }
 

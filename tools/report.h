@@ -695,19 +695,19 @@ static inline void write_json(page *g, const outcome *o)
     fprintf(g->f, "}\n}\n");
 }
 
-/* Whether two records were computed with one set of weights, in one precision, both on processors
-   or on GPUs of one backend. */
+/* "f32": what was computed in. */
+static inline const char *record_precision(const record *r)
+{
+    const char *comma = strrchr(r->machine, ',');
+    return comma ? comma + 2 : "";
+}
+static inline int is_of_gpu(const record *r) { return !strncmp(r->machine, "cuda", 4); }
+
+/* Whether two records can stand together: one set of weights, one precision, processors or GPUs. */
 static inline int made_alike(const record *a, const record *b)
 {
-    const char *in[2];
-    size_t gpu[2];
-    int k;
-    for (k = 0; k < 2; k++) {
-        const char *machine = k ? b->machine : a->machine;
-        in[k] = strchr(machine, ','), gpu[k] = strncmp(machine, "cuda", 4) == 0;
-        if (!in[k]) in[k] = "";
-    }
-    return !strcmp(a->networks, b->networks) && !strcmp(in[0], in[1]) && gpu[0] == gpu[1];
+    return !strcmp(a->networks, b->networks) && !strcmp(record_precision(a), record_precision(b)) &&
+        is_of_gpu(a) == is_of_gpu(b);
 }
 
 /* The record like which most are made. */
