@@ -329,26 +329,36 @@ static int run_only(const workplace *w, const options *o, const cell *c, const c
 }
 
 /* The first of the cells without a record that no other process works on, held for this one; n:
-   none. *busy: the first that another works on; *there: how many have a record; *left: seconds
-   that the others take. */
+   none. A cell of a subject that another is at would wait for the class images which that one
+   draws: such cells come last. *busy: the first that another works on; *there: how many have a
+   record; *left: seconds that the others take. */
 static size_t take_cell(const workplace *w, const options *o, const records *done,
                         const cell *cells, size_t n, size_t *busy, size_t *there, double *left)
 {
     record *r = (record *)malloc(sizeof *r);
+    char *open = (char *)calloc(n + 1, 1);
     size_t k, taken = n;
+    int apart;
     *busy = n, *there = 0, *left = 0;
     for (k = 0; k < n; k++) {
         describe_cell(w, o, &cells[k], r);
-        if (find_key(done, r->key, cells[k].of->measures, cells[k].name)) {
-            ++*there;
-            continue;
-        }
-        *left += expected_seconds(cells, k, w->size);
-        if (taken < n) continue;
-        if (hold(w, r->key, 0)) taken = k;
-        else if (*busy == n) *busy = k;
+        open[k] = !find_key(done, r->key, cells[k].of->measures, cells[k].name);
+        if (open[k]) *left += expected_seconds(cells, k, w->size);
+        else ++*there;
     }
-    free(r);
+    for (apart = 1; apart >= 0; apart--) {
+        char engaged[world_n_subjects] = {0};
+        for (k = 0; k < n && taken == n; k++) {
+            if (!open[k] || (apart && engaged[cells[k].subject])) continue;
+            describe_cell(w, o, &cells[k], r);
+            if (hold(w, r->key, 0)) taken = k;
+            else {
+                engaged[cells[k].subject] = 1;
+                if (*busy == n) *busy = k;
+            }
+        }
+    }
+    free(r), free(open);
     return taken;
 }
 
@@ -408,8 +418,9 @@ static int run_all(const workplace *w, const options *o, const cell *cells, size
                 db_clear_error(w->net.ctx);
             } else if (!bad && !(bad = record_append(r, path))) {
                 there++, spent += expected, left -= expected;
-                printf("%4zu/%zu %-44s %6.1f s  dino %.3f  about %.1f h left\n", there, n, c->name,
-                       r->seconds, record_get(r, "dino"),
+                printf("%4zu/%zu %-44s %6.1f s", there, n, c->name, r->seconds);
+                if (!isnan(record_get(r, "dino"))) printf("  dino %.3f", record_get(r, "dino"));
+                printf("  about %.1f h left\n",
                        left * (now() - began) / spent / (double)o->jobs / 3600);
                 fflush(stdout);
             }
