@@ -138,13 +138,14 @@ typedef struct db_backend db_backend;
 typedef struct db_ctx db_ctx;
 
 typedef struct db_config {
-    void *(*allocate)(void *user, size_t bytes); /* default: malloc, free                       */
+    void *(*allocate)(void *user, size_t bytes); /* db_config_default: malloc, free             */
     void (*release)(void *user, void *memory);
     void (*log)(void *user, db_log_level level, const char *line); /* default: none             */
     int (*progress)(void *user, const char *what, size_t done, size_t total); /* default: none;
                                     after each step, "sampling" (of all groups of pictures) or
-                                    "training"; not 0 cancels, with DB_ERROR_CANCELLED: pictures
-                                    are then undefined, the training step is done */
+                                    "training", and each picture of "encoding" (training latents);
+                                    not 0 cancels, with DB_ERROR_CANCELLED: pictures are then
+                                    undefined, the training step is done */
     void *user;                /* handed to the four                                             */
     int threads;               /* 0: as many as OpenMP would take                                */
     db_dtype compute;          /* of activations: DB_F32, or DB_BF16 with f32 sums and weights   */
@@ -153,6 +154,7 @@ typedef struct db_config {
     const db_backend *backend; /* NULL: the CPU                                                  */
 } db_config;
 
+/* What every configuration begins with: one that is all zeros is refused. */
 db_config db_config_default(void);
 
 /* Makes a context; `config` may be NULL. On failure *out is NULL: out of memory, an allocator
@@ -191,14 +193,15 @@ void db_random_normal(const db_rng *rng, size_t n, float *out);          /* numb
 
    A model's parameters: one table of state-dict names, shapes and memory that loading, saving, the
    optimiser, EMA and gradient checks all walk. The table is filled by recording the model's forward
-   pass once: each layer declares what it needs. Weights are f32. */
+   pass once: each layer declares what it needs. Weights are f32. Tables belong to the networks of
+   this header; weights of a network of your own are inputs of a tape (db_require_grad). */
 
 typedef struct db_param {
     char *name;       /* state-dict name                                                          */
     int n_dims;
     size_t dim[4]; /* PyTorch's shape. Memory has [OC,IC,k,k] as [k][OC][k][IC]                 */
     size_t count;
-    float *data, *grad; /* inside the table's two buffers; grad is NULL while not training */
+    float *data, *grad; /* inside the table's buffers; grad: NULL until db_params_require_grad */
     int frozen;       /* no gradient, no update                                                   */
 } db_param;
 
@@ -221,7 +224,7 @@ db_result db_params_fill(db_param_table *p);
 
 db_param *db_params_find(const db_param_table *p, const char *name); /* or NULL */
 
-/* Makes room for gradients: tapes recorded afterwards compute them. */
+/* Makes room for gradients, until the network is freed: tapes recorded afterwards compute them. */
 db_result db_params_require_grad(db_param_table *p);
 
 /* A parameter (from, to: item->data), or its gradient (item->grad), in PyTorch's order; out and in
@@ -237,12 +240,15 @@ void db_param_set(const db_param *item, float *to, const float *in);
 typedef struct db_lora {
     db_param_table params;
     size_t rank;
-    float alpha;
+    float alpha; /* may be changed, for the tapes recorded afterwards: diffusers' scale times it */
 } db_lora;
 
-/* Multiplies the factors into the weights, W += alpha / rank B A, and frees them. Tapes recorded
-   before are void. Without a LoRA it does nothing. */
+/* Multiplies the factors into the weights, W += alpha / rank B A, and frees them; remove frees them
+   alone. Tapes recorded before are void, and what trains the factors takes no more steps. `network`
+   is that of one network: &p->unet->params, &p->text_encoder->params. Without a LoRA they do
+   nothing. */
 db_result db_lora_merge(db_param_table *network);
+void db_lora_remove(db_param_table *network);
 
 /* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
 
@@ -270,11 +276,14 @@ void db_tape_destroy(db_tape *t);
 
 /* An input whose contents db_upload sets; stays until the tape is destroyed. */
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim);
-void db_keep(db_tape *t, db_tensor x);         /* before db_plan: x can be downloaded after a run */
-void db_require_grad(db_tape *t, db_tensor x); /* of an input; parameters have it by themselves   */
+/* Before db_plan: x can be downloaded after a run. Inputs and their gradients always can. */
+void db_keep(db_tape *t, db_tensor x);
+/* Of an input, before anything reads it; parameters have it by themselves. */
+void db_require_grad(db_tape *t, db_tensor x);
 
 /* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
-   of parameters add up from run to run, until db_zero_grad; db_grad reads those of inputs. */
+   of parameters add up from run to run, until db_zero_grad; db_grad reads those of inputs (id -1:
+   none has arrived). */
 db_result db_backward(db_tape *t, db_tensor loss);
 db_tensor db_grad(const db_tape *t, db_tensor x);
 
@@ -282,7 +291,8 @@ db_tensor db_grad(const db_tape *t, db_tensor x);
 void db_checkpoint_begin(db_tape *t);
 void db_checkpoint_end(db_tape *t);
 
-/* Fixes the memory plan (nothing can be recorded afterwards); *plan (or NULL) tells it. */
+/* Fixes the memory plan (nothing can be recorded afterwards); *plan (or NULL) tells it. The first
+   db_upload, db_run or db_download does the same. */
 db_result db_plan(db_tape *t, db_memory_plan *plan);
 db_result db_upload(db_tape *t, db_tensor x, const void *data); /* x's own data type            */
 db_result db_run(db_tape *t, uint64_t seed, uint32_t step);     /* seed, step: of its noise     */
@@ -297,7 +307,8 @@ typedef enum db_activation {
     DB_ACT_NONE, DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH, DB_ACT_QUICK_GELU, DB_ACT_RELU
 } db_activation;
 
-/* x [B,H,W,IC], w [OC,IC,k,k], bias [OC] or none, residual like y or none -> y [B,OH,OW,OC], where
+/* x [B,H,W,IC], w [OC,IC,k,k] (in memory, as its gradient, [k][OC][k][IC]: see db_param_set), bias
+   [OC] or none, residual like y or none -> y [B,OH,OW,OC], where
    OH = (H + pad_begin + pad_end - k) / stride + 1, pad_begin being above and to the left */
 db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual,
                     size_t stride, size_t pad_begin, size_t pad_end);
@@ -465,6 +476,7 @@ typedef struct db_optimizer_config {
 } db_optimizer_config;
 
 typedef struct db_optimizer {
+    db_ctx *ctx;            /* that of params; NULL: not in use */
     db_optimizer_config config;
     db_param_table *params; /* not owned */
     float *m, *v;           /* first and second moments, like params->data */
@@ -477,7 +489,7 @@ typedef struct db_optimizer {
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
 /* Before the tape that trains is recorded: it makes room for gradients (db_params_require_grad).
-   `params` must outlive it; `config` may be NULL. */
+   `params` must outlive its steps; `config` may be NULL. */
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
@@ -975,7 +987,8 @@ typedef struct db_sample_config {
                              0: of the autoencoder's sample_size, but only above a megapixel      */
 } db_sample_config;
 
-/* DDPM, 100 steps, guidance 7 in all of them, seed 0: IF's stage I; use_clipped_model_output on */
+/* DDPM, 100 steps, guidance 7 in all of them, seed 0: IF's stage I; use_clipped_model_output on.
+   diffusers draws Stable Diffusion with p->scheduler.sampler, 50 steps and guidance 7.5. */
 db_sample_config db_sample_config_default(void);
 
 /* Draws B images of C channels. text [2B,T,D] holds the encodings of the negative prompts (not
@@ -1001,7 +1014,8 @@ typedef struct db_pipeline {
     db_text_encoder *text_encoder;
     db_unet *unet;
     db_vae *vae;                          /* latent diffusion only */
-    db_schedule scheduler, image_noising; /* the latter of super-resolution only */
+    db_schedule scheduler, image_noising; /* the latter of super-resolution only. Another one may
+                                             be put in its place; the file's is saved */
     int super_resolution;
     int released[2];                 /* private: text encoder, autoencoder */
     struct db__configs
@@ -1020,8 +1034,9 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out);
 void db_pipeline_free(db_pipeline *p);
 
 /* Frees the text encoder, the autoencoder or both before the rest, for their memory: training needs
-   neither once it has begun. db_pipeline_save still writes them. Keeps what came from a single
-   file. */
+   neither once it has begun (but a text encoder that it trains). Afterwards nothing can be drawn
+   with the pipeline, and no other training prepared. db_pipeline_save still writes both, from the
+   pipeline's files. Keeps what came from a single file. */
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
 
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it
@@ -1044,14 +1059,15 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means
-   "". H and W of a latent model are multiples of db_vae_factor. Here and in db_upscale latent,
-   low_res and noise_level of config are not looked at. */
+   "". H and W of a latent model are multiples of db_vae_factor. Up to eight are drawn together
+   (above 512 x 512 pixels one), which no picture depends on: for the least memory ask for one at a
+   time. Here and in db_upscale latent, low_res and noise_level of config are not looked at. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative,
                       const db_sample_config *config, size_t H, size_t W, float *out);
 
 /* Super-resolution of n images low [n,h,w,3] to [n,H,W,3], with `p` the super-resolution pipeline
-   and `text` the pipeline whose text encoder it shares. `level`: how much noise the small image
-   gets (see db_noise_level). */
+   and `text` the pipeline whose text encoder it shares, both of one context. `level`: how much
+   noise the small image gets (see db_noise_level). */
 db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
                      const db_sample_config *config, double level, const float *low, size_t h,
                      size_t w, size_t H, size_t W, float *out);
@@ -1066,7 +1082,11 @@ typedef struct db_image { /* pixels of the caller */
 /* Filters for scaling pictures, in Pillow's numbers */
 typedef enum db_filter { DB_FILTER_BILINEAR = 2, DB_FILTER_BICUBIC = 3 } db_filter;
 
-/* Scales to exactly w x h with a triangle filter that widens when it shrinks: [h,w,3] in [-1,1]. */
+/* n numbers of drawn pictures, [-1,1], to bytes; what lies outside is cut off. */
+void db_to_rgb(const float *x, size_t n, uint8_t *rgb);
+
+/* Scales to exactly w x h, the width given first, with a triangle filter that widens when it
+   shrinks: [h,w,3] in [-1,1]. */
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out);
 
 typedef struct db_dreambooth_config {
@@ -1089,7 +1109,7 @@ typedef struct db_dreambooth_config {
                            noise, so that a picture's mean can be learnt (0.1 is usual); 0: none */
     float learning_rate;
     db_lr_schedule lr_scheduler;
-    size_t lr_warmup_steps;
+    size_t lr_warmup_steps; /* updates; as in diffusers DB_LR_CONSTANT has none */
     double lr_num_cycles, lr_power;
     db_optimizer_config optimizer;
     size_t lora_rank; /* not 0: the weights stay, a LoRA of that rank is trained beside the U-Net's
@@ -1114,15 +1134,15 @@ typedef struct db_dreambooth_losses {
 } db_dreambooth_losses;
 
 /* Prepares to fine-tune p's U-Net (and text encoder) in place. `text` is the pipeline with the
-   text encoder: p itself for the base; both must outlive *out. Photos are copied: the shorter
-   side is scaled to the resolution, then cropped. Class images [n_class,resolution,resolution,3]
-   in [-1,1] are copied too; NULL without prior preservation. Fails without photos, without class
-   images for a class prompt, and when sizes or batches are 0 or do not fit. A latent model's
-   pictures go through the encoder here, once: whole, to be cropped as latents (that is, in steps
-   of db_vae_factor pixels), or with center_crop their middles. Pictures are never mirrored. A
-   learned variance, which is not trained, gives way to fixed_small in p->scheduler. Afterwards
-   p->vae and, unless it is trained, the text encoder are not used any more: see
-   db_pipeline_release. */
+   text encoder: p itself for the base; both are of one context and must outlive *out. Photos are
+   copied: the shorter side is scaled to the resolution, then cropped. Class images
+   [n_class,resolution,resolution,3] in [-1,1] are copied too; NULL without prior preservation.
+   Fails without photos, without class images for a class prompt, and when sizes or batches are 0 or
+   do not fit. A latent model's pictures go through the encoder here, once: whole, to be cropped as
+   latents (that is, in steps of db_vae_factor pixels), or with center_crop their middles. Pictures
+   are never mirrored. A learned variance, which is not trained, gives way to fixed_small in
+   p->scheduler. Afterwards p->vae and, unless it is trained, the text encoder are not used any
+   more: see db_pipeline_release. */
 db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
                                const db_dreambooth_config *config, const db_image *photos,
                                size_t n_photos, const float *class_images, size_t n_class,
@@ -1141,8 +1161,10 @@ db_result db_dreambooth_rehearse(db_dreambooth *d);
    and DB_ERROR_CANCELLED told. */
 db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses);
 
-/* The whole state of training: weights, moments, step. A run resumed from it goes on to the same
-   bits. */
+/* The whole state of training: what is trained (with lora_rank the factors alone), moments, step.
+   Resumed into a db_dreambooth made anew of the same original model, configuration, photos and
+   class images, it goes on to the same bits; of these nothing but sizes is checked. After
+   DB_ERROR_CANCELLED save works once db_clear_error has been called. */
 db_result db_dreambooth_save(const db_dreambooth *d, const char *path);
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
 
@@ -1161,8 +1183,9 @@ uint64_t db_class_image_seed(const char *class_prompt, size_t index);
              CLIPVisionModelWithProjection does
      LPIPS   AlexNet and the lpips package's linear layers (see db_lpips)
 
-   The networks compute in f32 whatever the context's `compute` is. Pictures are db_images of the
-   caller, of any size (LPIPS: all of one size); nothing keeps a pointer to them. */
+   What embeds and measures pictures computes in f32 whatever the context's `compute` is, the
+   _forward functions in their tape's type, the context's. Pictures are db_images of the caller, of
+   any size (LPIPS: all of one size); nothing keeps a pointer to them. */
 
 /* What is done to a picture before a network sees it: preprocessor_config.json. */
 typedef struct db_image_processor {
@@ -1178,8 +1201,8 @@ typedef struct db_image_processor {
    names, ...FeatureExtractor); what the file leaves out has that class's default. */
 db_result db_image_processor_load(db_ctx *ctx, const char *path, db_image_processor *out);
 
-/* Scales and crops as Pillow does, to the bit, and normalises: out [height,width,3]. Fails with
-   DB_ERROR_SHAPE when the settings give another size for this picture. */
+/* Scales and crops as Pillow does, to the bit, and normalises: out [height,width,3], the width
+   given first. Fails with DB_ERROR_SHAPE when the settings give another size for this picture. */
 db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image,
                         size_t width, size_t height, float *out);
 
@@ -1267,7 +1290,8 @@ void db_lpips_free(db_lpips *m);
 /* x, y f32 [B,H,W,3] from the processor -> distances [B,1] */
 db_tensor db_lpips_forward(db_tape *t, db_lpips *m, db_tensor x, db_tensor y);
 /* The distances of all pairs i < j of n pictures of one size: (0,1), (0,2) ... (n-2,n-1) into out
-   [n (n-1) / 2]. Holds all pictures' features: 130 kB for 64 x 64 pixels, 2.5 MB for 256 x 256. */
+   [n (n-1) / 2]; of two pictures, one. Holds all pictures' features: 130 kB for 64 x 64 pixels,
+   2.5 MB for 256 x 256. */
 db_result db_lpips_distances(db_lpips *m, const db_image *images, size_t n, float *out);
 
 /* Cosines of embeddings a [n,D], b [m,D], in double precision: the mean over all pairs (a_i, b_j);
@@ -1320,6 +1344,7 @@ typedef struct db_evaluation { /* what to measure; nothing is owned, anything ma
     size_t n_class, n_original;
 } db_evaluation;
 
+/* `ctx` is that of the networks. */
 db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out);
 
 #ifdef __cplusplus
@@ -1862,9 +1887,10 @@ static db_tensor db__shape_fail(db_tape *t, const char *what, db_tensor a, db_te
 
 db_result db_tape_create(db_ctx *ctx, db_tape **out)
 {
-    db_tape *t = (db_tape *)db__alloc(ctx, 1, sizeof *t);
+    db_tape *t;
+    *out = NULL;
+    if (ctx->result != DB_OK || !(t = (db_tape *)db__alloc(ctx, 1, sizeof *t))) return ctx->result;
     *out = t;
-    if (!t) return ctx->result;
     t->ctx = ctx;
     t->compute = ctx->config.compute;
     t->segment = -1;
@@ -2469,9 +2495,20 @@ static db_result db__ensure_arena(db_tape *t)
     return DB_OK;
 }
 
+/* Whether x has a place of its own throughout; else a failure. */
+static int db__within_reach(db_tape *t, db_tensor x, const char *what)
+{
+    if (t->ctx->result == DB_OK && (x.id < 0 || t->value[x.id].kind != DB__KEPT))
+        db__fail(t->ctx, DB_ERROR_ARGUMENT,
+                 x.id < 0 ? "%s of a value that there is not"
+                          : "%s of a value that was not kept: db_keep it before db_plan",
+                 what);
+    return t->ctx->result == DB_OK && db__ensure_arena(t) == DB_OK;
+}
+
 db_result db_upload(db_tape *t, db_tensor x, const void *data)
 {
-    if (x.id < 0 || db__ensure_arena(t) != DB_OK) return t->ctx->result;
+    if (!db__within_reach(t, x, "db_upload")) return t->ctx->result;
     return t->ctx->backend->copy_in(t->ctx, t->arena + t->value[x.id].offset, data,
                                     db_count(x) * db_dtype_size(t->value[x.id].dtype));
 }
@@ -2480,7 +2517,7 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
 {
     db_ctx *ctx = t->ctx;
     size_t n = db_count(x);
-    if (x.id < 0 || !db__computed(t, t->value[x.id].dtype) || db__ensure_arena(t) != DB_OK)
+    if (!db__within_reach(t, x, "db_download") || !db__computed(t, t->value[x.id].dtype))
         return ctx->result;
     if (t->value[x.id].dtype == DB_F32)
         return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
@@ -5883,13 +5920,14 @@ static void db__cpu_adamw_8bit(db_ctx *ctx, db_call *c)
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config)
 {
+    db_ctx *ctx = params->ctx;
     size_t k, floats = 0, codes = 0, f, c;
     memset(o, 0, sizeof *o);
     o->config = config ? *config : db_optimizer_config_default();
-    o->params = params;
-    o->at = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at);
-    o->at8 = (size_t *)db__alloc(params->ctx, params->n + 1, sizeof *o->at8);
-    if (!o->at || !o->at8 || db_params_fill(params) != DB_OK) return params->ctx->result;
+    o->ctx = ctx, o->params = params;
+    o->at = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at);
+    o->at8 = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at8);
+    if (!o->at || !o->at8 || db_params_fill(params) != DB_OK) return ctx->result;
     for (k = 0; k < params->n; k++) {
         o->at[k] = (size_t)(params->item[k].data - params->data);
         if (o->config.use_8bit_adam) o->at[k] = floats, o->at8[k] = codes;
@@ -5898,26 +5936,26 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     }
     o->at[k] = o->config.use_8bit_adam ? floats : params->count;
     o->at8[k] = o->config.use_8bit_adam ? codes : 0;
-    o->m = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
-    o->v = (float *)db__device_alloc(params->ctx, o->at[k] + 1, sizeof(float));
+    o->m = (float *)db__device_alloc(ctx, o->at[k] + 1, sizeof(float));
+    o->v = (float *)db__device_alloc(ctx, o->at[k] + 1, sizeof(float));
     if (!o->at8[k]) return db_params_require_grad(params);
-    o->m8 = (uint8_t *)db__device_alloc(params->ctx, codes, 1);
-    o->v8 = (uint8_t *)db__device_alloc(params->ctx, codes, 1);
-    o->map = (db__8bit_map *)db__device_alloc(params->ctx, 2, sizeof *o->map);
+    o->m8 = (uint8_t *)db__device_alloc(ctx, codes, 1);
+    o->v8 = (uint8_t *)db__device_alloc(ctx, codes, 1);
+    o->map = (db__8bit_map *)db__device_alloc(ctx, 2, sizeof *o->map);
     if (o->map) db__8bit_map_init(&o->map[0], 1), db__8bit_map_init(&o->map[1], 0);
     return db_params_require_grad(params);
 }
 
 void db_optimizer_free(db_optimizer *o)
 {
-    if (!o->params) return;
-    o->params->ctx->backend->release(o->params->ctx, o->m);
-    o->params->ctx->backend->release(o->params->ctx, o->v);
-    o->params->ctx->backend->release(o->params->ctx, o->m8);
-    o->params->ctx->backend->release(o->params->ctx, o->v8);
-    o->params->ctx->backend->release(o->params->ctx, o->map);
-    db__free(o->params->ctx, o->at);
-    db__free(o->params->ctx, o->at8);
+    if (!o->ctx) return;
+    o->ctx->backend->release(o->ctx, o->m);
+    o->ctx->backend->release(o->ctx, o->v);
+    o->ctx->backend->release(o->ctx, o->m8);
+    o->ctx->backend->release(o->ctx, o->v8);
+    o->ctx->backend->release(o->ctx, o->map);
+    db__free(o->ctx, o->at);
+    db__free(o->ctx, o->at8);
     memset(o, 0, sizeof *o);
 }
 
@@ -9140,6 +9178,14 @@ static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, s
         db__fail(t->ctx, DB_ERROR_MISSING, "the model has no parameter %s", full);
         return db_none;
     }
+    if (item->n_dims != n_dims || memcmp(item->dim, dim, sizeof dim) != 0) {
+        db_tensor asked = db_none, there = db_none;
+        asked.n_dims = n_dims, there.n_dims = item->n_dims;
+        memcpy(asked.dim, dim, sizeof dim);
+        memcpy(there.dim, item->dim, sizeof dim);
+        snprintf(full + strlen(full), sizeof full - strlen(full), ", for what it is given,");
+        return db__shape_fail(t, full, there, asked);
+    }
     for (k = 0; k < t->n_values; k++) /* a weight used twice is one value */
         if (t->value[k].kind == DB__PARAM && t->value[k].table == n->params &&
             n->params->item + t->value[k].param == item) {
@@ -9579,7 +9625,7 @@ static void *db__network_load(db_ctx *ctx, const db__network *kind, const char *
 
 enum { DB__FOR_LORA = 70 };
 
-static void db__lora_remove(db_param_table *network)
+void db_lora_remove(db_param_table *network)
 {
     if (!network->lora) return;
     db__params_free(&network->lora->params);
@@ -9611,7 +9657,7 @@ static db_lora *db__lora_create(const db__network *kind, db_param_table *network
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "the network has no layers that a LoRA goes beside; a T5 encoder stays as it is");
     if (ctx->result == DB_OK) db__params_allocate(&network->lora->params);
-    if (ctx->result != DB_OK) db__lora_remove(network);
+    if (ctx->result != DB_OK) db_lora_remove(network);
     return network->lora;
 }
 
@@ -9653,7 +9699,7 @@ db_result db_lora_merge(db_param_table *network)
                     row[i] += scale * b->data[o * lora->rank + r] * a->data[r * a->dim[1] + i];
         }
     }
-    db__lora_remove(network);
+    db_lora_remove(network);
     return DB_OK;
 }
 
@@ -10972,6 +11018,7 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
 {
     memset(s, 0, sizeof *s);
     s->ctx = ctx;
+    if (ctx->result != DB_OK) return ctx->result;
     s->num_train_timesteps = steps;
     s->clip_sample = 1;
     s->clip_sample_range = 1;
@@ -12418,8 +12465,8 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path)
                  "a file with other names (lora_unet_...) is to be saved with diffusers' "
                  "save_lora_weights first",
                  file, taken, db_safetensors_count(st));
-    if (ctx->result != DB_OK && p->unet) db__lora_remove(&p->unet->params);
-    if (ctx->result != DB_OK && p->text_encoder) db__lora_remove(&p->text_encoder->params);
+    if (ctx->result != DB_OK && p->unet) db_lora_remove(&p->unet->params);
+    if (ctx->result != DB_OK && p->text_encoder) db_lora_remove(&p->text_encoder->params);
     if (ctx->result == DB_OK) db__forget_learned_variance(p);
     db_safetensors_close(st);
     return ctx->result;
@@ -12500,6 +12547,16 @@ static void db__decode_latents(db_vae *v, size_t tile, const float *latents, siz
     for (k = 0; k < n; k++) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
 }
 
+/* Refuses a pipeline, and that of its texts, of which db_pipeline_release has taken what is needed
+   to draw or to prepare training. */
+static db_result db__all_there(const db_pipeline *p, const db_pipeline *text)
+{
+    if (p->ctx->result != DB_OK || !(text->released[0] || p->released[1])) return p->ctx->result;
+    return db__fail(p->ctx, DB_ERROR_MISSING, "%s: its %s was released; load it again",
+                    text->released[0] ? text->directory : p->directory,
+                    text->released[0] ? "text encoder" : "autoencoder");
+}
+
 /* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
 static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
                           const char *negative, const db_sample_config *config, double level,
@@ -12510,6 +12567,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
            f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3,
            at_once = H * W > (size_t)512 * 512 ? 1 : DB__AT_ONCE, P;
     float *states, *condition = NULL, *latents = NULL;
+    if (db__all_there(p, text) != DB_OK) return ctx->result;
     if (!text->text_encoder || !text->tokenizer)
         return db__fail(ctx, DB_ERROR_MISSING,
                         "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a "
@@ -12729,11 +12787,17 @@ static void db__resize_axis(db_filter filter, const float *in, size_t outer, siz
 
 db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out)
 {
-    float *bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float)),
-          *narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
-    size_t width = DB__MAX(db__filter_width(image->w, w), db__filter_width(image->h, h));
-    double *weights = (double *)db__alloc(ctx, width, sizeof(double));
+    float *bytes, *narrow;
+    double *weights;
     size_t k;
+    if (ctx->result != DB_OK) return ctx->result;
+    if (!w || !h || !image->w || !image->h)
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "a picture of %zu x %zu cannot become %zu x %zu",
+                        image->w, image->h, w, h);
+    bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float));
+    narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
+    weights = (double *)db__alloc(
+        ctx, DB__MAX(db__filter_width(image->w, w), db__filter_width(image->h, h)), sizeof(double));
     if (bytes && narrow && weights) {
         for (k = 0; k < image->h * image->w * 3; k++) bytes[k] = (float)image->rgb[k] / 127.5f - 1;
         db__resize_axis(DB_FILTER_BILINEAR, bytes, image->h, image->w, 3, narrow, w, weights);
@@ -12743,6 +12807,15 @@ db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, floa
     db__free(ctx, narrow);
     db__free(ctx, weights);
     return ctx->result;
+}
+
+void db_to_rgb(const float *x, size_t n, uint8_t *rgb)
+{
+    size_t k;
+    for (k = 0; k < n; k++) {
+        float v = (x[k] + 1) * 127.5f + 0.5f;
+        rgb[k] = (uint8_t)DB__MIN(DB__MAX(v, 0.0f), 255.0f);
+    }
 }
 
 /* Records |v_hat(alpha x + sigma eps, c) - target|^2 of every sample, and their weighted mean. */
@@ -12880,7 +12953,7 @@ static void db__draw_batch(db_dreambooth *d, const db__pass *pass, uint32_t run)
     }
     if (d->config.train_text_encoder) {
         db_upload(t, pass->ids, b->ids);
-        db_upload(t, pass->mask, b->mask); /* CLIP has none */
+        if (pass->mask.id >= 0) db_upload(t, pass->mask, b->mask); /* CLIP has none */
     } else {
         db_upload(t, pass->words, b->words);
     }
@@ -13107,6 +13180,16 @@ static db_param_table *db__trained(const db_dreambooth *d, db_param_table *netwo
     return d->config.lora_rank ? &network->lora->params : network;
 }
 
+/* Refuses what needs a LoRA that has been merged or removed since. */
+static db_result db__still_trained(const db_dreambooth *d)
+{
+    if (d->ctx->result == DB_OK && d->config.lora_rank &&
+        (!d->p->unet->params.lora ||
+         (d->config.train_text_encoder && !d->text->text_encoder->params.lora)))
+        db__fail(d->ctx, DB_ERROR_ARGUMENT, "the LoRA that was trained is merged or removed");
+    return d->ctx->result;
+}
+
 void db_dreambooth_free(db_dreambooth *d)
 {
     if (!d) return;
@@ -13131,10 +13214,10 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     db_dreambooth *d;
     size_t S = config->resolution, crop = config->crop_size ? config->crop_size : S,
            f = config->upscale, k;
-    size_t C;
+    size_t C, n_encoded = n_photos + (config->class_prompt ? n_class : 0);
     int latent = p->vae != NULL, added[2] = {0, 0}; /* LoRAs that were not there before */
     *out = NULL;
-    if (ctx->result != DB_OK) return ctx->result;
+    if (db__all_there(p, text) != DB_OK) return ctx->result;
     if (!n_photos) return db__fail(ctx, DB_ERROR_MISSING, "there are no photos to learn from");
     if (!text->text_encoder || !text->tokenizer)
         return db__fail(ctx, DB_ERROR_MISSING, "%s has no text encoder or no tokenizer",
@@ -13185,6 +13268,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
         if (db_resize(ctx, &photos[k], w, h, d->term[0].picture[k]) != DB_OK) goto fail;
         if (db__term_pair(d, &d->term[0], k) != DB_OK) goto fail;
         if (db__term_encode(d, &d->term[0], k) != DB_OK) goto fail;
+        if (latent && db__progress(ctx, "encoding", k + 1, n_encoded) != DB_OK) goto fail;
     }
     if (config->class_prompt) {
         db__term *prior = &d->term[1];
@@ -13196,6 +13280,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
             memcpy(prior->picture[k], class_images + k * S * S * 3, S * S * 3 * sizeof(float));
             if (db__term_pair(d, prior, k) != DB_OK) goto fail;
             if (db__term_encode(d, prior, k) != DB_OK) goto fail;
+            if (latent && db__progress(ctx, "encoding", n_photos + k + 1, n_encoded) != DB_OK)
+                goto fail;
         }
     }
     if (config->lora_rank) { /* beside those of the pipeline that have none yet */
@@ -13226,8 +13312,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     return DB_OK;
 fail:
     db_dreambooth_free(d);
-    if (added[0]) db__lora_remove(&p->unet->params);
-    if (added[1]) db__lora_remove(&text->text_encoder->params);
+    if (added[0]) db_lora_remove(&p->unet->params);
+    if (added[1]) db_lora_remove(&text->text_encoder->params);
     return ctx->result;
 }
 
@@ -13248,6 +13334,7 @@ size_t db_dreambooth_steps_done(const db_dreambooth *d) { return d->step; }
 db_result db_dreambooth_rehearse(db_dreambooth *d)
 {
     size_t k;
+    if (db__still_trained(d) != DB_OK) return d->ctx->result;
     for (k = 0; k < d->config.gradient_accumulation_steps; k++) db__run_batches(d, 0);
     return d->ctx->result; /* the next step begins by clearing the gradients */
 }
@@ -13258,6 +13345,7 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     const db_dreambooth_config *c = &d->config;
     size_t runs = c->gradient_accumulation_steps, k;
     db_dreambooth_losses l;
+    if (db__still_trained(d) != DB_OK) return ctx->result;
     memset(&l, 0, sizeof l);
     d->term[0].loss = d->term[1].loss = 0;
     db_zero_grad(d->opt.params);
@@ -13319,9 +13407,12 @@ static size_t db__state_parts(const db_dreambooth *d, db__state part[10])
 db_result db_dreambooth_save(const db_dreambooth *d, const char *path)
 {
     db__state part[10];
-    size_t n = db__state_parts(d, part), k;
-    db_safetensors_writer *w = db_safetensors_create(d->ctx, path);
+    size_t n, k;
+    db_safetensors_writer *w;
     char text[32];
+    if (db__still_trained(d) != DB_OK) return d->ctx->result;
+    n = db__state_parts(d, part);
+    w = db_safetensors_create(d->ctx, path);
     snprintf(text, sizeof text, "%zu", d->step);
     db_safetensors_add_metadata(w, "step", text);
     for (k = 0; k < n; k++)
@@ -13334,9 +13425,11 @@ db_result db_dreambooth_resume(db_dreambooth *d, const char *path)
 {
     db__state part[10];
     const char *step;
-    size_t n = db__state_parts(d, part), k;
+    size_t n, k;
     db_safetensors *st = NULL;
-    if (db_safetensors_open(d->ctx, path, &st) != DB_OK) return d->ctx->result;
+    if (db__still_trained(d) != DB_OK || db_safetensors_open(d->ctx, path, &st) != DB_OK)
+        return d->ctx->result;
+    n = db__state_parts(d, part);
     for (k = 0; k < n; k++) {
         const db_file_tensor *f = db_safetensors_find(st, part[k].name);
         if (!f || f->count != part[k].count || f->dtype != part[k].dtype) {

@@ -23,9 +23,8 @@ static inline int save_picture(const float *pixels, size_t size, const char *pat
 {
     unsigned char *rgb = (unsigned char *)malloc(size * size * 3);
     char err[IMG_ERROR_SIZE];
-    size_t k;
     int bad;
-    for (k = 0; k < size * size * 3; k++) rgb[k] = (unsigned char)((pixels[k] + 1) * 127.5f + 0.5f);
+    db_to_rgb(pixels, size * size * 3, rgb);
     bad = img_save_png(path, rgb, size, size, err, sizeof err) != IMG_OK;
     free(rgb);
     if (bad) fprintf(stderr, "%s\n", err);

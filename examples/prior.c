@@ -80,11 +80,9 @@ int main(int argc, char **argv)
         const char *label[3 * N];
         img_grid_config grid = img_grid_config_default();
         char err[IMG_ERROR_SIZE];
-        for (k = 0; k < 3 * N * PIXELS; k++) {
-            const float *from = k / N / PIXELS == 0 ? before : k / N / PIXELS == 1 ? without : with;
-            rgb[k / PIXELS][k % PIXELS] =
-                (unsigned char)((from[k % (N * PIXELS)] + 1) * 127.5f + 0.5f);
-        }
+        db_to_rgb(before, N * PIXELS, rgb[0]);
+        db_to_rgb(without, N * PIXELS, rgb[N]);
+        db_to_rgb(with, N * PIXELS, rgb[2 * N]);
         for (k = 0; k < 3 * N; k++)
             row[k] = rgb[k], label[k] = k < N ? "before" : k < 2 * N ? "lambda 0" : "lambda 1";
         grid.columns = N, grid.scale = 2, grid.title = "\"a dog\"";

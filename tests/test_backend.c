@@ -775,7 +775,8 @@ static void test_errors(void)
     db_config config = db_config_default();
     db_backend lame = *db_backend_cpu();
     db_tape *t;
-    db_tensor x, y, w;
+    db_tensor x, y, w, z;
+    float numbers[2 * 5 * 6 * 4] = {0};
     size_t huge[4], k;
     const char *name;
     for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
@@ -843,8 +844,23 @@ static void test_errors(void)
     test_check(db_multiply(t, x, x).id < 0 && db_run(t, 0, 0) == DB_ERROR_SHAPE &&
                    db_backward(t, x) == DB_ERROR_SHAPE,
                "an error sticks", "operations do nothing after one");
+    {
+        db_tape *second;
+        db_schedule s;
+        test_check(db_tape_create(ctx, &second) == DB_ERROR_SHAPE && !second &&
+                       db_schedule_init(ctx, "linear", .1, .2, 9, &s) == DB_ERROR_SHAPE &&
+                       !s.alphas_cumprod,
+                   "an error sticks", "nothing new is made after one");
+    }
     db_clear_error(ctx);
+    z = db_multiply(t, x, x);
     db_plan(t, NULL);
+    db_download(t, z, numbers),
+        expect(ctx, "error of a value not kept", DB_ERROR_ARGUMENT, "db_download", "db_keep");
+    db_upload(t, z, numbers),
+        expect(ctx, "error of an upload to no input", DB_ERROR_ARGUMENT, "db_upload", "kept");
+    db_download(t, db_grad(t, x), numbers),
+        expect(ctx, "error of no gradient", DB_ERROR_ARGUMENT, "db_download", "there is not");
     db_multiply(t, x, x),
         expect(ctx, "error of recording after the plan", DB_ERROR_ARGUMENT, "recorded", "planned");
     db_tape_destroy(t);

@@ -821,7 +821,41 @@ static void test_bad_input(void)
     if (d) db_dreambooth_resume(d, at("other.safetensors"));
     expect(s.ctx, "a state of another size", DB_ERROR_SHAPE, "other.safetensors", "unet");
     test_check(d && !db_dreambooth_steps_done(d), "a state that is refused", "leaves the step alone");
-    db_dreambooth_free(d);
+    db_dreambooth_free(d), d = NULL;
+    c = settings(&s, 0), c.lora_rank = 4;
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d) == DB_OK) {
+        db_dreambooth_step(d, &l);
+        db_lora_merge(&s.p.unet->params);
+        db_dreambooth_step(d, &l);
+    }
+    expect(s.ctx, "a step of a LoRA that was merged", DB_ERROR_ARGUMENT, "merged", "");
+    if (d) db_dreambooth_save(d, at("merged.safetensors"));
+    expect(s.ctx, "its state", DB_ERROR_ARGUMENT, "merged", "");
+    db_dreambooth_free(d); /* touches nothing of it */
+    {
+        enum { WIDER = 8 };
+        db_sample_config draw = db_sample_config_default();
+        size_t D = s.p.text_encoder->config.d_model + WIDER;
+        float *text = (float *)calloc(2 * 4 * D, sizeof *text), drawn[8 * 8 * 3];
+        draw.num_inference_steps = 1;
+        db_sample(s.p.unet, &s.p.scheduler, &draw, text, 4, D, 1, 8, 8, 3, drawn);
+        expect(s.ctx, "texts of another width", DB_ERROR_SHAPE, "weight, for what it is given,",
+               "does not fit");
+        free(text);
+    }
+    {
+        float none[3];
+        s.photo[0].h = 0, db_resize(s.ctx, &s.photo[0], 1, 1, none);
+        expect(s.ctx, "scaling an empty picture", DB_ERROR_ARGUMENT, "24 x 0", "1 x 1");
+    }
+    {
+        static const float x[] = {-1, 1, 0, 7, -7, .5f};
+        uint8_t rgb[6];
+        db_to_rgb(x, 6, rgb);
+        test_check(rgb[0] == 0 && rgb[1] == 255 && rgb[2] == 128 && rgb[3] == 255 && !rgb[4] &&
+                       rgb[5] == 191,
+                   "numbers to bytes", "rounded, and cut off");
+    }
     subject_free(&s);
 }
 
@@ -838,7 +872,14 @@ static void test_bad_latents(void)
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
     expect(s.ctx, "a resolution that is no whole latent", DB_ERROR_ARGUMENT, "17",
            "multiples of 2");
-    c.resolution = 16, s.p.unet->config.in_channels = 9;
+    c.resolution = 16, s.ctx->config.progress = cancel_at_two;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
+    expect(s.ctx, "cancelled while encoding", DB_ERROR_CANCELLED, "encoding", "2 of 3");
+    s.ctx->config.progress = NULL, s.p.released[1] = 1;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
+    expect(s.ctx, "training without the autoencoder", DB_ERROR_MISSING, "autoencoder", "released");
+    s.p.released[1] = 0;
+    s.p.unet->config.in_channels = 9;
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d);
     expect(s.ctx, "an inpainting network", DB_ERROR_UNSUPPORTED, "9 channels", "");
     s.p.unet->config.in_channels = 4;

@@ -370,6 +370,8 @@ static void check_start(db_ctx *ctx)
         }
     }
     sum /= (double)n, square = sqrt(square / (double)n);
+    db_lora_remove(&p.unet->params), db_lora_remove(&p.unet->params);
+    test_check(!p.unet->params.lora, "a LoRA removed", "twice: it is gone");
     if (b == 0 && fabs(sum) < 0.02 && fabs(square * 8 - 1) < 0.1)
         test_pass("a new LoRA", "A has deviation %.3f = 1 / %.2f, B is zero", square, 1 / square);
     else

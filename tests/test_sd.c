@@ -603,6 +603,11 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_load(ctx, at("released"), &r);
     test_check(q && !q->vae && !q->text_encoder && same_weights(p, r),
                "pipeline saved after a release", "the same weights");
+    if (q) {
+        db_sample_config c = db_sample_config_default();
+        db_generate(q, prompts, 1, NULL, &c, H, W, again);
+        expect(ctx, "drawing after a release", DB_ERROR_MISSING, "text encoder", "released");
+    }
     db_pipeline_free(r), r = NULL;
     db_pipeline_free(q);
     db_pipeline_save_ldm(p, at("ldm.safetensors"), DB_F32);

@@ -325,7 +325,7 @@ static inline int edit_pictures(const workplace *w, db_pipeline *p, const char *
             db_trajectory_step(&tr, i, 1, P, 3, CP, pred, noise, x);
         }
         db_trajectory_free(&tr);
-        to_bytes(x, P * 3, picture_at(to, k));
+        db_to_rgb(x, P * 3, picture_at(to, k));
         if (interrupted) db_fail(ctx, DB_ERROR_CANCELLED, "interrupted");
     }
     db_tape_destroy(t);
@@ -1103,7 +1103,7 @@ static inline int measure_restored(work *w, restoration *r, double variance, con
         world_scene scene;
         db_image pair[2];
         float one = (float)NAN;
-        to_bytes(y, P, picture_at(&r->made, k));
+        db_to_rgb(y, P, picture_at(&r->made, k));
         pair[0] = r->truth.view[k], pair[1] = r->made.view[k];
         if (net->lpips) bad = db_lpips_distances(net->lpips, pair, 2, &one) != DB_OK;
         distance += (double)one / (double)r->n;
@@ -1158,7 +1158,7 @@ static inline int show_close_ups(work *w, restoration *r)
                       r->low + y * small * 3);
         img_free(&strip);
         bad = enlarge(w, r, 2, s->noise < 0 ? 1e-3 : s->noise);
-        if (!bad) to_bytes(r->out, 2 * r->side * r->side * 3, large.rgb);
+        if (!bad) db_to_rgb(r->out, 2 * r->side * r->side * 3, large.rgb);
         for (k = 0; k < 2; k++)
             show_middle(&large, k, &close, shown), labels[shown++] = "generated, enlarged";
     }

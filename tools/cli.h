@@ -455,20 +455,13 @@ static inline char **load_lines(const char *path, size_t *n)
 
 /* ---- pictures -------------------------------------------------------------------------------- */
 
-static inline uint8_t to_byte(float x)
-{
-    float v = (x + 1) * 127.5f + 0.5f;
-    return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
-}
-
 /* Writes one picture [h][w][3] in [-1,1] as PNG. */
 static inline int save_picture(const float *pixels, size_t h, size_t w, const char *path)
 {
-    size_t i, n = h * w * 3;
-    uint8_t *rgb = (uint8_t *)malloc(n);
+    uint8_t *rgb = (uint8_t *)malloc(h * w * 3);
     char err[IMG_ERROR_SIZE];
     int bad;
-    for (i = 0; i < n; i++) rgb[i] = to_byte(pixels[i]);
+    db_to_rgb(pixels, h * w * 3, rgb);
     bad = img_save_png(path, rgb, w, h, err, sizeof err) != IMG_OK;
     free(rgb);
     return bad ? fail("%s", err) : 0;
@@ -486,7 +479,7 @@ static inline int save_grid(const float *pixels, size_t n, size_t h, size_t w,
     char err[IMG_ERROR_SIZE];
     size_t i;
     int bad;
-    for (i = 0; i < n * h * w * 3; i++) rgb[i] = to_byte(pixels[i]);
+    db_to_rgb(pixels, n * h * w * 3, rgb);
     for (i = 0; i < n; i++) each[i] = labels[i] ? rgb + i * h * w * 3 : NULL;
     g.title = title, g.scale = w < 128 ? 2 : 1, g.columns = n < columns ? n : columns;
     bad = img_grid(each, labels, n, w, h, &g, &sheet, err, sizeof err) != IMG_OK;

@@ -920,6 +920,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         if (!classes) return 1;
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
+    bar_start("encoding");
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class,
                                   &d) != DB_OK;
     if (!status && t->release && !t->validation.prompt) /* which draws with them */
@@ -1675,7 +1676,8 @@ static int probe(int argc, char **argv)
         for (k = 0; k < u.n; k++) db_upload(t, u.to[k], u.data[k]);
         db_run(t, 0, 0);
         result = (float *)malloc((db_count(y) + 1) * sizeof(float));
-        db_download(t, y, result), db_download(t, loss, &value);
+        db_download(t, y, result);
+        if (grads) db_download(t, loss, &value);
         if (db_status(ctx) == DB_OK)
             write_output(ctx, out, part_kinds[p.kind].output, result, y.n_dims, y.dim,
                          grads ? &value : NULL);

@@ -465,11 +465,11 @@ static int restore(const options *o, db_ctx *ctx)
         db_downsample(x, BIG, BIG, 3, FACTOR, small);
         for (q = 0; q < BIG * BIG * 3; q++)
             x[q] = small[(q / 3 / BIG / FACTOR * SMALL + q / 3 % BIG / FACTOR) * 3 + q % 3];
-        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + GIVEN));
+        db_to_rgb(x, BIG * BIG * 3, picture_at(&p, KINDS * i + GIVEN));
         bicubic(small, x);
-        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + BICUBIC));
+        db_to_rgb(x, BIG * BIG * 3, picture_at(&p, KINDS * i + BICUBIC));
         if (enlarge(sr, text, caption, i, o->noise_variance, small, x) != DB_OK) break;
-        to_bytes(x, BIG * BIG * 3, picture_at(&p, KINDS * i + RESTORED));
+        db_to_rgb(x, BIG * BIG * 3, picture_at(&p, KINDS * i + RESTORED));
         for (k = BICUBIC; k <= RESTORED; k++) {
             db_image pair[2];
             pair[0] = view[RENDER], pair[1] = view[k];
@@ -705,13 +705,13 @@ static int sheets(const options *o, db_ctx *ctx)
     for (i = 0; i < n; i++) {
         to_floats(picture_at(&m.drawn, i), SMALL * SMALL * 3, small);
         if (enlarge(p[1], p[0], labels[i], i, o->noise_variance, small, x) != DB_OK) break;
-        to_bytes(x, BIG * BIG * 3, picture_at(&to[0], i));
+        db_to_rgb(x, BIG * BIG * 3, picture_at(&to[0], i));
         for (y = 0; y < SMALL; y++)
             memcpy(small + y * SMALL * 3,
                    x + (((BIG - SMALL) / 2 + y) * BIG + (BIG - SMALL) / 2) * 3,
                    SMALL * 3 * sizeof *x);
         if (enlarge(p[2], p[0], labels[i], i, o->noise_variance, small, x) != DB_OK) break;
-        to_bytes(x, BIG * BIG * 3, picture_at(&to[1], i));
+        db_to_rgb(x, BIG * BIG * 3, picture_at(&to[1], i));
     }
     if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
     bad = write_sheet(o, "sheet256", first_captions, &to[0], labels, n, 8, 1) ||

@@ -33,12 +33,6 @@ static inline uint8_t *picture_at(const pictures *p, size_t k)
     return p->rgb + k * p->side * p->side * 3;
 }
 
-static inline void to_bytes(const float *x, size_t n, uint8_t *out)
-{
-    size_t k;
-    for (k = 0; k < n; k++) out[k] = to_byte(x[k]);
-}
-
 static inline void to_floats(const uint8_t *x, size_t n, float *out)
 {
     size_t k;
@@ -64,7 +58,7 @@ static inline int draw_into(db_pipeline *p, db_sampler sampler, size_t steps, do
     c.guidance_scale = (float)guidance, c.seed = seed;
     c.guidance_stop = (float)usual_guidance_stop(p);
     bad = n && db_generate(p, prompts, n, NULL, &c, to->side, to->side, x) != DB_OK;
-    if (!bad) to_bytes(x, n * P, picture_at(to, first));
+    if (!bad) db_to_rgb(x, n * P, picture_at(to, first));
     free(x);
     return bad;
 }

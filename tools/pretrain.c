@@ -281,7 +281,7 @@ static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_sche
     }
     for (i = 0; i < u->params.n; i++)
         u->params.item[i].data = params + (u->params.item[i].data - tr->ema);
-    for (k = 0; k < SHEET * P; k++) bytes[k] = (uint8_t)((pixels[k] + 1) * 127.5f + 0.5f);
+    db_to_rgb(pixels, SHEET * P, bytes);
     for (k = 0; k < SHEET; k++) pictures[k] = bytes + k * P;
     snprintf(title, sizeof title, "step %llu, %llu pictures seen, %.0f min",
              (unsigned long long)tr->step, (unsigned long long)tr->seen, tr->seconds / 60);
@@ -534,7 +534,8 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
                 db_upload(t, aux_weight, aw);
         db_zero_grad(&u->params);
         db_run(t, (uint64_t)o->seed, (uint32_t)tr.step);
-        db_download(t, loss, &value), db_download(t, aux_loss, &aux_value);
+        db_download(t, loss, &value);
+        if (!sr) db_download(t, aux_loss, &aux_value);
         db_optimizer_step(&tr.opt, learning_rate(o, tr.step), 1, NULL);
         db_ema_update(&u->params, tr.ema, ema_decay(o, tr.step));
         tr.step++, tr.seen += B;

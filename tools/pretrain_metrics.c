@@ -177,10 +177,9 @@ static void show_elsewhere(const session *s, size_t i, uint64_t k, uint8_t *rgb)
 static void rescale(db_ctx *ctx, uint8_t *rgb, size_t from, size_t to, float *x)
 {
     db_image image;
-    size_t i;
     image.rgb = rgb, image.w = image.h = from;
     db_resize(ctx, &image, to, to, x);
-    for (i = 0; i < to * to * 3; i++) rgb[i] = (uint8_t)((x[i] + 1) * 127.5f + 0.5f);
+    db_to_rgb(x, to * to * 3, rgb);
 }
 
 /* A square of `low` to `high` of the picture's area, at the network's size, a little darker or
