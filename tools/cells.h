@@ -400,7 +400,8 @@ static inline prompts name_subject(const settings *s, int subject)
     return all;
 }
 
-/* Places that no photo shows, and the bare name last. */
+/* Places that no photo shows, and the bare name last: often where it is asked where and how the
+   photos have tied the subject. */
 static inline prompts subject_prompts(const settings *s, int subject, size_t n)
 {
     prompts all = name_subject(s, subject);
@@ -409,7 +410,7 @@ static inline prompts subject_prompts(const settings *s, int subject, size_t n)
     free_places(subject, places);
     for (k = 0; k < n; k++)
         add_prompt(&all, "place", "", "", world_place_name(places[k]))->place = places[k];
-    add_prompt(&all, "bare", "", "", "");
+    for (k = 0; k < (strcmp(s->shots, "usual") ? 4 : 1); k++) add_prompt(&all, "bare", "", "", "");
     return all;
 }
 
@@ -435,7 +436,7 @@ static inline prompts application_prompts(const settings *s, int subject)
     for (k = 0; k < 4; k++)
         add_prompt(&all, "colours", "", world_color_name(colors[k]), "")->color = colors[k];
     for (k = 0; k < 4; k++) { /* the head of the subject, the body of another */
-        if (others[k] == object) continue;
+        if (others[k] == object || !world_has_head(object)) continue;
         phrase(after, sizeof after, "and", "", "", world_class_name(others[k]), "");
         add_prompt(&all, "hybrids", "a cross of", "", after)->other = others[k];
     }
@@ -697,15 +698,26 @@ static inline void measure_fidelity(work *w, const pictures *made, const picture
     free(z), free(a), free(b);
 }
 
+static inline void set_share(work *w, const char *name, const char *of, const char *suffix,
+                             size_t right, size_t n)
+{
+    char whole[40];
+    snprintf(whole, sizeof whole, "%s%s", name, of);
+    set_value(w, whole, suffix, (double)right / (double)n);
+}
+
 /* Shares of what the classifier finds as it was asked for; not a number where nothing was asked.
    `of` stands behind the values' names: "", or "_original" for the original model's pictures. */
 static inline void measure_obedience(work *w, const prompts *all, size_t each, const pictures *made,
                                      const char *of, const char *suffix)
 {
-    char name[3][40];
+    const settings *s = &w->c->settings;
     world_subject_info info = world_subject(w->c->subject);
-    unsigned places = places_of_photos(&w->c->settings, w->c->subject);
-    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, of_first = 0, class_right = 0;
+    unsigned places = places_of_photos(s, w->c->subject);
+    int noun = world_class_named(settings_noun(s, w->c->subject)),
+        color = world_color_named(s->word);
+    size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0, of_noun = 0,
+           of_color = 0, bare = 0, bare_first = 0, bare_front = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
     if (w->w->net.classifier &&
         classifier_run(w->w->net.classifier, made->view, n, seen) == DB_OK) {
@@ -713,20 +725,23 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
             const int32_t *one = seen + k * CLASSIFIER_N;
             const prompt *p = &all->item[k / each];
             class_right += one[CLASSIFIER_class] == info.object;
+            of_noun += one[CLASSIFIER_class] == noun, of_color += one[CLASSIFIER_color] == color;
+            if (!strcmp(p->group, "bare")) {
+                bare++, bare_first += one[CLASSIFIER_place] == info.places[0];
+                bare_front += one[CLASSIFIER_view] == WORLD_FRONT;
+            }
             if (p->place < 0) continue;
             asked++, right += one[CLASSIFIER_place] == p->place;
             of_photos += places >> one[CLASSIFIER_place] & 1;
-            of_first += one[CLASSIFIER_place] == info.places[0];
         }
-        snprintf(name[0], sizeof name[0], "class_right%s", of);
-        snprintf(name[1], sizeof name[1], "place_right%s", of);
-        snprintf(name[2], sizeof name[2], "place_of_photos%s", of);
-        set_value(w, name[0], suffix, (double)class_right / (double)n);
-        set_value(w, name[1], suffix, (double)right / (double)asked);
-        set_value(w, name[2], suffix, (double)of_photos / (double)asked);
-        if (strcmp(w->c->settings.shots, "usual")) { /* which all of these have a photo of */
-            snprintf(name[0], sizeof name[0], "place_of_first_photo%s", of);
-            set_value(w, name[0], suffix, (double)of_first / (double)asked);
+        set_share(w, "class_right", of, suffix, class_right, n);
+        set_share(w, "place_right", of, suffix, right, asked);
+        set_share(w, "place_of_photos", of, suffix, of_photos, asked);
+        if (!strcmp(s->noun, "wrong")) set_share(w, "noun_right", of, suffix, of_noun, n);
+        if (color >= 0) set_share(w, "color_of_word", of, suffix, of_color, n);
+        if (strcmp(s->shots, "usual")) { /* all of these have a photo there, and one from the front */
+            set_share(w, "bare_in_first_place", of, suffix, bare_first, bare);
+            set_share(w, "bare_from_front", of, suffix, bare_front, bare);
         }
     }
     free(seen);
