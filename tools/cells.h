@@ -698,6 +698,13 @@ static inline void measure_fidelity(work *w, const pictures *made, const picture
     free(z), free(a), free(b);
 }
 
+/* The index of a word among n names; -1: none of them. */
+static inline int index_named(const char *(*name)(int), int n, const char *word)
+{
+    while (--n >= 0 && strcmp(name(n), word)) {}
+    return n;
+}
+
 static inline void set_share(work *w, const char *name, const char *of, const char *suffix,
                              size_t right, size_t n)
 {
@@ -714,8 +721,8 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     const settings *s = &w->c->settings;
     world_subject_info info = world_subject(w->c->subject);
     unsigned places = places_of_photos(s, w->c->subject);
-    int noun = world_class_named(settings_noun(s, w->c->subject)),
-        color = world_color_named(s->word);
+    int noun = index_named(world_class_name, WORLD_CLASSES, settings_noun(s, w->c->subject)),
+        color = index_named(world_color_name, WORLD_COLORS, s->word);
     size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0, of_noun = 0,
            of_color = 0, bare = 0, bare_first = 0, bare_front = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
@@ -739,7 +746,7 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
         set_share(w, "place_of_photos", of, suffix, of_photos, asked);
         if (!strcmp(s->noun, "wrong")) set_share(w, "noun_right", of, suffix, of_noun, n);
         if (color >= 0) set_share(w, "color_of_word", of, suffix, of_color, n);
-        if (strcmp(s->shots, "usual")) { /* all of these have a photo there, and one from the front */
+        if (strcmp(s->shots, "usual")) { /* all of these have a photo there and from the front */
             set_share(w, "bare_in_first_place", of, suffix, bare_first, bare);
             set_share(w, "bare_from_front", of, suffix, bare_front, bare);
         }
@@ -1209,15 +1216,43 @@ static inline int measure_sr(work *w)
 
 /* ---- do the metrics measure subjects? -------------------------------------------------------- */
 
-/* How far two members of a class are apart: build and colours. */
-static inline double true_distance(const world_scene *a, const world_scene *b)
+enum { SHAPES = 8, SHADES = 9 }; /* numbers of a member's build, of its colours */
+
+/* Number i of the two together. */
+static inline float *true_number(world_scene *s, size_t i)
 {
-    double sum = 0;
-    size_t i, c;
-    for (i = 0; i < 8; i++) sum += fabs((double)a->shape[i] - (double)b->shape[i]) / 8;
-    for (i = 0; i < 3; i++)
-        for (c = 0; c < 3; c++) sum += fabs((double)a->rgb[i][c] - (double)b->rgb[i][c]) / 9;
-    return sum;
+    return i < SHAPES ? &s->shape[i] : &s->rgb[(i - SHAPES) / 3][(i - SHAPES) % 3];
+}
+
+/* Which of them a picture of s shows: that change if the number does. A class's builder has no use
+   for some. */
+static inline void find_visible(const world_scene *s, size_t side, char visible[SHAPES + SHADES])
+{
+    pictures p = pictures_make(2, side);
+    size_t i;
+    render(s, &p, 0);
+    for (i = 0; i < SHAPES + SHADES; i++) {
+        world_scene other = *s;
+        float *x = true_number(&other, i);
+        *x += *x < .5f ? .25f : -.25f;
+        render(&other, &p, 1);
+        visible[i] = memcmp(picture_at(&p, 0), picture_at(&p, 1), side * side * 3) != 0;
+    }
+    pictures_free(&p);
+}
+
+/* How far two members of a class are apart in what can be seen: mean difference of the build's
+   numbers, and of the colours'. */
+static inline double true_distance(world_scene *a, world_scene *b,
+                                   const char visible[SHAPES + SHADES])
+{
+    double sum[2] = {0, 0}, n[2] = {0, 0};
+    size_t i;
+    for (i = 0; i < SHAPES + SHADES; i++)
+        if (visible[i])
+            sum[i >= SHAPES] += fabs((double)*true_number(a, i) - (double)*true_number(b, i)),
+                n[i >= SHAPES]++;
+    return sum[0] / fmax(n[0], 1) + sum[1] / fmax(n[1], 1);
 }
 
 /* Members of the subject's class in one place, light and view, all with the subject's own marks and
@@ -1234,6 +1269,7 @@ static inline int measure_metrics(work *w)
     const pictures *set[8];
     size_t index[8];
     const char *labels[8];
+    char visible[SHAPES + SHADES];
     for (i = 0; i < MEMBERS; i++) {
         world_scene member;
         world_subject_view(w->c->subject, WORLD_GRASS, WORLD_FRONT, 1, &scene[i]);
@@ -1243,6 +1279,7 @@ static inline int measure_metrics(work *w)
         memcpy(scene[i].rgb, member.rgb, sizeof member.rgb);
     }
     for (i = 0; i < MEMBERS; i++) render(&scene[i], &p, i);
+    find_visible(&scene[0], side, visible);
     z = dino_of(net, p.view, MEMBERS);
     if (net->clip) {
         clip = (float *)malloc(MEMBERS * net->clip->config.projection_dim * sizeof *clip);
@@ -1253,7 +1290,7 @@ static inline int measure_metrics(work *w)
         for (j = i + 1; j < MEMBERS; j++, k++) {
             size_t D = net->dino ? net->dino->config.hidden_size : 0,
                    E = net->clip ? net->clip->config.projection_dim : 0;
-            truth[k] = true_distance(&scene[i], &scene[j]);
+            truth[k] = true_distance(&scene[i], &scene[j], visible);
             by[0][k] = z ? -db_cosine_paired(z + i * D, z + j * D, 1, D) : 0;
             by[1][k] = clip ? -db_cosine_paired(clip + i * E, clip + j * E, 1, E) : 0;
             by[2][k] = net->lpips ? (double)lpips[k] : 0;

@@ -11,7 +11,7 @@ typedef struct page {
     const char *folder;
     int inference;    /* 0: a smoke test, from which nothing is concluded */
     double most_steps; /* of the scale */
-    size_t strips;
+    size_t strips, missing; /* written; pictures of cells that are not in the folder */
 } page;
 
 /* ---- which values an experiment shows -------------------------------------------------------- */
@@ -20,19 +20,20 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
     {"map", "", ""},
     {"prior", "dino fidelity clip_i clip_t div pres pres_original drift class_diversity_64 "
               "class_diversity_64_original place_right overfit", "pres div drift"},
-    {"noun", "dino fidelity clip_i clip_t place_right class_right", "dino clip_i"},
+    {"noun", "dino fidelity clip_i clip_t place_right class_right noun_right", "dino clip_i"},
     {"photos", "dino fidelity clip_i clip_t div place_right", "dino clip_i"},
     {"sr", "", "lpips_1e-5 detail_1e-5 spectrum_1e-5"},
     {"baselines", "dino fidelity clip_i clip_t div place_right class_right",
      "dino fidelity clip_t place_right"},
     {"applications", "", ""},
-    {"identifier", "dino clip_t pres drift div place_right class_right", "dino drift"},
+    {"identifier", "dino clip_t pres drift div place_right class_right color_of_word",
+     "dino drift"},
     {"trained", "dino fidelity clip_t pres drift place_right overfit", "dino drift overfit"},
     {"lambda", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_images", "dino clip_t div pres drift class_diversity", "dino drift"},
     {"class_guidance", "dino clip_t div pres drift class_diversity", "drift class_diversity"},
-    {"entanglement", "fidelity clip_t place_right place_of_first_photo div",
-     "place_of_first_photo fidelity"},
+    {"entanglement", "fidelity clip_t place_right bare_in_first_place bare_from_front div",
+     "bare_in_first_place bare_from_front"},
     {"frequency", "dino clip_t pres drift place_right", "dino drift"},
     {"first_version", "dino fidelity clip_t pres drift place_right overfit", "dino drift"},
     {"demo", "dino clip_i clip_t fidelity place_right place_right_original nearest_right "
@@ -159,6 +160,7 @@ static inline void write_cell_strip(page *g, const char *cell_name, const char *
     if (!r || !r->labels[0]) return;
     strip_path(g->folder, cell_name, path, sizeof path);
     f = fopen(path, "rb");
+    g->missing += f == NULL;
     if (!f) return;
     png = (uint8_t *)malloc(1 << 22);
     bytes = fread(png, 1, 1 << 22, f);
@@ -173,19 +175,20 @@ static inline void write_cell_strip(page *g, const char *cell_name, const char *
     free(png);
 }
 
-/* The subject's photos, rendered again. */
-static inline void write_photos(page *g, const char *subject)
+/* The subject's photos that the settings train on, rendered again. */
+static inline void write_photos(page *g, const char *subject, const settings *s)
 {
     enum { SIDE = 64 };
-    int which = world_subject_named(subject), n = world_subject(which).n_photos, k, y;
+    int which = world_subject_named(subject), k, y,
+        n = s->photos > 0 ? (int)s->photos : world_subject(which).n_photos;
     uint8_t *one = (uint8_t *)malloc(SIDE * SIDE * 3),
             *all = (uint8_t *)malloc((size_t)n * SIDE * SIDE * 3), *png = NULL;
     char labels[256] = "", err[IMG_ERROR_SIZE];
     size_t bytes;
     for (k = 0; k < n; k++) {
-        world_scene s;
-        world_subject_photo(which, k, &s);
-        world_render(&s, SIDE, 0, 0, SIDE, SIDE, 3, one, NULL);
+        world_scene scene;
+        photo_scene(s, which, k, &scene);
+        world_render(&scene, SIDE, 0, 0, SIDE, SIDE, 3, one, NULL);
         for (y = 0; y < SIDE; y++)
             memcpy(all + (size_t)(y * n + k) * SIDE * 3, one + y * SIDE * 3, SIDE * 3);
         snprintf(labels + strlen(labels), sizeof labels - strlen(labels), "%sphoto %d",
@@ -202,18 +205,24 @@ static inline void write_photos(page *g, const char *subject)
 static inline void write_pictures(page *g, const experiment *x, int subjects)
 {
     const char *names[CONDITIONS];
-    size_t n = condition_names(x->name, names), c;
+    size_t n = condition_names(x->name, names), c, first = 0;
     int k;
+    while (strcmp(conditions[first].experiment, x->name)) first++;
     for (k = 0; k < subjects && k < x->n_subjects; k++) {
         char cell_name[128];
-        int any = 0;
+        int any = 0, shown = -1; /* how many photos, of which kind, were shown last */
+        setting_WORD shots = "";
         for (c = 0; c < n; c++) {
             snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, names[c], x->subjects[k]);
             any = any || records_find(g->all, cell_name);
         }
         if (!any) continue;
-        if (strcmp(x->name, "metrics")) write_photos(g, x->subjects[k]);
         for (c = 0; c < n; c++) {
+            settings s = settings_default();
+            settings_change(&s, conditions[first + c].changes);
+            if (strcmp(x->name, "metrics") && (shown != (int)s.photos || strcmp(shots, s.shots)))
+                write_photos(g, x->subjects[k], &s);
+            shown = (int)s.photos, snprintf(shots, sizeof shots, "%s", s.shots);
             snprintf(cell_name, sizeof cell_name, "%s/%s/%s/0", x->name, names[c], x->subjects[k]);
             write_cell_strip(g, cell_name, names[c]);
         }
@@ -404,6 +413,17 @@ static inline void write_map(page *g, const experiment *x)
     }
 }
 
+/* Without the subjects that were hardly learnt, which have none; says so. */
+static inline void write_share(page *g, const experiment *x, const char *condition,
+                               const char *value)
+{
+    double v[STAT_MAX];
+    size_t n = condition_values(g->all, x, condition, value, v),
+           of = condition_values(g->all, x, condition, "leak_subject", v);
+    condition_values(g->all, x, condition, value, v);
+    write_mean_beside(g, v, n, of, NULL);
+}
+
 static inline void write_leaks(page *g, const experiment *x)
 {
     static const struct { const char *name, *text; } rows[] = {
@@ -415,7 +435,8 @@ static inline void write_leaks(page *g, const experiment *x)
     fprintf(g->f,
             "<h3>Leakage: DINO likeness of six prompts to the photos</h3><table><tr>"
             "<th>prompt (for a dog)</th><th class=\"n\">before</th><th class=\"n\">after, with "
-            "prior preservation</th><th class=\"n\">after, without</th></tr>");
+            "prior preservation</th><th class=\"n\">after, without</th><th class=\"n\">share of "
+            "the subject's own gain, with</th><th class=\"n\">without</th></tr>");
     for (k = 0; k < 6; k++) {
         fprintf(g->f, "<tr><td>%s</td>", rows[k].text);
         snprintf(name, sizeof name, "leak_before_%s", rows[k].name);
@@ -423,6 +444,9 @@ static inline void write_leaks(page *g, const experiment *x)
         snprintf(name, sizeof name, "leak_%s", rows[k].name);
         write_mean(g, v, condition_values(g->all, x, "with", name, v));
         write_mean(g, v, condition_values(g->all, x, "without", name, v));
+        snprintf(name, sizeof name, "leak_share_%s", rows[k].name);
+        write_share(g, x, "with", name);
+        write_share(g, x, "without", name);
         fprintf(g->f, "</tr>");
     }
     fprintf(g->f, "</table>\n");
@@ -463,7 +487,8 @@ static inline void write_applications(page *g, const experiment *x)
     static const char *const groups[][2] = {
         {"recontextualisation", "classifier: the place"}, {"art", "classifier: the style"},
         {"views", "classifier: the view"},       {"accessories", "classifier: the accessory"},
-        {"colours", "classifier: the colour"},   {"hybrids", "CLIP's choice of three captions"},
+        {"colours", "classifier: the colour"},
+        {"hybrids", "CLIP's choice of three captions; classes with a head only"},
         {"expressions", "CLIP's choice of four captions; animals only"}};
     static const char *const values[] = {"success_", "success_original_", "likeness_",
                                          "likeness_original_"};
@@ -485,8 +510,10 @@ static inline void write_applications(page *g, const experiment *x)
     fprintf(g->f, "</table>\n");
 }
 
-/* The cell of "prior/with" where a value is highest (sign 1) or lowest (-1). */
-static inline void write_extreme(page *g, const char *value, double sign, const char *title)
+/* The cell of "prior/with", seed 0, where a value is highest (sign 1) or lowest (-1), unless it is
+   `fine` even there. */
+static inline void write_extreme(page *g, const char *value, double sign, double fine,
+                                 const char *title)
 {
     const record *worst = NULL;
     size_t k;
@@ -494,8 +521,8 @@ static inline void write_extreme(page *g, const char *value, double sign, const 
     for (k = 0; k < g->all->n; k++) {
         const record *r = &g->all->item[k];
         double v = record_get(r, value);
-        if (!strncmp(r->cell, "prior/with/", 11) && v == v &&
-            (!worst || sign * v > sign * record_get(worst, value)))
+        if (!strncmp(r->cell, "prior/with/", 11) && !strcmp(r->cell + strlen(r->cell) - 2, "/0") &&
+            sign * v > sign * (worst ? record_get(worst, value) : fine))
             worst = r;
     }
     if (!worst) return;
@@ -506,11 +533,12 @@ static inline void write_extreme(page *g, const char *value, double sign, const 
 static inline void write_failures(page *g)
 {
     fprintf(g->f,
-            "<h3>Failure modes (figure 9): the worst of all cells with prior preservation</h3>");
-    write_extreme(g, "place_right", -1, "the context is not drawn");
-    write_extreme(g, "place_of_photos", 1, "the photos' place comes along");
-    write_extreme(g, "overfit", 1, "overfitted to the photos");
-    write_extreme(g, "fidelity", -1, "the subject is lost");
+            "<h3>Failure modes (figure 9): the worst cells with prior preservation, seed 0; one "
+            "picture of each prompt, which need not be the failing one</h3>");
+    write_extreme(g, "place_right", -1, 1, "the context is not always drawn");
+    write_extreme(g, "place_of_photos", 1, 0, "the photos' place comes along");
+    write_extreme(g, "overfit", 1, 0, "most overfitted to the photos");
+    write_extreme(g, "fidelity", -1, 1, "the subject is least itself");
 }
 
 /* ---- the page -------------------------------------------------------------------------------- */
@@ -776,6 +804,8 @@ static inline int write_report(const records *all, const scale *size, double gui
             bad = fail("cannot write %s: %s", path, strerror(errno));
         else printf("%s\n", path);
     }
+    if (g.missing)
+        printf("%zu rows of pictures are not in %s/cells\n", g.missing, folder);
     free(o);
     records_free(&chosen);
     return bad;
