@@ -902,6 +902,7 @@ typedef struct db_schedule { /* names as in scheduler_config.json */
     db_solver_type solver_type;
     int solver_order, lower_order_final, euler_at_final, final_sigma_zero;
     double lambda_min_clipped;
+    char unsupported[96]; /* what the file asks of it that is not here: it then draws nothing */
 } db_schedule;
 
 db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
@@ -1049,7 +1050,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
    The configurations go into its metadata, which other programs skip and db_pipeline_load reads. */
 db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype dtype);
 
-/* A LoRA as diffusers' load_lora_weights reads and its scripts write it: `path` is the file, or
+/* A LoRA as diffusers' scripts write it, with today's names or peft's: `path` is the file, or
    its folder, where it is called pytorch_lora_weights.safetensors. What it has for the U-Net and
    the text encoder is put beside their layers (db_lora_merge makes it one with them); a LoRA of
    other layers or another naming is refused. As in db_dreambooth_create, a learned variance gives
@@ -1069,8 +1070,8 @@ db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, cons
    and `text` the pipeline whose text encoder it shares, both of one context. `level`: how much
    noise the small image gets (see db_noise_level). */
 db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
-                     const db_sample_config *config, double level, const float *low, size_t h,
-                     size_t w, size_t H, size_t W, float *out);
+                     const char *negative, const db_sample_config *config, double level,
+                     const float *low, size_t h, size_t w, size_t H, size_t W, float *out);
 
 /* ---- [DB-12] DreamBooth ---------------------------------------------------------------------- */
 
@@ -10429,26 +10430,29 @@ static void db__block_types(db_ctx *ctx, const db_json *j, const char *key, cons
     }
 }
 
-/* Refuses values of config.json that would mean another network; pairs of a key and its one value
-   (a string, or how a number or bool is written), which is also what the key's absence and null
-   mean. */
+/* Whether a key of config.json has another value than pair[1] (a string, or how a number or bool is
+   written), which is also what its absence and null mean; the value is then in text. */
+static int db__config_differs(const db_json *j, const char *const pair[2], char text[64])
+{
+    const db_json *v = db_json_get(j, pair[0]);
+    if (!v || v->type == DB_JSON_NULL) return 0;
+    if (v->type == DB_JSON_STRING) snprintf(text, 64, "%s", v->string);
+    else if (v->type == DB_JSON_BOOL) snprintf(text, 64, "%s", v->integer ? "true" : "false");
+    else if (v->type == DB_JSON_NUMBER) snprintf(text, 64, "%g", v->number);
+    else snprintf(text, 64, "[...]");
+    return strcmp(text, pair[1]) != 0;
+}
+
+/* Refuses values that would mean another network. */
 static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
                              const char *const (*pair)[2], size_t n)
 {
+    char text[64];
     size_t k;
-    for (k = 0; k < n; k++) {
-        const db_json *v = db_json_get(j, pair[k][0]);
-        char text[64];
-        if (!v || v->type == DB_JSON_NULL) continue;
-        if (v->type == DB_JSON_STRING) snprintf(text, sizeof text, "%s", v->string);
-        else if (v->type == DB_JSON_BOOL)
-            snprintf(text, sizeof text, "%s", v->integer ? "true" : "false");
-        else if (v->type == DB_JSON_NUMBER) snprintf(text, sizeof text, "%g", v->number);
-        else snprintf(text, sizeof text, "[...]");
-        if (strcmp(text, pair[k][1]))
+    for (k = 0; k < n; k++)
+        if (db__config_differs(j, pair[k], text))
             db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"%s\" %s is not supported", path, pair[k][0],
                      text);
-    }
 }
 
 /* Refuses a configuration whose numbers do not make a network; `what` stands in messages. */
@@ -10587,7 +10591,8 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     for (k = 0; k < c->n_levels; k++) {
         c->only_cross_attention[k] = (int)only[k];
         if (cross[k] != cross[0])
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"cross_attention_dim\" differs from level to level",
+            db__fail(ctx, DB_ERROR_FORMAT,
+                     "%s: \"cross_attention_dim\" differs from level to level",
                      path);
     }
     return ctx->result != DB_OK ? ctx->result : db__unet_check(ctx, c, path);
@@ -11053,7 +11058,7 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
                              *const spacings[] = {"", "leading", "trailing", "linspace"};
     static const char *const variances[] = {"fixed_small",     "fixed_small_log", "fixed_large",
                                             "fixed_large_log", "learned",         "learned_range"};
-    static const char *const solvers[] = {"midpoint", "heun"},
+    static const char *const solvers[] = {"midpoint", "heun", "logrho", "bh1", "bh2"},
                              *const finals[] = {"sigma_min", "zero"};
     static const char *const fixed[][2] = {
         {"algorithm_type", "dpmsolver++"},   {"use_karras_sigmas", "false"},
@@ -11062,6 +11067,8 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
         {"use_dynamic_shifting", "false"}};
     static const char *const trained[][2] = {{"trained_betas", "null"}};
     const char *name = db_json_string(j, "_class_name", "DDPMScheduler");
+    char text[64];
+    size_t i;
     int k;
     for (k = 0; k < 3 && strcmp(name, classes[k]); k++) {}
     s->sampler = k < 3 ? (db_sampler)k : DB_SAMPLER_DPMSOLVER;
@@ -11071,17 +11078,27 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
                 "is asked for",
                 path, name);
     db__config_fixed(ctx, j, path, trained, 1);
-    if (k == DB_SAMPLER_DPMSOLVER)
-        db__config_fixed(ctx, j, path, fixed, sizeof fixed / sizeof *fixed);
     s->prediction_type = (db_prediction)db__config_choice(ctx, j, "prediction_type", path,
                                                           predictions, 3, DB_PREDICT_EPSILON);
     s->timestep_spacing = (db_spacing)db__config_choice(ctx, j, "timestep_spacing", path, spacings,
                                                         4, DB_SPACING_DEFAULT);
     s->variance_type = (db_variance)db__config_choice(ctx, j, "variance_type", path, variances, 6,
                                                       DB_VARIANCE_FIXED_SMALL);
-    s->solver_type = (db_solver_type)db__config_choice(ctx, j, "solver_type", path, solvers, 2,
-                                                       DB_SOLVER_MIDPOINT);
-    s->final_sigma_zero = db__config_choice(ctx, j, "final_sigmas_type", path, finals, 2, 1);
+    if (k == DB_SAMPLER_DPMSOLVER) { /* to another class they mean something else */
+        s->solver_type = db__config_choice(ctx, j, "solver_type", path, solvers, 5, 0) == 1
+            ? DB_SOLVER_HEUN
+            : DB_SOLVER_MIDPOINT; /* as diffusers takes the last three */
+        s->solver_order = (int)db_json_int(j, "solver_order", 2);
+        s->lower_order_final = db_json_bool(j, "lower_order_final", 1);
+        s->euler_at_final = db_json_bool(j, "euler_at_final", 0);
+        s->lambda_min_clipped = db_json_number(j, "lambda_min_clipped", -HUGE_VAL);
+        s->final_sigma_zero = db__config_choice(ctx, j, "final_sigmas_type", path, finals, 2, 1);
+        if (s->solver_order != 1 && s->solver_order != 2)
+            snprintf(s->unsupported, sizeof s->unsupported, "\"solver_order\" %d", s->solver_order);
+        for (i = 0; i < sizeof fixed / sizeof *fixed; i++)
+            if (db__config_differs(j, fixed[i], text))
+                snprintf(s->unsupported, sizeof s->unsupported, "\"%s\" %s", fixed[i][0], text);
+    }
     s->clip_sample = db_json_bool(j, "clip_sample", 1);
     s->clip_sample_range = db_json_number(j, "clip_sample_range", 1);
     s->thresholding = db_json_bool(j, "thresholding", 0);
@@ -11089,13 +11106,6 @@ static void db__schedule_parse(db_ctx *ctx, const db_json *j, const char *path, 
     s->sample_max_value = db_json_number(j, "sample_max_value", 1);
     s->steps_offset = (int)db_json_int(j, "steps_offset", 0);
     s->set_alpha_to_one = db_json_bool(j, "set_alpha_to_one", 1);
-    s->solver_order = (int)db_json_int(j, "solver_order", 2);
-    s->lower_order_final = db_json_bool(j, "lower_order_final", 1);
-    s->euler_at_final = db_json_bool(j, "euler_at_final", 0);
-    s->lambda_min_clipped = db_json_number(j, "lambda_min_clipped", -HUGE_VAL);
-    if (s->solver_order != 1 && s->solver_order != 2)
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the solver_order %d is not supported", path,
-                 s->solver_order);
     if (!(s->dynamic_thresholding_ratio >= 0 && s->dynamic_thresholding_ratio <= 1))
         db__fail(ctx, DB_ERROR_FORMAT, "%s: \"dynamic_thresholding_ratio\" must lie in [0, 1]",
                  path);
@@ -11181,6 +11191,10 @@ db_result db_trajectory_init(const db_schedule *s, db_sampler sampler, size_t n,
 {
     memset(tr, 0, sizeof *tr);
     tr->schedule = s, tr->sampler = sampler, tr->n = n, tr->count = count;
+    if (sampler == DB_SAMPLER_DPMSOLVER && s->unsupported[0])
+        return db__fail(s->ctx, DB_ERROR_UNSUPPORTED,
+                        "DPM-Solver++ with %s is not supported: choose another scheduler",
+                        s->unsupported);
     if (n < 1 || n > s->num_train_timesteps)
         return db__fail(s->ctx, DB_ERROR_ARGUMENT, "%zu steps asked for, the schedule has 1 to %zu",
                         n, s->num_train_timesteps);
@@ -11338,7 +11352,7 @@ db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, si
                         "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
     if (CP != C && CP != 2 * C)
         return db__fail(s->ctx, DB_ERROR_SHAPE,
-                        "a prediction of %zu channels for pictures of %zu: it must have as many, or "
+                        "a prediction of %zu channels for pictures of %zu: it must have as many or "
                         "twice as many (a learned variance)",
                         CP, C);
     a_t = db__alpha_bar(tr, k), a_n = db__alpha_bar(tr, k + 1);
@@ -11836,6 +11850,14 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
     if (latent && db__join(ctx, path, p->directory, "vae")) db_vae_load(ctx, path, &p->vae);
     if (db__join(ctx, path, p->directory, db__config_file[DB__CONFIG_SCHEDULER]))
         db_schedule_load(ctx, path, &p->scheduler);
+    if (p->tokenizer && p->text_encoder && p->text_encoder->config.kind == DB_TEXT_CLIP &&
+        p->text_encoder->config.vocab_size > db_tokenizer_size(p->tokenizer))
+        db__log(ctx, DB_LOG_WARNING,
+                "%s: the text encoder knows %zu tokens, the vocabulary %zu: tokens added to it "
+                "(added_tokens.json) are not read, prompts have them in pieces",
+                p->directory, p->text_encoder->config.vocab_size, db_tokenizer_size(p->tokenizer));
+    if (latent) /* as diffusers' pipeline mends old files */
+        p->scheduler.clip_sample = 0, p->scheduler.steps_offset = 1;
     if (p->super_resolution &&
         db__join(ctx, path, p->directory, "image_noising_scheduler/scheduler_config.json"))
         db_schedule_load(ctx, path, &p->image_noising);
@@ -12418,7 +12440,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
             ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n",
             p->text_encoder->config.max_position_embeddings);
         if (text && db__join(ctx, path, directory, "tokenizer/tokenizer_config.json"))
-            db__write_file(ctx, path, text, strlen(text)); /* without it diffusers knows no length */
+            db__write_file(ctx, path, text, strlen(text)); /* else diffusers knows no length */
         db__free(ctx, text);
     }
     db__pipeline_fill(p);
@@ -12629,13 +12651,13 @@ db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, cons
 }
 
 db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *prompts, size_t n,
-                     const db_sample_config *config, double level, const float *low, size_t h,
-                     size_t w, size_t H, size_t W, float *out)
+                     const char *negative, const db_sample_config *config, double level,
+                     const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     if (!p->super_resolution)
         return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline",
                         p->directory);
-    return db__draw(p, text, prompts, n, NULL, config, level, low, h, w, H, W, out);
+    return db__draw(p, text, prompts, n, negative, config, level, low, h, w, H, W, out);
 }
 
 /* ==== [DB-12] DreamBooth =========================================================================

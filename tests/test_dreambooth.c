@@ -705,7 +705,7 @@ static void test_conditioning(void)
     sampling.num_inference_steps = 1, sampling.guidance_scale = 1,
     sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
     s.p.scheduler.clip_sample = 0;
-    db_upscale(&s.p, &s.p, &prompt, 1, &sampling, level, small, 4, 4, 16, 16, drawn);
+    db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 4, 4, 16, 16, drawn);
     rng.step = 0, rng.purpose = DB__FOR_LOW_RES;
     db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16,
                          expected);
@@ -746,7 +746,7 @@ static void test_conditioning(void)
     }
     for (k = 0; k < 768; k++) expected[k] = fminf(fmaxf(expected[k] / sums[k / 3], -1), 1);
     sampling.tile = 8;
-    db_upscale(&s.p, &s.p, &prompt, 1, &sampling, level, small, 4, 4, 16, 16, drawn);
+    db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 4, 4, 16, 16, drawn);
     e = largest_difference(drawn, expected, 768);
     test_check(db_status(s.ctx) == DB_OK && e <= 1e-5, "sampling in squares", "blended");
 

@@ -329,12 +329,13 @@ static void check_schedulers(db_ctx *ctx)
         {"\"prediction_type\": \"flow_prediction\"", "flow_prediction"},
         {"\"timestep_spacing\": \"karras\"", "karras"},
         {"\"variance_type\": \"huge\"", "huge"},
-        {"\"solver_order\": 3", "solver_order 3"},
-        {"\"solver_type\": \"bh2\"", "bh2"},
-        {"\"use_karras_sigmas\": true", "use_karras_sigmas"},
-        {"\"algorithm_type\": \"sde-dpmsolver++\"", "sde-dpmsolver++"},
+        {"\"solver_type\": \"bh3\"", "bh3"},
         {"\"trained_betas\": [0.1]", "trained_betas"},
         {"\"final_sigmas_type\": \"half\"", "half"}};
+    static const char *const undrawn[][2] = {
+        {"\"solver_order\": 3", "solver_order"},
+        {"\"use_karras_sigmas\": true", "use_karras_sigmas"},
+        {"\"algorithm_type\": \"sde-dpmsolver++\"", "sde-dpmsolver++"}};
     db_safetensors *st = test_golden(ctx, "tests/golden/schedulers.safetensors");
     const char *cases = db_safetensors_metadata(st, "cases");
     const db_json *list = db_json_parse(ctx, "cases", cases, strlen(cases)), *item;
@@ -350,6 +351,28 @@ static void check_schedulers(db_ctx *ctx)
         snprintf(text, sizeof text, "scheduler with %s", bad[k][0]);
         expect(ctx, text, DB_ERROR_UNSUPPORTED, "scheduler_config.json", bad[k][1]);
     }
+    for (k = 0; k < sizeof undrawn / sizeof *undrawn; k++) {
+        char text[200];
+        db_trajectory tr;
+        snprintf(text, sizeof text, "{\"_class_name\": \"DPMSolverMultistepScheduler\", %s}",
+                 undrawn[k][0]);
+        write_text("scheduler_config.json", text);
+        db_schedule_load(ctx, at("scheduler_config.json"), &s);
+        db_trajectory_init(&s, DB_SAMPLER_DDPM, 5, 1, &tr), db_trajectory_free(&tr);
+        test_check(db_status(ctx) == DB_OK, undrawn[k][1], "its schedule trains, DDPM draws");
+        db_trajectory_init(&s, DB_SAMPLER_DPMSOLVER, 5, 1, &tr), db_trajectory_free(&tr);
+        snprintf(text, sizeof text, "drawing with %s", undrawn[k][0]);
+        expect(ctx, text, DB_ERROR_UNSUPPORTED, undrawn[k][1], "another scheduler");
+        db_schedule_free(&s);
+    }
+    write_text("scheduler_config.json",
+               "{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_type\": \"bh2\", "
+               "\"solver_order\": 3, \"use_karras_sigmas\": true}");
+    db_schedule_load(ctx, at("scheduler_config.json"), &s);
+    test_check(db_status(ctx) == DB_OK && s.sampler == DB_SAMPLER_DPMSOLVER && s.solver_order == 2 &&
+                   !s.unsupported[0],
+               "another class's solver", "is not DPM-Solver++'s");
+    db_schedule_free(&s), db_clear_error(ctx);
     write_text("scheduler_config.json", "{\"beta_end\": 1.5}");
     db_schedule_load(ctx, at("scheduler_config.json"), &s);
     expect(ctx, "scheduler with a beta above 1", DB_ERROR_FORMAT, "scheduler_config.json",
@@ -623,6 +646,11 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_load(ctx, at("back"), &r);
     test_check(same_weights(p, r) && r->tokenizer, "one file as a directory again",
                "the same weights and a tokenizer");
+    db_pipeline_free(r), r = NULL;
+    write_text("back/scheduler/scheduler_config.json", "{\"_class_name\": \"PNDMScheduler\"}");
+    db_pipeline_load(ctx, at("back"), &r);
+    test_check(r && !r->scheduler.clip_sample && r->scheduler.steps_offset == 1,
+               "an old scheduler of latents", "does not clip, steps from 1");
     if (db_status(ctx) != DB_OK) test_fail("pipeline files", "%s", db_last_error(ctx));
     db_clear_error(ctx);
     db_pipeline_free(p), db_pipeline_free(q), db_pipeline_free(r);

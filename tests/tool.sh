@@ -42,6 +42,7 @@ refuses "hub_model_id" "uses a network" $tool train --hub_model_id a/b
 refuses "revision" "a directory on this machine" $tool train --revision main
 refuses "tokenizer_name" "model's directory" $tool train --tokenizer_name x
 refuses "mixed_precision fp16" "bf16 is as small" tiny "$work/m0" --mixed_precision fp16
+refuses "variant non_ema" "no variant, or else fp16" tiny "$work/m0" --variant non_ema
 refuses "lora_dropout" "no dropout" tiny "$work/m0" --lora_dropout 0.1
 refuses "embeddings computed before, and trained" "exclude each other" tiny "$work/m0" --pre_compute_text_embeddings --train_text_encoder
 refuses "another number of tokens" "sampled with 77 tokens" tiny "$work/m0" --tokenizer_max_length 50
@@ -65,6 +66,8 @@ says "a LoRA with 8-bit moments" "parameters trained" tiny "$work/l1" --rank 2 -
 tiny "$work/l2" --rank 2 --use_8bit_adam --learning_rate 1e-2 --max_train_steps 1 --checkpointing_steps 1 > "$work/out" 2>&1
 tiny "$work/l2" --rank 2 --use_8bit_adam --learning_rate 1e-2 --resume_from_checkpoint latest >> "$work/out" 2>&1
 [ "$(sum "$work/l1/$lora")" = "$(sum "$work/l2/$lora")" ] && ok "a resumed LoRA: the same bits" || bad "a resumed LoRA" "$(tail -n 1 "$work/out")"
+tiny "$work/l3" --rank 2 --max_train_steps 1 --learning_rate 0 > "$work/out" 2>&1; tiny "$work/l4" --rank 2 --max_train_steps 1 --learning_rate 5e-4 > "$work/out" 2>&1
+[ "$(sum "$work/l3/$lora")" = "$(sum "$work/l4/$lora")" ] && ok "a LoRA's own rate, 5e-4" || bad "a LoRA's own rate" "$(tail -n 1 "$work/out")"
 refuses "a LoRA's checkpoint without --rank" "another kind of training" tiny "$work/l2" --max_train_steps 3 --resume_from_checkpoint latest
 draw="$tool generate --quiet --prompt dog --num_inference_steps 2 --height 16 --width 16 --pretrained_model_name_or_path $base"
 $draw --output_dir "$work/g1" > "$work/out" 2>&1; says "generate with a LoRA" "1 pictures" $draw --output_dir "$work/g2" --lora "$work/l1"
@@ -102,7 +105,7 @@ says "class images are drawn" "2 class images of \"a dog\", 2 of them new" tiny 
 before=$(sum "$work/class/00001.png"); rm "$work/class/00001.png"
 says "a missing class image is completed" "3 class images of \"a dog\", 2 of them new" tiny "$work/p3" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 3 --class_steps 2
 [ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
-refuses "class images that are too small" "00000.png has less than 24 x 24" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 24
+refuses "class images that are too small" "00000.png has less than 96 x 96" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 96
 refuses "class images of another class" 'holds class images of "a dog", not of "a cat"' tiny "$work/p4" --with_prior_preservation --class_prompt "a cat" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
 mkdir "$work/own"; cp $photos/00.png "$work/own/0-d1f3.PNG"; cp $photos/01.png "$work/own/1-a2b4.png"; echo text > "$work/own/notes.txt"; cp $photos/02.png "$work/own/grid_64.png"
 says "class images of one's own are taken" "3 class images of \"a dog\", 1 of them new" tiny "$work/p5/made/too" --with_prior_preservation --class_prompt="a dog" \

@@ -1103,7 +1103,7 @@ static inline int start_restoration(work *w, restoration *r)
 
 static inline int enlarge(work *w, restoration *r, size_t n, double variance)
 {
-    return db_upscale(r->sr, w->p, r->texts, n, &r->sample,
+    return db_upscale(r->sr, w->p, r->texts, n, NULL, &r->sample,
                       db_noise_level(&r->sr->image_noising, variance), r->low, r->small, r->small,
                       r->side, r->side, r->out) != DB_OK;
 }

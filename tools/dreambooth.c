@@ -189,7 +189,7 @@ static int draw(const cascade *c, const drawing *d, const char *const *prompts, 
         if (!pictures[k]) return fail("out of memory for %zu pictures of %zu x %zu", n, w[k], h[k]);
         bar_start(k ? "upscaling" : "drawing");
         if (k)
-            db_upscale(c->stage[k], c->text, prompts, n, &s,
+            db_upscale(c->stage[k], c->text, prompts, n, d->negative, &s,
                        db_noise_level(&c->stage[k]->image_noising, d->noise_variance),
                        pictures[k - 1], h[k - 1], w[k - 1], h[k], w[k], pictures[k]);
         else
@@ -360,7 +360,7 @@ static int upscale(int argc, char **argv)
         labels[n++] = "restored";
         bar_start("upscaling");
         if (!status)
-            status = db_upscale(m.stage[0], m.text, &prompt, 1, &s,
+            status = db_upscale(m.stage[0], m.text, &prompt, 1, NULL, &s,
                                 db_noise_level(&m.stage[0]->image_noising, d.noise_variance), small,
                                 small_h, small_w, big_h, big_w, result) != DB_OK;
         snprintf(path, sizeof path, "%s/%05zu.png", out, k);
@@ -671,6 +671,13 @@ static int check_class_prompt(const training *t)
     return bad;
 }
 
+/* Pixels along a side of what is drawn for and in training: the model's own, though it may train on
+   smaller ones. */
+static size_t drawn_size(const db_pipeline *p, const db_dreambooth_config *c)
+{
+    return MAX(stage_size(p), c->resolution);
+}
+
 /* Draws class images 0 ... n - 1 that are missing; image k depends on model, prompt and k alone. */
 static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t S,
                              size_t *missing)
@@ -744,7 +751,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
         free(names[k]);
     }
     free(names);
-    bad = bad || draw_class_images(p, t, n - others, S, &missing);
+    bad = bad || draw_class_images(p, t, n - others, drawn_size(p, &t->config), &missing);
     for (k = 0; k < n - others && !bad; k++) { /* what is stored is what is trained on */
         snprintf(name, sizeof name, "%05zu.png", k);
         bad = read_class_image(p->ctx, t, name, S, pixels + (others + k) * P);
@@ -797,7 +804,9 @@ static int resume(db_dreambooth *d, const training *t)
     char path[4096];
     long newest = newest_checkpoint(t->out, LONG_MAX);
     if (strcmp(t->resume, "latest")) {
-        snprintf(path, sizeof path, "%s/state.safetensors", t->resume);
+        const char *name = strrchr(t->resume, '/'); /* as the scripts: in the output folder */
+        snprintf(path, sizeof path, "%s/%s/state.safetensors", t->out, name ? name + 1 : t->resume);
+        if (!file_exists(path)) snprintf(path, sizeof path, "%s/state.safetensors", t->resume);
     } else {
         if (!newest) return 0; /* nothing saved yet: from the beginning */
         snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", t->out, newest);
@@ -859,7 +868,8 @@ static void keep_what_is_done(db_dreambooth *d, const training *t, db_ctx *ctx)
    OUTPUT/validation-STEP.png. */
 static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t step)
 {
-    size_t S = t->config.resolution, n = (size_t)t->validation.n, k, small = 0;
+    size_t S = p->super_resolution ? t->config.resolution : drawn_size(p, &t->config),
+           n = (size_t)t->validation.n, k, small = 0;
     const char **prompts = (const char **)calloc(n, sizeof *prompts);
     float *pictures = (float *)malloc(n * S * S * 3 * sizeof(float)), *low = NULL;
     db_sample_config s = db_sample_config_default();
@@ -887,8 +897,8 @@ static int validate(db_pipeline *p, db_pipeline *text, const training *t, size_t
     bar_start("validation");
     if (status) done = 0;
     else if (low)
-        done = db_upscale(p, text, prompts, n, &s, t->config.noise_level, low, small, small, S, S,
-                          pictures) == DB_OK;
+        done = db_upscale(p, text, prompts, n, NULL, &s, t->config.noise_level, low, small, small,
+                          S, S, pictures) == DB_OK;
     else done = db_generate(p, prompts, n, NULL, &s, S, S, pictures) == DB_OK;
     snprintf(title, sizeof title, "after %zu steps: %s %zu steps, guidance %g, seed %llu", step,
              t->validation.scheduler, s.num_inference_steps, (double)s.guidance_scale,
@@ -1005,7 +1015,6 @@ static training training_default(void)
     {"revision", REFUSED, NULL, "nothing here uses a network: name a directory on this machine"},  \
     {"tokenizer_name", REFUSED, NULL, \
      "the tokenizer is read from the model's directory; put another one there"},                   \
-    {"variant", IGNORED, NULL, "the variant that is there is read"},                               \
     {"prior_generation_precision", IGNORED, NULL,                                                  \
      "class images are drawn as --mixed_precision says"},                                          \
     {"report_to", IGNORED, NULL, "losses go to --output_dir/loss.png"},                            \
@@ -1055,12 +1064,12 @@ static int train(int argc, char **argv)
     common c = common_default;
     training t = training_default();
     db_dreambooth_config *k = &t.config;
-    const char *folder = NULL, *schedule = "constant";
+    const char *folder = NULL, *schedule = "constant", *variant = "";
     long steps = 0, batch = 4, accumulation = 1, seed = 0, resolution = 0, crop = 0, warmup = 500;
     long epochs = 0, tokens = 0, rank = 0;
     int prior = 0, overwrite = 0, scale_lr = 0, cached_text = 0, text_mask = 0, offset_noise = 0;
     double gamma = 0, offset = 0, alpha = 0;
-    double lambda = 1, rate = 5e-6, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1,
+    double lambda = 1, rate = 0, b1 = 0.9, b2 = 0.999, decay = 1e-2, eps = 1e-8, norm = 1,
            cycles = 1, power = 1, variance = 1e-5, dropout = 0;
     const flag flags[] = {
         {"instance_data_dir", TEXT, &folder, "the photos"},
@@ -1090,7 +1099,7 @@ static int train(int argc, char **argv)
         {"max_train_steps", WHOLE, &steps, "0: of --num_train_epochs, or 400"},
         {"num_train_epochs", WHOLE, &epochs,
          "passes through the photos, or the class images if more"},
-        {"learning_rate", REAL, &rate, ""},
+        {"learning_rate", REAL, &rate, "0: 5e-6; of a LoRA 5e-4"},
         {"scale_lr", SWITCH, &scale_lr, "times batch size and accumulation steps"},
         {"lr_scheduler", TEXT, &schedule, "constant, constant_with_warmup, linear, cosine, ..."},
         {"lr_warmup_steps", WHOLE, &warmup, "of all schedules but constant"},
@@ -1126,6 +1135,7 @@ static int train(int argc, char **argv)
         {"use_8bit_adam", SWITCH, &k->optimizer.use_8bit_adam,
          "moments in a quarter of the memory"},
         {"lora_dropout", REAL, &dropout, "0; others are refused"},
+        {"variant", TEXT, &variant, "fp16, if weights have no others; others are refused"},
         {"skip_save_text_encoder", SWITCH, &t.skip_text_encoder, ""},
         OTHER_FLAGS,
         COMMON_FLAGS(c)};
@@ -1146,6 +1156,9 @@ static int train(int argc, char **argv)
     if (!prior) k->class_prompt = NULL;
     if (!batch || !accumulation || (prior && (!t.n_class || !t.class_steps || !t.sample_batch)))
         return fail("steps, batch sizes and the number of class images must be positive");
+    if (*variant && strcmp(variant, "fp16"))
+        return fail("--variant %s: the weights are read that have no variant, or else fp16; rename "
+                    "the files of another, or leave the flag out", variant);
     if (dropout != 0)
         return fail(
             "--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too",
@@ -1184,6 +1197,7 @@ static int train(int argc, char **argv)
                                        : k->resolution;
     k->prior_loss_weight = (float)lambda, k->train_batch_size = k->class_batch_size = (size_t)batch;
     k->gradient_accumulation_steps = (size_t)accumulation;
+    if (rate == 0) rate = rank ? 5e-4 : 5e-6; /* the scripts' defaults */
     if (scale_lr) rate *= (double)batch * (double)accumulation;
     k->learning_rate = (float)rate, k->lr_warmup_steps = (size_t)warmup, k->lr_num_cycles = cycles,
     k->lr_power = power;
@@ -1799,7 +1813,7 @@ static int restore(const cascade *m, const drawing *d, const char *prompt, const
     db_sample_config s = sampling(d, 1);
     size_t S = stage_size(p), from = stage_size(m->stage[0]);
     bar_start("restoring");
-    return db_upscale(p, m->text, &prompt, 1, &s,
+    return db_upscale(p, m->text, &prompt, 1, NULL, &s,
                       db_noise_level(&p->image_noising, d->noise_variance), small, from, from, S, S,
                       out) != DB_OK;
 }

@@ -413,7 +413,7 @@ static db_result enlarge(db_pipeline *sr, db_pipeline *text, const char *prompt,
     db_sample_config c = db_sample_config_default();
     c.sampler = DB_SAMPLER_DPMSOLVER, c.num_inference_steps = SR_STEPS, c.guidance_scale = 1;
     c.seed = seed;
-    return db_upscale(sr, text, &prompt, 1, &c, db_noise_level(&sr->image_noising, variance),
+    return db_upscale(sr, text, &prompt, 1, NULL, &c, db_noise_level(&sr->image_noising, variance),
                       small, SMALL, SMALL, BIG, BIG, out);
 }
 
