@@ -754,6 +754,34 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     free(seen);
 }
 
+/* DIV taken apart, as a place that is not always drawn makes pictures differ: LPIPS of the pairs of
+   one prompt that both show its place, and of the pictures by the bare name. */
+static inline void measure_diversity(work *w, const prompts *all, size_t each, const pictures *made)
+{
+    enum { MOST = 16 };
+    const networks *net = &w->w->net;
+    double sum[2] = {0, 0};
+    float lpips[MOST * (MOST - 1) / 2];
+    size_t n[2] = {0, 0}, g, i, j, k;
+    int32_t *seen = (int32_t *)malloc((made->n + 1) * CLASSIFIER_N * sizeof *seen);
+    int bad = !net->lpips || !net->classifier || each > MOST ||
+        classifier_run(net->classifier, made->view, made->n, seen) != DB_OK;
+    for (g = 0; g < all->n && !bad; g++) {
+        int place = all->item[g].place, bare = place < 0;
+        const int32_t *of = seen + g * each * CLASSIFIER_N + CLASSIFIER_place;
+        bad = db_lpips_distances(net->lpips, made->view + g * each, each, lpips) != DB_OK;
+        for (i = k = 0; i < each && !bad; i++)
+            for (j = i + 1; j < each; j++, k++)
+                if (bare || (of[i * CLASSIFIER_N] == place && of[j * CLASSIFIER_N] == place))
+                    sum[bare] += (double)lpips[k], n[bare]++;
+    }
+    if (!bad) {
+        set_value(w, "div_placed", "", n[0] ? sum[0] / (double)n[0] : (double)NAN);
+        set_value(w, "div_bare", "", n[1] ? sum[1] / (double)n[1] : (double)NAN);
+    }
+    free(seen);
+}
+
 /* The share of pictures that are nearer to this subject's photos than to those of the other 29
    (mean DINO cosine), after training and before. */
 static inline void measure_nearest(work *w, const pictures *made, const pictures *before)
@@ -873,6 +901,7 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         if (protocol) measure_nearest(w, &made, &before);
         set_value(w, "dino_original", suffix, dino_original);
         if (w->c->of->measures & MEASURE_DIVERSITY) {
+            measure_diversity(w, &all, each, &made);
             set_value(w, "class_diversity_64", suffix,
                       mean_lpips(wp->net.lpips, tuned.view, n_class));
             set_value(w, "class_diversity_64_original", suffix,

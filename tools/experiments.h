@@ -305,6 +305,10 @@ static const claim claims[] = {
     {"H8", "baselines", "dino", "dreambooth", MORE, "inversion", 0, .099,
      "fine-tuning beats textual inversion (DINO)", ".668 / .569"},
 
+    {"", "prior", "div_placed", "with", MORE, "without", 0, (double)NAN,
+     "the same among pictures that show the place asked for", "none"},
+    {"", "prior", "div_bare", "with", MORE, "without", 0, (double)NAN,
+     "the same where no place is asked for", "none"},
     {"", "prior", "drift", "with", LESS, "=.15", 0, (double)NAN, "with it drift stays below .15",
      "none"},
     {"", "prior", "drift", "without", MORE, "=.5", 0, (double)NAN, "without it drift exceeds .5",

@@ -18,8 +18,9 @@ typedef struct page {
 
 static const struct { const char *experiment, *values, *plots; } views[] = {
     {"map", "", ""},
-    {"prior", "dino fidelity clip_i clip_t div pres pres_original drift class_diversity_64 "
-              "class_diversity_64_original place_right overfit", "pres div drift"},
+    {"prior", "dino fidelity clip_i clip_t div div_placed div_bare pres pres_original drift "
+              "class_diversity_64 class_diversity_64_original place_right overfit",
+     "pres div drift"},
     {"noun", "dino fidelity clip_i clip_t place_right class_right noun_right", "dino clip_i"},
     {"photos", "dino fidelity clip_i clip_t div place_right", "dino clip_i"},
     {"sr", "", "lpips_1e-5 detail_1e-5 spectrum_1e-5"},
