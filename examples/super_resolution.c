@@ -23,8 +23,8 @@ static void restore(db_pipeline *sr, db_pipeline *base, double level, const floa
     const char *prompt = "a zxk dog";
     db_sample_config c = db_sample_config_default();
     c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 8, c.guidance_scale = 1, c.seed = 1;
-    if (db_upscale(sr, base, &prompt, 1, NULL, &c, level, small, SMALL, SMALL, SIZE, SIZE, restored) ==
-        DB_OK)
+    if (db_upscale(sr, base, &prompt, 1, NULL, &c, level, small, SMALL, SMALL, SIZE, SIZE,
+                   restored) == DB_OK)
         save_picture(restored, SIZE, path);
 }
 

@@ -419,9 +419,8 @@ static inline void write_share(page *g, const experiment *x, const char *conditi
                                const char *value)
 {
     double v[STAT_MAX];
-    size_t n = condition_values(g->all, x, condition, value, v),
-           of = condition_values(g->all, x, condition, "leak_subject", v);
-    condition_values(g->all, x, condition, value, v);
+    size_t of = condition_values(g->all, x, condition, "leak_subject", v),
+           n = condition_values(g->all, x, condition, value, v);
     write_mean_beside(g, v, n, of, NULL);
 }
 
