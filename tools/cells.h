@@ -698,13 +698,6 @@ static inline void measure_fidelity(work *w, const pictures *made, const picture
     free(z), free(a), free(b);
 }
 
-/* The index of a word among n names; -1: none of them. */
-static inline int index_named(const char *(*name)(int), int n, const char *word)
-{
-    while (--n >= 0 && strcmp(name(n), word)) {}
-    return n;
-}
-
 static inline void set_share(work *w, const char *name, const char *of, const char *suffix,
                              size_t right, size_t n)
 {
@@ -721,8 +714,9 @@ static inline void measure_obedience(work *w, const prompts *all, size_t each, c
     const settings *s = &w->c->settings;
     world_subject_info info = world_subject(w->c->subject);
     unsigned places = places_of_photos(s, w->c->subject);
-    int noun = index_named(world_class_name, WORLD_CLASSES, settings_noun(s, w->c->subject)),
-        color = index_named(world_color_name, WORLD_COLORS, s->word);
+    const char *noun_word = settings_noun(s, w->c->subject);
+    int noun = world__find(world__class_names, WORLD_CLASSES, noun_word, strlen(noun_word)),
+        color = world__find(world__color_names, WORLD_COLORS, s->word, strlen(s->word));
     size_t n = made->n, k, asked = 0, right = 0, of_photos = 0, class_right = 0, of_noun = 0,
            of_color = 0, bare = 0, bare_first = 0, bare_front = 0;
     int32_t *seen = (int32_t *)malloc((n + 1) * CLASSIFIER_N * sizeof *seen);
