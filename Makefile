@@ -38,7 +38,7 @@ help:
 	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 19 GB"
-	@echo "make paper        the paper's experiments, into build/paper/report.html: 9 hours, in as many sittings as you like;"
+	@echo "make paper        the paper's experiments, into build/paper/report.html: 8 hours, in as many sittings as you like;"
 	@echo "                  QUICK=1: a smoke test of ten minutes, without verdicts; BUDGET=60: stop after an hour; build/reproduce plan: what it does"
 	@echo "make bench        speed against PyTorch, into build/bench.json"
 	@echo "make cuda         build/cuda/dreambooth, with the GPU backend (nvcc); make test-cuda: its tests on the GPU"

@@ -848,9 +848,9 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
     const settings *s = &w->c->settings;
     db_ctx *ctx = wp->net.ctx;
     size_t each = wp->size->each, side = picture_side(w->p), n, k,
-           n_class = class_pictures_of(w->c->of->measures, wp->size),
+           n_class = class_pictures_of(w->c->measures, wp->size),
            n_compared = MIN(n_class, wp->size->class_pictures);
-    int trained = s->steps > 0, protocol = w->c->of->measures & MEASURE_PROTOCOL, bad = 0;
+    int trained = s->steps > 0, protocol = w->c->measures & MEASURE_PROTOCOL, bad = 0;
     prompts all = protocol ? protocol_prompts(s, w->c->subject, wp->size->places)
                            : subject_prompts(s, w->c->subject, wp->size->places);
     const char **texts = repeat(&all, each, 0), **words = repeat(&all, each, 1);
@@ -894,8 +894,8 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         measure_obedience(w, &all, each, &before, "_original", suffix);
         if (protocol) measure_nearest(w, &made, &before);
         set_value(w, "dino_original", suffix, dino_original);
-        if (w->c->of->measures & MEASURE_DIVERSITY) {
-            measure_diversity(w, &all, each, &made);
+        if (w->c->measures & MEASURE_DIVERSITY) measure_diversity(w, &all, each, &made);
+        if (w->c->measures & MEASURE_MORE_CLASS) {
             set_value(w, "class_diversity_64", suffix,
                       mean_lpips(wp->net.lpips, tuned.view, n_class));
             set_value(w, "class_diversity_64_original", suffix,
@@ -1332,7 +1332,7 @@ static inline int measure_metrics(work *w)
 
 static inline int train_and_measure(work *w)
 {
-    int measures = w->c->of->measures;
+    int measures = w->c->measures;
     size_t steps = (size_t)w->c->settings.steps;
     int k;
     if (start_training(w)) return 1;
@@ -1379,9 +1379,9 @@ static inline int compute_cell(const workplace *wp, const cell *c, record *out)
     w.held_out = render_held_out(c->subject, wp->size->held_out, wp->size->photo_side);
     bad = open_base(wp, &w.p);
     if (!bad)
-        bad = c->of->measures & MEASURE_SR    ? measure_sr(&w)
-            : c->of->measures & MEASURE_METRICS ? measure_metrics(&w)
-                                                : train_and_measure(&w);
+        bad = c->measures & MEASURE_SR      ? measure_sr(&w)
+            : c->measures & MEASURE_METRICS ? measure_metrics(&w)
+                                            : train_and_measure(&w);
     db_dreambooth_free(w.d);
     db_pipeline_free(w.p);
     if (w.photos.rgb != w.real.rgb) pictures_free(&w.photos);

@@ -222,7 +222,7 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
                             : "",
              c->name);
     snprintf(whole, sizeof whole, "%s subject %d seed %d measures %d networks %s %s", r->settings,
-             c->subject, c->seed, c->of->measures & APART, w->net.hash, in);
+             c->subject, c->seed, c->measures & APART, w->net.hash, in);
     key = hash_bytes(key, whole, strlen(whole));
     snprintf(r->key, sizeof r->key, "%016llx", (unsigned long long)key);
 }
@@ -230,9 +230,10 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
 static int measures_of(const char *cell_name)
 {
     size_t e, n = strcspn(cell_name, "/");
+    const char *seed = strrchr(cell_name, '/');
     for (e = 0; e < EXPERIMENTS; e++)
         if (strlen(experiments[e].name) == n && !strncmp(experiments[e].name, cell_name, n))
-            return experiments[e].measures;
+            return measures_with(&experiments[e], seed ? atoi(seed + 1) : 0);
     return 0;
 }
 
@@ -255,7 +256,7 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
 {
     const cell *c = &cells[k];
     const settings *s = &c->settings;
-    int m = c->of->measures, object = world_subject(c->subject).object, first = 1;
+    int m = c->measures, object = world_subject(c->subject).object, first = 1;
     double picture = .012 * (double)size->draw_steps, n, classes = s->classes, step;
     size_t j;
     if (m & MEASURE_METRICS) return 3;
@@ -342,7 +343,7 @@ static size_t take_cell(const workplace *w, const options *o, const records *don
     *busy = n, *there = 0, *left = 0;
     for (k = 0; k < n; k++) {
         describe_cell(w, o, &cells[k], r);
-        open[k] = !find_key(done, r->key, cells[k].of->measures, cells[k].name);
+        open[k] = !find_key(done, r->key, cells[k].measures, cells[k].name);
         if (open[k]) *left += expected_seconds(cells, k, w->size);
         else ++*there;
     }
@@ -402,9 +403,9 @@ static int run_all(const workplace *w, const options *o, const cell *cells, size
             continue;
         }
         done = records_load(w->net.ctx, path, &skipped); /* it may have been done meanwhile */
-        equal = find_key(&done, r->key, c->of->measures, NULL);
+        equal = find_key(&done, r->key, c->measures, NULL);
         expected = expected_seconds(cells, k, w->size);
-        if (equal && !find_key(&done, r->key, c->of->measures, c->name))
+        if (equal && !find_key(&done, r->key, c->measures, c->name))
             bad = share_run(w, equal, c, r, path);
         else if (!equal && o->budget > 0 &&
                  now() - began + expected * (spent > 0 ? (now() - began) / spent : 1) >
@@ -539,7 +540,7 @@ static int plan(int argc, char **argv)
         for (last = k; last < n && cells[last].of == x; last++) {
             record r;
             describe_cell(&w, &o, &cells[last], &r);
-            if (!find_key(&planned, r.key, x->measures, NULL))
+            if (!find_key(&planned, r.key, cells[last].measures, NULL))
                 fresh++, minutes += expected_seconds(cells, last, w.size) / 60;
             records_add(&planned, &r);
             if (list_them) printf("  %-46s %s\n", cells[last].name, r.settings);
