@@ -408,9 +408,15 @@ static inline void write_map(page *g, const experiment *x)
             }
             fprintf(g->f, "</tr>");
         }
-        fprintf(g->f, "</table><p>%s: %s%s.</p>\n",
+        fprintf(g->f, "</table><p>%s: %s%s.",
                 is_complete(g->all, x) ? "Highest" : "Highest so far", chosen,
                 edge ? ", at the edge of what was tried: the best may lie beyond" : "");
+        for (k = 0; k < sizeof methods / sizeof *methods; k++)
+            if (strlen(methods[k].train) == method_length(names[first]) &&
+                !strncmp(methods[k].train, names[first], method_length(names[first])))
+                fprintf(g->f, " The other experiments take %g, %d steps (PAPER_NOTES.md, \"Rule for "
+                        "map\").", methods[k].lr, methods[k].steps);
+        fprintf(g->f, "</p>\n");
     }
 }
 
