@@ -7,7 +7,7 @@
 
    in one C or C++ file, before any other include, and only #include it elsewhere. Link with -lm,
    and compile with -fopenmp to use more than one processor core. A complete program, which draws
-   a picture:
+   a picture into memory:
 
        int main(void)
        {
@@ -19,7 +19,7 @@
            if (db_create(&ctx, NULL) != DB_OK) return 1;
            if (db_pipeline_load(ctx, "examples/world/base", &model) == DB_OK)
                db_generate(model, &prompt, 1, NULL, &config, 64, 64, pixels);
-           if (db_status(ctx) != DB_OK) puts(db_last_error(ctx));
+           puts(db_status(ctx) == DB_OK ? "it is in pixels" : db_last_error(ctx));
            db_pipeline_free(model), db_destroy(ctx);
        }
 

@@ -3,6 +3,8 @@
 
        cc -O2 -fopenmp -I. -Itools examples/prior.c -o prior -lm && ./prior 400
 
+   The argument is the number of steps, 40 without one.
+
    Prints
        lambda 0 and lambda 1: 40 steps each
        "a dog" drifts less with prior preservation

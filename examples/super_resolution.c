@@ -1,9 +1,12 @@
-/* super_resolution - fine-tunes the second stage (paper, section 4.4): pairs of a photo and the
-   same photo four times smaller, with almost no noise on the small one. Four photos are learned
-   from; the fifth, never seen, is measured, made smaller and restored, before and after.
+/* super_resolution - fine-tunes the second stage (section 4.4 of the paper's first version) on pairs
+   of a photo and the same photo four times smaller, with almost no noise on the small one. Four
+   photos are learned from; the fifth, never seen, is made smaller and restored, before and after,
+   and measured.
 
        cc -O2 -fopenmp -I. -Itools examples/super_resolution.c -o super_resolution -lm
        ./super_resolution 150
+
+   The argument is the number of steps, 24 without one.
 
    Prints
        24 steps on crops of 4 photos at noise variance 1e-05

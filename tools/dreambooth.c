@@ -2038,5 +2038,5 @@ int main(int argc, char **argv)
         "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
         "IF-II-L-v1.0 --scheduler ddpm \\\n"
         "      --num_inference_steps 100 --guidance_scale 7 --guidance_stop 1 --upscale_steps 50 "
-        "--upscale_guidance 4 --prompt \"a dog\"");
+        "--upscale_guidance 4 --noise_variance .154 --prompt \"a dog\"");
 }

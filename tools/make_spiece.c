@@ -2,7 +2,8 @@
 
      make_spiece --words FILE --rare FILE --out spiece.model [--size N]
 
-   --words  lines "word count" (or "word" alone), such as `build/world words` prints
+   --words  lines "word count" (or "word" alone); the shipped vocabulary is made by `build/pretrain
+            vocabulary`
    --rare   lines "piece": reserved words without meaning, candidates for identifiers
    --size   fills the vocabulary up to a multiple of N with unused pieces
    Either list may be missing. What goes where and why: spiece.h.

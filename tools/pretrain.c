@@ -8,7 +8,7 @@
 
    All trainings keep their whole state in --state FILE and go on from it. They stop after the step
    in hand on SIGTERM or SIGINT, having saved; what they save on the way never loses more than
-   --save_every steps. Weights go to DIR in f16 (the average for the U-Net) when they end. A new
+   --save_every steps. Weights go to DIR in f16 (their average) when they end. A new
    training starts from the weights in --init FILE, or from random ones. --device cuda|cpu|auto.
 
    The base, as PAPER_NOTES.md explains: prediction of v; the loss weighted threefold inside the

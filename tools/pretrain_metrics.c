@@ -5,10 +5,10 @@
    build/pretrain_metrics lpips --dir DIR --pool FILE --steps N       a distance, the renderer's
    build/pretrain_metrics classifier --dir DIR --pool FILE --steps N  attributes (tools only)
 
-   DIR holds config.json and preprocessor_config.json (for clip spiece.model, too), and gets
-   model.safetensors in f16: the average of the weights. Make the pool of scenes that nothing else
-   is trained on: `build/world pool --split metric --size 64`. Stopping, --state and the other flags
-   are those of pretrain.c.                                                                      */
+   DIR holds config.json, and but for lpips preprocessor_config.json (for clip spiece.model, too),
+   and gets model.safetensors in f16: the average of the weights. Make the pool of scenes that
+   nothing else is trained on: `build/world pool --out FILE --split metric --size 64 --count 60000`.
+   Stopping, --state and the other flags are those of pretrain.c.                                */
 
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"

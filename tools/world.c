@@ -1,6 +1,6 @@
 /* world - renders the procedural world of world.h to files.
 
-   build/world pool     --out FILE [--size 64] [--virtual 64] [--count 1000] [--samples 3]
+   build/world pool     --out FILE [--size 64] [--virtual SIZE] [--count 1000] [--samples 3]
                         [--split pretrain] [--seed 0] [--individuals 0] [--owned 0]
                         [--threads 2]
    build/world sheet    --out FILE.png [--kind random] [--size 64] [--columns 8] [--rows 8]

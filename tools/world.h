@@ -111,7 +111,7 @@ int world_has_head(int object);  /* can give its head to a hybrid               
 int world_has_label(int object); /* can have a letter or digit painted on it           */
 
 /* Reserved words without meaning: the first world_n_rare_shown of them are scattered through
-   8 % of the captions with Zipf frequencies, the rest never appear. */
+   8 % of the captions that are not empty, with Zipf frequencies; the rest never appear. */
 enum { world_n_rare = 100, world_n_rare_shown = 80 };
 extern const char *const world_rare[world_n_rare];
 
