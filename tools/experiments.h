@@ -176,7 +176,7 @@ static const experiment experiments[] = {
     {"sr", "section 4.4 of the first version, supplement on super-resolution",
      "Does fine-tuning the super-resolver at low noise restore the subject's own detail?",
      sr_subjects, 8, 1, MEASURE_SR},
-    {"baselines", "section 4.2, Tables 1 and 2; supplement on image-guided editing",
+    {"baselines", "section 4.2, Table 1; supplement on image-guided editing",
      "Is fine-tuning better than textual inversion, a description, or editing a photo?",
      test_subjects, 8, 1, 0},
     {"applications", "sections 4.4 and 4.5, figures 1, 6 to 8; failure modes, figure 9",
