@@ -1,4 +1,4 @@
-/* super_resolution - fine-tunes the second stage (section 4.4 of the paper's first version) on pairs
+/* super_resolution - fine-tunes the second stage (section 4.4 of the paper's first version): pairs
    of a photo and the same photo four times smaller, with almost no noise on the small one. Four
    photos are learned from; the fifth, never seen, is made smaller and restored, before and after,
    and measured.

@@ -414,8 +414,10 @@ static inline void write_map(page *g, const experiment *x)
         for (k = 0; k < sizeof methods / sizeof *methods; k++)
             if (strlen(methods[k].train) == method_length(names[first]) &&
                 !strncmp(methods[k].train, names[first], method_length(names[first])))
-                fprintf(g->f, " The other experiments take %g, %d steps (PAPER_NOTES.md, \"Rule for "
-                        "map\").", methods[k].lr, methods[k].steps);
+                fprintf(g->f,
+                        " The other experiments take %g, %d steps (PAPER_NOTES.md, "
+                        "\"Rule for map\").",
+                        methods[k].lr, methods[k].steps);
         fprintf(g->f, "</p>\n");
     }
 }
