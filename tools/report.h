@@ -101,23 +101,27 @@ static inline void write_mean(page *g, const double *x, size_t n)
     write_mean_beside(g, x, n, 0, NULL);
 }
 
-/* Conditions by values: means over subjects, the subjects' standard deviation. */
+/* Values by conditions: means over subjects, the subjects' standard deviation. */
 static inline void write_table(page *g, const experiment *x, const char *value_names)
 {
     const char *names[CONDITIONS];
     char value[16][40];
     double v[STAT_MAX];
-    size_t n = condition_names(x->name, names), m = split_words(value_names, value, 16), c, k, of;
+    size_t n = condition_names(x->name, names), m = split_words(value_names, value, 16), c, k,
+           of[CONDITIONS];
     if (!m) return;
-    fprintf(g->f,
-            "<div class=\"scroll\"><table><tr><th>condition</th><th class=\"n\">subjects</th>");
-    for (k = 0; k < m; k++) fprintf(g->f, "<th class=\"n\">%s</th>", value[k]);
-    fprintf(g->f, "</tr>\n");
+    fprintf(g->f, "<div class=\"scroll\"><table><tr><th></th>");
+    for (c = 0; c < n; c++) fprintf(g->f, "<th class=\"n\">%s</th>", names[c]);
+    fprintf(g->f, "</tr>\n<tr><td>subjects</td>");
     for (c = 0; c < n; c++) {
-        of = condition_values(g->all, x, names[c], value[0], v);
-        fprintf(g->f, "<tr><td>%s</td><td class=\"n\">%zu</td>", names[c], of);
-        for (k = 0; k < m; k++)
-            write_mean_beside(g, v, condition_values(g->all, x, names[c], value[k], v), of,
+        of[c] = condition_values(g->all, x, names[c], value[0], v);
+        fprintf(g->f, "<td class=\"n\">%zu</td>", of[c]);
+    }
+    fprintf(g->f, "</tr>\n");
+    for (k = 0; k < m; k++) {
+        fprintf(g->f, "<tr><td>%s</td>", value[k]);
+        for (c = 0; c < n; c++)
+            write_mean_beside(g, v, condition_values(g->all, x, names[c], value[k], v), of[c],
                               paper_figure(x->name, names[c], value[k]));
         fprintf(g->f, "</tr>\n");
     }
