@@ -392,7 +392,7 @@ typedef struct cell {
     const experiment *of;
     size_t condition; /* in conditions                          */
     int subject, seed; /* of the world; of training and sampling */
-    int measures;
+    int measures;      /* measures_with of the experiment and seed */
     char name[128];
     settings settings;
 } cell;
