@@ -895,6 +895,14 @@ static inline int measure_standard(work *w, const char *suffix, int strip)
         if (protocol) measure_nearest(w, &made, &before);
         set_value(w, "dino_original", suffix, dino_original);
         if (w->c->measures & MEASURE_DIVERSITY) measure_diversity(w, &all, each, &made);
+        if (w->c->measures & MEASURE_APPLICATIONS) { /* the pictures that place_right is of */
+            const networks *net = &wp->net;
+            size_t placed = wp->size->places * each;
+            set_value(w, "likeness_recontextualisation", suffix,
+                      dino_between(net, made.view, placed, w->real.view, w->real.n));
+            set_value(w, "likeness_original_recontextualisation", suffix,
+                      dino_between(net, before.view, placed, w->real.view, w->real.n));
+        }
         if (w->c->measures & MEASURE_MORE_CLASS) {
             set_value(w, "class_diversity_64", suffix,
                       mean_lpips(wp->net.lpips, tuned.view, n_class));
@@ -978,8 +986,14 @@ static inline int clip_choice(db_clip *clip, const db_image *images, size_t n,
     return bad;
 }
 
-/* Whether picture k shows what prompt p asks: by the classifier, or, where it has no such answer
-   (hybrids, expressions), by CLIP's choice among the captions that could be meant. */
+/* Hybrids and expressions: the classifier has no answer to them. */
+static inline int asks_clip(const prompt *p)
+{
+    return p->style < 0 && p->view < 0 && p->accessory < 0 && p->color < 0;
+}
+
+/* Whether picture k shows what prompt p asks: by the classifier, or, where it has no such answer,
+   by CLIP's choice among the captions that could be meant. */
 static inline int shows(work *w, const prompt *p, const int32_t *seen, const db_image *picture)
 {
     const networks *net = &w->w->net;
@@ -991,7 +1005,6 @@ static inline int shows(work *w, const prompt *p, const int32_t *seen, const db_
     if (p->view >= 0) return seen[CLASSIFIER_view] == p->view;
     if (p->accessory >= 0) return seen[CLASSIFIER_accessory] == p->accessory;
     if (p->color >= 0) return seen[CLASSIFIER_color] == p->color;
-    if (!net->clip) return 0;
     m = !strcmp(p->group, "hybrids") ? 3 : WORLD_EXPRESSIONS;
     for (k = 0; k < m; k++) {
         if (m == WORLD_EXPRESSIONS)
@@ -1005,15 +1018,14 @@ static inline int shows(work *w, const prompt *p, const int32_t *seen, const db_
     return choice == (m == WORLD_EXPRESSIONS ? (size_t)p->other : 2);
 }
 
-/* Success rate and likeness of each application; the original model with the class noun alone is
-   the control. */
+/* Success rate and likeness of each application, and their means; the original model with the class
+   noun alone is the control. */
 static inline int measure_applications(work *w)
 {
     static const char *const recontextualisation[][2] = { /* measured already */
         {"success_recontextualisation", "place_right"},
-        {"success_original_recontextualisation", "place_right_original"},
-        {"likeness_recontextualisation", "dino"},
-        {"likeness_original_recontextualisation", "dino_original"}};
+        {"success_original_recontextualisation", "place_right_original"}};
+    static const char *const of[] = {"", "original_"};
     const networks *net = &w->w->net;
     size_t each = w->w->size->shown, side = picture_side(w->p), n, k, first, last;
     prompts all = application_prompts(&w->c->settings, w->c->subject);
@@ -1029,23 +1041,33 @@ static inline int measure_applications(work *w)
     made[0] = draw(w->w, w->p, texts, n, seed);
     made[1] = original_pictures(w->w, words, n, side, seed);
     for (which = 0; which < 2; which++) {
+        double success = 0, likeness = 0;
+        size_t groups = 0;
         if (net->classifier) classifier_run(net->classifier, made[which].view, n, seen);
         for (first = 0; first < all.n && db_status(net->ctx) == DB_OK; first = last) {
             const char *group = all.item[first].group;
             char name[64];
+            double share, near;
             size_t right = 0;
+            int answered = (asks_clip(&all.item[first]) ? net->clip != NULL
+                                                        : net->classifier != NULL);
             for (last = first; last < all.n && !strcmp(all.item[last].group, group);) last++;
-            for (k = first * each; k < last * each; k++)
+            for (k = first * each; k < last * each && answered; k++)
                 right += (size_t)shows(w, &all.item[k / each], seen + k * CLASSIFIER_N,
                                        &made[which].view[k]);
-            snprintf(name, sizeof name, "success_%s%s", which ? "original_" : "", group);
-            set_value(w, name, "", net->classifier ? (double)right / (double)((last - first) * each)
-                                                   : (double)NAN);
-            snprintf(name, sizeof name, "likeness_%s%s", which ? "original_" : "", group);
-            set_value(w, name, "",
-                      dino_between(net, made[which].view + first * each, (last - first) * each,
-                                   w->real.view, w->real.n));
+            share = answered ? (double)right / (double)((last - first) * each) : (double)NAN;
+            near = dino_between(net, made[which].view + first * each, (last - first) * each,
+                                w->real.view, w->real.n);
+            snprintf(name, sizeof name, "success_%s%s", of[which], group);
+            set_value(w, name, "", share);
+            snprintf(name, sizeof name, "likeness_%s%s", of[which], group);
+            set_value(w, name, "", near);
+            success += share, likeness += near, groups++;
         }
+        set_value(w, which ? "success_original_mean" : "success_mean", "",
+                  success / (double)groups);
+        set_value(w, which ? "likeness_original_mean" : "likeness_mean", "",
+                  likeness / (double)groups);
     }
     for (k = 0; k < all.n; k++) set[k] = &made[0], index[k] = k * each, labels[k] = texts[k * each];
     if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, all.n);
@@ -1132,7 +1154,8 @@ static inline int enlarge(work *w, restoration *r, size_t n, double variance)
 }
 
 /* Restores the held-out renders with so much noise on the small pictures. Values: LPIPS; PSNR; of
-   the detail on the object its correlation with the true one and its energy beside that one's. */
+   the detail on the object its correlation with the true one and the share of that one which is
+   there (the regression's slope: grain adds nothing to it). */
 static inline int measure_restored(work *w, restoration *r, double variance, const char *name)
 {
     const networks *net = &w->w->net;
@@ -1163,7 +1186,7 @@ static inline int measure_restored(work *w, restoration *r, double variance, con
         }
     }
     set_value(w, "lpips_", name, distance), set_value(w, "psnr_", name, 10 * log10(4 / squares));
-    set_value(w, "detail_", name, ab / sqrt(aa * bb)), set_value(w, "spectrum_", name, bb / aa);
+    set_value(w, "detail_", name, ab / sqrt(aa * bb)), set_value(w, "kept_", name, ab / aa);
     pictures_free(&spare);
     free(x), free(true_detail), free(detail), free(mask);
     return bad;

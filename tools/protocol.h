@@ -128,6 +128,7 @@ static inline int protocol_subject(const workplace *wp, const protocol *p, size_
         const pictures *set[8];
         size_t index[8];
         const char *labels[8];
+        if (scores.dino - scores.pres_original < LEARNT) scores.drift = (double)NAN;
 #define PROTOCOL_SCORE(field, name, what)                                                          \
     if (scores.field == scores.field) record_set(out, #field, scores.field);
         DB_SCORES(PROTOCOL_SCORE)

@@ -23,7 +23,7 @@ static const struct { const char *experiment, *values, *plots; } views[] = {
      "pres div drift"},
     {"noun", "dino fidelity clip_i clip_t place_right class_right noun_right", "dino clip_i"},
     {"photos", "dino fidelity clip_i clip_t div place_right", "dino clip_i"},
-    {"sr", "", "lpips_1e-5 detail_1e-5 spectrum_1e-5"},
+    {"sr", "", "lpips_1e-5 detail_1e-5 kept_1e-5"},
     {"baselines", "dino fidelity clip_i clip_t div place_right class_right",
      "dino fidelity clip_t place_right"},
     {"applications", "", ""},
@@ -469,7 +469,7 @@ static inline void write_sr(page *g, const experiment *x)
     static const char *const values[][2] = {
         {"lpips", "LPIPS, lower is better"},
         {"detail", "correlation of the restored detail with the true one"},
-        {"spectrum", "energy of the detail, 1: as much as there was"},
+        {"kept", "share of the true detail that is there, 1: all of it"},
         {"psnr", "PSNR in dB, which rewards blur"}};
     static const char *const levels[] = {"1e-5", "1e-3", ".25"};
     const char *names[CONDITIONS];
@@ -501,7 +501,8 @@ static inline void write_applications(page *g, const experiment *x)
         {"views", "classifier: the view"},       {"accessories", "classifier: the accessory"},
         {"colours", "classifier: the colour"},
         {"hybrids", "CLIP's choice of three captions; classes with a head only"},
-        {"expressions", "CLIP's choice of four captions; animals only"}};
+        {"expressions", "CLIP's choice of four captions; animals only"},
+        {"mean", "of those that a subject has, without the first"}};
     static const char *const values[] = {"success_", "success_original_", "likeness_",
                                          "likeness_original_"};
     double v[STAT_MAX];
@@ -510,7 +511,7 @@ static inline void write_applications(page *g, const experiment *x)
             "<table><tr><th>application</th><th>success by</th><th class=\"n\">success</th>"
             "<th class=\"n\">original model, \"a [class] &hellip;\"</th><th class=\"n\">likeness "
             "to the photos (DINO)</th><th class=\"n\">original's</th></tr>");
-    for (k = 0; k < 7; k++) {
+    for (k = 0; k < 8; k++) {
         fprintf(g->f, "<tr><td>%s</td><td>%s</td>", groups[k][0], groups[k][1]);
         for (j = 0; j < 4; j++) {
             char name[64];
