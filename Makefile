@@ -17,7 +17,7 @@ CUDA_HOME = /usr/local/cuda
 GPU      = $(if $(CUDA),$(B)/dreambooth_cuda.o)
 GPU_LIBS = $(if $(CUDA),-L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
-HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h)
+HEADERS = dreambooth.h $(wildcard tools/*.h tests/*.h) $(B)/flags
 TOOLS   = $(B)/dreambooth $(B)/world $(B)/pretrain $(B)/pretrain_metrics $(B)/gates $(B)/reproduce $(B)/make_spiece
 EXAMPLES = $(patsubst examples/%.c,$(B)/%_c,$(wildcard examples/*.c)) $(patsubst examples/%.cpp,$(B)/%_cpp,$(wildcard examples/*.cpp)) $(B)/gpu_cu
 TESTS   = $(patsubst tests/%.c,$(B)/%,$(wildcard tests/test_*.c)) $(if $(NO_CUDA),,$(B)/test_cuda $(B)/test_cuda_dreambooth)
@@ -48,7 +48,7 @@ help:
 	@echo "make clean        removes build/, with what make paper and make retrain have put there"
 
 # The header's implementation, compiled once for the programs that do not define DREAMBOOTH_IMPLEMENTATION themselves
-$(B)/dreambooth.o: dreambooth.h | $(B)
+$(B)/dreambooth.o: dreambooth.h $(B)/flags
 	$(CC) $(CFLAGS) $(KERNEL_FLAGS) -DDREAMBOOTH_IMPLEMENTATION -x c -c $< -o $@
 
 $(B)/dreambooth: tools/dreambooth.c $(B)/dreambooth.o $(GPU) $(HEADERS)
@@ -128,6 +128,11 @@ $(B)/gpu_object_c: examples/gpu_object.c $(B)/cuda_host.o $(HEADERS)
 
 $(B):
 	mkdir -p $(B)
+
+# What was built by another compiler, or with other flags, is built anew
+$(B)/flags: FORCE | $(B)
+	@echo '$(CC) $(CFLAGS) $(KERNEL_FLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(KERNEL_FLAGS)' > $@
+FORCE:
 
 # The main job, into demo/: SUBJECT is one of the world's 36, or a folder of photos with CLASS=noun.
 SUBJECT = dog1

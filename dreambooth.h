@@ -215,6 +215,7 @@ typedef struct db_param_table {
     float *data, *grad;
     struct db_lora *lora; /* owned: put beside its layers (db_unet_add_lora ...), or NULL         */
     struct db__source *source; /* private: the file that still holds the weights, or NULL         */
+    size_t lora_changes;       /* private: how often one was put there or taken away              */
 } db_param_table;
 
 /* A network that was loaded has its weights read when they are first needed: by a tape that is
@@ -281,9 +282,9 @@ void db_keep(db_tape *t, db_tensor x);
 /* Of an input, before anything reads it; parameters have it by themselves. */
 void db_require_grad(db_tape *t, db_tensor x);
 
-/* Records the gradient of the scalar `loss` with respect to everything that requires one. Gradients
-   of parameters add up from run to run, until db_zero_grad; db_grad reads those of inputs (id -1:
-   none has arrived). */
+/* Once on a tape: records the gradient of the scalar `loss` with respect to everything that
+   requires one. Gradients of parameters add up from run to run, until db_zero_grad; db_grad reads
+   those of inputs (id -1: none has arrived). */
 db_result db_backward(db_tape *t, db_tensor loss);
 db_tensor db_grad(const db_tape *t, db_tensor x);
 
@@ -332,8 +333,8 @@ db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype); /* f32 and bf16 */
 db_tensor db_avg_pool2(db_tape *t, db_tensor x); /* [B,2H,2W,C] -> [B,H,W,C] */
 db_tensor db_upsample2(db_tape *t, db_tensor x, size_t H,
                        size_t W); /* nearest; 2H, 2W of x or 1 less */
-/* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none -> softmax(
-   scale q k^T + bias + mask) v, [B,T,C], the heads side by side in C */
+/* q [B,T,C]; k, v [B,S,C]; bias f32 [heads,T,S] or none; mask f32 [B,S], added, or none; it gets no
+   gradient -> softmax(scale q k^T + bias + mask) v, [B,T,C], the heads side by side in C */
 db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_tensor bias,
                        db_tensor mask, size_t heads, float scale, int causal);
 /* ids i32 [B,T], table [V,C]; an id that is not in the table is read as V - 1 */
@@ -351,9 +352,9 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first,
 db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose); /* drawn anew in each run */
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q,
                  db_tensor z); /* p[b] x + q[b] z */
-/* Losses: f32 scalars, means over the batch. pred [B,...,CP], target f32 [B,...,CT<=CP], weight [B]
-   or none, pixel weights [B,H,W] or none; *each (or NULL) becomes every sample's own mean, without
-   its weight. */
+/* Losses: f32 scalars, means over the batch, with gradients of the prediction or logits alone. pred
+   [B,...,CP], target f32 [B,...,CT<=CP], weight [B] or none, pixel weights [B,H,W] or none; *each
+   (or NULL) becomes every sample's own mean, without its weight. */
 db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight, db_tensor pixel,
                  db_tensor *each);
 /* logits [N,V], used by nothing else; targets i32 [N], -1: not counted, V or more: as V - 1; or f32
@@ -441,9 +442,10 @@ typedef struct db_call {
     size_t scratch_used;
 } db_call;
 
-/* Memory of `alloc` is zeroed. It holds parameters, gradients and the optimiser's moments too,
-   which host code reads and writes directly: it has to be reachable from both sides while nothing
-   runs, which `sync` waits for at the end of db_run. */
+/* Memory of `alloc` is zeroed; NULL if there is none, after a db_fail that says more or without. It
+   holds parameters, gradients and the optimiser's moments too, which host code reads and writes
+   directly: it has to be reachable from both sides while nothing runs, which `sync` waits for at
+   the end of db_run. */
 struct db_backend {
     const char *name;
     void *(*alloc)(db_ctx *ctx, size_t bytes);
@@ -489,7 +491,8 @@ typedef struct db_optimizer {
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
 /* Before the tape that trains is recorded: it makes room for gradients (db_params_require_grad).
-   `params` must outlive its steps; `config` may be NULL. */
+   `params` must outlive its steps; `config` may be NULL. db_optimizer_free is due even after a
+   failure. */
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
@@ -536,7 +539,7 @@ typedef enum db_json_type {
 
 typedef struct db_json {
     db_json_type type;
-    int is_integer;             /* number: `integer` is its exact value                           */
+    int is_integer;             /* number: whole, as a double or exactly; `integer` is its value  */
     int64_t integer;            /* bool: 0 or 1                                                   */
     double number;              /* number                                                         */
     const char *string;         /* string: valid UTF-8 and a final NUL; \u0000 may stand inside   */
@@ -1018,7 +1021,9 @@ typedef struct db_pipeline {
     db_schedule scheduler, image_noising; /* the latter of super-resolution only. Another one may
                                              be put in its place; the file's is saved */
     int super_resolution;
-    int released[2];                 /* private: text encoder, autoencoder */
+    int tuned;       /* private: a learned variance is one no more, in the saved file either */
+    int released[2]; /* private: text encoder, autoencoder ...          */
+    size_t positions; /* ... and the former's max_position_embeddings   */
     struct db__configs
         *single_file; /* private: what a single file says in place of the directory's .json files */
 } db_pipeline;
@@ -1513,6 +1518,9 @@ static size_t db__mul(size_t a, size_t b, int *overflow)
     return a * b;
 }
 
+/* a + b, or SIZE_MAX, which no allocation gives. */
+static size_t db__sum(size_t a, size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; }
+
 /* Every block carries its size in the 64 bytes before it, which also keeps it aligned for SIMD. */
 enum { DB__ALIGN = 64 };
 typedef struct db__block {
@@ -1520,25 +1528,35 @@ typedef struct db__block {
     size_t bytes;
 } db__block;
 
-/* count * size bytes, zeroed, 64-byte aligned; NULL with the error set when that is too much. */
-static void *db__alloc(db_ctx *ctx, size_t count, size_t size)
+/* Zeroed bytes, 64-byte aligned, or NULL without a failure. */
+static void *db__try_alloc(db_ctx *ctx, size_t bytes)
 {
-    int overflow = 0;
-    size_t bytes = db__mul(count, size, &overflow);
-    char *base = NULL, *user = NULL;
-    if (!overflow && bytes <= (size_t)-1 - 2 * DB__ALIGN)
+    char *base = NULL, *user;
+    if (bytes <= SIZE_MAX - 2 * DB__ALIGN)
         base = (char *)ctx->config.allocate(ctx->config.user, bytes + 2 * DB__ALIGN);
-    if (!base) {
-        db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for, %zu in use",
-                 count, size, ctx->live_bytes);
-        return NULL;
-    }
+    if (!base) return NULL;
     user = (char *)(((uintptr_t)base + 2 * DB__ALIGN - 1) & ~(uintptr_t)(DB__ALIGN - 1));
     ((db__block *)(void *)user)[-1].base = base;
     ((db__block *)(void *)user)[-1].bytes = bytes;
     ctx->live_bytes += bytes;
     ctx->peak_bytes = DB__MAX(ctx->peak_bytes, ctx->live_bytes);
     return memset(user, 0, bytes);
+}
+
+static void *db__fail_memory(db_ctx *ctx, size_t count, size_t size)
+{
+    db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for, %zu in use", count,
+             size, ctx->live_bytes);
+    return NULL;
+}
+
+/* count * size bytes as above; NULL with the error set when that is too much. */
+static void *db__alloc(db_ctx *ctx, size_t count, size_t size)
+{
+    int overflow = 0;
+    size_t bytes = db__mul(count, size, &overflow);
+    void *memory = overflow ? NULL : db__try_alloc(ctx, bytes);
+    return memory ? memory : db__fail_memory(ctx, count, size);
 }
 
 static void db__free(db_ctx *ctx, void *memory)
@@ -1917,6 +1935,21 @@ static int db__computed(db_tape *t, db_dtype dtype)
     return t->ctx->result == DB_OK;
 }
 
+/* Whether the tape still takes something; else a failure. */
+static int db__open(db_tape *t)
+{
+    if (t->planned)
+        db__fail(t->ctx, DB_ERROR_ARGUMENT, "the tape is planned: nothing can be added to it");
+    return t->ctx->result == DB_OK;
+}
+
+/* Whether x, which an operation cannot do without, is there; else a failure. */
+static int db__given(db_tape *t, db_tensor x)
+{
+    if (x.id < 0) db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operand is none that may not be");
+    return t->ctx->result == DB_OK;
+}
+
 /* For shapes that callers name; those of operations follow from them. */
 static int db__rank_fits(db_tape *t, int n_dims)
 {
@@ -1940,7 +1973,7 @@ static db_tensor db__new_value(db_tape *t, db__kind kind, db_dtype dtype, int n_
         bytes = db__mul(bytes, dim[d], &overflow);
     }
     x.n_dims = n_dims;
-    if (overflow || bytes == 0) {
+    if (overflow || bytes == 0 || bytes > SIZE_MAX / 2) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE, "a tensor of shape %s is empty or too large",
                  db__shape(x, s));
@@ -1966,7 +1999,7 @@ static db_tensor db__activation(db_tape *t, int n_dims, const size_t *dim)
 
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim)
 {
-    if (!db__rank_fits(t, n_dims)) return db_none;
+    if (!db__rank_fits(t, n_dims) || !db__open(t)) return db_none;
     return db__new_value(t, DB__KEPT, dtype, n_dims, dim);
 }
 
@@ -2005,7 +2038,8 @@ static db_tensor db__shape4(db_tape *t, db_tensor x, size_t a, size_t b, size_t 
 
 void db_keep(db_tape *t, db_tensor x)
 {
-    if (x.id >= 0 && t->value[x.id].kind == DB__ACTIVATION) t->value[x.id].kind = DB__KEPT;
+    if (x.id < 0 || t->value[x.id].kind != DB__ACTIVATION || !db__open(t)) return;
+    t->value[x.id].kind = DB__KEPT;
 }
 
 void db_require_grad(db_tape *t, db_tensor x)
@@ -2039,6 +2073,7 @@ static unsigned db__in_f32(db_op op)
     case DB_OP_SINUSOID: case DB_OP_POSITION_BIAS: return 1u << 1;
     case DB_OP_MIX: return 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4;
     case DB_OP_MSE: return 1u << 3 | 1u << 4 | 1u << 5;
+    case DB_OP_CROSS_ENTROPY: case DB_OP_CROSS_ENTROPY_DX: return 1u << 3;
     default: return 0;
     }
 }
@@ -2062,11 +2097,7 @@ static db__node *db__record(db_tape *t, db_op op, int n, const db_tensor *arg)
     db__node *node;
     void *grown;
     int k;
-    if (t->ctx->result != DB_OK) return NULL;
-    if (t->planned) {
-        db__fail(t->ctx, DB_ERROR_ARGUMENT, "an operation was recorded on a tape already planned");
-        return NULL;
-    }
+    if (!db__open(t)) return NULL;
     for (k = 1; k < n; k++) {
         db_dtype wanted;
         if (arg[k].id < 0 || db__type_fits(t, op, k, arg, &wanted)) continue;
@@ -2268,8 +2299,13 @@ db_result db_backward(db_tape *t, db_tensor loss)
 {
     int add = 0;
     size_t n;
-    db_tensor seed = db__grad_target(t, loss, &add);
-    db__node *fill = db__record(t, DB_OP_FILL, 1, &seed);
+    db_tensor seed;
+    db__node *fill;
+    if (!db__given(t, loss)) return t->ctx->result;
+    if (t->n_forward)
+        return db__fail(t->ctx, DB_ERROR_ARGUMENT, "a tape has one db_backward: add the losses up");
+    seed = db__grad_target(t, loss, &add);
+    fill = db__record(t, DB_OP_FILL, 1, &seed);
     if (!fill) return t->ctx->result;
     fill->f[0] = 1.0f;
     t->n_forward = t->n_nodes - 1;
@@ -2316,11 +2352,11 @@ static size_t db__place(db__hole *hole, size_t *n_holes, size_t bytes, size_t *e
     if (best == *n_holes) {
         if (last == *n_holes) {
             at = *end;
-            *end += bytes;
+            *end = db__sum(at, bytes);
             return at;
         }
         best = last;
-        *end = hole[last].offset + bytes;
+        *end = db__sum(hole[last].offset, bytes);
         hole[last].bytes = bytes;
     }
     at = hole[best].offset;
@@ -2422,7 +2458,7 @@ static db_result db__lay_out(db_tape *t)
     for (k = 0; k < t->n_values; k++) { /* a linked list of the values that each node uses last */
         db__value *v = &t->value[k];
         v->bytes = DB__ROUND_UP(v->bytes, DB__ALIGN);
-        if (v->kind == DB__KEPT) v->offset = end, end += v->bytes;
+        if (v->kind == DB__KEPT) v->offset = end, end = db__sum(end, v->bytes);
         if (v->kind != DB__ACTIVATION || v->first < 0) continue;
         dying[k] = head[v->last];
         head[v->last] = (int)k;
@@ -2487,11 +2523,12 @@ static db_result db__ensure_arena(db_tape *t)
 {
     if (t->arena || t->ctx->result != DB_OK) return t->ctx->result;
     if (db_plan(t, NULL) != DB_OK) return t->ctx->result;
-    t->arena = (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + DB__ALIGN);
+    if (t->arena_bytes < SIZE_MAX - DB__ALIGN)
+        t->arena = (char *)t->ctx->backend->alloc(t->ctx, t->arena_bytes + DB__ALIGN);
     if (!t->arena)
         return db__fail(t->ctx, DB_ERROR_MEMORY,
-                        "the network's activations need %.1f MB; use a smaller batch or "
-                        "resolution, or gradient checkpointing",
+                        "out of memory: the network's activations need %.1f MB; use a smaller "
+                        "batch or resolution, or gradient checkpointing",
                         (double)t->arena_bytes / 1e6);
     return DB_OK;
 }
@@ -3746,7 +3783,7 @@ db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_ten
 {
     size_t C = x.n_dims ? x.dim[x.n_dims - 1] : 1, dim[4];
     db_tensor y, flat;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     flat = db__shape4(t, x, 1, 1, db_count(x) / C, C);
     y = db_conv2d(t, flat, w, bias, residual, 1, 0, 0);
     if (y.id < 0) return y;
@@ -3999,7 +4036,7 @@ db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db
     db_tensor arg[6], y;
     db__node *n;
     size_t C, dim[3];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x) || !db__given(t, w)) return db_none;
     C = x.dim[x.n_dims - 1];
     if (x.n_dims < 2 || db_count(w) != C)
         return db__shape_fail(t, "group_norm: input [B,...,C] and weight [C]", x, w);
@@ -4095,7 +4132,7 @@ static db_tensor db__layer_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor 
     db_tensor arg[5], y;
     db__node *n;
     size_t dim[2];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x) || !db__given(t, w)) return db_none;
     dim[1] = 2;
     dim[0] = db_count(x) / x.dim[x.n_dims - 1];
     if (db_count(w) != x.dim[x.n_dims - 1])
@@ -4125,7 +4162,7 @@ db_tensor db_rms_norm(db_tape *t, db_tensor x, db_tensor w, float eps)
 db_tensor db_unit_norm(db_tape *t, db_tensor x)
 {
     size_t C;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     C = x.dim[x.n_dims - 1];
     return db_rms_norm(t, x, db_constant(t, DB_F32, 1.0f / sqrtf((float)C), 1, &C), 1e-20f);
 }
@@ -4196,7 +4233,7 @@ static db_tensor db__record_act(db_tape *t, db_op op, db_tensor x, const size_t 
 
 db_tensor db_activate(db_tape *t, db_tensor x, db_activation act)
 {
-    if (act == DB_ACT_NONE || t->ctx->result != DB_OK) return x;
+    if (!db__given(t, x) || act == DB_ACT_NONE) return x;
     return db__record_act(t, DB_OP_ACT, x, x.dim, act);
 }
 
@@ -4280,7 +4317,7 @@ static void db__mul_backward(db_tape *t, const db__node *n)
 db_tensor db_multiply(db_tape *t, db_tensor a, db_tensor b)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, a) || !db__given(t, b)) return db_none;
     if (db_count(a) != db_count(b)) return db__shape_fail(t, "multiply", a, b);
     arg[0] = db__activation(t, a.n_dims, a.dim), arg[1] = a, arg[2] = b;
     if (!db__record(t, DB_OP_MUL, 3, arg)) return db_none;
@@ -4325,7 +4362,7 @@ db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_t
 {
     db_tensor arg[3];
     db__node *n;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x) || !db__computed(t, t->value[x.id].dtype)) return db_none;
     if (z.id >= 0 && db_count(x) != db_count(z)) return db__shape_fail(t, "weighted sum", x, z);
     arg[0] = db__new_value(t, DB__ACTIVATION, t->value[x.id].dtype, x.n_dims, x.dim), arg[1] = x,
     arg[2] = z;
@@ -4382,7 +4419,8 @@ static void db__cpu_mix(db_ctx *ctx, db_call *c)
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q, db_tensor z)
 {
     db_tensor arg[5];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, p) || !db__given(t, x) || !db__given(t, q) || !db__given(t, z))
+        return db_none;
     if (db_count(x) != db_count(z) || db_count(p) != x.dim[0] || db_count(q) != x.dim[0])
         return db__shape_fail(t, "mix", x, p);
     arg[0] = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
@@ -4412,7 +4450,7 @@ db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose)
 {
     db__node *n;
     db_tensor y;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     y = db__new_value(t, DB__ACTIVATION, DB_F32, x.n_dims, x.dim);
     n = db__record(t, DB_OP_NORMAL, 1, &y);
     if (!n) return db_none;
@@ -4482,7 +4520,8 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis)
     size_t outer = 1, na = 1, nb = 1, dim[4];
     db_tensor y;
     int d;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, a) || !db__given(t, b)) return db_none;
+    if (axis < 0 || axis >= a.n_dims) return db__shape_fail(t, "concat: no such axis", a, b);
     for (d = 0; d < a.n_dims; d++) {
         if (a.n_dims != b.n_dims || (d != axis && a.dim[d] != b.dim[d]))
             return db__shape_fail(t, "concat", a, b);
@@ -4495,35 +4534,36 @@ db_tensor db_concat(db_tape *t, db_tensor a, db_tensor b, int axis)
     if (y.id < 0) return y;
     db__record_copy(t, y, a, outer, na, na + nb, 0, na, 0, 0);
     db__record_copy(t, y, b, outer, nb, na + nb, na, nb, 0, 0);
-    return y;
+    return t->ctx->result == DB_OK ? y : db_none;
 }
 
 db_tensor db_slice(db_tape *t, db_tensor x, size_t first, size_t count)
 {
     db_tensor y;
     size_t C, dim[4];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     C = x.dim[x.n_dims - 1];
     memcpy(dim, x.dim, sizeof dim);
     dim[x.n_dims - 1] = count;
     y = db__activation(t, x.n_dims, dim);
     if (y.id < 0) return y;
-    if (first + count > C) return db__shape_fail(t, "slice", x, y);
+    if (count > C || first > C - count) return db__shape_fail(t, "slice", x, y);
     db__record_copy(t, y, x, db_count(x) / C, count, count, 0, C, first, 0);
-    return y;
+    return t->ctx->result == DB_OK ? y : db_none;
 }
 
 db_tensor db_cast(db_tape *t, db_tensor x, db_dtype dtype)
 {
     db_tensor y;
     size_t rows, n;
-    if (t->ctx->result != DB_OK || t->value[x.id].dtype == dtype) return x;
+    if (!db__given(t, x)) return db_none;
+    if (t->value[x.id].dtype == dtype) return x;
     if (!db__computed(t, dtype)) return db_none;
     y = db__new_value(t, DB__ACTIVATION, dtype, x.n_dims, x.dim);
     if (y.id < 0) return y;
     n = x.dim[x.n_dims - 1], rows = db_count(x) / n;
     db__record_copy(t, y, x, rows, n, n, 0, n, 0, 0);
-    return y;
+    return t->ctx->result == DB_OK ? y : db_none;
 }
 
 /* ---- resampling ------------------------------------------------------------------------------ */
@@ -4593,7 +4633,7 @@ static db_tensor db__resample(db_tape *t, db_op op, db_tensor x, size_t H, size_
     db_tensor arg[2];
     db__node *n;
     size_t dim[4];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     dim[0] = x.dim[0], dim[1] = H, dim[2] = W, dim[3] = x.dim[3];
     arg[0] = db__activation(t, 4, dim), arg[1] = x;
     n = db__record(t, op, 2, arg);
@@ -4704,11 +4744,11 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride)
     db__node *n;
     size_t dim[4];
     if (t->ctx->result != DB_OK) return db_none;
-    if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k || !stride) {
+    if (x.n_dims != 4 || x.dim[1] < k || x.dim[2] < k || !k || !stride) {
         char s[96];
         db__fail(t->ctx, DB_ERROR_SHAPE,
                  "max_pool: %s is no image [B,H,W,C] as large as the window of %zu x %zu pixels, "
-                 "or its stride, %zu, is 0",
+                 "or that or its stride, %zu, is 0",
                  db__shape(x, s), k, k, stride);
         return db_none;
     }
@@ -4996,7 +5036,7 @@ db_tensor db_attention(db_tape *t, db_tensor q, db_tensor k, db_tensor v, db_ten
     db_tensor arg[7];
     db__node *n;
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, v)) return db_none;
     if (q.n_dims != 3 || k.n_dims != 3 || q.dim[2] != k.dim[2] || q.dim[0] != k.dim[0] ||
         heads == 0 || q.dim[2] % heads)
         return db__shape_fail(t, "attention: q [B,T,C] and k [B,S,C]", q, k);
@@ -5114,7 +5154,7 @@ static void db__add_rows_backward(db_tape *t, const db__node *n)
 db_tensor db_add_rows(db_tape *t, db_tensor x, db_tensor rows)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x) || !db__given(t, rows)) return db_none;
     if (x.dim[x.n_dims - 1] != rows.dim[rows.n_dims - 1] || db_count(x) % db_count(rows))
         return db__shape_fail(t, "add_rows: x [...,C] and rows [R,C]", x, rows);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = rows;
@@ -5191,8 +5231,8 @@ static void db__add_each_backward(db_tape *t, const db__node *n)
 db_tensor db_add_each(db_tape *t, db_tensor x, db_tensor e)
 {
     db_tensor arg[3];
-    if (t->ctx->result != DB_OK) return db_none;
-    if (e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0])
+    if (!db__given(t, x)) return db_none;
+    if (x.n_dims < 2 || e.n_dims != 2 || x.dim[x.n_dims - 1] != e.dim[1] || x.dim[0] != e.dim[0])
         return db__shape_fail(t, "add_each: x [B,...,C] and e [B,C]", x, e);
     arg[0] = db__activation(t, x.n_dims, x.dim), arg[1] = x, arg[2] = e;
     if (!db__record(t, DB_OP_ADD_EACH, 3, arg)) return db_none;
@@ -5242,7 +5282,12 @@ db_tensor db_mean_tokens(db_tape *t, db_tensor x)
 {
     db_tensor arg[2];
     size_t dim[3];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
+    if (x.n_dims != 3) {
+        char shape[96];
+        db__fail(t->ctx, DB_ERROR_SHAPE, "mean_tokens: %s is not [B,T,C]", db__shape(x, shape));
+        return db_none;
+    }
     dim[0] = x.dim[0], dim[1] = 1, dim[2] = x.dim[2];
     arg[0] = db__activation(t, 3, dim), arg[1] = x;
     if (!db__record(t, DB_OP_MEAN, 2, arg)) return db_none;
@@ -5273,7 +5318,7 @@ db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float
     db_tensor arg[2];
     db__node *n;
     size_t dim[2];
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, x)) return db_none;
     dim[0] = db_count(x), dim[1] = D;
     if (D < 2) {
         db__fail(t->ctx, DB_ERROR_SHAPE, "sinusoid: %zu channels have no sine and cosine", D);
@@ -5442,9 +5487,10 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
 {
     db_tensor arg[6];
     size_t one = 1, B;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (each) *each = db_none;
+    if (!db__given(t, pred) || !db__given(t, target)) return db_none;
     B = pred.dim[0];
-    if (pred.n_dims != target.n_dims ||
+    if (pred.n_dims < 2 || pred.n_dims != target.n_dims ||
         db_count(pred) / pred.dim[pred.n_dims - 1] !=
             db_count(target) / target.dim[target.n_dims - 1] ||
         pred.dim[pred.n_dims - 1] < target.dim[target.n_dims - 1])
@@ -5550,7 +5596,7 @@ db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets)
     db_tensor arg[4];
     size_t one = 1, V, N;
     int soft;
-    if (t->ctx->result != DB_OK) return db_none;
+    if (!db__given(t, logits) || !db__given(t, targets)) return db_none;
     soft = t->value[targets.id].dtype == DB_F32;
     V = logits.dim[logits.n_dims - 1], N = db_count(targets) / (soft ? V : 1);
     if (db_count(logits) != N * V)
@@ -5654,7 +5700,7 @@ static double db__op_flops(db_op op, const db_call *c)
     }
 }
 
-static void *db__cpu_alloc(db_ctx *ctx, size_t bytes) { return db__alloc(ctx, bytes, 1); }
+static void *db__cpu_alloc(db_ctx *ctx, size_t bytes) { return db__try_alloc(ctx, bytes); }
 static void db__cpu_release(db_ctx *ctx, void *memory) { db__free(ctx, memory); }
 static db_result db__cpu_copy_memory(db_ctx *ctx, void *to, const void *from, size_t bytes)
 {
@@ -5707,7 +5753,13 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
 {
     db_param *item;
     void *grown;
-    int d;
+    size_t count = 1;
+    int d, overflow = 0;
+    for (d = 0; d < n_dims; d++) count = db__mul(count, dim[d], &overflow);
+    if (overflow || count > SIZE_MAX / 2) {
+        db__fail(p->ctx, DB_ERROR_SHAPE, "the parameter %s is too large", name);
+        return NULL;
+    }
     grown = db__grow(p->ctx, p->item, &p->capacity, p->n + 1, sizeof *p->item);
     if (!grown) return NULL;
     p->item = (db_param *)grown;
@@ -5716,9 +5768,9 @@ static db_param *db__params_declare(db_param_table *p, const char *name, int n_d
     item->name = db__strdup(p->ctx, name);
     if (!item->name) return NULL;
     item->n_dims = n_dims;
-    item->count = 1;
-    for (d = 0; d < n_dims; d++) item->dim[d] = dim[d], item->count *= dim[d];
-    p->count += DB__ROUND_UP(item->count, 16);
+    item->count = count;
+    for (d = 0; d < n_dims; d++) item->dim[d] = dim[d];
+    p->count = db__sum(p->count, DB__ROUND_UP(item->count, 16));
     p->n++;
     return item;
 }
@@ -5728,9 +5780,8 @@ static void *db__device_alloc(db_ctx *ctx, size_t count, size_t size)
 {
     int overflow = 0;
     size_t bytes = db__mul(count, size, &overflow);
-    if (!overflow) return ctx->backend->alloc(ctx, bytes);
-    db__fail(ctx, DB_ERROR_MEMORY, "out of memory: %zu x %zu bytes asked for", count, size);
-    return NULL;
+    void *memory = overflow ? NULL : ctx->backend->alloc(ctx, bytes);
+    return memory ? memory : db__fail_memory(ctx, count, size);
 }
 
 /* Gives every declared parameter its place in one buffer, 64-byte aligned. */
@@ -5926,6 +5977,7 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     memset(o, 0, sizeof *o);
     o->config = config ? *config : db_optimizer_config_default();
     o->ctx = ctx, o->params = params;
+    if (ctx->result != DB_OK) return ctx->result;
     o->at = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at);
     o->at8 = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at8);
     if (!o->at || !o->at8 || db_params_fill(params) != DB_OK) return ctx->result;
@@ -7063,9 +7115,9 @@ static db_result db__read_header(db_safetensors *st)
     shard->header = db_json_parse(ctx, shard->name, (const char *)shard->map.data + 8,
                                   (size_t)length);
     if (!shard->header) return ctx->result;
-    if (!(tensors = db__grow(ctx, tensors, &st->capacity, st->count + shard->header->count,
-                     sizeof *st->tensor)))
-        return ctx->result;
+    tensors = db__grow(ctx, tensors, &st->capacity, st->count + shard->header->count + 1,
+                       sizeof *st->tensor);
+    if (!tensors) return ctx->result;
     st->tensor = (db_file_tensor *)tensors;
     for (entry = shard->header->first; entry; entry = entry->next) {
         if (strcmp(entry->key, "__metadata__") == 0) continue;
@@ -7542,7 +7594,8 @@ db_result db_safetensors_finish(db_safetensors_writer *w)
      they always win, the longer ones first.
    - Truncation keeps </s>: a prompt of 77 ids has 76 of its own.
    - T5: "</s>" or "<extra_id_0>" in a prompt are letters and signs, as for sentencepiece;
-     transformers would take them for markers. CLIP: "<|endoftext|>" in a prompt is the marker.
+     transformers would take them for markers. CLIP: "<|endoftext|>" in a prompt is the marker (in
+     small letters; where a file says "normalized", transformers' is so in capitals, too).
    - CLIP pads with <|endoftext|> in Stable Diffusion 1, with "!" in 2: tokenizer files say which.
    - CLIP: 's 't 're 've 'm 'll 'd are words of their own only where a word starts with the
      apostrophe: "!'s" is "!'" and "s".                                                         */
@@ -9395,7 +9448,7 @@ static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const
         char wanted[96], found[96], other[DB__NAME] = "";
         source->tensor[k] = f;
         if (!f) {
-            if (names) names(config, item->name, 1, other);
+            if (names && !names(config, item->name, 1, other)) *other = 0;
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name,
                      db__dims(item->n_dims, item->dim, wanted),
                      *other ? ", under this name and under " : "", other);
@@ -9488,6 +9541,9 @@ static int db__join(db_ctx *ctx, char *out, const char *directory, const char *n
     db__fail(ctx, DB_ERROR_ARGUMENT, "the path %s/%s is too long", directory, name);
     return 0;
 }
+
+/* Of a network: names are looked up one by one, and a file must not say how long that takes. */
+enum { DB__MOST_LAYERS = 1024 };
 
 /* A size from config.json; it must be there and positive. */
 static size_t db__config_size(db_ctx *ctx, const db_json *j, const char *key, const char *path)
@@ -9629,6 +9685,7 @@ enum { DB__FOR_LORA = 70 };
 void db_lora_remove(db_param_table *network)
 {
     if (!network->lora) return;
+    network->lora_changes++;
     db__params_free(&network->lora->params);
     db__free(network->ctx, network->lora);
     network->lora = NULL;
@@ -9649,6 +9706,7 @@ static db_lora *db__lora_create(const db__network *kind, db_param_table *network
     if (ctx->result != DB_OK ||
         !(network->lora = (db_lora *)db__alloc(ctx, 1, sizeof *network->lora)))
         return NULL;
+    network->lora_changes++;
     network->lora->params.ctx = ctx, network->lora->rank = rank, network->lora->alpha = alpha;
     n.params = network, n.declaring = 1;
     if (db_tape_create(ctx, &n.tape) == DB_OK)
@@ -9802,6 +9860,26 @@ static size_t db__lora_metadata(const db_lora *lora, const char *network, char *
                             (double)lora->alpha, network, targets, network);
 }
 
+static db_result db__text_check(db_ctx *ctx, const db_text_config *c, const char *what)
+{
+    int clip = c->kind == DB_TEXT_CLIP;
+    if (!c->vocab_size || !c->d_model || !c->d_kv || !c->d_ff || !c->num_layers || !c->num_heads ||
+        c->num_layers > DB__MOST_LAYERS ||
+        (clip ? !c->max_position_embeddings : c->relative_attention_num_buckets < 4))
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: a size of the text encoder is 0, or it has more than %d layers", what,
+                        DB__MOST_LAYERS);
+    if (clip && c->d_model % c->num_heads)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu",
+                        what, c->num_heads, c->d_model);
+    if (!clip && c->relative_attention_max_distance <= c->relative_attention_num_buckets / 4)
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: relative_attention_max_distance must be more than a quarter of "
+                        "relative_attention_num_buckets",
+                        what);
+    return ctx->result;
+}
+
 /* ---- T5 -----------------------------------------------------------------------------------------
    Raffel et al., 2020; the encoder of T5 v1.1, which Imagen (section 2.1) and DeepFloyd IF keep
    frozen.
@@ -9825,15 +9903,11 @@ static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_te
         (size_t)DB__MAX(4, db_json_int(j, "relative_attention_num_buckets", 32));
     c->relative_attention_max_distance =
         (size_t)DB__MAX(4, db_json_int(j, "relative_attention_max_distance", 128));
-    if (c->relative_attention_max_distance <= c->relative_attention_num_buckets / 4)
-        db__fail(ctx, DB_ERROR_FORMAT,
-                 "%s: relative_attention_max_distance must be more than a quarter of "
-                 "relative_attention_num_buckets",
-                 path);
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_epsilon", 1e-6);
     c->gated = !strncmp(ff, "gated-", 6);
     c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH
                                        : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
+    if (ctx->result == DB_OK) db__text_check(ctx, c, path);
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
@@ -9914,9 +9988,7 @@ static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_eps", 1e-5);
     c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
     c->d_kv = c->d_model / c->num_heads;
-    if (c->d_model % c->num_heads)
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path,
-                 c->num_heads, c->d_model);
+    if (ctx->result == DB_OK) db__text_check(ctx, c, path);
 }
 
 /* What the weights of a pre-norm transformer layer are called; CLIP's and ViT's differ. */
@@ -9985,6 +10057,7 @@ static int db__clip_text_names(const void *config, const char *name, int alterna
            snprintf(out, DB__NAME, "%s", name + 11) < DB__NAME;
 }
 
+
 /* ---- either ---------------------------------------------------------------------------------- */
 
 static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
@@ -10038,7 +10111,9 @@ db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha,
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
 {
-    *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config);
+    *out = NULL;
+    if (db__text_check(ctx, config, "db_text_encoder_create") == DB_OK)
+        *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config);
     return ctx->result;
 }
 
@@ -10469,16 +10544,22 @@ static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char
               !db__block_resamples_in_resnet(c->up_block_types[k]);
         if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 ||
             !c->attention_head_dim[k] || !c->norm_num_groups ||
-            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k])
+            c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] ||
+            c->transformer_layers_per_block[k] > DB__MOST_LAYERS)
             return db__fail(ctx, DB_ERROR_FORMAT,
                             "%s: level %zu has channels, layers, heads or groups that do not fit "
                             "together",
                             what, k);
     }
-    if (sd && (c->resnet_skip_time_act || c->resnet_out_scale_factor != 1))
+    if ((sd || c->mid_block_type != DB_BLOCK_SIMPLE_CROSS_ATTN) && c->resnet_skip_time_act)
         return db__fail(ctx, DB_ERROR_UNSUPPORTED,
-                        "%s: \"resnet_skip_time_act\" and \"resnet_out_scale_factor\" are not "
-                        "supported with Stable Diffusion's blocks",
+                        "%s: \"resnet_skip_time_act\" is not supported with Stable Diffusion's "
+                        "blocks, nor without attention in the middle",
+                        what);
+    if (sd && c->resnet_out_scale_factor != 1)
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                        "%s: \"resnet_out_scale_factor\" is not supported with Stable Diffusion's "
+                        "blocks",
                         what);
     if (c->addition_embed_text &&
         (!c->addition_embed_type_num_heads || D % c->addition_embed_type_num_heads))
@@ -10486,7 +10567,7 @@ static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char
                         "%s: \"addition_embed_type_num_heads\" %zu does not divide the text's %zu "
                         "channels",
                         what, c->addition_embed_type_num_heads, D);
-    for (k = 0; k < c->n_levels; k++) { /* diffusers, too, needs whole heads */
+    for (k = 0; k < c->n_levels; k++) { /* whole heads; diffusers' transformers round them down */
         size_t d = c->attention_head_dim[k], C = c->block_out_channels[k],
                up = c->block_out_channels[last - k];
         int transformer = c->down_block_types[k] == DB_BLOCK_CROSS_ATTN ||
@@ -10494,7 +10575,7 @@ static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char
                           (k == last && c->mid_block_type == DB_BLOCK_CROSS_ATTN);
         if (((c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN || transformer) && C % d) ||
             (c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN && up % d))
-            return db__fail(ctx, DB_ERROR_FORMAT,
+            return db__fail(ctx, transformer ? DB_ERROR_UNSUPPORTED : DB_ERROR_FORMAT,
                             "%s: \"attention_head_dim\" %zu of block %zu does not divide its "
                             "channels",
                             what, d, k);
@@ -10519,7 +10600,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
                                            {"time_cond_proj_dim", "null"},
                                            {"num_class_embeds", "null"},
                                            {"reverse_transformer_layers_per_block", "null"}};
-    const db_json *channels = db_json_get(j, "block_out_channels");
+    const db_json *channels = db_json_get(j, "block_out_channels"), *item;
     size_t cross[DB_MAX_LEVELS], only[DB_MAX_LEVELS], k;
     int only_bool = db_json_get(j, "only_cross_attention") &&
         db_json_get(j, "only_cross_attention")->type == DB_JSON_BOOL;
@@ -10574,7 +10655,10 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     if (text && strcmp(text, "timestep"))
         db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"class_embed_type\" \"%s\" is not supported",
                  path, text);
-    text = db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
+    item = db_json_get(j, "mid_block_type"); /* null: none, unlike what is left out */
+    text = item && item->type == DB_JSON_NULL
+               ? "null"
+               : db_json_string(j, "mid_block_type", "UNetMidBlock2DCrossAttn");
     if (!strcmp(text, "UNetMidBlock2DCrossAttn")) c->mid_block_type = DB_BLOCK_CROSS_ATTN;
     else if (!strcmp(text, "UNetMidBlock2DSimpleCrossAttn"))
         c->mid_block_type = DB_BLOCK_SIMPLE_CROSS_ATTN;
@@ -10739,6 +10823,30 @@ static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_ten
     return h;
 }
 
+static db_result db__vae_check(db_ctx *ctx, const db_vae_config *c, const char *what)
+{
+    size_t k;
+    if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS || !c->latent_channels)
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: %zu levels, which must be 1 to %d, or no latent channels", what,
+                        c->n_levels, DB_MAX_LEVELS);
+    for (k = 0; k < c->n_levels; k++)
+        if (!c->block_out_channels[k] || !c->norm_num_groups ||
+            c->norm_num_groups > c->block_out_channels[k] ||
+            c->block_out_channels[k] % c->norm_num_groups)
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: the %zu channels of level %zu do not divide into "
+                            "\"norm_num_groups\" %zu",
+                            what, c->block_out_channels[k], k, c->norm_num_groups);
+    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 ||
+        c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or "
+                        "\"scaling_factor\" is out of range",
+                        what);
+    return ctx->result;
+}
+
 static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)
 {
     static const char *const fixed[][2] = {
@@ -10776,20 +10884,7 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
     c->use_quant_conv = db_json_bool(j, "use_quant_conv", 1);
     c->use_post_quant_conv = db_json_bool(j, "use_post_quant_conv", 1);
     c->mid_block_add_attention = db_json_bool(j, "mid_block_add_attention", 1);
-    for (k = 0; k < c->n_levels; k++)
-        if (!c->block_out_channels[k] || !c->norm_num_groups ||
-            c->norm_num_groups > c->block_out_channels[k] ||
-            c->block_out_channels[k] % c->norm_num_groups)
-            db__fail(ctx, DB_ERROR_FORMAT,
-                     "%s: the %zu channels of level %zu do not divide into \"norm_num_groups\" %zu",
-                     path, c->block_out_channels[k], k, c->norm_num_groups);
-    if (c->layers_per_block < 1 || c->layers_per_block > 15 || c->in_channels - 1 > 15 ||
-        c->out_channels - 1 > 15 || !(c->scaling_factor > 0))
-        db__fail(ctx, DB_ERROR_FORMAT,
-                 "%s: \"layers_per_block\", \"in_channels\", \"out_channels\" or "
-                 "\"scaling_factor\" is out of range",
-                 path);
-    return ctx->result;
+    return ctx->result != DB_OK ? ctx->result : db__vae_check(ctx, c, path);
 }
 
 static void db__vae_declare(db_net *n, const void *config)
@@ -10825,7 +10920,9 @@ db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out)
 
 db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out)
 {
-    *out = (db_vae *)db__network_create(ctx, &db__vae_network, config);
+    *out = NULL;
+    if (db__vae_check(ctx, config, "db_vae_create") == DB_OK)
+        *out = (db_vae *)db__network_create(ctx, &db__vae_network, config);
     return ctx->result;
 }
 
@@ -10925,13 +11022,13 @@ static db_result db__vae_decode_tiled(db_vae *v, const float *z, size_t h, size_
             size_t th = DB__MIN(tile, h - y), tw = DB__MIN(tile, w - x),
                    up = DB__MIN(tile, h - y + step), j = x / step;
             float *above = rows + ((y / step + 1) % 2 * columns + j) * S * S * C,
-                  *here = rows + (y / step % 2 * columns + j) * S * S * C, *left = here - S * S * C;
+                  *here = rows + (y / step % 2 * columns + j) * S * S * C;
             db__window(z, w, L, y, x, th, tw, in);
             if (db__vae_run(v, db_vae_decode_forward, in, 1, th, tw, L, here) != DB_OK) break;
             if (y) db__blend(above, up * f, tw * f, here, th * f, tw * f, C, n, 0);
             if (x)
-                db__blend(left, th * f, DB__MIN(tile, w - x + step) * f, here, th * f, tw * f, C, n,
-                          1);
+                db__blend(here - S * S * C, th * f, DB__MIN(tile, w - x + step) * f, here, th * f,
+                          tw * f, C, n, 1);
             for (r = 0; r < DB__MIN(th * f, S - n); r++)
                 memcpy(out + ((y * f + r) * w * f + x * f) * C, here + r * tw * f * C,
                        DB__MIN(tw * f, S - n) * C * sizeof(float));
@@ -11249,6 +11346,17 @@ static void db__threshold(const db_schedule *s, float *x, size_t n, float *work)
         x[k] = DB__MIN(DB__MAX(x[k], -(float)limit), (float)limit) / (float)limit;
 }
 
+/* Clipping turns what is not a number into one: looked for before, it cannot pass for a picture. */
+static db_result db__check_numbers(db_ctx *ctx, const float *x, size_t n, const char *what)
+{
+    size_t k;
+    for (k = 0; k < n; k++)
+        if (x[k] != x[k])
+            return db__fail(ctx, DB_ERROR_NUMERIC,
+                            "%s is not a number: the weights or the precision are at fault", what);
+    return ctx->result;
+}
+
 /* What the network's output says the clean images are, clipped or thresholded: tr->x0 [B,P,C]. */
 static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, size_t B, size_t P,
                                 size_t C, size_t CP, const float *pred, const float *x)
@@ -11261,6 +11369,10 @@ static db_result db__predict_x0(db_trajectory *tr, double alpha, double sigma, s
         tr->x0[i] = (float)(s->prediction_type == DB_PREDICT_EPSILON ? (x_t - sigma * y) / alpha
                             : s->prediction_type == DB_PREDICT_V     ? alpha * x_t - sigma * y
                                                                      : y);
+    }
+    if (db__check_numbers(s->ctx, tr->x0, B * n, "a predicted picture") != DB_OK) {
+        db__free(s->ctx, work);
+        return s->ctx->result;
     }
     for (b = 0; b < B && work; b++) db__threshold(s, tr->x0 + b * n, n, work);
     if (!s->thresholding && s->clip_sample && tr->sampler != DB_SAMPLER_DPMSOLVER)
@@ -11333,8 +11445,9 @@ static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, do
     size_t i;
     if (k > 0 && s->solver_order == 2 && !final) {
         double a_l = db__alpha_bar(tr, k - 1), h_last = lambda_t - 0.5 * log(a_l / (1 - a_l));
-        of_d1 = (s->solver_type == DB_SOLVER_HEUN ? alpha_n * (expm1(-h) / h + 1) : grow / 2) * h /
-                h_last;
+        if (h != 0 && h_last != 0) /* 0: a timestep twice, as many steps as timesteps make it */
+            of_d1 = (s->solver_type == DB_SOLVER_HEUN ? alpha_n * (expm1(-h) / h + 1) : grow / 2) *
+                h / h_last;
     }
     for (i = 0; i < tr->count; i++)
         x[i] = (float)(shrink * (double)x[i] + grow * (double)tr->x0[i] +
@@ -11401,6 +11514,16 @@ static double db__noise_angle(const db_schedule *s, double level)
     a = low < 0 ? 0 : asin(sqrt(1 - s->alphas_cumprod[(size_t)low]));
     b = low + 1 > last ? a : asin(sqrt(1 - s->alphas_cumprod[(size_t)(low + 1)]));
     return a + (b - a) * (t - low);
+}
+
+/* Refuses a level that the network would be told but the picture not get. */
+static db_result db__check_level(const db_schedule *s, double level)
+{
+    double last = (double)s->num_train_timesteps - 1;
+    if (!(level >= -1 && level <= last))
+        db__fail(s->ctx, DB_ERROR_ARGUMENT, "a noise level of %g: it must be from -1 to %g", level,
+                 last);
+    return s->ctx->result;
 }
 
 double db_noise_variance(const db_schedule *s, double level)
@@ -11639,13 +11762,9 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
                      DB__MAX(ctx->batches, (size_t)1) * config->num_inference_steps);
     }
     if (ctx->result != DB_OK) goto done;
-    for (k = 0; k < B * n; k++) {
-        if (out[k] != out[k])
-            db__fail(
-                ctx, DB_ERROR_NUMERIC,
-                "a sampled picture is not a number: the weights or the precision are at fault");
-        if (!config->latent) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
-    }
+    if (db__check_numbers(ctx, out, B * n, "a sampled picture") != DB_OK) goto done;
+    for (k = 0; k < B * n && !config->latent; k++)
+        out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
 done:
     db_trajectory_free(&tr);
     db__predictor_free(ctx, &net);
@@ -11786,7 +11905,8 @@ static int db__part_exists(db_ctx *ctx, char *path, const char *directory, const
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae)
 {
     if (p->single_file) return;
-    p->released[0] |= text_encoder && p->text_encoder;
+    if (text_encoder && p->text_encoder)
+        p->released[0] = 1, p->positions = p->text_encoder->config.max_position_embeddings;
     p->released[1] |= vae && p->vae;
     if (text_encoder) db_text_encoder_free(p->text_encoder), p->text_encoder = NULL;
     if (vae) db_vae_free(p->vae), p->vae = NULL;
@@ -11856,8 +11976,6 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
                 "%s: the text encoder knows %zu tokens, the vocabulary %zu: tokens added to it "
                 "(added_tokens.json) are not read, prompts have them in pieces",
                 p->directory, p->text_encoder->config.vocab_size, db_tokenizer_size(p->tokenizer));
-    if (latent) /* as diffusers' pipeline mends old files */
-        p->scheduler.clip_sample = 0, p->scheduler.steps_offset = 1;
     if (p->super_resolution &&
         db__join(ctx, path, p->directory, "image_noising_scheduler/scheduler_config.json"))
         db_schedule_load(ctx, path, &p->image_noising);
@@ -12260,6 +12378,8 @@ db_result db_pipeline_load(db_ctx *ctx, const char *path, db_pipeline **out)
                  "model_index.json",
                  path);
     }
+    if (p->vae) /* as diffusers' pipeline mends old files */
+        p->scheduler.clip_sample = 0, p->scheduler.steps_offset = 1;
     if (ctx->result == DB_OK && p->vae &&
         (p->vae->config.in_channels != 3 || p->vae->config.out_channels != 3))
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
@@ -12359,8 +12479,7 @@ static char *db__config_text(const db_pipeline *p, size_t which)
         if (text) memcpy(text, map.data, map.bytes);
         db__unmap_file(ctx, &map);
     }
-    if (text && which == DB__CONFIG_SCHEDULER &&
-        p->scheduler.variance_type == DB_VARIANCE_FIXED_SMALL)
+    if (text && which == DB__CONFIG_SCHEDULER && p->tuned)
         return db__text_of_fixed_variance(ctx, text);
     if (!text || which != DB__CONFIG_INDEX) return text;
     index = db__index_text(p, text);
@@ -12396,6 +12515,16 @@ static void db__copy_weights(const db_pipeline *p, const char *directory, const 
     db_safetensors_close(st);
 }
 
+/* Refuses a pipeline, and that of its texts, of which db_pipeline_release has taken what is needed
+   to draw or to prepare training. */
+static db_result db__all_there(const db_pipeline *p, const db_pipeline *text)
+{
+    if (p->ctx->result != DB_OK || !(text->released[0] || p->released[1])) return p->ctx->result;
+    return db__fail(p->ctx, DB_ERROR_MISSING, "%s: its %s was released; load it again",
+                    text->released[0] ? text->directory : p->directory,
+                    text->released[0] ? "text encoder" : "autoencoder");
+}
+
 /* Every network's weights are about to be written. */
 static db_result db__pipeline_fill(const db_pipeline *p)
 {
@@ -12418,7 +12547,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
                                         "tokenizer/added_tokens.json"};
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
-    size_t k;
+    size_t k, positions = 0;
     int needed[7];
     if (ctx->result != DB_OK) return ctx->result;
     needed[0] = needed[1] = needed[2] = 1, needed[3] = p->text_encoder || p->released[0];
@@ -12434,11 +12563,13 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
     }
     for (k = 0; k < sizeof files / sizeof *files; k++)
         db__copy_file(ctx, p->directory, directory, files[k]);
-    if (p->vae && p->tokenizer && p->text_encoder &&
+    if (p->released[0]) positions = p->positions;
+    else if (p->text_encoder) positions = p->text_encoder->config.max_position_embeddings;
+    if ((p->vae || p->released[1]) && p->tokenizer && positions &&
         !db__part_exists(ctx, path, p->directory, "tokenizer/tokenizer_config.json")) {
         char *text = db__format(
             ctx, "{\n  \"tokenizer_class\": \"CLIPTokenizer\",\n  \"model_max_length\": %zu\n}\n",
-            p->text_encoder->config.max_position_embeddings);
+            positions);
         if (text && db__join(ctx, path, directory, "tokenizer/tokenizer_config.json"))
             db__write_file(ctx, path, text, strlen(text)); /* else diffusers knows no length */
         db__free(ctx, text);
@@ -12462,6 +12593,7 @@ static const char db__lora_file[] = "pytorch_lora_weights.safetensors";
 static void db__forget_learned_variance(db_pipeline *p)
 {
     db_variance *kind = &p->scheduler.variance_type;
+    p->tuned = 1;
     if (*kind == DB_VARIANCE_LEARNED || *kind == DB_VARIANCE_LEARNED_RANGE)
         *kind = DB_VARIANCE_FIXED_SMALL;
 }
@@ -12529,6 +12661,7 @@ db_result db_pipeline_save_ldm(const db_pipeline *p, const char *path, db_dtype 
     db_ctx *ctx = p->ctx;
     db_safetensors_writer *w;
     size_t k, pass;
+    if (db__all_there(p, p) != DB_OK) return ctx->result;
     if (!p->vae || !p->text_encoder || p->text_encoder->config.kind != DB_TEXT_CLIP)
         return db__fail(
             ctx, DB_ERROR_UNSUPPORTED,
@@ -12565,18 +12698,10 @@ static void db__decode_latents(db_vae *v, size_t tile, const float *latents, siz
     size_t f = db_vae_factor(v), k, n = B * h * f * w * f * v->config.out_channels;
     if (!tile && h * f * w * f > (size_t)1 << 20)
         tile = DB__MAX(v->config.sample_size / f, (size_t)1);
-    if (db_vae_decode(v, latents, B, h, w, tile, out) != DB_OK) return;
+    if (db_vae_decode(v, latents, B, h, w, tile, out) != DB_OK ||
+        db__check_numbers(v->params.ctx, out, n, "a decoded picture") != DB_OK)
+        return;
     for (k = 0; k < n; k++) out[k] = DB__MIN(DB__MAX(out[k], -1.0f), 1.0f);
-}
-
-/* Refuses a pipeline, and that of its texts, of which db_pipeline_release has taken what is needed
-   to draw or to prepare training. */
-static db_result db__all_there(const db_pipeline *p, const db_pipeline *text)
-{
-    if (p->ctx->result != DB_OK || !(text->released[0] || p->released[1])) return p->ctx->result;
-    return db__fail(p->ctx, DB_ERROR_MISSING, "%s: its %s was released; load it again",
-                    text->released[0] ? text->directory : p->directory,
-                    text->released[0] ? "text encoder" : "autoencoder");
 }
 
 /* Draws n images in groups; low [n,h,w,3] is the small image of super-resolution, or NULL. */
@@ -12657,6 +12782,7 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
     if (!p->super_resolution)
         return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline",
                         p->directory);
+    if (db__check_level(&p->image_noising, level) != DB_OK) return p->ctx->result;
     return db__draw(p, text, prompts, n, negative, config, level, low, h, w, H, W, out);
 }
 
@@ -12729,6 +12855,7 @@ struct db_dreambooth {
     size_t n_terms, n_passes;
     int latent; /* latent diffusion: pictures are distributions of the autoencoder */
     db_optimizer opt, text_opt;
+    size_t lora_changes; /* of the networks, when the tapes were recorded */
     size_t step;
     float *host;
     db__batch batch;
@@ -12892,6 +13019,10 @@ static float db__loss_weight(const db_schedule *s, double gamma, size_t t)
     }
 }
 
+/* Where torchvision's CenterCrop begins in `room` more pixels than it takes: half of them, halves
+   going to the even number. */
+static size_t db__middle(size_t room) { return (room + (room % 4 == 3)) / 2; }
+
 /* Draws a term's samples for one run, into the batch from sample `at` on: pictures, crops,
    timesteps, noise; counter-based, so that a resumed run draws the same. */
 static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, uint32_t run)
@@ -12917,9 +13048,9 @@ static void db__draw_samples(db_dreambooth *d, const db__term *term, size_t at, 
         step_t = db_random_below(&rng, k, (uint32_t)s->num_train_timesteps);
         h = term->size[which][0], w = term->size[which][1];
         rng.purpose = term->purpose + 3;
-        y0 = d->config.center_crop ? (h - S) / 2
+        y0 = d->config.center_crop ? db__middle(h - S)
                                    : db_random_below(&rng, 2 * k, (uint32_t)(h - S + 1));
-        x0 = d->config.center_crop ? (w - S) / 2
+        x0 = d->config.center_crop ? db__middle(w - S)
                                    : db_random_below(&rng, 2 * k + 1, (uint32_t)(w - S + 1));
         for (y = 0; y < S; y++) {
             const float *row = term->picture[which] + ((y0 + y) * w + x0) * stored;
@@ -13004,15 +13135,16 @@ static void db__run_batches(db_dreambooth *d, uint32_t run)
 }
 
 /* Whether diffusers' IF pipelines, which clean prompts unless told not to (their _clean_caption),
-   would not leave a word as it is: of their rules, those on single words. */
+   would not leave a word as it is but for its capitals, which they lower in any case: of their
+   rules, those on single words. */
 static int db__cleaning_alters(const char *word, size_t n)
 {
     static const char *const endings[] = {"png", "jpg",  "jpeg", "bmp", "webp",
                                           "eps", "pdf", "apk",  "mp4"};
     static const uint32_t gone[][2] = {
-        {'A', 'Z'},     {0xA1, 0xA1},     {0xA7, 0xA9},     {0xAB, 0xAB},     {0xAE, 0xAE},
-        {0xB4, 0xB4},   {0xB7, 0xB7},     {0xBA, 0xBB},     {0xBD, 0xBF},     {0x2018, 0x2019},
-        {0x201C, 0x201D}, {0x2022, 0x2022}, {0x2122, 0x2122}, {0x31C0, 0x9FFF}};
+        {0xA1, 0xA1},     {0xA7, 0xA9},     {0xAB, 0xAB},     {0xAE, 0xAE},     {0xB4, 0xB4},
+        {0xB7, 0xB7},     {0xBA, 0xBB},     {0xBD, 0xBF},     {0x2018, 0x2019}, {0x201C, 0x201D},
+        {0x2022, 0x2022}, {0x2122, 0x2122}, {0x31C0, 0x9FFF}};
     size_t i, k, length;
     for (i = 0; i < n; i += DB__MAX(length, (size_t)1)) { /* characters */
         uint32_t c = 0;
@@ -13138,7 +13270,7 @@ static db_result db__term_encode(db_dreambooth *d, db__term *term, size_t k)
     float *cut, *moments, scale;
     if (!d->latent) return DB_OK;
     f = db_vae_factor(v), scale = v->config.scaling_factor;
-    if (d->config.center_crop) y0 = (h - S) / 2, x0 = (w - S) / 2, h = w = S;
+    if (d->config.center_crop) y0 = db__middle(h - S), x0 = db__middle(w - S), h = w = S;
     h = h / f * f, w = w / f * f;
     cut = (float *)db__alloc(ctx, h * w, 3 * sizeof(float));
     moments = (float *)db__alloc(ctx, h / f * (w / f), 2 * d->C * sizeof(float));
@@ -13202,13 +13334,19 @@ static db_param_table *db__trained(const db_dreambooth *d, db_param_table *netwo
     return d->config.lora_rank ? &network->lora->params : network;
 }
 
-/* Refuses what needs a LoRA that has been merged or removed since. */
+/* How often a LoRA of what the tapes contain was put there or taken away. */
+static size_t db__lora_changes(const db_dreambooth *d)
+{
+    size_t n = d->p->unet->params.lora_changes;
+    return d->config.train_text_encoder ? n + d->text->text_encoder->params.lora_changes : n;
+}
+
+/* Refuses to go on where tapes and optimiser may look at factors that are there no more. */
 static db_result db__still_trained(const db_dreambooth *d)
 {
-    if (d->ctx->result == DB_OK && d->config.lora_rank &&
-        (!d->p->unet->params.lora ||
-         (d->config.train_text_encoder && !d->text->text_encoder->params.lora)))
-        db__fail(d->ctx, DB_ERROR_ARGUMENT, "the LoRA that was trained is merged or removed");
+    if (db__lora_changes(d) != d->lora_changes)
+        db__fail(d->ctx, DB_ERROR_ARGUMENT,
+                 "a LoRA was added, merged or removed since the training was prepared");
     return d->ctx->result;
 }
 
@@ -13258,6 +13396,8 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
         return db__fail(ctx, DB_ERROR_ARGUMENT,
                         "photos scaled to %zu pixels have no whole small image %zu times smaller",
                         S, f);
+    if (p->super_resolution && db__check_level(&p->image_noising, config->noise_level) != DB_OK)
+        return ctx->result;
     if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
         return db__fail(
             ctx, DB_ERROR_ARGUMENT,
@@ -13284,8 +13424,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
             db__fail(ctx, DB_ERROR_ARGUMENT, "photo %zu is empty", k);
             goto fail;
         }
-        h = h == shorter ? S : (size_t)((double)h * (double)S / (double)shorter + 0.5);
-        w = w == shorter ? S : (size_t)((double)w * (double)S / (double)shorter + 0.5);
+        h = h * S / shorter, w = w * S / shorter; /* rounded down, as torchvision's Resize does */
         if (!db__term_room(d, &d->term[0], k, h, w)) goto fail;
         if (db_resize(ctx, &photos[k], w, h, d->term[0].picture[k]) != DB_OK) goto fail;
         if (db__term_pair(d, &d->term[0], k) != DB_OK) goto fail;
@@ -13330,6 +13469,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     db__batch_init(d, DB__MAX(d->pass[0].B, d->pass[1].B));
     if (ctx->result != DB_OK) goto fail;
     db__forget_learned_variance(p);
+    d->lora_changes = db__lora_changes(d);
     *out = d;
     return DB_OK;
 fail:
@@ -13676,6 +13816,9 @@ static void db__vision_config(db_ctx *ctx, const db_json *j, const char *path, i
     if (c->hidden_size % c->num_attention_heads)
         db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path,
                  c->num_attention_heads, c->hidden_size);
+    if (c->num_hidden_layers > DB__MOST_LAYERS)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_hidden_layers\" %zu is more than %d", path,
+                 c->num_hidden_layers, DB__MOST_LAYERS);
     if (c->patch_size > c->image_size)
         db__fail(ctx, DB_ERROR_FORMAT, "%s: \"patch_size\" %zu is larger than \"image_size\" %zu",
                  path, c->patch_size, c->image_size);

@@ -796,7 +796,13 @@ static void test_errors(void)
         expect(ctx, "error of weighted_sum", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[2, 9]");
     db_concat(t, x, w, 0),
         expect(ctx, "error of concat", DB_ERROR_SHAPE, "[2, 5, 6, 4]", "[7, 3, 3, 3]");
+    db_concat(t, x, x, 4),
+        expect(ctx, "error of an axis", DB_ERROR_SHAPE, "no such axis", "[2, 5, 6, 4]");
     db_slice(t, y, 5, 5), expect(ctx, "error of slice", DB_ERROR_SHAPE, "slice", "[2, 9]");
+    db_slice(t, y, (size_t)-1, 1),
+        expect(ctx, "error of a slice that wraps around", DB_ERROR_SHAPE, "slice", "[2, 9]");
+    db_mean_tokens(t, x),
+        expect(ctx, "error of mean_tokens", DB_ERROR_SHAPE, "mean_tokens", "[2, 5, 6, 4]");
     db_attention(t, y, y, y, none, none, 2, 1, 0),
         expect(ctx, "error of attention", DB_ERROR_SHAPE, "attention", "[2, 9]");
     db_embedding(t, x, y), expect(ctx, "error of embedding", DB_ERROR_SHAPE, "embedding", "[2, 9]");
@@ -818,6 +824,15 @@ static void test_errors(void)
         expect(ctx, "error of a stride", DB_ERROR_SHAPE, "stride of 0", "conv2d");
     db_max_pool(t, x, 2, 0),
         expect(ctx, "error of max_pool's stride", DB_ERROR_SHAPE, "max_pool", "stride, 0");
+    db_max_pool(t, x, 0, 1),
+        expect(ctx, "error of max_pool's window", DB_ERROR_SHAPE, "max_pool", "0 x 0");
+    z = input(t, DB_F32, 9, 0, 0, 0);
+    db_mse(t, z, z, none, none, &w),
+        expect(ctx, "error of mse without a batch", DB_ERROR_SHAPE, "mean squared", "[9]");
+    test_check(w.id < 0, "error of mse, *each", "db_none");
+    db_add_each(t, z, input(t, DB_F32, 9, 9, 0, 0)),
+        expect(ctx, "error of add_each", DB_ERROR_SHAPE, "add_each", "[9, 9]");
+    w = input(t, DB_F32, 7, 3, 3, 3);
     db_sinusoid(t, input(t, DB_F32, 2, 0, 0, 0), 1, 1, 0),
         expect(ctx, "error of sinusoid", DB_ERROR_SHAPE, "sinusoid", "1");
     db_reshape(t, x, 5, huge), expect(ctx, "error of reshape", DB_ERROR_SHAPE, "1 to 4", "not 5");
@@ -829,6 +844,18 @@ static void test_errors(void)
     db_constant(t, DB_I32, 1, 2, y.dim),
         expect(ctx, "error of constant", DB_ERROR_ARGUMENT, "BF16", "I32");
     db_embedding(t, y, y), expect(ctx, "error of ids", DB_ERROR_ARGUMENT, "argument is F32", "I32");
+    db_weighted_sum(t, 1, input(t, DB_U8, 2, 0, 0, 0), 0, none),
+        expect(ctx, "error of bytes in a sum", DB_ERROR_ARGUMENT, "F32 or BF16", "U8");
+    db_cross_entropy(t, y, input(t, DB_BF16, 2, 0, 0, 0)),
+        expect(ctx, "error of targets", DB_ERROR_ARGUMENT, "cross_entropy: an argument is BF16",
+               "F32");
+    db_linear(t, none, y, none, none),
+        expect(ctx, "error of no input", DB_ERROR_ARGUMENT, "operand", "none");
+    db_multiply(t, input(t, DB_F32, 1, 0, 0, 0), none),
+        expect(ctx, "error of one factor", DB_ERROR_ARGUMENT, "operand", "none");
+    db_cast(t, none, DB_F32),
+        expect(ctx, "error of a cast of none", DB_ERROR_ARGUMENT, "operand", "none");
+    db_backward(t, none), expect(ctx, "error of no loss", DB_ERROR_ARGUMENT, "operand", "none");
     t->compute = DB_BF16;
     db_weighted_sum(t, 1, input(t, DB_BF16, 2, 9, 0, 0), 1, db_normal_like(t, y, 7)),
         expect(ctx, "error of mixed summands", DB_ERROR_ARGUMENT, "axpby: an argument is F32",
@@ -862,7 +889,23 @@ static void test_errors(void)
     db_download(t, db_grad(t, x), numbers),
         expect(ctx, "error of no gradient", DB_ERROR_ARGUMENT, "db_download", "there is not");
     db_multiply(t, x, x),
-        expect(ctx, "error of recording after the plan", DB_ERROR_ARGUMENT, "recorded", "planned");
+        expect(ctx, "error of recording after the plan", DB_ERROR_ARGUMENT, "planned", "added");
+    test_check(input(t, DB_F32, 2, 9, 0, 0).id < 0, "an input after the plan", "is none");
+    expect(ctx, "error of an input after the plan", DB_ERROR_ARGUMENT, "planned", "added");
+    db_keep(t, z),
+        expect(ctx, "error of keeping after the plan", DB_ERROR_ARGUMENT, "planned", "added");
+    db_tape_destroy(t);
+    db_tape_create(ctx, &t);
+    x = input(t, DB_F32, 2, 9, 0, 0), db_require_grad(t, x);
+    y = db_mse(t, x, input(t, DB_F32, 2, 9, 0, 0), none, none, NULL);
+    db_backward(t, y), db_backward(t, y);
+    expect(ctx, "error of two gradients", DB_ERROR_ARGUMENT, "one db_backward", "losses");
+    db_tape_destroy(t);
+    db_tape_create(ctx, &t);
+    huge[0] = SIZE_MAX / 8, z = db_constant(t, DB_F32, 1, 1, huge);
+    for (k = 0; k < 3; k++) db_keep(t, db_multiply(t, z, z));
+    db_run(t, 0, 0), expect(ctx, "error of a sum that overflows", DB_ERROR_MEMORY, "activations",
+                            "smaller batch");
     db_tape_destroy(t);
     test_check(ctx->live_bytes == 0, "errors free all", "no memory left in use");
     db_destroy(ctx);

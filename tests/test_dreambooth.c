@@ -518,6 +518,10 @@ static void test_prompts(void)
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
     test_check(d && !*warning, "an identifier that survives cleaning", "no warning");
     db_dreambooth_free(d), d = NULL;
+    c.instance_prompt = "A ZXK dog";
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    test_check(d && !*warning, "capitals, which every pipeline lowers", "no warning");
+    db_dreambooth_free(d), d = NULL;
     c.instance_prompt = "a xxy5syt00 dog";
     db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
     if (d && strstr(warning, "\"xxy5syt00\"") && strstr(warning, "clean_caption=False"))
@@ -705,6 +709,8 @@ static void test_conditioning(void)
     sampling.num_inference_steps = 1, sampling.guidance_scale = 1,
     sampling.sampler = DB_SAMPLER_DDIM, sampling.seed = 7;
     s.p.scheduler.clip_sample = 0;
+    db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, 2000, small, 4, 4, 16, 16, drawn);
+    expect(s.ctx, "a noise level beyond the schedule", DB_ERROR_ARGUMENT, "2000", "from -1 to 999");
     db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 4, 4, 16, 16, drawn);
     rng.step = 0, rng.purpose = DB__FOR_LOW_RES;
     db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16,
@@ -831,7 +837,18 @@ static void test_bad_input(void)
     expect(s.ctx, "a step of a LoRA that was merged", DB_ERROR_ARGUMENT, "merged", "");
     if (d) db_dreambooth_save(d, at("merged.safetensors"));
     expect(s.ctx, "its state", DB_ERROR_ARGUMENT, "merged", "");
-    db_dreambooth_free(d); /* touches nothing of it */
+    db_unet_add_lora(s.p.unet, 8, 4, 1); /* another in its place is not it */
+    if (d) db_dreambooth_step(d, &l);
+    expect(s.ctx, "a step of a LoRA that was replaced", DB_ERROR_ARGUMENT, "merged", "");
+    db_dreambooth_free(d), d = NULL; /* touches nothing of it */
+    c.lora_rank = 0; /* the LoRA stands beside what is trained */
+    if (db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, NULL, 0, &d) == DB_OK) {
+        db_dreambooth_step(d, &l);
+        db_lora_merge(&s.p.unet->params);
+        db_dreambooth_step(d, &l);
+    }
+    expect(s.ctx, "a step beside a LoRA that was merged", DB_ERROR_ARGUMENT, "merged", "");
+    db_dreambooth_free(d);
     {
         enum { WIDER = 8 };
         db_sample_config draw = db_sample_config_default();

@@ -579,6 +579,7 @@ static void test_safetensors_refused(void)
          "behind a gap"},
         {"extra_data", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}", 3,
          "1 bytes at its end"},
+        {"data_of_nothing", "{}", 3, "3 bytes at its end"},
         {"missing_data", "{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}", 3,
          "its data ends at byte 4, but there are 3"},
         {"huge", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1000000,1000000],"

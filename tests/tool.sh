@@ -141,6 +141,11 @@ refuses "a full disk" "cannot write\|File too large" full "$work/f1"
 tiny "$work/n1" --checkpointing_steps 2 > "$work/out" 2>&1
 refuses "a loss that is not a number" "not a number" tiny "$work/n1" --max_train_steps 20 --learning_rate 1e30 --resume_from_checkpoint latest
 says "goes on from the last good checkpoint" "1 steps" tiny "$work/n1" --max_train_steps 3 --resume_from_checkpoint latest
+refuses "latest without a checkpoint, over a finished model" "holds something" tiny "$work/v2" --resume_from_checkpoint latest
+says "latest without a checkpoint" "from the beginning" tiny "$work/n2" --max_train_steps 4 --checkpointing_steps 1 --resume_from_checkpoint latest
+tiny "$work/n2" --max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 1 --resume_from_checkpoint checkpoint-2 > "$work/out" 2>&1
+[ "$(ls "$work/n2" | grep checkpoint)" = checkpoint-3 ] && ok "going back, the newest checkpoint stays" || bad "going back" "$(ls "$work/n2" | tr '\n' ' ')"
+refuses "a missing picture of validation" "nothing.png" tiny "$work/n3" --pretrained_model_name_or_path examples/world/sr256 --validation_prompt x --validation_images nothing.png
 run=exec
 tiny "$work/c1" --max_train_steps 100000 > "$work/out" 2>&1 & pid=$!
 waited=0
@@ -200,6 +205,11 @@ says "training a super-resolver" "1 steps" $tool train --quiet --pretrained_mode
 mkdir "$work/small"; cp "$work/g1/00000.png" "$work/small"
 says "upscale" "1 pictures" $tool upscale --quiet --images "$work/small" --prompt "a zxk dog" --pretrained_model_name_or_path "$work/demo/model" --upscale_steps 1 \
     --output_dir "$work/up"
+refuses "upscale into its own folder" "pictures to enlarge" $tool upscale --images "$work/small" --output_dir "$work/small"
+mkdir "$work/odd"; cp $mixed/small.png "$work/odd"
+says "upscale of odd sides" "1 pictures" $tool upscale --quiet --images "$work/odd" --downsample --pretrained_model_name_or_path "$work/demo/model" --upscale_steps 1 --output_dir "$work/up2"
+mkdir "$work/mine"; cp "$work/g1/00000.png" "$work/mine"
+refuses "generate over somebody's pictures" "not generate's" $tool generate --prompt dog --output_dir "$work/mine"
 printf 'a dog\na red car\n' > "$work/prompts.txt"
 says "eval" "CLIP-T" $tool eval --generated_dir "$work/g3" --instance_data_dir examples/world/subjects/dog1 --prompts "$work/prompts.txt" \
     --dino examples/world/metrics/dino --clip examples/world/metrics/clip

@@ -234,7 +234,8 @@ static struct {
     char stage[32];       /* "" or what is being sampled     */
     char detail[96];      /* losses                          */
     double began;
-    long shown;           /* the last tenth, or column, that was drawn */
+    size_t before;        /* steps that a resumed training had made */
+    long shown;           /* the last tenth, or column, that was drawn; -1: none */
 } bar;
 
 static inline void bar_start(const char *stage)
@@ -248,18 +249,20 @@ static inline void bar_start(const char *stage)
 /* A bar on a terminal, a plain line for every tenth otherwise. */
 static inline void bar_draw(const char *what, size_t done, size_t total)
 {
-    double spent = now() - bar.began, left = spent / (double)done * (double)(total - done);
+    double spent = now() - bar.began, each;
     int terminal = isatty(1), k, width = 30;
     long mark = terminal ? (long)done : (long)(done * 10 / total);
     char line[32];
     if (bar.quiet || mark == bar.shown) return;
+    if (bar.shown < 0) bar.before = done - 1;
+    each = spent / (double)(done - bar.before);
     bar.shown = mark;
     for (k = 0; k < width; k++) line[k] = (size_t)k * total < done * (size_t)width ? '#' : '.';
     line[width] = 0;
     printf("%s%-12s %s%s%s %zu/%zu %s  %.3g/s, %.0f s left%s", terminal ? "\r" : "",
            bar.stage[0] ? bar.stage : what, terminal ? "[" : "", terminal ? line : "",
-           terminal ? "]" : "", done, total, bar.detail, (double)done / fmax(spent, 1e-9), left,
-           terminal ? "\x1b[K" : "\n");
+           terminal ? "]" : "", done, total, bar.detail, 1 / fmax(each, 1e-9),
+           each * (double)(total - done), terminal ? "\x1b[K" : "\n");
     if (terminal && done == total) printf("\n");
     fflush(stdout);
 }
@@ -279,11 +282,22 @@ static inline void print_log(void *user, db_log_level level, const char *line)
     fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
 }
 
+/* For what draws and trains: the first Ctrl-C asks it to end in order, the second ends the program;
+   SIGTERM asks every time. */
+static inline void stop_in_order(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal; /* without SA_RESTART: who waits is woken */
+    sigaction(SIGTERM, &action, NULL);
+    action.sa_flags = (int)SA_RESETHAND;
+    sigaction(SIGINT, &action, NULL);
+}
+
 static inline db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
-    struct sigaction action;
     const char *isa = c->isa ? c->isa : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
     if (!strcmp(c->precision, "fp16")) {
@@ -306,9 +320,6 @@ static inline db_ctx *open_context(const common *c)
         config.compute = DB_BF16;
     if (db_create(&ctx, &config) != DB_OK)
         fail("this build or processor has no instruction set \"%s\"", c->isa ? c->isa : "?");
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal; /* without SA_RESTART: who waits is woken */
-    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
     return ctx;
 }
 
@@ -339,6 +350,12 @@ static inline const char *folder_of(const char *path)
     return folder;
 }
 
+static inline int is_same_folder(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* Makes a folder, and those above it. */
 static inline int make_folder(const char *path)
 {
@@ -350,7 +367,7 @@ static inline int make_folder(const char *path)
             mkdir(above, 0777); /* what fails here fails below, too */
             *at = '/';
         }
-    if (mkdir(path, 0777) == 0 || errno == EEXIST) return 0;
+    if (mkdir(path, 0777) == 0 || (errno == EEXIST && is_folder(path))) return 0;
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }
 
@@ -546,8 +563,7 @@ static inline int load_photos(const char *folder, size_t resolution, photos *p)
 static inline int square(db_ctx *ctx, const db_image *photo, size_t size, float *out)
 {
     size_t shorter = MIN(photo->w, photo->h), y;
-    size_t w = (photo->w * size + shorter / 2) / shorter,
-           h = (photo->h * size + shorter / 2) / shorter;
+    size_t w = photo->w * size / shorter, h = photo->h * size / shorter;
     float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
     int bad = db_resize(ctx, photo, w, h, whole) != DB_OK;
     for (y = 0; y < size && !bad; y++)

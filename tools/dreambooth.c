@@ -230,6 +230,17 @@ static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *
     return bad;
 }
 
+enum { MOST_PICTURES = 100000, ON_A_GRID = 64 };
+
+/* Whether a folder has no picture of the name of generate's first, or its prompts.txt beside it. */
+static int is_own_folder(const char *out)
+{
+    char first[4096], prompts[4096];
+    snprintf(first, sizeof first, "%s/00000.png", out);
+    snprintf(prompts, sizeof prompts, "%s/prompts.txt", out);
+    return !file_exists(first) || file_exists(prompts);
+}
+
 static int generate(int argc, char **argv)
 {
     common c = common_default;
@@ -247,7 +258,7 @@ static int generate(int argc, char **argv)
         {"lora", TEXT, &lora, "folder or file of a LoRA beside the model's weights"},
         {"stages", WHOLE, &d.stages, "of a cascade's folder: 1 base, 2 sr256, 3 sr1024"},
         {"upscalers", LIST, &upscalers, "directories of further stages"},
-        {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage"},
+        {"output_dir", TEXT, &out, "pictures, and a labelled grid of each stage's first 64"},
         DRAWING_FLAGS(d),
         COMMON_FLAGS(c)};
     int status = parse(argc, argv, "generate", "draws pictures of prompts", flags, NULL);
@@ -259,8 +270,12 @@ static int generate(int argc, char **argv)
     db_ctx *ctx;
     double began = now();
     if (status) return status == 1;
-    if (!prompts.n || !each) return fail("generate needs --prompt, and at least one picture of it");
+    if (!prompts.n || each < 1 || each > MOST_PICTURES)
+        return fail("generate needs --prompt, and 1 to %d pictures of it", MOST_PICTURES);
+    if (is_folder_in_use(out) && !is_own_folder(out))
+        return fail("%s holds pictures that are not generate's: choose another --output_dir", out);
     if (check_drawing(&d)) return 1;
+    stop_in_order();
     ctx = open_context(&c);
     if (!ctx) return 1;
     n = prompts.n * (size_t)each;
@@ -274,19 +289,22 @@ static int generate(int argc, char **argv)
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
     if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
-    for (k = 0; k < m.n && !status; k++) {
-        snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model,
-                 w[k], d.scheduler, k ? d.upscale_steps : d.steps,
-                 k ? d.upscale_guidance : d.guidance, d.seed);
-        snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
-        status = save_grid(pictures[k], n, h[k], w[k], all, 8, title, path);
-    }
     for (k = 0; k < n && !status; k++) {
         size_t last = m.n - 1;
         snprintf(path, sizeof path, "%s/%05zu.png", out, k);
         status = save_picture(pictures[last] + k * h[last] * w[last] * 3, h[last], w[last], path);
     }
     if (!status) status = save_lines(out, "prompts.txt", all, n);
+    snprintf(path, sizeof path, "%s/%05zu.png", out, n);
+    if (!status && file_exists(path))
+        fprintf(stderr, "note: %s and those after it are of an earlier run\n", path);
+    for (k = 0; k < m.n && !status; k++) {
+        snprintf(title, sizeof title, "%s, %zu px, %s %ld steps, guidance %g, seed %ld", c.model,
+                 w[k], d.scheduler, k ? d.upscale_steps : d.steps,
+                 k ? d.upscale_guidance : d.guidance, d.seed);
+        snprintf(path, sizeof path, "%s/grid_%zu.png", out, w[k]);
+        status = save_grid(pictures[k], MIN(n, (size_t)ON_A_GRID), h[k], w[k], all, 8, title, path);
+    }
     if (!status) printf("%zu pictures in %s, %.1f s\n", n, out, now() - began);
     for (k = 0; k < MAX_STAGES; k++) free(pictures[k]);
     free((void *)all);
@@ -307,6 +325,19 @@ static void show_small(const float *small, size_t h, size_t w, size_t f, float *
                    3 * sizeof *small);
 }
 
+/* Views and names without the grids that `generate` writes beside its pictures; returns how
+   many. */
+static size_t leave_out_grids(photos *p)
+{
+    size_t k, n = 0;
+    for (k = 0; k < p->n; k++)
+        if (strncmp(p->name[k], "grid_", 5) != 0) {
+            p->view[n] = p->view[k];
+            memmove(p->name[n++], p->name[k], sizeof p->name[0]);
+        }
+    return n;
+}
+
 static int upscale(int argc, char **argv)
 {
     common c = common_default;
@@ -314,7 +345,7 @@ static int upscale(int argc, char **argv)
     const char *in = NULL, *out = "upscaled", *prompt = "";
     int reduce = 0;
     const flag flags[] = {
-        {"images", TEXT, &in, "a folder of pictures"},
+        {"images", TEXT, &in, "a folder of pictures; the network halves sides, odd rows are lost"},
         {"prompt", TEXT, &prompt, "what they show"},
         {"downsample", SWITCH, &reduce, "first make them smaller by the same factor, to compare"},
         SCHEDULER_FLAG(d), {"seed", WHOLE, &d.seed, ""},
@@ -325,11 +356,13 @@ static int upscale(int argc, char **argv)
     photos p;
     cascade m;
     db_ctx *ctx;
-    size_t k;
+    size_t k, f = 4, even = 1; /* sides of the small picture that the network's levels halve */
     if (status) return status == 1;
     if (!in) return fail("upscale needs --images");
+    if (is_same_folder(in, out)) return fail("--output_dir %s holds the pictures to enlarge", out);
     c.model = stage_directory(c.model, "sr256");
     if (check_drawing(&d)) return 1;
+    stop_in_order();
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, d.stages, NULL, &m) || load_photos(in, 0, &p) ||
@@ -338,16 +371,26 @@ static int upscale(int argc, char **argv)
         return finish(ctx) || 1;
     }
     if (!m.stage[0]->super_resolution) status = fail("%s is no super-resolution pipeline", c.model);
+    else even = MAX(((size_t)1 << (m.stage[0]->unet->config.n_levels - 1)) / f, (size_t)1);
     complete_drawing(&d, m.stage[0]);
+    p.n = leave_out_grids(&p);
     for (k = 0; k < p.n && !status; k++) {
         db_sample_config s = sampling(&d, 1);
-        size_t f = 4, w = p.view[k].w, h = p.view[k].h, big_w, big_h, n = 0, i;
-        size_t small_w = reduce ? w / f : w, small_h = reduce ? h / f : h;
+        size_t w = p.view[k].w, h = p.view[k].h, big_w, big_h, n = 0, i;
+        size_t small_w = (reduce ? w / f : w) / even * even,
+               small_h = (reduce ? h / f : h) / even * even;
         float *small = (float *)malloc(w * h * 3 * sizeof(float)), *grid, *result;
         const char *labels[3];
         big_w = small_w * f, big_h = small_h * f;
-        grid = (float *)malloc(3 * big_w * big_h * 3 * sizeof(float));
-        status = db_resize(ctx, &p.view[k], w, h, small) != DB_OK;
+        grid = (float *)malloc((2 + (size_t)reduce) * big_w * big_h * 3 * sizeof(float));
+        if (!small || !grid) status = fail("out of memory to enlarge %s", p.name[k]);
+        if (!status) status = db_resize(ctx, &p.view[k], w, h, small) != DB_OK;
+        if (status) {
+            free(small), free(grid);
+            break;
+        }
+        for (i = 0; i < small_h && !reduce && small_w < w; i++) /* the last odd column is lost */
+            memmove(small + i * small_w * 3, small + i * w * 3, small_w * 3 * sizeof *small);
         if (reduce) { /* original, reduced, restored */
             for (i = 0; i < big_h; i++)
                 memcpy(grid + i * big_w * 3, small + i * w * 3, big_w * 3 * sizeof(float));
@@ -366,7 +409,8 @@ static int upscale(int argc, char **argv)
         snprintf(path, sizeof path, "%s/%05zu.png", out, k);
         if (!status) status = save_picture(result, big_h, big_w, path);
         snprintf(path, sizeof path, "%s/grid_%05zu.png", out, k);
-        if (!status) status = save_grid(grid, n, big_h, big_w, labels, 3, p.name[k], path);
+        if (!status && save_grid(grid, n, big_h, big_w, labels, 3, p.name[k], path))
+            fprintf(stderr, "note: %s has no grid\n", p.name[k]);
         free(small), free(grid);
     }
     if (!status) printf("%zu pictures in %s\n", p.n, out);
@@ -376,19 +420,6 @@ static int upscale(int argc, char **argv)
 }
 
 /* ---- eval ------------------------------------------------------------------------------------ */
-
-/* Views and names without the grids that `generate` writes beside its pictures; returns how
-   many. */
-static size_t leave_out_grids(photos *p)
-{
-    size_t k, n = 0;
-    for (k = 0; k < p->n; k++)
-        if (strncmp(p->name[k], "grid_", 5) != 0) {
-            p->view[n] = p->view[k];
-            memmove(p->name[n++], p->name[k], sizeof p->name[0]);
-        }
-    return n;
-}
 
 static void print_scores(const db_scores *s, FILE *json)
 {
@@ -599,6 +630,7 @@ static int identifier(int argc, char **argv)
         free_cascade(&m);
         return finish(ctx) || fail("%s has no tokenizer", c.model);
     }
+    if (n < 0 || n > MOST_PICTURES) n = MOST_PICTURES;
     for (k = 0; k < words.n; k++) {
         int32_t ids[256];
         size_t pieces =
@@ -761,8 +793,9 @@ static float *class_images(db_pipeline *p, const training *t, size_t S)
     return pixels;
 }
 
-/* The highest N of OUTPUT/checkpoint-N, or 0. Removes all but the newest `keep`. */
-static long newest_checkpoint(const char *out, long keep)
+/* The highest N of OUTPUT/checkpoint-N, or 0. Removes all but `keep`: that of step `own` (0: none),
+   then the highest. */
+static long newest_checkpoint(const char *out, long keep, long own)
 {
     size_t files, k;
     char **names = list_folder(out, &files), path[4096];
@@ -778,7 +811,8 @@ static long newest_checkpoint(const char *out, long keep)
     for (i = 0; i < n; i++) {
         int newer = 0;
         best = MAX(best, steps[i]);
-        for (j = 0; j < n; j++) newer += steps[j] > steps[i];
+        for (j = 0; j < n; j++)
+            newer += j != i && (steps[j] == own || (steps[i] != own && steps[j] > steps[i]));
         if (newer < keep) continue;
         snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", out, steps[i]),
             remove(path);
@@ -795,26 +829,40 @@ static int save_checkpoint(const db_dreambooth *d, const training *t)
     if (make_folder(path)) return 1;
     snprintf(path, sizeof path, "%s/checkpoint-%zu/state.safetensors", t->out, step);
     if (db_dreambooth_save(d, path) != DB_OK) return 1;
-    newest_checkpoint(t->out, t->limit > 0 ? t->limit : LONG_MAX);
+    newest_checkpoint(t->out, t->limit > 0 ? t->limit : LONG_MAX, (long)step);
     return 0;
 }
 
 static int resume(db_dreambooth *d, const training *t)
 {
     char path[4096];
-    long newest = newest_checkpoint(t->out, LONG_MAX);
+    long newest = newest_checkpoint(t->out, LONG_MAX, 0);
     if (strcmp(t->resume, "latest")) {
         const char *name = strrchr(t->resume, '/'); /* as the scripts: in the output folder */
         snprintf(path, sizeof path, "%s/%s/state.safetensors", t->out, name ? name + 1 : t->resume);
         if (!file_exists(path)) snprintf(path, sizeof path, "%s/state.safetensors", t->resume);
     } else {
-        if (!newest) return 0; /* nothing saved yet: from the beginning */
+        if (!newest) return printf("no checkpoint in %s yet: from the beginning\n", t->out), 0;
         snprintf(path, sizeof path, "%s/checkpoint-%ld/state.safetensors", t->out, newest);
     }
     return db_dreambooth_resume(d, path) != DB_OK;
 }
 
-static int draw_curves(float *const curve[3], size_t n, int prior, const char *path)
+/* Whether resuming finds no checkpoint, but a finished model in whose place another would go. */
+static int would_begin_anew(const training *t)
+{
+    static const char *const finished[] = {"model_index.json", "pytorch_lora_weights.safetensors"};
+    char path[4096];
+    int k, found = 0;
+    for (k = 0; k < 2; k++) {
+        snprintf(path, sizeof path, "%s/%s", t->out, finished[k]);
+        found = found || file_exists(path);
+    }
+    return found && !strcmp(t->resume, "latest") && !newest_checkpoint(t->out, LONG_MAX, 0);
+}
+
+/* The losses of steps first, first + 1 ... */
+static int draw_curves(float *const curve[3], size_t first, size_t n, int prior, const char *path)
 {
     const char *const labels[] = {"total", "photos", "class"};
     img_curve curves[3];
@@ -822,16 +870,20 @@ static int draw_curves(float *const curve[3], size_t n, int prior, const char *p
     img_image picture;
     char err[IMG_ERROR_SIZE];
     size_t k;
+    float *x = (float *)malloc((n + 1) * sizeof *x); /* which step */
     int bad;
     memset(curves, 0, sizeof curves);
-    for (k = 0; k < 3; k++) curves[k].label = labels[k], curves[k].y = curve[k], curves[k].n = n;
+    for (k = 0; k < n; k++) x[k] = (float)(first + k);
+    for (k = 0; k < 3; k++)
+        curves[k].label = labels[k], curves[k].x = x, curves[k].y = curve[k], curves[k].n = n;
     plot.title = "Denoising loss", plot.x_label = "step", plot.y_label = "mean squared error",
     plot.smooth = 20;
-    if (!n) return 0;
-    if (img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) != IMG_OK)
-        return fail("%s", err);
-    bad = img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err) != IMG_OK;
-    img_free(&picture);
+    bad = n && img_plot(curves, prior ? 3 : 1, &plot, &picture, err, sizeof err) != IMG_OK;
+    if (n && !bad) {
+        bad = img_save_png(path, picture.rgb, picture.w, picture.h, err, sizeof err) != IMG_OK;
+        img_free(&picture);
+    }
+    free(x);
     return bad ? fail("%s", err) : 0;
 }
 
@@ -860,8 +912,9 @@ static void keep_what_is_done(db_dreambooth *d, const training *t, db_ctx *ctx)
 {
     db_clear_error(ctx);
     if (!save_checkpoint(d, t))
-        printf("\nstopped after step %zu; go on with --resume_from_checkpoint latest\n",
-               db_dreambooth_steps_done(d));
+        printf("\nstopped after step %zu; train goes on with --resume_from_checkpoint "
+               "%s/checkpoint-%zu\n",
+               db_dreambooth_steps_done(d), t->out, db_dreambooth_steps_done(d));
 }
 
 /* Draws pictures with the weights of now, always from the same noise, into
@@ -919,7 +972,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     db_ctx *ctx = p->ctx;
     db_dreambooth *d = NULL;
     float *classes = NULL, *curve[3] = {NULL, NULL, NULL};
-    size_t k, done = 0, tenth;
+    size_t k, done = 0, first, tenth;
     char path[4096];
     double began = now();
     int status = 0;
@@ -936,6 +989,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     if (!status && t->release && !t->validation.prompt) /* which draws with them */
         db_pipeline_release(text, !c->train_text_encoder && !t->skip_text_encoder, 1);
     if (!status && t->resume) status = resume(d, t);
+    first = d ? db_dreambooth_steps_done(d) : 0;
     if (!status) {
         began = now();
         status = db_dreambooth_rehearse(d) != DB_OK;
@@ -946,6 +1000,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     while (!status && db_dreambooth_steps_done(d) < c->max_train_steps) {
         db_dreambooth_losses l;
+        int validated = 0;
         db_result r = db_dreambooth_step(d, &l);
         if (r != DB_OK && r != DB_ERROR_CANCELLED) {
             status = 1;
@@ -967,8 +1022,15 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             status = save_checkpoint(d, t);
         if (!status && t->validation.prompt &&
             db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
-            status = validate(p, text, t, db_dreambooth_steps_done(d));
-        if (db_status(ctx) == DB_ERROR_CANCELLED) keep_what_is_done(d, t, ctx);
+            validated = validate(p, text, t, db_dreambooth_steps_done(d));
+        if (db_status(ctx) == DB_ERROR_CANCELLED) {
+            keep_what_is_done(d, t, ctx);
+            status = 1;
+        } else if (validated) { /* no reason to lose the training */
+            if (db_status(ctx) != DB_OK) fail("%s", db_last_error(ctx));
+            db_clear_error(ctx);
+            fprintf(stderr, "note: no pictures of validation; the training goes on\n");
+        }
     }
     if (!status) {
         o->seconds = now() - began, o->steps = done;
@@ -982,7 +1044,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         status = (c->lora_rank ? db_pipeline_save_lora(p, t->out, DB_F32)
                                : db_pipeline_save(p, t->out, DB_F16)) != DB_OK;
         p->text_encoder = own;
-        status = status || draw_curves(curve, done, c->class_prompt != NULL, path);
+        status = status || draw_curves(curve, first, done, c->class_prompt != NULL, path);
     }
     if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
     db_dreambooth_free(d);
@@ -1040,7 +1102,9 @@ static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, con
                              long tokens, int text_mask)
 {
     int clip = e && e->config.kind == DB_TEXT_CLIP;
-    size_t own = clip ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS;
+    size_t own = clip ? e->config.max_position_embeddings : (size_t)DB_PROMPT_TOKENS, k;
+    char err[IMG_ERROR_SIZE];
+    img_image image;
     if (tokens && (size_t)tokens != own)
         return fail("--tokenizer_max_length %ld: this model is sampled with %zu tokens, and so it "
                     "is trained",
@@ -1054,6 +1118,13 @@ static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, con
     if (t->validation.images.n && !p->super_resolution)
         return fail("--validation_images are for a super-resolver; %s draws from the prompt alone",
                     p->directory);
+    if (t->validation.images.n && !t->validation.prompt)
+        return fail("--validation_images need --validation_prompt");
+    for (k = 0; k < t->validation.images.n; k++) {
+        if (img_load(t->validation.images.item[k], &image, err, sizeof err) != IMG_OK)
+            return fail("%s", err);
+        img_free(&image);
+    }
     return 0;
 }
 
@@ -1180,11 +1251,12 @@ static int train(int argc, char **argv)
                     "cosine_with_restarts or polynomial, not \"%s\"",
                     schedule);
     k->lr_scheduler = (db_lr_schedule)i; /* the table has the enumeration's order */
-    if (!t.resume && !overwrite && is_folder_in_use(t.out))
+    if (!overwrite && (t.resume ? would_begin_anew(&t) : is_folder_in_use(t.out)))
         return fail("%s exists and holds something: choose another --output_dir, go on with "
                     "--resume_from_checkpoint latest, or --overwrite",
                     t.out);
     c.model = stage_directory(c.model, "base");
+    stop_in_order();
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, MAX_STAGES, NULL, &m)) goto done;
@@ -1217,7 +1289,7 @@ static int train(int argc, char **argv)
                                              (size_t)batch, (size_t)accumulation)
                                : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
-    if (overwrite && !t.resume) newest_checkpoint(t.out, 0);
+    if (overwrite && !t.resume) newest_checkpoint(t.out, 0, 0);
     status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
 done:
@@ -1865,8 +1937,9 @@ static int demo(int argc, char **argv)
     if (is_folder_in_use(out))
         return fail("%s exists and holds something: remove it, or choose another --output_dir",
                     out);
-    if (!steps || !sr_steps || !batch || check_drawing(&d))
-        return fail("steps and batch sizes must be positive");
+    if (!steps || !sr_steps || !batch) return fail("steps and batch sizes must be positive");
+    if (check_drawing(&d)) return 1;
+    stop_in_order();
     ctx = open_context(&c);
     if (!ctx) return 1;
     snprintf(subject, sizeof subject, "%s %s", word, noun),

@@ -211,7 +211,7 @@ static int train_text(const options *o, db_ctx *ctx)
     if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
     printf("text encoder: %llu steps, %.0f s -> %s\n", (unsigned long long)tr.step, tr.seconds,
            path);
-    return 0;
+    return stopped();
 }
 
 /* ---- the base -------------------------------------------------------------------------------- */
@@ -561,7 +561,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     if (db_status(ctx) != DB_OK) return fail(db_last_error(ctx), NULL);
     printf("%s: %llu steps, %llu pictures, %.0f s -> %s\n", sr ? "sr" : "base",
            (unsigned long long)tr.step, (unsigned long long)tr.seen, tr.seconds, path);
-    return 0;
+    return stopped();
 }
 
 int main(int argc, char **argv)

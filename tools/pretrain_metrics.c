@@ -116,7 +116,7 @@ static int finish(session *s)
     db_optimizer_free(&s->tr.opt);
     db_ema_free(s->tr.params, s->tr.ema);
     world_pool_close(&s->pool);
-    return 0;
+    return stopped();
 }
 
 static db_rng stream(const session *s, uint32_t purpose)

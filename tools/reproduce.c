@@ -486,6 +486,7 @@ static int run(int argc, char **argv)
     if (check_experiment(&o)) return 1;
     if (o.jobs < 1 || o.jobs > MOST_JOBS) return fail("--jobs takes 1 to %d", MOST_JOBS);
     o.c.quiet = 1;
+    stop_in_order();
     if (!o.only) start_helpers(&o, child);
     ctx = open_context(&o.c);
     if (!ctx) return 1;
@@ -649,6 +650,7 @@ static int run_protocol(int argc, char **argv)
     if (!status) status = read_protocol(prompt_file, p);
     if (!o.folder) o.folder = "build/protocol";
     o.c.quiet = 1;
+    stop_in_order();
     if (!status) status = settings_change(&chosen, changes);
     if (!status) status = check_protocol_settings(&chosen);
     ctx = status ? NULL : open_context(&o.c);

@@ -7,7 +7,9 @@
 #ifndef THREADS_H
 #define THREADS_H
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
@@ -16,10 +18,15 @@
 static inline void let_threads_sleep(char **argv)
 {
 #if (defined(__unix__) || defined(__APPLE__)) && defined(_OPENMP)
+    char path[4096]; /* not simply argv[0], which PATH may have found elsewhere */
+    ssize_t n;
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") ||
         setenv("GOMP_SPINCOUNT", "1000", 1))
         return;
-    execv(argv[0], argv); /* returns only if that fails, and then slow is all it is */
+    n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n > 0) path[n] = 0;
+    else snprintf(path, sizeof path, "%s", strchr(argv[0], '/') ? argv[0] : "");
+    execv(path, argv); /* returns only if that fails, and then slow is all it is */
 #else
     (void)argv;
 #endif

@@ -41,7 +41,8 @@ static int fail(const char *what, const char *detail)
 static int read_flags(options *o, int argc, char **argv)
 {
     int k;
-    for (k = 2; k + 1 < argc; k += 2) {
+    if (argc % 2) return fail("a value is missing after ", argv[argc - 1]), 0;
+    for (k = 2; k < argc; k += 2) {
         const struct { const char *name; long *n; double *d; const char **s;
         } flags[] = {{"--dir", NULL, NULL, &o->dir},
                      {"--text", NULL, NULL, &o->text},
@@ -64,17 +65,32 @@ static int read_flags(options *o, int argc, char **argv)
                      {"--ema", NULL, &o->ema, NULL},
                      {"--aux", NULL, &o->aux, NULL}};
         size_t f, n = sizeof flags / sizeof *flags;
+        char *end = argv[k + 1];
         for (f = 0; f < n && strcmp(flags[f].name, argv[k]); f++) {}
-        if (!strcmp(argv[k], "--precision")) o->bf16 = !strcmp(argv[k + 1], "bf16");
-        else if (f == n) return fail("unknown flag ", argv[k]), 0;
-        else if (flags[f].n) *flags[f].n = atol(argv[k + 1]);
-        else if (flags[f].d) *flags[f].d = atof(argv[k + 1]);
-        else *flags[f].s = argv[k + 1];
+        if (!strcmp(argv[k], "--precision")) {
+            o->bf16 = !strcmp(end, "bf16");
+            if (!o->bf16 && strcmp(end, "f32")) return fail("--precision takes bf16, f32", NULL), 0;
+            continue;
+        }
+        if (f == n) return fail("unknown flag ", argv[k]), 0;
+        if (flags[f].s) *flags[f].s = end;
+        else if (flags[f].n) *flags[f].n = strtol(end, &end, 10);
+        else *flags[f].d = strtod(end, &end);
+        if (!flags[f].s && (*end || end == argv[k + 1]))
+            return fail("no number after ", argv[k]), 0;
     }
+    if (o->save_every < 1 || (o->sheets && o->sheet_every < 1))
+        return fail("--save_every and --sheet_every must be positive", NULL), 0;
     if (!o->dir) return fail("--dir is needed", NULL), 0;
     if (!o->text) o->text = o->dir;
     signal(SIGTERM, on_signal), signal(SIGINT, on_signal);
     return 1;
+}
+
+/* The exit status after a training's weights are saved: one that was stopped is not done. */
+static int stopped(void)
+{
+    return stop_asked ? fail("stopped: the same command goes on", NULL) : 0;
 }
 
 /* ---- state: parameters, their average, both moments, the step -------------------------------- */

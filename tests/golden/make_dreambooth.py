@@ -58,7 +58,7 @@ def photo(name, h, w):
 def resize(x, size):
     h, w = x.shape[1:]
     s = min(h, w)
-    to = (size if h == s else int(h * size / s + 0.5), size if w == s else int(w * size / s + 0.5))
+    to = (h * size // s, w * size // s)  # torchvision's Resize rounds down
     return F.interpolate(x[None], to, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
@@ -174,7 +174,8 @@ def run_sd(case, prediction="epsilon", gamma=None, offset=0.0, train_text=False,
     def moments(x):
         h, w = x.shape[1:]
         if center:
-            x = x[:, (h - 16) // 2:(h - 16) // 2 + 16, (w - 16) // 2:(w - 16) // 2 + 16]
+            y0, x0 = round((h - 16) / 2), round((w - 16) / 2)  # as torchvision's CenterCrop
+            x = x[:, y0:y0 + 16, x0:x0 + 16]
         with torch.no_grad():
             return vae.encode(x[None, :, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2]).latent_dist
 
@@ -231,7 +232,7 @@ def cleaning():
     with open(os.path.join(HERE, "cleaning.txt"), "w") as f:
         for word in words:
             made = pipe._clean_caption(pipe._clean_caption(f"a {word} dog"))
-            f.write(f"{int(made != f'a {word} dog')} {word}\n")
+            f.write(f"{int(made != f'a {word} dog'.lower())} {word}\n")
 
 
 def unet(kinds="RS", **config):
