@@ -2052,9 +2052,10 @@ static int demo(int argc, char **argv)
                 "guidance %g; seed %ld\n",
                 d.scheduler, d.steps, d.guidance, d.guidance_stop, d.upscale_steps,
                 d.upscale_guidance, d.seed);
-        fprintf(summary, "computed in    %s, %s, %ld threads (0: all)\n",
+        if (c.threads) snprintf(title, sizeof title, "%ld", c.threads);
+        fprintf(summary, "computed in    %s, %s, %s threads\n",
                 strcmp(c.precision, "no") ? "bf16 where the processor is fast at it" : "f32",
-                db_isa(ctx), c.threads);
+                db_isa(ctx), c.threads ? title : "all");
         fprintf(summary,
                 "seconds        class before %.1f, class images %.1f, base %.1f, super-resolution "
                 "%.1f, drawing %.1f; in all %.1f\n",
