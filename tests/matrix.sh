@@ -12,7 +12,7 @@ way() { # number, compiler and flags
     if $2 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. $dir/one.$x $dir/two.$x -o $dir/$1 -lm > $dir/$1.log 2>&1 && $dir/$1; then echo "ok $2"
     else echo "FAIL $2"; head -n 20 $dir/$1.log; fi > $dir/$1.out
 }
-for how in "gcc -std=c99 -fopenmp" "gcc -std=c99" "gcc -std=c11 -fopenmp" "gcc -std=c17 -O3" "gcc -std=c99 -DDB_NO_SIMD" "clang -std=c99" "clang -std=c11 -O2" \
+for how in "gcc -std=c99 -fopenmp" "gcc -std=c99" "gcc -std=c11 -fopenmp" "gcc -std=c17 -O3" "gcc -std=c99 -DDB_NO_SIMD" "gcc -std=c99 -DDB_NO_POSIX" "clang -std=c99" "clang -std=c11 -O2" \
            "g++ -std=c++17 -fopenmp" "g++ -std=c++17" "clang++ -std=c++17"; do
     command -v ${how%% *} > /dev/null || { echo "skipped $how: no such compiler"; continue; }
     n=$((n + 1))

@@ -937,7 +937,48 @@ static void test_errors(void)
         ctx = context(1, DB_F32, name);
         test_check(!strcmp(db_isa(ctx), name), text, "what was asked for");
         db_destroy(ctx);
+        setenv("DB_ISA", name, 1);
+        ctx = context(1, DB_F32, NULL);
+        snprintf(text, sizeof text, "DB_ISA=%.40s", name);
+        test_check(!strcmp(db_isa(ctx), name), text, "what was asked for");
+        db_destroy(ctx);
+        unsetenv("DB_ISA");
     }
+    for (k = 0; k < 6; k++) {
+        static const char *const all[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
+        size_t j;
+        for (j = 0; db_isa_name(j) && strcmp(db_isa_name(j), all[k]); j++) {}
+        if (!db_isa_name(j)) printf("   not run here: %s\n", all[k]);
+    }
+}
+
+/* Ids beyond the table are its last row, targets beyond the classes the last of them. */
+static void test_ids(void)
+{
+    static const int32_t ids[4] = {1, 7, -2, 2}, beyond[2] = {2, 9}, last[2] = {2, 2};
+    float table[3 * 2], out[4 * 2], logits[2 * 3], loss[2];
+    db_ctx *ctx = context(1, DB_F32, NULL);
+    db_tape *t;
+    db_tensor i, w, y, l, target, value;
+    size_t k, dim[2] = {1, 4}, n = 2;
+    for (k = 0; k < 6; k++) table[k] = (float)k, logits[k] = (float)(k * k % 5);
+    db_tape_create(ctx, &t);
+    i = db_input(t, DB_I32, 2, dim), w = input(t, DB_F32, 3, 2, 0, 0), y = db_embedding(t, i, w);
+    l = input(t, DB_F32, 2, 3, 0, 0), target = db_input(t, DB_I32, 1, &n);
+    value = db_cross_entropy(t, l, target);
+    db_keep(t, y);
+    db_upload(t, i, ids), db_upload(t, w, table), db_upload(t, l, logits);
+    for (k = 0; k < 2; k++) {
+        db_upload(t, target, k ? last : beyond);
+        db_run(t, 0, 0);
+        db_download(t, value, &loss[k]);
+    }
+    db_download(t, y, out);
+    test_check(db_status(ctx) == DB_OK && out[0] == 2 && out[2] == 4 && out[4] == 4 && out[7] == 5,
+               "ids beyond the table", "its last row");
+    test_check(loss[0] == loss[1], "targets beyond the classes", "the last of them");
+    db_tape_destroy(t);
+    db_destroy(ctx);
 }
 
 int main(int argc, char **argv)
@@ -959,6 +1000,7 @@ int main(int argc, char **argv)
     test_optimizer(golden);
     test_schedules(ctx, golden);
     test_errors();
+    test_ids();
     db_safetensors_close(golden);
     db_destroy(ctx);
     return test_summary();

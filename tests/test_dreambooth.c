@@ -42,6 +42,8 @@ static const db_backend *backend(void)
 static const db_backend *backend(void) { return NULL; }
 #endif
 
+static db_dtype computed_in = DB_F32; /* by the subjects that are created */
+
 /* `name` of a golden file; with "sd" in front it is Stable Diffusion in small. */
 static int subject_create(subject *s, const char *name, const char *prediction, size_t size,
                           int threads)
@@ -56,6 +58,7 @@ static int subject_create(subject *s, const char *name, const char *prediction, 
     size_t k, i;
     memset(s, 0, sizeof *s);
     config.threads = threads;
+    config.compute = computed_in;
     config.backend = backend();
     if (db_create(&s->ctx, &config) != DB_OK) return 0;
     s->p.ctx = s->ctx, s->size = size;
@@ -578,14 +581,15 @@ static uint64_t hash_of(const db_param_table *p)
 /* What is trained: all of the U-Net; with the text encoder, moments in 8 bits; a LoRA. */
 enum { ALL, EIGHT_BIT, LORA };
 
-/* The weights after `steps` updates, saved and resumed on the way if asked, hashed. */
+/* The weights after `steps` updates, saved and resumed on the way if asked, hashed; 0 if anything
+   failed or nothing changed. */
 static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int what,
                               const char *file)
 {
     subject s;
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
-    uint64_t hash = 0;
+    uint64_t hash = 0, at_first;
     int round;
     for (round = 0; round < (resume_at ? 2 : 1);
          round++) { /* the second round is another process, as it were */
@@ -598,13 +602,15 @@ static uint64_t weights_after(size_t steps, size_t resume_at, int threads, int w
         if (what == EIGHT_BIT && d && !d->text_opt.m8)
             printf("   no 8-bit moments\n"), db_dreambooth_free(d), d = NULL;
         if (!d) return 0;
+        at_first = hash_of(d->opt.params);
         if (round) db_dreambooth_resume(d, file);
         while (db_status(s.ctx) == DB_OK &&
                db_dreambooth_steps_done(d) < (resume_at && !round ? resume_at : steps))
             db_dreambooth_step(d, NULL);
         if (resume_at && !round) db_dreambooth_save(d, file);
-        if (db_status(s.ctx) != DB_OK) printf("   %s\n", db_last_error(s.ctx));
         hash = hash_of(d->opt.params) ^ (d->text_opt.params ? 31 * hash_of(d->text_opt.params) : 0);
+        if (hash_of(d->opt.params) == at_first) hash = 0;
+        if (db_status(s.ctx) != DB_OK) printf("   %s\n", db_last_error(s.ctx)), hash = 0;
         db_dreambooth_free(d), d = NULL;
         subject_free(&s);
     }
@@ -627,6 +633,69 @@ static void test_determinism(void)
         test_check(one && one == resumed, label, "the same bits");
     }
     remove(file);
+}
+
+/* Four steps with `c`: the losses, the learning rates, the plan. */
+static int four_steps(db_dreambooth_config c, float losses[4], float rates[4], db_memory_plan *plan)
+{
+    subject s;
+    db_dreambooth *d = NULL;
+    db_dreambooth_losses l;
+    int k, good;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) return 0;
+    db_dreambooth_create(&s.p, &s.p, &c, s.photo, 3, s.classes, 5, &d);
+    for (k = 0; k < 4 && d; k++) {
+        db_dreambooth_step(d, &l);
+        losses[k] = l.total, rates[k] = l.lr;
+    }
+    if (d) db_dreambooth_plan(d, plan);
+    good = db_status(s.ctx) == DB_OK &&
+        (!c.lora_rank ||
+         s.p.unet->params.lora->alpha == (c.lora_alpha != 0 ? c.lora_alpha : (float)c.lora_rank));
+    if (!good) printf("   %s\n", db_last_error(s.ctx));
+    db_dreambooth_free(d);
+    subject_free(&s);
+    return good;
+}
+
+/* Checkpointing changes the memory and no loss, bf16 the losses a little, a schedule the rates. */
+static void test_settings(void)
+{
+    subject s;
+    db_dreambooth_config c;
+    db_memory_plan plan, smaller;
+    float usual[4], losses[4], rates[4];
+    double worst = 0, off = 0;
+    int k, good;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) return;
+    c = settings(&s, 1);
+    subject_free(&s);
+    good = four_steps(c, usual, rates, &plan);
+    c.gradient_checkpointing = 1;
+    good = good && four_steps(c, losses, rates, &smaller);
+    test_check(good && !memcmp(usual, losses, sizeof losses) &&
+                   smaller.arena_bytes < plan.arena_bytes &&
+                   smaller.n_operations > plan.n_operations,
+               "gradient checkpointing", "the same losses in less memory");
+    c.gradient_checkpointing = 0;
+    computed_in = DB_BF16;
+    good = good && four_steps(c, losses, rates, &smaller);
+    computed_in = DB_F32;
+    for (k = 0; k < 4; k++) worst = worse(worst, fabs((double)(losses[k] / usual[k]) - 1));
+    test_check(good && worst > 1e-6 && worst < .03 && smaller.arena_bytes < plan.arena_bytes,
+               "training in bf16", "losses within 3 %, in less memory");
+    c.lr_scheduler = DB_LR_COSINE_WITH_RESTARTS, c.lr_warmup_steps = 2, c.lr_num_cycles = 2;
+    c.max_train_steps = 6;
+    good = good && four_steps(c, losses, rates, &plan);
+    for (k = 0; k < 4; k++) /* half a rate, then two cosines over the four steps behind it */
+        off = worse(off, fabs((double)rates[k] / 1e-3 - (k < 2 ? k / 2. : k == 2 ? 1 : .5)));
+    test_check(good && off < 1e-6, "the rates of a schedule", "warm-up, then cosines");
+    c = settings(&s, 1), c.lora_rank = 4, c.lora_alpha = 3;
+    good = four_steps(c, losses, rates, &plan);
+    c.lora_alpha = 0;
+    test_check(good && four_steps(c, usual, rates, &plan) &&
+                   memcmp(usual, losses, sizeof losses),
+               "a LoRA's alpha", "3, or the rank, 4");
 }
 
 /* The network's output for one picture S x S: channels of x, conditioning, level. */
@@ -730,6 +799,38 @@ static void test_conditioning(void)
     else
         test_fail("conditioning in sampling", "the picture differs by %g; %s", e,
                   db_last_error(s.ctx));
+
+    /* with noise in every step, each step's its own */
+    for (k = 0; k < 2; k++) {
+        size_t i;
+        sampling.num_inference_steps = 3, sampling.eta = k ? 1 : 0;
+        sampling.sampler = k ? DB_SAMPLER_DDIM : DB_SAMPLER_DDPM;
+        db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 4, 4, 16, 16, drawn);
+        memcpy(expected, noise, sizeof expected);
+        db_trajectory_init(&s.p.scheduler, sampling.sampler, 3, 768, &tr);
+        tr.eta = sampling.eta, tr.use_clipped_model_output = sampling.use_clipped_model_output;
+        for (i = 0; i < 3; i++) {
+            float predicted[768], fresh[768];
+            forward(&s, 16, expected, whole, level, tr.timestep[i], prompt, predicted);
+            rng.purpose = DB__FOR_SAMPLER_NOISE, rng.step = (uint32_t)i;
+            db_random_normal(&rng, 768, fresh);
+            db_trajectory_step(&tr, i, 1, 256, 3, 3, predicted, fresh, expected);
+        }
+        db_trajectory_free(&tr);
+        for (i = 0; i < 768; i++) expected[i] = fminf(fmaxf(expected[i], -1), 1);
+        e = largest_difference(drawn, expected, 768);
+        test_check(db_status(s.ctx) == DB_OK && e <= 1e-5,
+                   k ? "DDIM with eta 1" : "DDPM's pictures", "three steps with noise of their own");
+    }
+    sampling.num_inference_steps = 1, sampling.sampler = DB_SAMPLER_DDIM, sampling.eta = 0;
+
+    for (k = 0, e = 0; k < 1000; k += 37) /* diffusers' integer levels, and back from the variance */
+        e = worse(e, fabs(db_noise_variance(&s.p.image_noising, (double)k) -
+                          (1 - s.p.image_noising.alphas_cumprod[k]))),
+        e = worse(e, 1e-6 * fabs(db_noise_level(&s.p.image_noising,
+                                                1 - s.p.image_noising.alphas_cumprod[k]) - (double)k));
+    test_check(e < 1e-9 && db_noise_variance(&s.p.image_noising, -1) == 0, "noise levels",
+               "1 - alphas_cumprod of every timestep");
 
     /* the same in squares of 8 that begin at 0, 4 and 8: a quarter (2) would do, the last ends with
        the picture, so they share 4; towards inner edges a square counts 2/3 and 1/3 */
@@ -1008,6 +1109,7 @@ int main(void)
     test_prompts();
     test_released();
     test_determinism();
+    test_settings();
     test_conditioning();
     test_bad_input();
     test_bad_latents();

@@ -281,7 +281,7 @@ static void test_json_damage(void)
     report(good && strstr(db_last_error(ctx), "nested too deeply"), "json_depth", "%s",
            db_last_error(ctx));
     db_clear_error(ctx);
-    for (i = 0, taken = 0; ; i++) { /* every allocation fails once */
+    for (i = 0, taken = 0; i < 10000; i++) { /* every allocation fails once */
         counting_fail_at = counting_calls + (long)i;
         root = db_json_parse(ctx, "oom", sample, n);
         counting_fail_at = -1;
@@ -804,7 +804,7 @@ static void test_safetensors_out_of_memory(void)
     db_safetensors *st;
     float v[2] = {1, 2};
     db_result r;
-    for (i = 0; ; i++) {
+    for (i = 0; i < 1000; i++) {
         db_safetensors_writer *w;
         counting_fail_at = counting_calls + (long)i;
         w = db_safetensors_create(ctx, in_folder("model-00001.safetensors"));
@@ -819,7 +819,7 @@ static void test_safetensors_out_of_memory(void)
     }
     report(i > 3 && wrong == 0, "safetensors_write_out_of_memory", "%zu of %zu wrong", wrong, i);
     write_index("{\"weight_map\":{\"a\":\"model-00001.safetensors\"}}");
-    for (i = 0, wrong = 0; ; i++) {
+    for (i = 0, wrong = 0; i < 1000; i++) {
         counting_fail_at = counting_calls + (long)i;
         r = db_weights_open(ctx, folder, "model", &st);
         counting_fail_at = -1;

@@ -384,6 +384,7 @@ int main(int argc, char **argv)
 {
     static const char *const unets[] = {"if1_a", "if2_c", "sd_a", "sd_b"};
     db_config config = db_config_default();
+    char command[400];
     db_ctx *ctx;
     size_t k;
     let_threads_sleep(argv);
@@ -396,5 +397,7 @@ int main(int argc, char **argv)
     check_files(ctx);
     if (argc > 1) leave(ctx, argv[1]);
     db_destroy(ctx);
+    snprintf(command, sizeof command, "rm -rf '%s'", scratch);
+    if (system(command)) printf("   %s is left\n", scratch);
     return test_summary();
 }

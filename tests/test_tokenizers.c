@@ -504,7 +504,7 @@ static void test_out_of_memory(void)
     char name[64];
     size_t i, k, wrong;
     for (k = 0; k < 2; k++) {
-        for (i = 0, wrong = 0; ; i++) {
+        for (i = 0, wrong = 0; i < 1000; i++) {
             db_result r;
             counting_fail_at = counting_calls + (long)i;
             r = db_tokenizer_load(ctx, in_golden(names[k]), &tok);

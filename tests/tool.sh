@@ -137,7 +137,7 @@ refuses "no model" "nothing-here" tiny "$work/d1" --pretrained_model_name_or_pat
 # ---- a full disk, a loss that is not a number, Ctrl-C
 full() { (trap '' XFSZ; ulimit -f 2000; tiny "$@"); } # no file beyond 1 MB
 refuses "a full disk" "cannot write\|File too large" full "$work/f1"
-[ -z "$(find "$work/f1" -name '*.safetensors' -o -name '*.tmp')" ] && ok "a full disk leaves no half-written file" || bad "a full disk leaves no half-written file" "$(ls "$work/f1" "$work/f1/unet" | tr '\n' ' ')"
+[ -z "$(find "$work/f1" -name '*.safetensors' -o -name '*.partial')" ] && ok "a full disk leaves no half-written file" || bad "a full disk leaves no half-written file" "$(ls "$work/f1" "$work/f1/unet" | tr '\n' ' ')"
 tiny "$work/n1" --checkpointing_steps 2 > "$work/out" 2>&1
 refuses "a loss that is not a number" "not a number" tiny "$work/n1" --max_train_steps 20 --learning_rate 1e30 --resume_from_checkpoint latest
 says "goes on from the last good checkpoint" "1 steps" tiny "$work/n1" --max_train_steps 3 --resume_from_checkpoint latest
@@ -213,6 +213,19 @@ refuses "generate over somebody's pictures" "not generate's" $tool generate --pr
 printf 'a dog\na red car\n' > "$work/prompts.txt"
 says "eval" "CLIP-T" $tool eval --generated_dir "$work/g3" --instance_data_dir examples/world/subjects/dog1 --prompts "$work/prompts.txt" \
     --dino examples/world/metrics/dino --clip examples/world/metrics/clip
+score() { # a score of the pictures of FOLDER with those lines, of which one serves for all
+    mkdir -p "$work/score"; i=0
+    for f in "$1"/0*.png; do cp "$f" "$work/score/0000$i.png"; i=$((i + 1)); done
+    for f in "$work"/score/*; do echo "$2"; done > "$work/lines.txt"
+    $tool eval --generated_dir "$work/score" --instance_data_dir $photos --held_out_dir "$work/g1" --prompts "$work/lines.txt" \
+        --dino examples/world/metrics/dino --clip examples/world/metrics/clip --output_file "$work/score.json" > "$work/out" 2>&1
+    rm -rf "$work/score"
+    sed -n "s/.*\"$3\": \([-0-9.]*\).*/\1/p" "$work/score.json"
+}
+above() { awk "BEGIN { exit !(\"$2\" != \"\" && \"$3\" != \"\" && $2 > $3 + .1) }" && ok "eval: $1 ($2, $3)" || bad "eval: $1" "$2 is not above $3"; }
+above "DINO is of the photos" "$(score $photos "a dog" dino)" "$(score $photos "a dog" dino_held_out)"
+above "CLIP-I is of the pictures" "$(score $photos "a dog" clip_i)" "$(score "$work/g1" "a dog" clip_i)"
+above "CLIP-T is of the lines" "$(score $photos "a dog" clip_t)" "$(score $photos "a red car" clip_t)"
 cp -r "$work/g3" "$work/named"; mv "$work/named/00000.png" "$work/named/dog.png"
 refuses "eval of a picture without a number" "line's number" $tool eval --generated_dir "$work/named" --prompts "$work/prompts.txt" --clip examples/world/metrics/clip
 echo "$passed passed, $failed failed"
