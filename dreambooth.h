@@ -68,7 +68,8 @@
    context there is nothing to ask). Nothing exits, aborts or prints.
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
-   db_config.threads threads; no result depends on their number.
+   db_config.threads threads; no result depends on their number. On a GPU under Windows or WSL,
+   where the processor may not touch managed memory while the GPU computes, contexts take turns.
 
    Layout. Pictures and feature maps are [B,H,W,C], texts [B,T,C], the last index the nearest in
    memory. Files have PyTorch's order; db_param_get and db_param_set translate.
@@ -2845,6 +2846,7 @@ static db_result db__choose_isa(db_ctx *ctx)
 {
     const char *wanted = ctx->config.isa ? ctx->config.isa : getenv("DB_ISA");
     size_t k;
+    if (wanted && !*wanted) wanted = NULL; /* DB_ISA= */
     for (k = 0; k < DB__N_ISAS; k++) {
         if (wanted && strcmp(wanted, db__isas[k].name)) continue;
         if (db__isas[k].available()) {
@@ -3843,6 +3845,23 @@ static const float *db__norm_scale_shift(const db__kernels *kern, db_call *c, co
     return copy;
 }
 
+/* Group g's mean and sum of squares around it, pixel by pixel: for where the first pixel, from
+   which the pieces count, is so far from the others that their sums cancel. */
+static void db__norm_anew(const db__kernels *kern, const db__norm *v, size_t g, const char *x,
+                          double *mean, double *spread)
+{
+    size_t k, n = v->HW * v->cg;
+    int pass;
+    double sum[2] = {0, 0};
+    for (pass = 0; pass < 2; pass++)
+        for (k = 0; k < n; k++) {
+            float here;
+            kern->to_f32(&here, x + (k / v->cg * v->C + g * v->cg + k % v->cg) * kern->size, 1, 0);
+            sum[pass] += pass ? pow((double)here - sum[0] / (double)n, 2) : (double)here;
+        }
+    *mean = sum[0] / (double)n, *spread = sum[1];
+}
+
 /* A sample's mean, 1 / standard deviation, and what rounding the mean lost, for each group: from
    the sums of its pieces [chunks][2][C]. */
 static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *stats,
@@ -3850,7 +3869,7 @@ static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *st
 {
     size_t g, ch, k, j;
     for (g = 0; g < v->G; g++, stats += 3) {
-        double mean = 0, spread = 0, n = (double)v->HW;
+        double mean = 0, spread = 0, squares = 0, n = (double)v->HW;
         for (k = 0; k < 2; k++) /* first the group's mean, then the variance around it */
             for (ch = g * v->cg; ch < (g + 1) * v->cg; ch++) {
                 double s = 0, q = 0, m;
@@ -3861,9 +3880,10 @@ static void db__norm_stats(const db__kernels *kern, const db__norm *v, float *st
                 }
                 kern->to_f32(&x0, x + ch * kern->size, 1, 0);
                 m = (double)x0 + s / n;
-                if (k == 0) mean += m / (double)v->cg;
+                if (k == 0) mean += m / (double)v->cg, squares += q;
                 else spread += q - s * s / n + n * (m - mean) * (m - mean);
             }
+        if (spread < 1e-3 * squares) db__norm_anew(kern, v, g, x, &mean, &spread);
         stats[0] = (float)mean;
         stats[1] = (float)(1.0 / sqrt(spread / (n * (double)v->cg) + (double)eps));
         stats[2] = (float)(mean - (double)(float)mean);
@@ -4690,7 +4710,7 @@ static void db__cpu_max_pool(db_ctx *ctx, db_call *c)
                 float most = -HUGE_VALF;
                 for (i = 0; i < c->s[0] * c->s[0]; i++) {
                     float v = db__read(kern, x, corner + (i / c->s[0] * W + i % c->s[0]) * C + ch);
-                    most = DB__MAX(most, v);
+                    if (v > most || v != v) most = v;
                 }
                 kern->from_f32(db__at(y, (size_t)r * C + ch), &most, 1, 0);
             }
@@ -5866,7 +5886,8 @@ db_optimizer_config db_optimizer_config_default(void)
    fraction in (.1, 1): the larger, the more bits of fraction ("dynamic tree" quantisation). The
    second moment has no sign and one bit more. */
 
-enum { DB__8BIT_BLOCK = 256, DB__8BIT_SMALLEST = 4096, DB__8BIT_KEYS = 4096 };
+enum { DB__8BIT_BLOCK = 256, DB__8BIT_SMALLEST = 4096, DB__8BIT_KEYS = 4096,
+       DB__8BIT_ZERO = 127 }; /* the code of 0 where there are negative numbers; else 0 */
 
 /* The 256 values in ascending order, and a start for the search: the code of the smallest number
    whose first bits are `key` (see db__8bit_key). */
@@ -5903,7 +5924,7 @@ static void db__8bit_map_init(db__8bit_map *map, int has_sign)
         for (i = 0; i < fractions; i++)
             positive[n++] = (float)(scale * (0.1 + 0.9 * (i + 0.5) / fractions));
     }
-    map->zero = has_sign ? n : 0;
+    map->zero = has_sign ? DB__8BIT_ZERO : 0;
     for (i = 0; has_sign && i < n; i++) map->value[i] = -positive[n - 1 - i];
     map->value[map->zero] = 0;
     memcpy(map->value + map->zero + 1, positive, (size_t)n * sizeof *positive);
@@ -6093,7 +6114,7 @@ static int db__next_update(const db_optimizer *o, size_t *k, db_call *c)
     c->a[3] = db__arg(o->m8 + o->at8[*k - 1], n, DB_U8);
     c->a[4] = db__arg(o->v8 + o->at8[*k - 1], n, DB_U8);
     c->a[6] = db__float_arg(o->map[0].value, 256), c->a[7] = db__float_arg(o->map[1].value, 256);
-    c->i[0] = o->map[0].zero, c->i[1] = o->map[1].zero;
+    c->i[0] = DB__8BIT_ZERO; /* not read from o->map: an update may be running on it */
     return DB_OP_ADAMW_8BIT;
 }
 
@@ -14650,11 +14671,16 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #if defined(DB__PASS_AVX512)
 #define DB__SET avx512
 #define DB__TARGET DB__TARGET_AVX512
-/* Round to nearest even by adding half of the last kept bit, plus that bit itself. */
+/* Round to nearest even by adding half of the last kept bit, plus that bit itself; what is no
+   number stays none. */
 #define DB__vstore_bf16(p, v) do { \
-        __m512i db__b = _mm512_castps_si512(v); \
+        __m512 db__v = (v); \
+        __m512i db__b = _mm512_castps_si512(db__v), db__nan = _mm512_set1_epi32(0x400000); \
+        __mmask16 db__is_nan = _mm512_cmp_ps_mask(db__v, db__v, _CMP_UNORD_Q); \
+        db__nan = _mm512_or_si512(db__b, db__nan); \
         db__b = _mm512_add_epi32(db__b, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), \
             _mm512_and_si512(_mm512_srli_epi32(db__b, 16), _mm512_set1_epi32(1)))); \
+        db__b = _mm512_mask_mov_epi32(db__b, db__is_nan, db__nan); \
         _mm256_storeu_si256((__m256i *)(void *)(p), \
             _mm512_cvtepi32_epi16(_mm512_srli_epi32(db__b, 16))); \
     } while (0)
@@ -14713,9 +14739,13 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
     _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), \
                                          _mm256_set1_epi32((int)0xffff0000u)))
 #define DB__vstore_bf16(p, v) do { \
-        __m256i db__b = _mm256_castps_si256(v); \
+        __m256 db__v = (v); \
+        __m256i db__b = _mm256_castps_si256(db__v), \
+                db__nan = _mm256_or_si256(db__b, _mm256_set1_epi32(0x400000)); \
         db__b = _mm256_add_epi32(db__b, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), \
             _mm256_and_si256(_mm256_srli_epi32(db__b, 16), _mm256_set1_epi32(1)))); \
+        db__b = _mm256_blendv_epi8( \
+            db__b, db__nan, _mm256_castps_si256(_mm256_cmp_ps(db__v, db__v, _CMP_UNORD_Q))); \
         db__b = _mm256_srli_epi32(db__b, 16); \
         _mm_storeu_si128((__m128i *)(void *)(p), \
             _mm_packus_epi32(_mm256_castsi256_si128(db__b), _mm256_extracti128_si256(db__b, 1))); \
@@ -14751,9 +14781,12 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vhigh_bf16(p) \
     vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xffff0000u)))
 #define DB__vstore_bf16(p, v) do { \
-        uint32x4_t db__b = vreinterpretq_u32_f32(v); \
+        float32x4_t db__v = (v); \
+        uint32x4_t db__b = vreinterpretq_u32_f32(db__v), \
+                   db__nan = vorrq_u32(db__b, vdupq_n_u32(0x400000)); \
         db__b = vaddq_u32(db__b, vaddq_u32(vdupq_n_u32(0x7fff), vandq_u32(vshrq_n_u32(db__b, \
             16), vdupq_n_u32(1)))); \
+        db__b = vbslq_u32(vceqq_f32(db__v, db__v), db__b, db__nan); \
         vst1_u16(p, vshrn_n_u32(db__b, 16)); \
     } while (0)
 
@@ -14778,7 +14811,7 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__vround(a) rintf(a)
 #define DB__vabs(a) fabsf(a)
 #define DB__vselect_lt(a, b, x, y) ((a) < (b) ? (x) : (y))
-#define DB__vscale2(x, n) ((x) * db__bits_to_float((uint32_t)((int)(n) + 127) << 23))
+#define DB__vscale2(x, n) ((x) * db__bits_to_float((uint32_t)(lrintf(n) + 127) << 23))
 #define DB__vguess_reciprocal(x) (1.0f / (x))
 #define DB__vload_bf16(p) db__bits_to_float((uint32_t)(*(p)) << 16)
 #define DB__vlow_bf16(p) db__bits_to_float((uint32_t)((p)[0]) << 16)
@@ -14801,8 +14834,11 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #ifndef DB__vturn
 #define DB__vzip_bf16(p, a, b) do { /* 16 and 16 numbers -> 16 pairs */ \
         int db__i; \
-        for (db__i = 0; db__i < 16; db__i++) (p)[2 * db__i] = (a)[db__i], \
-            (p)[2 * db__i + 1] = (b)[db__i]; \
+        for (db__i = 0; db__i < 16; db__i++) { /* words of a tile: no stores as uint16_t */ \
+            uint16_t db__pair[2]; \
+            db__pair[0] = (a)[db__i], db__pair[1] = (b)[db__i]; \
+            memcpy((p) + 2 * db__i, db__pair, sizeof db__pair); \
+        } \
     } while (0)
 /* transposes 16 x 16 words in place */
 #define DB__vturn(tile) do { \
@@ -14821,7 +14857,6 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__LD(p) DB__vload_bf16(p)
 #define DB__ST(p, v) DB__vstore_bf16(p, v)
 #define DB__TO_T(x) db__f32_to_bf16(x)
-#define DB__FROM_T(x) db__bits_to_float((uint32_t)(x) << 16)
 #define DB__K2 2 /* K advances by pairs */
 #else
 #define DB__T float
@@ -14829,13 +14864,16 @@ db_result db_evaluate(db_ctx *ctx, const db_evaluation *e, db_scores *out)
 #define DB__LD(p) DB__vload(p)
 #define DB__ST(p, v) DB__vstore(p, v)
 #define DB__TO_T(x) (x)
-#define DB__FROM_T(x) (x)
 #define DB__K2 1
 #endif
 
 #define DB__FN(name) DB__PASTE(db__k_##name, DB__SET, DB__TYPE)
 #define DB__KERNEL static DB__TARGET
+#ifdef __GNUC__
 #define DB__INLINE static inline __attribute__((always_inline)) DB__TARGET
+#else
+#define DB__INLINE static inline
+#endif
 #define DB__PV (16 / DB__VN) /* vectors a panel of 16 columns */
 
 /* The next vector of a row of which n elements are left: past its end zeros are read and nothing is
@@ -14935,13 +14973,14 @@ DB__INLINE void DB__FN(storef_u)(float *p, const DB__V *v, size_t n, const int U
     for (i = 0; i + 2 * DB__VN <= (n); i += 2 * DB__VN) body(i, 2);                                \
     for (; i < (n); i += DB__VN) body(i, 1)
 
-/* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 2e-7). */
+/* e^x: x = k ln 2 + r, |r| <= ln 2 / 2, and a polynomial of degree 6 in r (relative error 3e-7).
+   What is no number stays none: hence the order of the arguments of vmin and vmax. */
 DB__INLINE void DB__FN(exp)(DB__V *x, const int U)
 {
     DB__V r[2], k[2], p[2];
     int u;
-    DB__EACH r[u] = DB__vmin(DB__vmax(x[u], DB__vset1(-87.0f)),
-                             DB__vset1(87.0f)); /* the reciprocal is a normal number too */
+    DB__EACH r[u] = DB__vmin(DB__vset1(87.0f), /* the reciprocal is a normal number too */
+                             DB__vmax(DB__vset1(-87.0f), x[u]));
     DB__EACH k[u] = DB__vround(DB__vmul(r[u], DB__vset1(1.44269504f)));
     DB__EACH r[u] = DB__vfma(k[u], DB__vset1(-0.693359375f), r[u]);
     DB__EACH r[u] = DB__vfma(k[u], DB__vset1(2.12194440e-4f), r[u]);
@@ -14978,7 +15017,7 @@ DB__INLINE void DB__FN(sigmoid)(DB__V *x, const int U)
 }
 
 /* The normal distribution function and density. erf by Abramowitz and Stegun, 7.1.26: its
-   error is 1.5e-7. */
+   error is 1.5e-7, in single precision 6e-7. */
 DB__INLINE void DB__FN(normal_cdf)(const DB__V *x, DB__V *cdf, DB__V *pdf, const int U)
 {
     DB__V a[2], e[2], t[2], p[2];
@@ -15020,7 +15059,7 @@ DB__INLINE void DB__FN(activate)(DB__V *x, const int act, const int U)
         DB__EACH s[u] = DB__vmul(s[u], DB__vset1(1.702f));
         DB__FN(sigmoid)(s, U);
         break;
-    case DB_ACT_RELU: DB__EACH x[u] = DB__vmax(x[u], DB__vset1(0.0f)); return;
+    case DB_ACT_RELU: DB__EACH x[u] = DB__vmax(DB__vset1(0.0f), x[u]); return;
     default: return;
     }
     DB__EACH x[u] = DB__vmul(x[u], s[u]);
@@ -15574,7 +15613,7 @@ DB__KERNEL void DB__FN(column_sums)(float *sum, const void *x_, size_t n, size_t
    cache. */
 
 /* Per channel, over n pixels: the sums of d and d^2, d = x - x0 with x0 the channel's first value,
-   which keeps the variance exact where the mean is far from zero. */
+   which keeps the variance exact where the mean is far from zero (but see db__norm_anew). */
 DB__KERNEL void DB__FN(norm_sums)(float *sum, float *square, const void *x0_, const void *x_,
                                   size_t n, size_t C)
 {
@@ -16227,7 +16266,6 @@ static const db__kernels DB__FN(table) = {
 #undef DB__LD
 #undef DB__ST
 #undef DB__TO_T
-#undef DB__FROM_T
 #undef DB__K2
 #undef DB__FN
 #undef DB__KERNEL

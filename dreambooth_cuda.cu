@@ -84,7 +84,7 @@ static __device__ __forceinline__ void db__cu_put(T *p, size_t i, float x, int a
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define DB__CU_PTX(...) asm volatile(__VA_ARGS__)
 #else
-#define DB__CU_PTX(...) __trap() /* not reached: db__cu_tensor_cores is 0 there */
+#define DB__CU_PTX(...) __trap() /* not reached: db__cu_tensor_cores() is 0 there */
 #endif
 
 /* Begins to copy the first `bytes` of 16 bytes into shared memory; zeros follow. */
@@ -140,8 +140,6 @@ static __device__ __forceinline__ uint32_t db__cu_pair(float low, float high)
     return both;
 }
 #endif
-
-static int db__cu_tensor_cores; /* set by db_backend_cuda */
 
 /* ---- helpers of the host part --------------------------------------------------------------- */
 
@@ -537,6 +535,21 @@ static __global__ void __launch_bounds__(128)
                                 n0 + wn + j * 8 + lane % 4 * 2 + q % 2, acc[i][j][q], mode);
 }
 
+/* Whether the kernels were compiled for tensor cores, as the thread's present GPU would run them:
+   see DB__CU_PTX. */
+static int db__cu_tensor_cores(void)
+{
+    static thread_local int known = -1, yes;
+    cudaFuncAttributes built;
+    int device = 0;
+    if (cudaGetDevice(&device) == cudaSuccess && device != known) {
+        yes = cudaFuncGetAttributes(&built, db__cu_conv_tensor) == cudaSuccess &&
+            built.ptxVersion >= 80;
+        known = device;
+    }
+    return yes;
+}
+
 static void db__cu_product(const db__cu_conv &v, const db__cu_out<float> &out, const float *a,
                            const float *b, int mode, dim3 grid)
 {
@@ -545,7 +558,7 @@ static void db__cu_product(const db__cu_conv &v, const db__cu_out<float> &out, c
 static void db__cu_product(const db__cu_conv &v, const db__cu_out<db__cu_bf16> &out,
                            const db__cu_bf16 *a, const db__cu_bf16 *b, int mode, dim3 grid)
 {
-    if (db__cu_tensor_cores)
+    if (db__cu_tensor_cores())
         DB_LAUNCH(db__cu_conv_tensor, grid, 128, v, out, a, b, mode);
     else
         DB_LAUNCH(db__cu_conv_plain<db__cu_bf16>, grid, 256, v, out, a, b, mode);
@@ -1762,7 +1775,7 @@ static void db__cu_run_attention(db_ctx *ctx, db_call *c)
 {
     db__cu_attn v = db__cu_attn_of(c, &c->a[2], &c->a[3], &c->a[5], &c->a[6]);
     if (c->measuring || !db__cu_attn_fits(ctx, &v)) return;
-    if (c->a[0].dtype == DB_BF16 && db__cu_tensor_cores &&
+    if (c->a[0].dtype == DB_BF16 && db__cu_tensor_cores() &&
         DB__CU_HEADS(v.HS, db__cu_attention_fast, c, v))
         return;
     DB__CU_TYPED(&c->a[0], db__cu_attention_plain<T>(c, v));
@@ -1770,7 +1783,7 @@ static void db__cu_run_attention(db_ctx *ctx, db_call *c)
 static int db__cu_attention_dx_try(const db__cu_attn_back<float> &) { return 0; }
 static int db__cu_attention_dx_try(const db__cu_attn_back<db__cu_bf16> &a)
 {
-    return db__cu_tensor_cores && DB__CU_HEADS(a.v.HS, db__cu_attention_dx_fast, a);
+    return db__cu_tensor_cores() && DB__CU_HEADS(a.v.HS, db__cu_attention_dx_fast, a);
 }
 template <class T> static void db__cu_attention_dx_typed(db_ctx *ctx, db_call *c)
 {
@@ -2273,8 +2286,9 @@ static db_result db__cu_check(db_ctx *ctx, cudaError_t e, const char *doing)
     return db_fail(ctx, DB_ERROR_DEVICE, why);
 }
 
-/* All blocks of memory, in no order: a new tape's first run brings them to the GPU. */
+/* All blocks of memory, in no order: a new tape's first run brings its context's to the GPU. */
 struct db__cu_block {
+    const db_ctx *ctx;
     char *memory;
     size_t bytes;
     db__cu_block *next;
@@ -2282,12 +2296,12 @@ struct db__cu_block {
 static db__cu_block *db__cu_all_blocks;
 static std::mutex db__cu_blocks_mutex;
 
-static int db__cu_remember(void *memory, size_t bytes)
+static int db__cu_remember(const db_ctx *ctx, void *memory, size_t bytes)
 {
     db__cu_block *b = (db__cu_block *)malloc(sizeof *b);
     std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
     if (!b) return 0;
-    b->memory = (char *)memory, b->bytes = bytes, b->next = db__cu_all_blocks;
+    b->ctx = ctx, b->memory = (char *)memory, b->bytes = bytes, b->next = db__cu_all_blocks;
     db__cu_all_blocks = b;
     return 1;
 }
@@ -2304,12 +2318,13 @@ static void db__cu_unremember(const void *memory)
 }
 /* Pages that the host wrote (weights from files) travel at the bus's speed, not fault by fault.
    Where the system cannot do that the faults remain. */
-static void db__cu_prefetch(void)
+static void db__cu_prefetch(const db_ctx *ctx)
 {
     std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
     int device = 0;
     if (cudaGetDevice(&device) != cudaSuccess) return;
     for (db__cu_block *b = db__cu_all_blocks; b; b = b->next) {
+        if (b->ctx != ctx) continue; /* another's, and maybe another GPU's */
 #if CUDART_VERSION >= 13000
         cudaMemLocation there;
         memset(&there, 0, sizeof there);
@@ -2322,17 +2337,29 @@ static void db__cu_prefetch(void)
     (void)cudaGetLastError();
 }
 
-/* Zeroed memory that both sides reach. More than is free is refused: the driver would swap pages at
- * every step. */
+/* What the present GPU is; 0 if it cannot be asked. */
+static int db__cu_attribute(cudaDeviceAttr which)
+{
+    int device = 0, value = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&value, which, device) != cudaSuccess)
+        (void)cudaGetLastError(), value = 0;
+    return value;
+}
+
+/* Zeroed memory that both sides reach. More than is free is refused, since the driver would swap
+ * pages at every step; not where GPU and processor share the memory, of which the system's cache of
+ * files counts as used. */
 static void *db__cu_alloc(db_ctx *ctx, size_t bytes)
 {
     void *p = NULL;
     size_t left = 0, all = 0;
     cudaError_t e = cudaMemGetInfo(&left, &all);
-    if (e == cudaSuccess && bytes <= left) e = cudaMallocManaged(&p, bytes);
+    if (e == cudaSuccess && (bytes <= left || db__cu_attribute(cudaDevAttrIntegrated)))
+        e = cudaMallocManaged(&p, bytes);
     if (e == cudaSuccess && p) e = cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread);
     if (e == cudaSuccess && p) e = cudaStreamSynchronize(cudaStreamPerThread);
-    if (e == cudaSuccess && p && db__cu_remember(p, bytes)) return p;
+    if (e == cudaSuccess && p && db__cu_remember(ctx, p, bytes)) return p;
     if (p) cudaFree(p);
     if (e == cudaSuccess || e == cudaErrorMemoryAllocation) {
         char why[400];
@@ -2370,9 +2397,8 @@ static db_result db__cu_copy_out(db_ctx *ctx, void *host, const void *device, si
 /* Waits for all that was launched. */
 static db_result db__cu_sync(db_ctx *ctx)
 {
-    cudaError_t e = cudaGetLastError();
-    if (e == cudaSuccess) e = cudaStreamSynchronize(cudaStreamPerThread);
-    return db__cu_check(ctx, e, "computing");
+    cudaError_t launched = cudaGetLastError(), e = cudaStreamSynchronize(cudaStreamPerThread);
+    return db__cu_check(ctx, launched != cudaSuccess ? launched : e, "computing");
 }
 
 /* ---- a tape's runs as a CUDA graph --------------------------------------------------------------
@@ -2397,12 +2423,12 @@ static int db__cu_begin_run(db_ctx *ctx, void **recording, uint64_t key, uint64_
                             uint32_t step)
 {
     db__cu_recording *r = (db__cu_recording *)*recording;
-    (void)ctx;
+    (void)cudaGetLastError(); /* of the program's own calls */
     if (!r) *recording = r = (db__cu_recording *)calloc(1, sizeof *r);
     if (!r) return 0;
     if (!r->runs || r->key != key) {
         db__cu_drop_graph(r);
-        db__cu_prefetch();
+        db__cu_prefetch(ctx);
         r->key = key, r->runs = 0;
     }
     if (!r->runs++ || r->refused) return 0;
@@ -2500,8 +2526,9 @@ extern "C" const db_backend *db_backend_cuda(const char **why)
                  "this program holds no kernels for the NVIDIA GPU (%s): build it with nvcc "
                  "-arch=native, or CUDA_ARCH=",
                  cudaGetErrorString(e));
+    } else if (!db__cu_attribute(cudaDevAttrManagedMemory)) {
+        snprintf(text, sizeof text, "the NVIDIA GPU, or this share of it, has no managed memory");
     } else {
-        db__cu_tensor_cores = built.ptxVersion >= 80; /* what it was compiled for: see DB__CU_PTX */
         return &cuda;
     }
     *why = text;

@@ -418,6 +418,11 @@ static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t)
     return cudaSuccess;
 }
 static inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
+enum cudaDeviceAttr { cudaDevAttrIntegrated = 18, cudaDevAttrManagedMemory = 83 };
+static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int)
+{
+    return *value = which == cudaDevAttrManagedMemory, cudaSuccess;
+}
 static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *all)
 {
     *left = cuda_host_free, *all = (size_t)1 << 36;

@@ -952,6 +952,75 @@ static void test_errors(void)
     }
 }
 
+/* What is no number stays none, on every instruction set, and in bf16 too. */
+static void test_not_numbers(void)
+{
+    static const uint32_t nan[4] = {0x7FC00000u, 0x7FFFFFFFu, 0xFFFFFFFFu, 0x7F800001u};
+    static const db_activation acts[] = {DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH,
+                                         DB_ACT_QUICK_GELU, DB_ACT_RELU};
+    enum { N = 4 * 8 + 4, ACTS = sizeof acts / sizeof *acts };
+    const char *name;
+    size_t isa, k, i, one = 1;
+    for (isa = 0; (name = db_isa_name(isa)) != NULL; isa++) {
+        float x[N], out[N], v[N];
+        char label[60];
+        size_t kept = 0, dim[3];
+        db_ctx *ctx = context(1, DB_F32, name);
+        db_tape *t;
+        db_tensor in, values, y[ACTS + 2];
+        dim[0] = 1, dim[1] = N / 4, dim[2] = 4;
+        for (k = 0; k < N; k++) memcpy(&x[k], &nan[k % 4], 4), v[k] = (float)k;
+        db_tape_create(ctx, &t);
+        in = db_input(t, DB_F32, 3, dim), values = db_input(t, DB_F32, 3, dim);
+        for (k = 0; k < ACTS; k++) y[k] = db_activate(t, in, acts[k]);
+        y[ACTS] = db_cast(t, in, DB_BF16);
+        y[ACTS + 1] = db_attention(t, in, values, values, none, none, one, 1, 0);
+        for (k = 0; k < ACTS + 2; k++) db_keep(t, y[k]);
+        db_upload(t, in, x), db_upload(t, values, v), db_run(t, 0, 0);
+        for (k = 0; k < ACTS + 2; k++)
+            for (db_download(t, y[k], out), i = 0; i < N; i++) kept += out[i] != out[i];
+        snprintf(label, sizeof label, "no numbers, %s", name);
+        if (kept == (ACTS + 2) * N) test_pass(label, "stay none");
+        else
+            test_fail(label, "%zu of %d stay none; %s", kept, (ACTS + 2) * N, db_last_error(ctx));
+        db_tape_destroy(t);
+        db_destroy(ctx);
+    }
+}
+
+/* A group norm whose first pixel is far from all others. */
+static void test_outlier(void)
+{
+    enum { S = 128, C = 8 };
+    float *x = (float *)malloc(S * S * C * sizeof *x), one[C], nought[C] = {0};
+    db_ctx *ctx = context(1, DB_F32, NULL);
+    db_tape *t;
+    db_tensor in, w, b, y;
+    double mean = 0, square = 0, worst = 0;
+    size_t k;
+    for (k = 0; k < C; k++) one[k] = 1;
+    for (k = 0; k < S * S * C; k++) {
+        x[k] = k < C ? 900.6f : 17.792f + .01f * (float)(k * 7919 % 101);
+        mean += (double)x[k] / (S * S * C);
+    }
+    for (k = 0; k < S * S * C; k++) square += pow((double)x[k] - mean, 2) / (S * S * C);
+    db_tape_create(ctx, &t);
+    in = input(t, DB_F32, 1, S, S, C), w = input(t, DB_F32, C, 0, 0, 0);
+    b = input(t, DB_F32, C, 0, 0, 0);
+    y = db_group_norm(t, in, w, b, none, 1, 1e-5f, DB_ACT_NONE), db_keep(t, y);
+    db_upload(t, in, x), db_upload(t, w, one), db_upload(t, b, nought), db_run(t, 0, 0);
+    for (k = 0; k < C; k++) nought[k] = x[S * S * C - 1 - k];
+    db_download(t, y, x);
+    for (k = 0; k < C; k++) {
+        double wanted = ((double)nought[k] - mean) / sqrt(square + 1e-5);
+        worst = fmax(worst, fabs((double)x[S * S * C - 1 - k] - wanted));
+    }
+    test_check(db_status(ctx) == DB_OK && worst < 1e-5, "a group norm with an outlier", "exact");
+    db_tape_destroy(t);
+    db_destroy(ctx);
+    free(x);
+}
+
 /* Ids beyond the table are its last row, targets beyond the classes the last of them. */
 static void test_ids(void)
 {
@@ -1001,6 +1070,8 @@ int main(int argc, char **argv)
     test_schedules(ctx, golden);
     test_errors();
     test_ids();
+    test_not_numbers();
+    test_outlier();
     db_safetensors_close(golden);
     db_destroy(ctx);
     return test_summary();

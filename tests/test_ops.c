@@ -665,6 +665,11 @@ static void test_optimizer(void)
 {
     static trained t[2];
     int k, in_8bit, off = 0, far = 0;
+#ifdef CUDA_ON_HOST
+    const double close = 1e-5;
+#else
+    const double close = 1e-3; /* sums in another order, and a code falls to its neighbour */
+#endif
     for (in_8bit = 0; in_8bit < 2; in_8bit++) {
         const char *name = in_8bit ? "cuda adamw_8bit" : "cuda adamw";
         for (k = 0; k < 2; k++)
@@ -672,10 +677,10 @@ static void test_optimizer(void)
                 test_fail(name, "%s", db_last_error(flavours[k].ctx[0]));
         test_check(fabs((double)t[1].norm / (double)t[0].norm - 1) < 1e-6, "cuda squares",
                    "the CPU's norm");
-        test_check(test_error(t[1].w, t[0].w, TABLE, 0, NULL) < (in_8bit ? 1e-5 : 1e-6), name,
+        test_check(test_error(t[1].w, t[0].w, TABLE, 0, NULL) < (in_8bit ? close : 1e-6), name,
                    "the CPU's weights");
         test_check(test_error(t[1].average, t[0].average, TABLE, 0, NULL) <
-                       (in_8bit ? 1e-5 : 1e-6),
+                       (in_8bit ? close : 1e-6),
                    "cuda axpby", "the CPU's average of the weights");
     }
     for (k = 0; k < CODES; k++) {
