@@ -313,9 +313,9 @@ static const claim claims[] = {
      "fine-tuning beats textual inversion, which \"map\" saw fail (DINO)", ".668 / .569"},
 
     {"", "prior", "div_placed", "with", MORE, "without", 0, (double)NAN,
-     "the same among pictures that show the place asked for", "none"},
+     "with it pictures that show the place asked for are more diverse, too (DIV)", "none"},
     {"", "prior", "div_bare", "with", MORE, "without", 0, (double)NAN,
-     "the same where no place is asked for", "none"},
+     "and those by the bare name, where no place is asked for (DIV)", "none"},
     {"", "prior", "drift", "with", LESS, "=.15", 0, (double)NAN, "with it drift stays below .15",
      "none"},
     {"", "prior", "drift", "without", MORE, "=.5", 0, (double)NAN, "without it drift exceeds .5",

@@ -303,7 +303,7 @@ static inline void write_claims(page *g, const outcome *o, const char *experimen
                 experiment_named(c->experiment)->n_subjects);
         if (g->inference) { /* against the claim where that is what has been shown */
             int against = o[k].verdict[0] == 'o' || o[k].verdict[0] == 'd';
-            fprintf(g->f, "<td class=\"n\">%.4f</td><td class=\"n\">%.4f</td>",
+            fprintf(g->f, "<td class=\"n\">%.2g</td><td class=\"n\">%.2g</td>",
                     against ? o[k].against : o[k].p, against ? o[k].against_holm : o[k].p_holm);
             write_verdict(g, c, &o[k]);
         }
