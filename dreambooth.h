@@ -75,8 +75,9 @@
    memory. Files have PyTorch's order; db_param_get and db_param_set translate.
 
    Macros, to define before the include: DB_NO_SIMD leaves out all instruction sets but the
-   scalar one (a shorter compile), DB_NO_POSIX mmap, mkdir and fsync. In the environment,
-   DB_ISA=scalar, avx2, avx512, avx512bf16, amx or neon forces an instruction set.
+   scalar one (a shorter compile), DB_NO_POSIX mmap, mkdir, fsync and, since Linux has to be asked
+   for it, AMX. In the environment, DB_ISA=scalar, avx2, avx512, avx512bf16, amx or neon forces an
+   instruction set.
 
    Files. Diffusers' directories: config.json, *.safetensors (f32, f16, bf16, in shards or one),
    scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files
@@ -2815,7 +2816,7 @@ static int db__has_avx512bf16(void)
 /* Tiles are large, so Linux hands them only to processes that ask. */
 static int db__has_amx(void)
 {
-#if defined(__linux__) && defined(SYS_arch_prctl)
+#if defined(DB__POSIX) && defined(__linux__) && defined(SYS_arch_prctl)
     unsigned a = 0, d = 0;
     if (!db__has_avx512bf16() || !db__cpuid7(0, &a, &d) || !(d >> 24 & 1) || !(d >> 22 & 1))
         return 0;
