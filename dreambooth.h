@@ -10079,7 +10079,6 @@ static int db__clip_text_names(const void *config, const char *name, int alterna
            snprintf(out, DB__NAME, "%s", name + 11) < DB__NAME;
 }
 
-
 /* ---- either ---------------------------------------------------------------------------------- */
 
 static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path, void *config)

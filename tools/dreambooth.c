@@ -272,7 +272,7 @@ static int generate(int argc, char **argv)
     if (status) return status == 1;
     if (!prompts.n || each < 1 || each > MOST_PICTURES)
         return fail("generate needs --prompt, and 1 to %d pictures of it", MOST_PICTURES);
-    if (is_folder_in_use(out) && !is_own_folder(out))
+    if (!is_own_folder(out))
         return fail("%s holds pictures that are not generate's: choose another --output_dir", out);
     if (check_drawing(&d)) return 1;
     stop_in_order();
@@ -356,7 +356,7 @@ static int upscale(int argc, char **argv)
     photos p;
     cascade m;
     db_ctx *ctx;
-    size_t k, f = 4, even = 1; /* sides of the small picture that the network's levels halve */
+    size_t k, pictures, f = 4, even = 1; /* a small picture's sides are multiples of `even` */
     if (status) return status == 1;
     if (!in) return fail("upscale needs --images");
     if (is_same_folder(in, out)) return fail("--output_dir %s holds the pictures to enlarge", out);
@@ -373,8 +373,8 @@ static int upscale(int argc, char **argv)
     if (!m.stage[0]->super_resolution) status = fail("%s is no super-resolution pipeline", c.model);
     else even = MAX(((size_t)1 << (m.stage[0]->unet->config.n_levels - 1)) / f, (size_t)1);
     complete_drawing(&d, m.stage[0]);
-    p.n = leave_out_grids(&p);
-    for (k = 0; k < p.n && !status; k++) {
+    pictures = leave_out_grids(&p);
+    for (k = 0; k < pictures && !status; k++) {
         db_sample_config s = sampling(&d, 1);
         size_t w = p.view[k].w, h = p.view[k].h, big_w, big_h, n = 0, i;
         size_t small_w = (reduce ? w / f : w) / even * even,
@@ -413,7 +413,7 @@ static int upscale(int argc, char **argv)
             fprintf(stderr, "note: %s has no grid\n", p.name[k]);
         free(small), free(grid);
     }
-    if (!status) printf("%zu pictures in %s\n", p.n, out);
+    if (!status) printf("%zu pictures in %s\n", pictures, out);
     free_photos(&p);
     free_cascade(&m);
     return finish(ctx) || status;
@@ -630,7 +630,7 @@ static int identifier(int argc, char **argv)
         free_cascade(&m);
         return finish(ctx) || fail("%s has no tokenizer", c.model);
     }
-    if (n < 0 || n > MOST_PICTURES) n = MOST_PICTURES;
+    n = MIN(n, (long)db_tokenizer_size(m.text->tokenizer));
     for (k = 0; k < words.n; k++) {
         int32_t ids[256];
         size_t pieces =
@@ -1000,7 +1000,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     while (!status && db_dreambooth_steps_done(d) < c->max_train_steps) {
         db_dreambooth_losses l;
-        int validated = 0;
+        int unseen = 0; /* validation's pictures, which could not be drawn or written */
         db_result r = db_dreambooth_step(d, &l);
         if (r != DB_OK && r != DB_ERROR_CANCELLED) {
             status = 1;
@@ -1022,11 +1022,11 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             status = save_checkpoint(d, t);
         if (!status && t->validation.prompt &&
             db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
-            validated = validate(p, text, t, db_dreambooth_steps_done(d));
+            unseen = validate(p, text, t, db_dreambooth_steps_done(d));
         if (db_status(ctx) == DB_ERROR_CANCELLED) {
             keep_what_is_done(d, t, ctx);
             status = 1;
-        } else if (validated) { /* no reason to lose the training */
+        } else if (unseen) { /* no reason to lose the training */
             if (db_status(ctx) != DB_OK) fail("%s", db_last_error(ctx));
             db_clear_error(ctx);
             fprintf(stderr, "note: no pictures of validation; the training goes on\n");

@@ -339,7 +339,7 @@ static const claim claims[] = {
     {"", "sr", "kept_1e-5", "1e-5", MORE, ".25", 0, (double)NAN,
      "strong noise in training blurs: less of the true detail", "shown"},
     {"", "sr", "lpips_1e-5", ".25", LESS, "none", 0, (double)NAN,
-     "but is no worse than no training where it was not trained, at 1e-5", "none"},
+     "but beats no training, even at 1e-5, where it was not trained", "none"},
     {"", "baselines", "clip_t", "dreambooth", MORE, "inversion", 0, .050,
      "prompt fidelity beats textual inversion's (CLIP-T)", ".305 / .255"},
     {"", "baselines", "dino", "inversion", MORE, "@dino_original", 0, (double)NAN,
