@@ -6,8 +6,9 @@
        #include "dreambooth.h"
 
    in one C or C++ file, before any other include, and only #include it elsewhere. Link with -lm,
-   and compile with -fopenmp to use more than one processor core. A complete program, which draws
-   a picture into memory:
+   and compile with -fopenmp to use more than one processor core. The file keeps its name: it
+   includes itself, once for each instruction set. A complete program, which draws a picture into
+   memory:
 
        int main(void)
        {
@@ -33,7 +34,7 @@
        [DB-04]  parameters, AdamW (also with 8 bits), EMA, learning-rate schedules
        [DB-05]  JSON, safetensors
        [DB-06]  tokenizers: SentencePiece unigram, CLIP byte-level BPE
-       [DB-07]  text encoders: T5, CLIP
+       [DB-07]  networks: layers by name, weights in files, LoRA; the text encoders T5, CLIP
        [DB-08]  the U-Nets of DeepFloyd IF and Stable Diffusion, the VAE
        [DB-09]  noise schedule and samplers: DDPM, DDIM, DPM-Solver++; guidance, thresholding
        [DB-10]  super-resolution: noise conditioning augmentation
@@ -47,11 +48,13 @@
        c = Gamma(P)        the prompt's encoding [T,D]              db_encode, db_text_forward
        eps                 standard normal noise                    db_random_normal
        alpha_t, sigma_t    the schedule, alpha^2 + sigma^2 = 1      db_schedule_coefficients
-       z_t = alpha_t x + sigma_t eps                                db_mix
-       x_hat(z_t, c)       the network                              db_unet_forward
+       x_t = alpha_t x + sigma_t eps                                db_mix
+       x_hat(x_t, c)       the network                              db_unet_forward
        w_t |x_hat - x|^2   the loss of every sample                 db__denoising_loss
-       w_t                 1, min-SNR (Hang et al., 2023), or
-                           those of the loss in epsilon             snr_gamma, db__loss_weight
+       w_t                 of plain errors of eps, x, v: SNR, 1,
+                           SNR + 1, SNR being alpha^2 / sigma^2;
+                           or min-SNR's (Hang et al., 2023), or
+                           SNR whatever the network predicts        snr_gamma, db__loss_weight
        lambda              weight of prior preservation             prior_loss_weight
        eq. 2               both terms                               db__draw_batch, its weights
        x_pr                class images, ancestral sampler          db_generate, db_class_image_seed
@@ -59,13 +62,15 @@
 
    Memory. What db_x_create, _load or _open gives is freed with db_x_free, _destroy or _close;
    freeing NULL does nothing. Inputs are copied unless it says otherwise; outputs go into the
-   caller's memory. All allocations pass through db_config.allocate, or malloc. A tape's memory
-   is planned before its first run. Checkpoints are mapped into memory where the system can.
+   caller's memory. All allocations pass through db_config.allocate, or malloc; what another
+   backend computes with is that backend's. A tape's memory is planned before its first run.
+   Checkpoints are mapped into memory where the system can.
 
    Errors. Functions return a db_result. The first failure stays in the context, with a sentence
    that names file, tensor and both shapes; until db_clear_error everything else does nothing and
-   returns it, so a sequence of calls needs one check at its end (db_create its own: without a
-   context there is nothing to ask). Nothing exits, aborts or prints.
+   returns it, so a sequence of calls needs one check at its end. What makes a handle (_create,
+   _load, _open) needs its own: on failure the handle is NULL, which only frees and closes take.
+   Nothing exits, aborts or prints.
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
    db_config.threads threads; no result depends on their number. On a GPU under Windows or WSL,
@@ -130,7 +135,7 @@ typedef enum db_dtype {
 const char *db_dtype_name(db_dtype dtype); /* "F32", ... or "?" */
 size_t db_dtype_size(db_dtype dtype);      /* bytes of one element, or 0 */
 
-/* ---- the context -------------------------------------------------------------------------------
+/* ---- [DB-01] the context -----------------------------------------------------------------------
 
    One context owns the settings, the error state and the memory accounting of everything that is
    made with it. Use one per thread of yours; contexts share nothing. */
@@ -176,10 +181,11 @@ const char *db_isa(const db_ctx *ctx); /* the instruction set in use            
 const char *db_isa_name(size_t index); /* those that this machine has, best first; then NULL     */
 size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held at once */
 
-/* ---- random numbers -----------------------------------------------------------------------------
+/* ---- [DB-01] random numbers ---------------------------------------------------------------------
 
    Number `index` of a stream is a function of (seed, purpose, step, index) alone: nothing to save,
-   nothing that depends on the order of the calls. */
+   nothing that depends on the order of the calls. `purpose` is what a stream is for: two of one
+   seed and step are independent if theirs differ. The library's own are below 1000. */
 
 typedef struct db_rng {
     uint64_t seed;
@@ -191,7 +197,7 @@ float db_random_uniform(const db_rng *rng, uint64_t index);              /* [0, 
 uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n); /* 0 ... n-1         */
 void db_random_normal(const db_rng *rng, size_t n, float *out);          /* numbers 0 ... n-1 */
 
-/* ---- parameters ---------------------------------------------------------------------------------
+/* ---- [DB-04] parameters -------------------------------------------------------------------------
 
    A model's parameters: one table of state-dict names, shapes and memory that loading, saving, the
    optimiser, EMA and gradient checks all walk. The table is filled by recording the model's forward
@@ -253,7 +259,7 @@ typedef struct db_lora {
 db_result db_lora_merge(db_param_table *network);
 void db_lora_remove(db_param_table *network);
 
-/* ---- tensors and the tape: see [DB-02] ----------------------------------------------------------
+/* ---- [DB-02] tensors and the tape ---------------------------------------------------------------
 
    A db_tensor is a handle: a value on a tape and the shape in which it is looked at. Handles are
    plain values, nothing to free. A failed operation returns id -1 and sets the error. */
@@ -304,7 +310,7 @@ db_result db_download(db_tape *t, db_tensor x, float *out);     /* f32 or bf16, 
 size_t db_count(db_tensor x);
 db_tensor db_reshape(db_tape *t, db_tensor x, int n_dims, const size_t *dim);
 
-/* ---- operations, with gradients unless it says otherwise: see [DB-03c] ----------------------- */
+/* ---- [DB-03] operations, with gradients unless it says otherwise ----------------------------- */
 
 typedef enum db_activation {
     DB_ACT_NONE, DB_ACT_SILU, DB_ACT_GELU, DB_ACT_GELU_TANH, DB_ACT_QUICK_GELU, DB_ACT_RELU
@@ -315,7 +321,7 @@ typedef enum db_activation {
    OH = (H + pad_begin + pad_end - k) / stride + 1, pad_begin being above and to the left */
 db_tensor db_conv2d(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual,
                     size_t stride, size_t pad_begin, size_t pad_end);
-/* x [...,IC], w [OC,IC] -> [...,OC] */
+/* x [...,IC], w [OC,IC], bias [OC] or none, residual like y or none -> y [...,OC] */
 db_tensor db_linear(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor residual);
 /* x [B,...,C]; w, bias [C]; scale_shift [B,2C] or none -> act(norm(x) (1 + scale) + shift) */
 db_tensor db_group_norm(db_tape *t, db_tensor x, db_tensor w, db_tensor bias, db_tensor scale_shift,
@@ -349,9 +355,11 @@ db_tensor db_max_pool(db_tape *t, db_tensor x, size_t k, size_t stride); /* k x 
 db_tensor db_unit_norm(db_tape *t, db_tensor x); /* vectors of the last dimension, at length 1 */
 /* Without gradients; f32, but for constants, and sinusoids, which have the context's type */
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim);
-db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first,
-                      float shift);                                  /* [B] -> [B,D] */
-db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose); /* drawn anew in each run */
+/* Embeddings of timesteps, diffusers' flip_sin_to_cos and freq_shift: x [B] -> [B,D], one half
+   sin(x f_k), the other cos(x f_k), f_k = 10000^(-k / (D/2 - shift)), k < D/2 */
+db_tensor db_sinusoid(db_tape *t, db_tensor x, size_t D, int cosine_first, float shift);
+/* Standard normal numbers of x's shape, drawn anew in each run: see db_rng */
+db_tensor db_normal_like(db_tape *t, db_tensor x, uint32_t purpose);
 db_tensor db_mix(db_tape *t, db_tensor p, db_tensor x, db_tensor q,
                  db_tensor z); /* p[b] x + q[b] z */
 /* Losses: f32 scalars, means over the batch, with gradients of the prediction or logits alone. pred
@@ -363,7 +371,7 @@ db_tensor db_mse(db_tape *t, db_tensor pred, db_tensor target, db_tensor weight,
    [N,V], shares */
 db_tensor db_cross_entropy(db_tape *t, db_tensor logits, db_tensor targets);
 
-/* ---- the seam to hardware -----------------------------------------------------------------------
+/* ---- [DB-02] the seam to hardware ---------------------------------------------------------------
 
    Every operation, forward and backward, as a backend has to supply it:
    X(id, name, how many of its first arguments are outputs, CPU driver, backward). The CPU drivers
@@ -471,7 +479,7 @@ const db_backend *db_backend_cuda(
 db_result db_fail(db_ctx *ctx, db_result code,
                   const char *why); /* for backends: records a failure, returns its code */
 
-/* ---- the optimiser: AdamW, as in PyTorch ----------------------------------------------------- */
+/* ---- [DB-04] the optimiser: AdamW, as in PyTorch --------------------------------------------- */
 
 typedef struct db_optimizer_config {
     float beta1, beta2, eps, weight_decay;
@@ -499,6 +507,7 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
 
+/* Sets all gradients of the table to 0, which runs add to. */
 void db_zero_grad(db_param_table *params);
 
 /* One update with learning rate lr. Gradients are first multiplied by grad_scale (1 / number of
@@ -507,7 +516,8 @@ void db_zero_grad(db_param_table *params);
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
 
 /* average = decay * average + (1 - decay) * params: an exponential moving average, which begins as
-   a copy of the parameters, like params->data and in the backend's memory. NULL: no memory */
+   a copy of the parameters, like params->data and in the backend's memory. NULL with the error
+   set: no memory, or weights that are still in their file (db_params_fill) */
 float *db_ema_create(const db_param_table *params);
 void db_ema_update(const db_param_table *params, float *average, float decay);
 void db_ema_free(const db_param_table *params, float *average);
@@ -577,14 +587,14 @@ int64_t db_json_int(const db_json *object, const char *key, int64_t otherwise);
 int db_json_bool(const db_json *object, const char *key, int otherwise);
 const char *db_json_string(const db_json *object, const char *key, const char *otherwise);
 
-enum { DB_FILE_MAX_RANK = 8 };
+enum { DB_FILE_MAX_DIMS = 8 };
 
 /* One tensor of a file, in PyTorch's order (row-major, last dimension innermost). */
 typedef struct db_file_tensor {
     const char *name;           /* the state-dict key                                             */
     db_dtype dtype;
-    int rank;                   /* 0 for a scalar                                                 */
-    size_t dim[DB_FILE_MAX_RANK];
+    int n_dims;                 /* 0 for a scalar                                                 */
+    size_t dim[DB_FILE_MAX_DIMS];
     size_t count;               /* elements: the product of dim; 1 for a scalar                   */
     size_t bytes;               /* count * element size                                           */
     const void *data;           /* little-endian, NOT necessarily aligned: use memcpy             */
@@ -633,9 +643,10 @@ void db_file_tensor_to_f32(const db_file_tensor *tensor, float *out);
        db_safetensors_write_f32(w, "weight", values);
        if (db_safetensors_finish(w) != DB_OK) ...
 
-   The first failure sticks (also a NULL writer counts as failed, so that the sequence above needs
-   one check); the file appears under its name only when finish succeeds, complete and synced, and
-   a file that was there before stays untouched until then. */
+   The first failure sticks, so that the sequence above needs one check (with a NULL writer they do
+   nothing and return DB_ERROR_ARGUMENT: db_status has the cause); the file appears under its name
+   only when finish succeeds, complete and synced, and a file that was there before stays untouched
+   until then. */
 typedef struct db_safetensors_writer db_safetensors_writer;
 
 /* Starts a file. `__metadata__` gets {"format": "pt"}, which transformers asks for. Returns NULL
@@ -645,9 +656,9 @@ db_safetensors_writer *db_safetensors_create(db_ctx *ctx, const char *path);
 /* Adds a string to `__metadata__`. Only before the first write. */
 db_result db_safetensors_add_metadata(db_safetensors_writer *w, const char *key, const char *value);
 
-/* Announces a tensor: `rank` dimensions `dim`. Only before the first write. */
+/* Announces a tensor: `n_dims` dimensions `dim`. Only before the first write. */
 db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_dtype dtype,
-                                 int rank, const size_t *dim);
+                                 int n_dims, const size_t *dim);
 
 /* Writes the whole tensor `name`, which must be the next one declared: raw little-endian elements
    of the declared type, or floats that are converted (F64, F32, F16 or BF16; to nearest even). */
@@ -724,7 +735,21 @@ float db_tokenizer_score(const db_tokenizer *tok, int32_t id);
 /* The id of a special token, or -1 when the tokenizer has none (T5: no beginning). */
 int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
 
-/* ---- [DB-07] text encoder -------------------------------------------------------------------- */
+/* ---- [DB-07] networks -------------------------------------------------------------------------
+
+   Text encoders, U-Nets, autoencoders and the networks of the metrics are made in one way:
+
+       db_x_config_load   reads the file config.json at `path` into *out
+       db_x_create        declares the parameters of a configuration: allocated, all zero
+       db_x_load          both from DIRECTORY/config.json, weights from DIRECTORY's safetensors,
+                          which are checked, and read when they are first needed (db_params_fill)
+       db_x_free          frees it; db_x_forward records it on a tape of the same context
+
+   A configuration that asks for what is not here is DB_ERROR_UNSUPPORTED, one whose numbers do not
+   fit together DB_ERROR_FORMAT; a tensor that the file lacks DB_ERROR_MISSING, one of another shape
+   DB_ERROR_SHAPE. On failure *out is NULL. */
+
+/* ---- [DB-07] text encoders ------------------------------------------------------------------- */
 
 typedef enum db_text_kind { DB_TEXT_T5, DB_TEXT_CLIP } db_text_kind;
 
@@ -743,12 +768,10 @@ typedef struct db_text_encoder {
     db_text_config config;
 } db_text_encoder;
 
-/* Reads config.json. */
 db_result db_text_config_load(db_ctx *ctx, const char *path, db_text_config *out);
-/* Declares and allocates the parameters, zero. Free with db_text_encoder_free. */
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out);
-/* The same from DIRECTORY/config.json and DIRECTORY/model*.safetensors. CLIP's tensors may lack the
-   prefix "text_model.", as transformers 5 writes them; the table always has it. */
+/* CLIP's tensors may lack the prefix "text_model.", as transformers 5 writes them; the table always
+   has it. */
 db_result db_text_encoder_load(db_ctx *ctx, const char *directory, db_text_encoder **out);
 void db_text_encoder_free(db_text_encoder *e);
 /* ids i32 [B,T]; mask f32 [B,T], 0 to attend and -1e9 not to, or none (Stable Diffusion never
@@ -853,6 +876,8 @@ db_result db_vae_encode(db_vae *v, const float *x, size_t B, size_t H, size_t W,
 db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, size_t w, size_t tile,
                         float *out);
 
+/* ---- [DB-07] any network: LoRA, files -------------------------------------------------------- */
+
 /* Puts a new LoRA beside a network's attention projections: A normal with standard deviation 1 /
    rank, B zero, as diffusers' scripts begin. U-Nets: to_q, to_k, to_v, to_out.0, add_k_proj,
    add_v_proj; CLIP: q_proj, k_proj, v_proj, out_proj. Fails where a LoRA is already, for rank 0,
@@ -860,9 +885,9 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
 db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed);
 db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha, uint64_t seed);
 
-/* Fills a table from an open file (every parameter must be there in its shape, else the table stays
-   as it is; what the file has besides is not read) and writes one, as `dtype`. `values` is
-   params->data, once db_params_fill has read it, or an average of it. */
+/* Fills a table from an open file, which errors call `what` (every parameter must be there in its
+   shape, else the table stays as it is; what the file has besides is not read) and writes one, as
+   `dtype`. `values` is params->data, once db_params_fill has read it, or an average of it. */
 db_result db_params_load(db_param_table *p, db_safetensors *st, const char *what);
 db_result db_params_save(const db_param_table *p, const float *values, const char *path,
                          db_dtype dtype);
@@ -910,8 +935,9 @@ typedef struct db_schedule { /* names as in scheduler_config.json */
     char unsupported[96]; /* what the file asks of it that is not here: it then draws nothing */
 } db_schedule;
 
+/* From the file scheduler_config.json at `path`; or of a beta_schedule "linear", "scaled_linear",
+   "squaredcos_cap_v2", the rest diffusers' defaults. After a failure there is nothing to free. */
 db_result db_schedule_load(db_ctx *ctx, const char *path, db_schedule *out);
-/* beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2"; the rest is diffusers' defaults */
 db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_start,
                            double beta_end, size_t steps, db_schedule *out);
 void db_schedule_free(db_schedule *s);
@@ -1067,7 +1093,8 @@ db_result db_pipeline_load_lora(db_pipeline *p, const char *path);
 db_result db_pipeline_save_lora(const db_pipeline *p, const char *directory, db_dtype dtype);
 
 /* Draws n images [n,H,W,3] in [-1,1], prompt k with seed config->seed + k; `negative` NULL means
-   "". H and W of a latent model are multiples of db_vae_factor. Up to eight are drawn together
+   "". H and W are multiples of db_vae_factor for a latent model, of 2^(n_levels - 1) for a U-Net of
+   IF's blocks, here and in db_upscale. Up to eight are drawn together
    (above 512 x 512 pixels one), which no picture depends on: for the least memory ask for one at a
    time. Here and in db_upscale latent, low_res and noise_level of config are not looked at. */
 db_result db_generate(db_pipeline *p, const char *const *prompts, size_t n, const char *negative,
@@ -1093,9 +1120,9 @@ typedef enum db_filter { DB_FILTER_BILINEAR = 2, DB_FILTER_BICUBIC = 3 } db_filt
 /* n numbers of drawn pictures, [-1,1], to bytes; what lies outside is cut off. */
 void db_to_rgb(const float *x, size_t n, uint8_t *rgb);
 
-/* Scales to exactly w x h, the width given first, with a triangle filter that widens when it
-   shrinks: [h,w,3] in [-1,1]. */
-db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out);
+/* Scales to exactly H x W with a triangle filter that widens when it shrinks: out [H,W,3] in
+   [-1,1]. */
+db_result db_resize(db_ctx *ctx, const db_image *image, size_t H, size_t W, float *out);
 
 typedef struct db_dreambooth_config {
     const char *instance_prompt; /* "a [V] dog" */
@@ -1161,7 +1188,8 @@ void db_dreambooth_plan(const db_dreambooth *d,
                         db_memory_plan *plan); /* of one step; parameters besides */
 size_t db_dreambooth_steps_done(const db_dreambooth *d);
 
-/* A pass forward and backward that changes nothing: time it to know what a step will take. */
+/* A step's passes, forward and backward, without its update: time it to know what a step will take.
+   It leaves gradients behind, which every step clears. */
 db_result db_dreambooth_rehearse(db_dreambooth *d);
 
 /* One update of the weights; `losses` may be NULL. A loss or gradient that is not a number
@@ -1177,7 +1205,7 @@ db_result db_dreambooth_save(const db_dreambooth *d, const char *path);
 db_result db_dreambooth_resume(db_dreambooth *d, const char *path);
 
 /* The seed of class image `index`: a function of the class prompt and the index alone, so that a
-   larger pool contains the smaller. */
+   larger pool contains the smaller. That of image 0 plus `index`, as db_generate counts. */
 uint64_t db_class_image_seed(const char *class_prompt, size_t index);
 
 /* ---- [DB-13] metrics -------------------------------------------------------------------------
@@ -1209,10 +1237,10 @@ typedef struct db_image_processor {
    names, ...FeatureExtractor); what the file leaves out has that class's default. */
 db_result db_image_processor_load(db_ctx *ctx, const char *path, db_image_processor *out);
 
-/* Scales and crops as Pillow does, to the bit, and normalises: out [height,width,3], the width
-   given first. Fails with DB_ERROR_SHAPE when the settings give another size for this picture. */
-db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image,
-                        size_t width, size_t height, float *out);
+/* Scales and crops as Pillow does, to the bit, and normalises: out [H,W,3]. Fails with
+   DB_ERROR_SHAPE when the settings give another size for this picture. */
+db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image, size_t H,
+                        size_t W, float *out);
 
 typedef struct db_vision_config { /* a vision transformer, names as in config.json */
     size_t hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, image_size,
@@ -1230,7 +1258,7 @@ typedef struct db_vit {
 } db_vit;
 
 db_result db_vit_config_load(db_ctx *ctx, const char *path, db_vision_config *out);
-/* Weights and processor are zero; from there on as db_text_encoder_create. */
+/* The processor is zero, too. */
 db_result db_vit_create(db_ctx *ctx, const db_vision_config *config, db_vit **out);
 db_result db_vit_load(db_ctx *ctx, const char *directory, db_vit **out);
 void db_vit_free(db_vit *m);
@@ -2627,7 +2655,12 @@ db_result db_run(db_tape *t, uint64_t seed, uint32_t step)
 
    The file includes itself once for each instruction set and data type that the compiler knows; at
    run time db__choose_isa picks the best one that the processor has, or the one asked for by
-   db_config.isa or the environment variable DB_ISA.                                             */
+   db_config.isa or the environment variable DB_ISA.
+
+   Easy to get wrong
+   - An instruction set is an attribute of its pass's functions, not a flag of the compiler: all
+     else in the file has to run where the set is missing.
+   - A processor with AMX is not enough: on Linux a process asks for its tiles.                  */
 
 /* C = start + A B of [DB-03a]: m x k by k x (16 panels), summed over taps, for which A and B begin
    elsewhere: a convolution's kernel rows, and in the gradient of weights lines of pixels
@@ -5753,6 +5786,10 @@ const db_backend *db_backend_cpu(void)
 
 /* ==== [DB-04] Parameters and the optimiser =======================================================
 
+   The table of a network's weights and gradients; AdamW (Loshchilov and Hutter, 2019) as
+   torch.optim has it, its moments in f32 or 8 bits (Dettmers et al., 2021); the exponential moving
+   average; learning-rate schedules, diffusers.optimization's.
+
    Easy to get wrong
    - AdamW's weight decay multiplies the weight; it does not go through the moments.
    - In 8 bits zero has a code of its own and the negative codes end one short of -1; a negative
@@ -5845,31 +5882,40 @@ db_result db_params_require_grad(db_param_table *p)
     return DB_OK;
 }
 
-/* Kernels are [OC][IC][k][k] in files and [k][OC][k][IC] in memory; all else is alike in both. */
-static void db__param_move(const db_param *item, float *to, const float *from, int to_file)
+/* Where row (oc, ky, kx) of a convolution's kernel begins. Files have [OC][IC][k][k], memory has
+   [k][OC][k][IC]; of all other parameters both have the same. */
+static size_t db__kernel_row(const db_param *item, size_t oc, size_t ky, size_t kx)
 {
-    size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx;
-    if (item->n_dims != 4) {
-        memcpy(to, from, item->count * sizeof *to);
-        return;
-    }
-    for (oc = 0; oc < OC; oc++)
-        for (ky = 0; ky < k; ky++)
-            for (kx = 0; kx < k; kx++) {
-                size_t file = ((oc * IC) * k + ky) * k + kx,
-                       memory = ((ky * OC + oc) * k + kx) * IC;
-                if (to_file) for (ic = 0; ic < IC; ic++) to[file + ic * k * k] = from[memory + ic];
-                else for (ic = 0; ic < IC; ic++) to[memory + ic] = from[file + ic * k * k];
-            }
+    return ((ky * item->dim[0] + oc) * item->dim[2] + kx) * item->dim[1];
 }
 
 void db_param_get(const db_param *item, const float *from, float *out)
 {
-    db__param_move(item, out, from, 1);
+    size_t OC = item->dim[0], IC = item->dim[1], k = item->dim[2], oc, ic, ky, kx;
+    if (item->n_dims != 4) memcpy(out, from, item->count * sizeof *out);
+    for (oc = 0; oc < OC && item->n_dims == 4; oc++)
+        for (ic = 0; ic < IC; ic++)
+            for (ky = 0; ky < k; ky++)
+                for (kx = 0; kx < k; kx++) *out++ = from[db__kernel_row(item, oc, ky, kx) + ic];
 }
+
+/* Output oc of a kernel from a file's slice [IC][k][k] */
+static void db__kernel_set(const db_param *item, float *to, size_t oc, const float *slice)
+{
+    size_t IC = item->dim[1], k = item->dim[2], ic, ky, kx;
+    for (ky = 0; ky < k; ky++)
+        for (kx = 0; kx < k; kx++) {
+            float *row = to + db__kernel_row(item, oc, ky, kx);
+            for (ic = 0; ic < IC; ic++) row[ic] = slice[(ic * k + ky) * k + kx];
+        }
+}
+
 void db_param_set(const db_param *item, float *to, const float *in)
 {
-    db__param_move(item, to, in, 0);
+    size_t oc;
+    if (item->n_dims != 4) memcpy(to, in, item->count * sizeof *to);
+    for (oc = 0; oc < item->dim[0] && item->n_dims == 4; oc++)
+        db__kernel_set(item, to, oc, in + oc * (item->count / item->dim[0]));
 }
 
 db_optimizer_config db_optimizer_config_default(void)
@@ -5901,10 +5947,8 @@ typedef struct db__8bit_map {
 /* x in (0, 1]: exponent from 2^-31 on and seven bits of mantissa; smaller ones are all key 0. */
 static size_t db__8bit_key(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits >> 16 <= 96u << 7 ? 0
-                                  : DB__MIN((bits >> 16) - (96u << 7), (uint32_t)DB__8BIT_KEYS - 1);
+    uint32_t high = db__float_bits(x) >> 16;
+    return high <= 96u << 7 ? 0 : DB__MIN(high - (96u << 7), (uint32_t)DB__8BIT_KEYS - 1);
 }
 
 /* The code nearest to |x|, from `code` up; the value between two codes belongs to the lower one. */
@@ -5931,9 +5975,7 @@ static void db__8bit_map_init(db__8bit_map *map, int has_sign)
     memcpy(map->value + map->zero + 1, positive, (size_t)n * sizeof *positive);
     map->value[255] = 1;
     for (key = 0, code = map->zero; key < DB__8BIT_KEYS; key++) {
-        uint32_t bits = (uint32_t)(key + (96u << 7)) << 16;
-        float least;
-        memcpy(&least, &bits, 4);
+        float least = db__bits_to_float((uint32_t)(key + (96u << 7)) << 16);
         map->start[key] = (uint8_t)(code = db__8bit_nearest(map, code, key ? least : 0));
     }
 }
@@ -6991,12 +7033,12 @@ static int db__read_shape(const db_json *shape, db_file_tensor *t)
 {
     const db_json *item;
     int overflow = 0;
-    if (!shape || shape->type != DB_JSON_ARRAY || shape->count > DB_FILE_MAX_RANK) return 0;
+    if (!shape || shape->type != DB_JSON_ARRAY || shape->count > DB_FILE_MAX_DIMS) return 0;
     t->count = 1;
     for (item = shape->first; item; item = item->next) {
         if (!item->is_integer || item->integer < 0) return 0;
         if ((uint64_t)item->integer > (size_t)-1) return 0;
-        t->dim[t->rank++] = (size_t)item->integer;
+        t->dim[t->n_dims++] = (size_t)item->integer;
         t->count = db__mul(t->count, (size_t)item->integer, &overflow);
     }
     t->bytes = db__mul(t->count, db_dtype_size(t->dtype), &overflow);
@@ -7040,7 +7082,7 @@ static db_result db__read_entry(db_ctx *ctx, const db__shard *shard, const db_js
     t->dtype = (db_dtype)d;
     if (!db__read_shape(db_json_get(entry, "shape"), t))
         return db__fail_tensor(ctx, DB_ERROR_FORMAT, file, name, "\"shape\" is not an array of at"
-                               " most %d sizes with a product that fits", DB_FILE_MAX_RANK);
+                               " most %d sizes with a product that fits", DB_FILE_MAX_DIMS);
 
     if (!offsets || offsets->count != 2 || !begin->is_integer || !end->is_integer
         || begin->integer < 0 || end->integer < begin->integer)
@@ -7436,16 +7478,16 @@ db_result db_safetensors_add_metadata(db_safetensors_writer *w, const char *key,
 }
 
 db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_dtype dtype,
-                                 int rank, const size_t *dim)
+                                 int n_dims, const size_t *dim)
 {
     db_file_tensor *t;
     void *tensors;
     int overflow = 0, i;
     if (!w) return DB_ERROR_ARGUMENT;
     if (db__writer_declaring(w, name) != DB_OK) return w->result;
-    if (rank < 0 || rank > DB_FILE_MAX_RANK || !db_dtype_size(dtype)) {
+    if (n_dims < 0 || n_dims > DB_FILE_MAX_DIMS || !db_dtype_size(dtype)) {
         db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name,
-                        "rank %d or element type %d is out of range", rank, (int)dtype);
+                        "%d dimensions or element type %d: out of range", n_dims, (int)dtype);
         return db__writer_note(w);
     }
     tensors = w->tensor;
@@ -7457,9 +7499,9 @@ db_result db_safetensors_declare(db_safetensors_writer *w, const char *name, db_
     if (!t->name) return db__writer_note(w);
     w->count++;
     t->dtype = dtype;
-    t->rank = rank;
+    t->n_dims = n_dims;
     t->count = 1;
-    for (i = 0; i < rank; i++) t->count = db__mul(t->count, t->dim[i] = dim[i], &overflow);
+    for (i = 0; i < n_dims; i++) t->count = db__mul(t->count, t->dim[i] = dim[i], &overflow);
     t->bytes = db__mul(t->count, db_dtype_size(dtype), &overflow);
     if (overflow)
         db__fail_tensor(w->ctx, DB_ERROR_ARGUMENT, w->file.path, name, "its shape overflows");
@@ -7493,7 +7535,7 @@ static db_result db__writer_begin(db_safetensors_writer *w)
         db__text_print(&text, ",");
         db__text_json_string(&text, t->name);
         db__text_print(&text, ":{\"dtype\":\"%s\",\"shape\":[", db_dtype_name(t->dtype));
-        for (d = 0; d < t->rank; d++) db__text_print(&text, d ? ",%zu" : "%zu", t->dim[d]);
+        for (d = 0; d < t->n_dims; d++) db__text_print(&text, d ? ",%zu" : "%zu", t->dim[d]);
         db__text_print(&text, "],\"data_offsets\":[%zu,%zu]}", offset, offset + t->bytes);
         offset += t->bytes;
     }
@@ -9202,21 +9244,32 @@ int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which)
     return (unsigned)which < 4 ? tok->special[which] : -1;
 }
 
-/* ==== [DB-07] Text encoders ======================================================================
+/* ==== [DB-07] Networks; text encoders ============================================================
 
    Networks are functions that record themselves. A layer asks for its weights by name, relative to
    the scope it is in; while a model is being created that very call declares them, so the forward
-   pass is the only description of the architecture. Shapes stand on every line.                 */
+   pass is the only description of the architecture. Shapes stand on every line.
 
-typedef struct db_net {
+   First what all networks share: layers by their state-dict names, weights in files, LoRA (Hu et
+   al., 2021), configurations; then T5's encoder (Raffel et al., 2020, version 1.1) and CLIP's text
+   tower (Radford et al., 2021), as transformers has them.
+
+   Easy to get wrong
+   - T5: no scale in attention (it is in the weights), one table of position biases, the first
+     layer's, for all layers; RMS normalisation; no bias anywhere.
+   - CLIP is causal, its activation QuickGELU in OpenAI's checkpoints, and Stable Diffusion reads
+     its last states after the final normalisation, padding included.
+   - diffusers' LoRA names differ between its scripts and peft: see [DB-07] LoRA below.          */
+
+typedef struct db__net {
     db_tape *tape;
     db_param_table *params;
     int declaring;
     char scope[256]; /* "down_blocks.0.resnets.1." */
-} db_net;
+} db__net;
 
 /* Extends the scope; returns the length to go back to with db__leave. */
-DB__PRINTF(2, 3) static size_t db__enter(db_net *n, const char *format, ...)
+DB__PRINTF(2, 3) static size_t db__enter(db__net *n, const char *format, ...)
 {
     size_t length = strlen(n->scope), left = sizeof n->scope - length;
     int written;
@@ -9233,10 +9286,11 @@ DB__PRINTF(2, 3) static size_t db__enter(db_net *n, const char *format, ...)
     return length;
 }
 
-static void db__leave(db_net *n, size_t length) { n->scope[length] = 0; }
+static void db__leave(db__net *n, size_t length) { n->scope[length] = 0; }
 
 /* The weight `name` of the present scope, in PyTorch's shape; unused dimensions are 0. */
-static db_tensor db__weight(db_net *n, const char *name, size_t d0, size_t d1, size_t d2, size_t d3)
+static db_tensor db__weight(db__net *n, const char *name, size_t d0, size_t d1, size_t d2,
+                            size_t d3)
 {
     db_tape *t = n->tape;
     char full[320];
@@ -9286,7 +9340,7 @@ static const char *const db__lora_targets[] = {
 
 /* y + alpha / rank B (A x) where the network has a LoRA for the layer `name`, whose scope is the
    present one. While it is being declared: where it shall have one. x [...,IC], y [...,OC] */
-static db_tensor db__low_rank(db_net *n, const char *name, db_tensor x, db_tensor y)
+static db_tensor db__low_rank(db__net *n, const char *name, db_tensor x, db_tensor y)
 {
     db_param_table *network = n->params;
     db_lora *lora = network->lora;
@@ -9308,8 +9362,8 @@ static db_tensor db__low_rank(db_net *n, const char *name, db_tensor x, db_tenso
 
 /* ---- layers by their state-dict names -------------------------------------------------------- */
 
-static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size_t OC, int has_bias,
-                                  db_tensor residual)
+static db_tensor db__linear_layer(db__net *n, const char *name, db_tensor x, size_t OC,
+                                  int has_bias, db_tensor residual)
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w =
@@ -9320,7 +9374,7 @@ static db_tensor db__linear_layer(db_net *n, const char *name, db_tensor x, size
     return y;
 }
 
-static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x, size_t OC,
+static db_tensor db__conv_stride_layer(db__net *n, const char *name, db_tensor x, size_t OC,
                                        size_t k, db_tensor residual, size_t stride,
                                        size_t pad_begin, size_t pad_end)
 {
@@ -9331,13 +9385,13 @@ static db_tensor db__conv_stride_layer(db_net *n, const char *name, db_tensor x,
     return db_conv2d(n->tape, x, w, b, residual, stride, pad_begin, pad_end); /* [B,H',W',OC] */
 }
 
-static db_tensor db__conv_layer(db_net *n, const char *name, db_tensor x, size_t OC, size_t k,
+static db_tensor db__conv_layer(db__net *n, const char *name, db_tensor x, size_t OC, size_t k,
                                 db_tensor residual)
 {
     return db__conv_stride_layer(n, name, x, OC, k, residual, 1, k / 2, k / 2); /* [B,H,W,OC] */
 }
 
-static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x,
+static db_tensor db__group_norm_layer(db__net *n, const char *name, db_tensor x,
                                       db_tensor scale_shift, size_t groups, float eps,
                                       db_activation act)
 {
@@ -9347,7 +9401,7 @@ static db_tensor db__group_norm_layer(db_net *n, const char *name, db_tensor x,
     return db_group_norm(n->tape, x, w, b, scale_shift, groups, eps, act);
 }
 
-static db_tensor db__layer_norm_layer(db_net *n, const char *name, db_tensor x, float eps)
+static db_tensor db__layer_norm_layer(db__net *n, const char *name, db_tensor x, float eps)
 {
     size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
     db_tensor w = db__weight(n, "weight", C, 0, 0, 0), b = db__weight(n, "bias", C, 0, 0, 0);
@@ -9355,7 +9409,7 @@ static db_tensor db__layer_norm_layer(db_net *n, const char *name, db_tensor x, 
     return db_layer_norm(n->tape, x, w, b, eps);
 }
 
-static db_tensor db__rms_norm_layer(db_net *n, const char *name, db_tensor x, float eps)
+static db_tensor db__rms_norm_layer(db__net *n, const char *name, db_tensor x, float eps)
 {
     size_t here = db__enter(n, "%s", name);
     db_tensor w = db__weight(n, "weight", x.n_dims ? x.dim[x.n_dims - 1] : 1, 0, 0, 0);
@@ -9365,10 +9419,10 @@ static db_tensor db__rms_norm_layer(db_net *n, const char *name, db_tensor x, fl
 
 /* ---- reading and writing a table of parameters ----------------------------------------------- */
 
-static const char *db__dims(int rank, const size_t *dim, char buffer[96])
+static const char *db__dims(int n_dims, const size_t *dim, char buffer[96])
 {
     db_tensor x = db_none;
-    x.n_dims = DB__MIN(rank, 4);
+    x.n_dims = DB__MIN(n_dims, 4);
     memcpy(x.dim, dim, (size_t)x.n_dims * sizeof *dim);
     return db__shape(x, buffer);
 }
@@ -9409,10 +9463,10 @@ static const db_file_tensor *db__find_renamed(const db_safetensors *st, const ch
 /* Equal shapes; [OC,IC,1,1], a convolution of single pixels, is [OC,IC]. */
 static int db__same_shape(const db_file_tensor *f, const db_param *item)
 {
-    int d, rank = DB__MAX(f->rank, item->n_dims);
-    for (d = 0; d < rank; d++)
-        if ((d < f->rank ? f->dim[d] : 1) != (d < item->n_dims ? item->dim[d] : 1)) return 0;
-    return f->rank == item->n_dims || (DB__MIN(f->rank, item->n_dims) == 2 && rank == 4);
+    int d, most = DB__MAX(f->n_dims, item->n_dims);
+    for (d = 0; d < most; d++)
+        if ((d < f->n_dims ? f->dim[d] : 1) != (d < item->n_dims ? item->dim[d] : 1)) return 0;
+    return f->n_dims == item->n_dims || (DB__MIN(f->n_dims, item->n_dims) == 2 && most == 4);
 }
 
 /* Fills a parameter from the file's tensor, a slice [IC,k,k] of the first dimension after the
@@ -9425,17 +9479,13 @@ static void db__param_read(db_ctx *ctx, const db_param *item, const db_file_tens
     DB__PARALLEL_FOR(ctx, static)
     for (k = 0; k < (ptrdiff_t)n; k++) {
         db_file_tensor slice = *f;
-        size_t IC = item->dim[1], K = item->dim[2], ic, kk, count = item->count / n;
+        size_t count = item->count / n;
         float *in = row + (size_t)db__thread_index() * largest,
               *out = item->data + (size_t)k * count;
         slice.data = (const char *)f->data + (size_t)k * bytes, slice.count = count,
         slice.bytes = bytes;
         db_file_tensor_to_f32(&slice, item->n_dims == 4 ? in : out);
-        if (item->n_dims != 4) continue;
-        for (kk = 0; kk < K * K; kk++) { /* [OC][IC][k][k] -> [k][OC][k][IC] */
-            out = item->data + ((kk / K * n + (size_t)k) * K + kk % K) * IC;
-            for (ic = 0; ic < IC; ic++) out[ic] = in[ic * K * K + kk];
-        }
+        if (item->n_dims == 4) db__kernel_set(item, item->data, (size_t)k, in);
     }
 }
 
@@ -9453,31 +9503,49 @@ static void db__source_free(db_ctx *ctx, db__source *source)
     db__free(ctx, source);
 }
 
+/* Logs message k, from 1, of many alike: the first ten, and that there are more. */
+DB__PRINTF(3, 4) static void db__log_some(db_ctx *ctx, size_t k, const char *format, ...)
+{
+    char line[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    if (k <= 10) db__log(ctx, DB_LOG_WARNING, "%s", line);
+    if (k == 11) db__log(ctx, DB_LOG_WARNING, "and more of the kind");
+}
+
 /* Finds every parameter in an open file, which stays open until they have been read. After an
-   error the table is as it was. */
+   error, of which all but the first tensor go to the log, the table is as it was. */
 static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const char *what,
                                     db__names names, const void *config)
 {
     db_ctx *ctx = p->ctx;
-    size_t k;
+    size_t k, misfits = 0;
     db__source *source = (db__source *)db__alloc(ctx, 1, sizeof *source);
     if (!source) return ctx->result;
     source->st = st, st->shared++;
     source->tensor = (const db_file_tensor **)db__alloc(ctx, p->n + 1, sizeof(void *));
-    for (k = 0; k < p->n && ctx->result == DB_OK; k++) {
+    for (k = 0; k < p->n && source->tensor; k++) {
         db_param *item = &p->item[k];
         const db_file_tensor *f = db__find_renamed(st, item->name, names, config);
         char wanted[96], found[96], other[DB__NAME] = "";
         source->tensor[k] = f;
-        if (!f) {
+        if (f && db__same_shape(f, item)) continue;
+        misfits++;
+        if (ctx->result != DB_OK) {
+            db__log_some(ctx, misfits - 1, "%s: the tensor %s %s %s", what, item->name,
+                         db__dims(item->n_dims, item->dim, wanted),
+                         f ? "has another shape, too" : "is missing, too");
+        } else if (!f) {
             if (names && !names(config, item->name, 1, other)) *other = 0;
             db__fail(ctx, DB_ERROR_MISSING, "%s: the tensor %s %s is missing%s%s", what, item->name,
                      db__dims(item->n_dims, item->dim, wanted),
                      *other ? ", under this name and under " : "", other);
-        } else if (!db__same_shape(f, item)) {
+        } else {
             db__fail(ctx, DB_ERROR_SHAPE,
                      "%s: the tensor %s has shape %s, the configuration asks for %s", what, f->name,
-                     db__dims(f->rank, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
+                     db__dims(f->n_dims, f->dim, found), db__dims(item->n_dims, item->dim, wanted));
         }
     }
     if (ctx->result == DB_OK) {
@@ -9606,7 +9674,8 @@ typedef struct db__network {
         config_bytes;    /* of the struct; where in it the configuration lies; of that */
     const char *weights; /* name of the file, without .safetensors                      */
     db_result (*parse)(db_ctx *ctx, const db_json *j, const char *path, void *config);
-    void (*record)(db_net *n, const void *config); /* runs the forward pass on the smallest input */
+    /* runs the forward pass on the smallest input */
+    void (*record)(db__net *n, const void *config);
     db__names names; /* what older or newer files call its tensors, or NULL         */
 } db__network;
 
@@ -9634,7 +9703,7 @@ static void *db__network_declare(db_ctx *ctx, const db__network *kind, const voi
 {
     char *network = (char *)db__alloc(ctx, 1, kind->bytes);
     db_param_table *params = (db_param_table *)(void *)network;
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     if (!network) return NULL;
     params->ctx = ctx;
@@ -9660,18 +9729,20 @@ static void *db__network_create(db_ctx *ctx, const db__network *kind, const void
 static db_result db__network_find_in(const db__network *kind, db_param_table *params,
                                      db_safetensors *st)
 {
+    db_ctx *ctx = params->ctx;
     const char *what = st->shard[0].name;
-    size_t k, left = db_safetensors_count(st);
-    if (db__params_find_in(params, st, what, kind->names, NULL) != DB_OK)
-        return params->ctx->result;
-    for (k = 0; k < params->n; k++)
-        left -= db__find_renamed(st, params->item[k].name, kind->names, NULL) != NULL;
-    for (k = 0; k < db_safetensors_count(st);
-         k++) /* a constant that old transformers saved: 0, 1, 2 ... */
-        left -= strstr(db_safetensors_at(st, k)->name, "embeddings.position_ids") != NULL;
-    if (left)
-        db__log(params->ctx, DB_LOG_WARNING,
-                "%s: %zu tensors that the configuration does not know are ignored", what, left);
+    size_t k, i, left = 0;
+    const db_file_tensor **taken;
+    if (db__params_find_in(params, st, what, kind->names, NULL) != DB_OK) return ctx->result;
+    taken = params->source->tensor;
+    for (k = 0; k < db_safetensors_count(st) && db_safetensors_count(st) > params->n; k++) {
+        const db_file_tensor *f = db_safetensors_at(st, k);
+        for (i = 0; i < params->n && taken[i] != f; i++) {}
+        if (i < params->n || strstr(f->name, "embeddings.position_ids"))
+            continue; /* the latter a constant that old transformers saved: 0, 1, 2 ... */
+        db__log_some(ctx, ++left, "%s: the configuration does not know the tensor %s, ignored", what,
+                     f->name);
+    }
     return DB_OK;
 }
 
@@ -9718,7 +9789,7 @@ static db_lora *db__lora_create(const db__network *kind, db_param_table *network
                                 float alpha)
 {
     db_ctx *ctx = network->ctx;
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     if (network->lora)
         db__fail(ctx, DB_ERROR_ARGUMENT, "the network has a LoRA already: merge it first");
@@ -9837,7 +9908,7 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
         n++;
     }
     if (!n || ctx->result != DB_OK) return 0;
-    if (!first || first->rank != 2) {
+    if (!first || first->n_dims != 2) {
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "%s: the tensors of \"%s\" are no LoRA of linear layers", what, network);
         return 0;
@@ -9933,7 +10004,7 @@ static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_te
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
-static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor x, db_tensor bias,
+static db_tensor db__t5_attention(db__net *n, const db_text_config *c, db_tensor x, db_tensor bias,
                                   db_tensor mask)
 {
     size_t here = db__enter(n, "layer.0"), inner = c->num_heads * c->d_kv, there;
@@ -9951,7 +10022,7 @@ static db_tensor db__t5_attention(db_net *n, const db_text_config *c, db_tensor 
 }
 
 /* Pre-norm feed-forward network and its residual. */
-static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tensor x)
+static db_tensor db__t5_feed_forward(db__net *n, const db_text_config *c, db_tensor x)
 {
     size_t here = db__enter(n, "layer.1"), there;
     db_tensor h = db__rms_norm_layer(n, "layer_norm", x, c->layer_norm_epsilon), y; /* [B,T,D] */
@@ -9969,7 +10040,7 @@ static db_tensor db__t5_feed_forward(db_net *n, const db_text_config *c, db_tens
     return y;
 }
 
-static db_tensor db__t5_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+static db_tensor db__t5_record(db__net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
 {
     db_tensor x = db_embedding(n->tape, ids,
                                db__weight(n, "shared.weight", c->vocab_size, c->d_model, 0, 0)),
@@ -10024,7 +10095,7 @@ static const db__layer_names db__clip_names = {"layer_norm1", "self_attn.q_proj"
                                                "mlp.fc2"};
 
 /* x += attention(norm(x)); x += feed-forward(norm(x)). x [B,T,D] */
-static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, db_tensor x,
+static db_tensor db__transformer_layer(db__net *n, const db__layer_names *name, db_tensor x,
                                        size_t heads, size_t d_ff, float eps,
                                        db_activation act, int qkv_bias, db_tensor mask, int causal)
 {
@@ -10046,7 +10117,7 @@ static db_tensor db__transformer_layer(db_net *n, const db__layer_names *name, d
     return x;
 }
 
-static db_tensor db__clip_text_record(db_net *n, const db_text_config *c, db_tensor ids,
+static db_tensor db__clip_text_record(db__net *n, const db_text_config *c, db_tensor ids,
                                       db_tensor mask)
 {
     db_tape *t = n->tape;
@@ -10094,13 +10165,13 @@ static db_result db__text_parse(db_ctx *ctx, const db_json *j, const char *path,
     return ctx->result;
 }
 
-static db_tensor db__text_record(db_net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
+static db_tensor db__text_record(db__net *n, const db_text_config *c, db_tensor ids, db_tensor mask)
 {
     return c->kind == DB_TEXT_CLIP ? db__clip_text_record(n, c, ids, mask)
                                    : db__t5_record(n, c, ids, mask);
 }
 
-static void db__text_declare(db_net *n, const void *config)
+static void db__text_declare(db__net *n, const void *config)
 {
     size_t dim[2] = {1, 1};
     db__text_record(n, (const db_text_config *)config, db_input(n->tape, DB_I32, 2, dim), db_none);
@@ -10114,7 +10185,7 @@ static const db__network db__text_network = {
 
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
 {
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &e->params;
     return db__text_record(&n, &e->config, ids, mask);
@@ -10174,7 +10245,8 @@ void db_text_encoder_free(db_text_encoder *e) { db__network_free(e); }
    - IF's keys and values are [text, pixels], in that order; there is no mask over the text.
    - The pooled text is of the encoder's own states, before encoder_hid_proj.
    - The transformers' outer norm has eps 1e-6, their inner ones 1e-5, whatever norm_eps says.
-   - An odd size is rounded up on the way down; on the way up the skip says what it was. */
+   - An odd size is rounded up on Stable Diffusion's way down; on the way up the skip says what it
+     was. IF's blocks take even sizes alone. */
 
 /* What the ResNets of one network have in common. */
 typedef struct db__resnets {
@@ -10186,7 +10258,7 @@ typedef struct db__resnets {
 
 /* One ResNet: norm, act, (resample,) conv, embedding and norm, act, conv. x [B,H,W,C]; emb [B,E]
    already activated, or none; resample -1 halves, +1 doubles H and W. */
-static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, db_tensor x,
+static db_tensor db__resnet(db__net *n, const db__resnets *c, const char *name, db_tensor x,
                             db_tensor emb, size_t OC, float scale_factor, int resample)
 {
     db_tape *t = n->tape;
@@ -10219,7 +10291,7 @@ static db_tensor db__resnet(db_net *n, const db__resnets *c, const char *name, d
 /* ---- Stable Diffusion's attention ------------------------------------------------------------ */
 
 /* Attention of x [B,T,C] over source [B,S,X] and its residual: [B,T,C] */
-static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, db_tensor source,
+static db_tensor db__attention_layer(db__net *n, const char *name, db_tensor x, db_tensor source,
                                      size_t heads, int qkv_bias, db_tensor residual)
 {
     size_t here = db__enter(n, "%s", name), C = x.dim[2];
@@ -10235,7 +10307,7 @@ static db_tensor db__attention_layer(db_net *n, const char *name, db_tensor x, d
 
 /* Pixels attend to each other, then to the text; then a feed-forward network with a gate (GEGLU). x
    [B,P,C] */
-static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, size_t heads,
+static db_tensor db__transformer_block(db__net *n, db_tensor x, db_tensor text, size_t heads,
                                        int only_cross)
 {
     db_tape *t = n->tape;
@@ -10254,7 +10326,7 @@ static db_tensor db__transformer_block(db_net *n, db_tensor x, db_tensor text, s
 }
 
 /* Transformer2DModel. x [B,H,W,C], text [B,T,X] */
-static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char *name, db_tensor x,
+static db_tensor db__transformer(db__net *n, const db_unet_config *c, const char *name, db_tensor x,
                                  db_tensor text, size_t heads, size_t layers, int only_cross)
 {
     db_tape *t = n->tape;
@@ -10282,7 +10354,7 @@ static db_tensor db__transformer(db_net *n, const db_unet_config *c, const char 
 /* ---- IF's attention and embeddings ----------------------------------------------------------- */
 
 /* Attention over the text and the pixels, with its residual. x [B,H,W,C], text [B,T,X] */
-static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, const char *name,
+static db_tensor db__simple_cross_attention(db__net *n, const db_unet_config *c, const char *name,
                                             db_tensor x, db_tensor text, size_t head_dim,
                                             int only_cross)
 {
@@ -10312,7 +10384,7 @@ static db_tensor db__simple_cross_attention(db_net *n, const db_unet_config *c, 
 }
 
 /* A number as a vector: sines and cosines, linear, act, linear. [B] -> [B,E] */
-static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const char *name,
+static db_tensor db__number_embedding(db__net *n, const db_unet_config *c, const char *name,
                                       db_tensor number)
 {
     size_t here = db__enter(n, "%s", name);
@@ -10326,7 +10398,7 @@ static db_tensor db__number_embedding(db_net *n, const db_unet_config *c, const 
 }
 
 /* The text in one vector: attention of the mean token over all tokens. [B,T,D] -> [B,E] */
-static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t heads)
+static db_tensor db__pooled_text(db__net *n, db_tensor text, size_t E, size_t heads)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "add_embedding"), there, D = text.dim[2];
@@ -10349,7 +10421,7 @@ static db_tensor db__pooled_text(db_net *n, db_tensor text, size_t E, size_t hea
 
 /* Layer l of a level: a ResNet, then attention where the block has it. `level` counts from the
    largest image; `nth` from the network's input, on the way up from the middle. */
-static db_tensor db__unet_layer(db_net *n, const db_unet_config *c, const db__resnets *r,
+static db_tensor db__unet_layer(db__net *n, const db_unet_config *c, const db__resnets *r,
                                 db_block block, size_t level, size_t nth, size_t l, db_tensor h,
                                 db_tensor emb, db_tensor text)
 {
@@ -10372,7 +10444,7 @@ static int db__block_resamples_in_resnet(db_block block)
     return block == DB_BLOCK_RESNET || block == DB_BLOCK_SIMPLE_CROSS_ATTN;
 }
 
-static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x,
+static db_tensor db__unet_record(db__net *n, const db_unet_config *c, db_tensor x,
                                  db_tensor timestep, db_tensor text, db_tensor class_labels,
                                  db_unet_features *features)
 {
@@ -10469,7 +10541,7 @@ static db_tensor db__unet_record(db_net *n, const db_unet_config *c, db_tensor x
 db_tensor db_unet_forward(db_tape *t, db_unet *u, db_tensor x, db_tensor timestep, db_tensor text,
                           db_tensor class_labels, db_unet_features *features)
 {
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &u->params;
     return db__unet_record(&n, &u->config, x, timestep, text, class_labels, features);
@@ -10703,7 +10775,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
     return ctx->result != DB_OK ? ctx->result : db__unet_check(ctx, c, path);
 }
 
-static void db__unet_declare(db_net *n, const void *config)
+static void db__unet_declare(db__net *n, const void *config)
 {
     const db_unet_config *c = (const db_unet_config *)config;
     size_t image[4], text[3], one = 1;
@@ -10762,7 +10834,7 @@ void db_unet_free(db_unet *u) { db__network_free(u); }
      from them. */
 
 /* ResNet, attention, ResNet. x [B,h,w,C] */
-static db_tensor db__vae_middle(db_net *n, const db_vae_config *c, const db__resnets *r,
+static db_tensor db__vae_middle(db__net *n, const db_vae_config *c, const db__resnets *r,
                                 db_tensor x)
 {
     db_tape *t = n->tape;
@@ -10788,7 +10860,7 @@ static db__resnets db__vae_resnets(const db_vae_config *c)
     return r;
 }
 
-static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_tensor x)
+static db_tensor db__vae_encode_record(db__net *n, const db_vae_config *c, db_tensor x)
 {
     db__resnets r = db__vae_resnets(c);
     size_t L = 2 * c->latent_channels, root = db__enter(n, "encoder"), here, level, l;
@@ -10814,7 +10886,7 @@ static db_tensor db__vae_encode_record(db_net *n, const db_vae_config *c, db_ten
     return c->use_quant_conv ? db__conv_layer(n, "quant_conv", h, L, 1, db_none) : h;
 }
 
-static db_tensor db__vae_decode_record(db_net *n, const db_vae_config *c, db_tensor z)
+static db_tensor db__vae_decode_record(db__net *n, const db_vae_config *c, db_tensor z)
 {
     db_tape *t = n->tape;
     db__resnets r = db__vae_resnets(c);
@@ -10908,7 +10980,7 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
     return ctx->result != DB_OK ? ctx->result : db__vae_check(ctx, c, path);
 }
 
-static void db__vae_declare(db_net *n, const void *config)
+static void db__vae_declare(db__net *n, const void *config)
 {
     const db_vae_config *c = (const db_vae_config *)config;
     size_t dim[4];
@@ -10959,7 +11031,7 @@ size_t db_vae_factor(const db_vae *v) { return (size_t)1 << (v->config.n_levels 
 
 db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x)
 {
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &v->params;
     return db__vae_encode_record(&n, &v->config, x);
@@ -10967,7 +11039,7 @@ db_tensor db_vae_encode_forward(db_tape *t, db_vae *v, db_tensor x)
 
 db_tensor db_vae_decode_forward(db_tape *t, db_vae *v, db_tensor z)
 {
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = &v->params;
     return db__vae_decode_record(&n, &v->config, z);
@@ -11115,6 +11187,7 @@ static db_result db__schedule_betas(db_schedule *s, const char *kind, double sta
                    b = cos(((double)(t + 1) / (double)n + 0.008) / 1.008 * half_pi);
             beta = DB__MIN(1 - b * b / (a * a), 0.999);
         } else {
+            db_schedule_free(s);
             return db__fail(s->ctx, DB_ERROR_UNSUPPORTED,
                             "the beta_schedule \"%s\" is not supported", kind);
         }
@@ -11605,7 +11678,19 @@ void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng,
         }
 }
 
-/* ==== [DB-11] Sampling and pipelines ========================================================== */
+/* ==== [DB-11] Sampling and pipelines =============================================================
+
+   A pipeline is a diffusers directory or a single LDM file, opened part by part. db_sample is the
+   loop from noise to pictures: predict with and without the prompt, guide (Ho and Salimans, 2022),
+   step; in whole pictures or in tiles. db_generate and db_upscale put prompts before it and, of
+   latents, the autoencoder behind it.
+
+   Easy to get wrong
+   - A picture's noise follows from its own seed, whatever batch or tile it is drawn in.
+   - The unconditional half is the negative prompt's encoding, of "" where there is none, and not
+     zeros; it is skipped where guidance is 1 or over.
+   - Above a noise level the small picture is told to the super-resolver twice: as channels, noised
+     by db_condition_low_res, and as the class label, the same level.                            */
 
 /* What a random stream is for; part of every key. */
 enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE, DB__FOR_LOW_RES };
@@ -12100,9 +12185,9 @@ static int db__ldm_text_names(const void *config, const char *name, int alternat
     return 1;
 }
 
-/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `rank`
+/* The tensor PREFIX + a name with up to two numbers in it, if it is there and has `n_dims`
    dimensions. */
-static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, const char *before,
+static const db_file_tensor *db__ldm_find(const db_safetensors *st, int n_dims, const char *before,
                                           size_t i, const char *between, long j, const char *after)
 {
     char name[DB__NAME];
@@ -12110,13 +12195,13 @@ static const db_file_tensor *db__ldm_find(const db_safetensors *st, int rank, co
     if (j < 0) snprintf(name, sizeof name, "%s%zu%s", before, i, between);
     else snprintf(name, sizeof name, "%s%zu%s%ld%s", before, i, between, j, after);
     f = db_safetensors_find(st, name);
-    return f && f->rank == rank ? f : NULL;
+    return f && f->n_dims == n_dims ? f : NULL;
 }
 
 static size_t db__ldm_dim(const db_safetensors *st, const char *name, int d)
 {
     const db_file_tensor *f = db_safetensors_find(st, name);
-    return f && d < f->rank ? f->dim[d] : 0;
+    return f && d < f->n_dims ? f->dim[d] : 0;
 }
 
 /* The configurations of a Stable Diffusion 1.x file that brings none: sizes from its tensors, the
@@ -12128,7 +12213,7 @@ static char *db__ldm_unet_config(db_ctx *ctx, const db_safetensors *st)
     size_t n, level = 0, count = 0, C = 0, first = 0;
     const db_file_tensor *proj =
         db_safetensors_find(st, "model.diffusion_model.middle_block.1.proj_in.weight");
-    int attends = 0, uniform = 1, linear = proj && proj->rank == 2;
+    int attends = 0, uniform = 1, linear = proj && proj->n_dims == 2;
     for (n = 1; level < DB_MAX_LEVELS; n++) {
         const db_file_tensor *conv = db__ldm_find(st, 4, in, n, ".0.out_layers.3.weight", -1, "");
         if (conv) {
@@ -12526,7 +12611,7 @@ static void db__copy_weights(const db_pipeline *p, const char *directory, const 
     w = db_safetensors_create(p->ctx, path);
     for (k = 0; k < db_safetensors_count(st); k++) {
         const db_file_tensor *f = db_safetensors_at(st, k);
-        db_safetensors_declare(w, f->name, f->dtype, f->rank, f->dim);
+        db_safetensors_declare(w, f->name, f->dtype, f->n_dims, f->dim);
     }
     for (k = 0; k < db_safetensors_count(st); k++) {
         const db_file_tensor *f = db_safetensors_at(st, k);
@@ -12741,6 +12826,10 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
                         "%s has no text encoder or no tokenizer; vocab.json and merges.txt of a "
                         "tokenizer belong into %s/tokenizer",
                         text->directory, text->directory);
+    if (p->super_resolution && !low)
+        return db__fail(ctx, DB_ERROR_ARGUMENT,
+                        "%s is a super-resolution pipeline: db_upscale draws with it",
+                        p->directory);
     if (H % f || W % f)
         return db__fail(ctx, DB_ERROR_ARGUMENT, "height %zu and width %zu must be multiples of %zu",
                         H, W, f);
@@ -12782,8 +12871,8 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
         ctx->batches_before = ctx->batches = 0;
     }
     if (total_cut)
-        db__log(ctx, DB_LOG_WARNING, "%zu prompts were longer than %zu tokens and lost their ends",
-                total_cut, T);
+        db__log(ctx, DB_LOG_WARNING, "prompts longer than %zu tokens lost their ends: %zu of %zu",
+                T, total_cut, n);
     db__free(ctx, states);
     db__free(ctx, condition);
     db__free(ctx, latents);
@@ -12809,8 +12898,8 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
 
 /* ==== [DB-12] DreamBooth =========================================================================
 
-   Paper, section 3.3, eq. 2, in the form in which it is trained (predicting eps or v with a plain
-   mean squared error fixes the weights w_t):
+   Paper, section 3.3, eq. 2 (a plain mean squared error of eps means w_t = alpha_t^2 / sigma_t^2 =
+   SNR, of x 1, of v SNR + 1):
 
      E[        w_t  |x_hat(alpha_t  x    + sigma_t  eps,  c   ) - x   |^2
      + lambda  w_t' |x_hat(alpha_t' x_pr + sigma_t' eps', c_pr) - x_pr|^2 ]
@@ -12883,8 +12972,8 @@ struct db_dreambooth {
 };
 
 /* Random streams of a term: + 0 noise, 1 choice, 2 time, 3 crop, 4 latents, 5 the noise's offset,
-   10 + k noise of the small image */
-enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200 };
+   10 + k noise of sample k's small image */
+enum { DB__FOR_INSTANCE = 100, DB__FOR_PRIOR = 200, DB__MAX_PAIRS = 90 };
 
 db_dreambooth_config db_dreambooth_config_default(void)
 {
@@ -12955,23 +13044,23 @@ static void db__resize_axis(db_filter filter, const float *in, size_t outer, siz
     }
 }
 
-db_result db_resize(db_ctx *ctx, const db_image *image, size_t w, size_t h, float *out)
+db_result db_resize(db_ctx *ctx, const db_image *image, size_t H, size_t W, float *out)
 {
     float *bytes, *narrow;
     double *weights;
     size_t k;
     if (ctx->result != DB_OK) return ctx->result;
-    if (!w || !h || !image->w || !image->h)
+    if (!W || !H || !image->w || !image->h)
         return db__fail(ctx, DB_ERROR_ARGUMENT, "a picture of %zu x %zu cannot become %zu x %zu",
-                        image->w, image->h, w, h);
+                        image->w, image->h, W, H);
     bytes = (float *)db__alloc(ctx, image->h * image->w, 3 * sizeof(float));
-    narrow = (float *)db__alloc(ctx, image->h * w, 3 * sizeof(float));
+    narrow = (float *)db__alloc(ctx, image->h * W, 3 * sizeof(float));
     weights = (double *)db__alloc(
-        ctx, DB__MAX(db__filter_width(image->w, w), db__filter_width(image->h, h)), sizeof(double));
+        ctx, DB__MAX(db__filter_width(image->w, W), db__filter_width(image->h, H)), sizeof(double));
     if (bytes && narrow && weights) {
         for (k = 0; k < image->h * image->w * 3; k++) bytes[k] = (float)image->rgb[k] / 127.5f - 1;
-        db__resize_axis(DB_FILTER_BILINEAR, bytes, image->h, image->w, 3, narrow, w, weights);
-        db__resize_axis(DB_FILTER_BILINEAR, narrow, 1, image->h, w * 3, out, h, weights);
+        db__resize_axis(DB_FILTER_BILINEAR, bytes, image->h, image->w, 3, narrow, W, weights);
+        db__resize_axis(DB_FILTER_BILINEAR, narrow, 1, image->h, W * 3, out, H, weights);
     }
     db__free(ctx, bytes);
     db__free(ctx, narrow);
@@ -12988,7 +13077,8 @@ void db_to_rgb(const float *x, size_t n, uint8_t *rgb)
     }
 }
 
-/* Records |v_hat(alpha x + sigma eps, c) - target|^2 of every sample, and their weighted mean. */
+/* Records |prediction(alpha_t x + sigma_t eps, c) - target|^2 of every sample, and their weighted
+   mean. */
 static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
 {
     db_tape *t = pass->tape;
@@ -13027,8 +13117,9 @@ static void db__denoising_loss(db_dreambooth *d, db__pass *pass)
     pass->loss = db_mse(t, pred, target, pass->weight, db_none, &pass->each);
 }
 
-/* w_t beside the plain mean squared error: 1; or min(SNR, gamma) |x_hat - x|^2 (Hang et al., 2023,
-   section 3.4), written in terms of what the network predicts. */
+/* The factor on the squared error of what the network predicts: 1; or that which makes it
+   min(SNR, gamma) |x_hat - x|^2 (Hang et al., 2023, section 3.4), of an infinite gamma the loss in
+   eps. */
 static float db__loss_weight(const db_schedule *s, double gamma, size_t t)
 {
     double snr = s->alphas_cumprod[t] / (1 - s->alphas_cumprod[t]), least = DB__MIN(snr, gamma);
@@ -13417,6 +13508,11 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
         return db__fail(ctx, DB_ERROR_ARGUMENT,
                         "photos scaled to %zu pixels have no whole small image %zu times smaller",
                         S, f);
+    if (p->super_resolution && config->class_prompt && config->train_batch_size > DB__MAX_PAIRS)
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED,
+                        "super-resolution with a class prompt takes batches of at most %d photos: "
+                        "gradient_accumulation_steps makes larger ones of several",
+                        DB__MAX_PAIRS);
     if (p->super_resolution && db__check_level(&p->image_noising, config->noise_level) != DB_OK)
         return ctx->result;
     if (latent && (S % db_vae_factor(p->vae) || crop % db_vae_factor(p->vae)))
@@ -13447,7 +13543,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
         }
         h = h * S / shorter, w = w * S / shorter; /* rounded down, as torchvision's Resize does */
         if (!db__term_room(d, &d->term[0], k, h, w)) goto fail;
-        if (db_resize(ctx, &photos[k], w, h, d->term[0].picture[k]) != DB_OK) goto fail;
+        if (db_resize(ctx, &photos[k], h, w, d->term[0].picture[k]) != DB_OK) goto fail;
         if (db__term_pair(d, &d->term[0], k) != DB_OK) goto fail;
         if (db__term_encode(d, &d->term[0], k) != DB_OK) goto fail;
         if (latent && db__progress(ctx, "encoding", k + 1, n_encoded) != DB_OK) goto fail;
@@ -13540,8 +13636,8 @@ db_result db_dreambooth_step(db_dreambooth *d, db_dreambooth_losses *losses)
     if (ctx->result != DB_OK) return ctx->result;
     if (!(fabs((double)l.total) < 1e30))
         return db__fail(ctx, DB_ERROR_NUMERIC,
-                        "the loss is not a number at step %zu: lower the learning rate; the last "
-                        "checkpoint is good",
+                        "the loss is not a number at step %zu: lower the learning rate, from the "
+                        "beginning or from an earlier checkpoint",
                         d->step + 1);
     l.lr = c->learning_rate *
         (float)db_lr_factor(c->lr_scheduler, (double)c->learning_rate, d->step, c->lr_warmup_steps,
@@ -13774,10 +13870,10 @@ static uint8_t *db__scaled_8bit(db_ctx *ctx, db_filter filter, const db_image *i
     return scaled;
 }
 
-db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image,
-                        size_t width, size_t height, float *out)
+db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image, size_t H,
+                        size_t W, float *out)
 {
-    size_t h = image->h, w = image->w, H, W, y, x, c;
+    size_t h = image->h, w = image->w, cut_h, cut_w, y, x, c;
     uint8_t *scaled = NULL;
     const uint8_t *from = image->rgb;
     long top = 0, left = 0;
@@ -13790,26 +13886,26 @@ db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image
         from = scaled = db__scaled_8bit(ctx, p->resample, image, w, h);
         if (!scaled) return ctx->result;
     }
-    W = p->do_center_crop ? p->crop_width : w, H = p->do_center_crop ? p->crop_height : h;
-    if (W != width || H != height)
+    cut_w = p->do_center_crop ? p->crop_width : w, cut_h = p->do_center_crop ? p->crop_height : h;
+    if (cut_w != W || cut_h != H)
         db__fail(ctx, DB_ERROR_SHAPE,
                  "a picture of %zu x %zu pixels becomes %zu x %zu by the preprocessor_config, but "
                  "the network takes %zu x %zu",
-                 image->w, image->h, W, H, width, height);
+                 image->w, image->h, cut_w, cut_h, W, H);
     /* halves are rounded down, also below zero: a small picture stands in a black frame */
     if (p->do_center_crop) {
-        top = h >= height ? (long)((h - height) / 2) : -(long)((height - h + 1) / 2);
-        left = w >= width ? (long)((w - width) / 2) : -(long)((width - w + 1) / 2);
+        top = h >= H ? (long)((h - H) / 2) : -(long)((H - h + 1) / 2);
+        left = w >= W ? (long)((w - W) / 2) : -(long)((W - w + 1) / 2);
     }
-    for (y = 0; y < height && ctx->result == DB_OK; y++)
-        for (x = 0; x < width; x++)
+    for (y = 0; y < H && ctx->result == DB_OK; y++)
+        for (x = 0; x < W; x++)
             for (c = 0; c < 3; c++) {
                 long sy = (long)y + top, sx = (long)x + left;
                 int inside = sy >= 0 && sx >= 0 && sy < (long)h && sx < (long)w;
                 float v = inside ? (float)from[((size_t)sy * w + (size_t)sx) * 3 + c] : 0;
                 if (p->do_rescale) v = (float)((double)v * p->rescale_factor);
                 if (p->do_normalize) v = (v - p->image_mean[c]) / p->image_std[c];
-                out[(y * width + x) * 3 + c] = v;
+                out[(y * W + x) * 3 + c] = v;
             }
     db__free(ctx, scaled);
     return ctx->result;
@@ -13849,7 +13945,7 @@ static void db__vision_config(db_ctx *ctx, const db_json *j, const char *path, i
 }
 
 /* Patches, the class token before them, and positions: x [B,S,S,3] -> [B,1+N,D] */
-static db_tensor db__patches(db_net *n, const db_vision_config *c, db_tensor x,
+static db_tensor db__patches(db__net *n, const db_vision_config *c, db_tensor x,
                              const char *projection, int bias, db_tensor class_token,
                              db_tensor positions)
 {
@@ -13887,7 +13983,7 @@ static db_tensor db__first_token(db_tape *t, db_tensor x)
     return db_slice(t, db__shape2(t, x, x.dim[0], x.dim[1] * x.dim[2]), 0, x.dim[2]);
 }
 
-static db_tensor db__vit_record(db_net *n, const db_vision_config *c, db_tensor x)
+static db_tensor db__vit_record(db__net *n, const db_vision_config *c, db_tensor x)
 {
     static const db__layer_names names = {"layernorm_before", "attention.attention.query",
                                           "attention.attention.key", "attention.attention.value",
@@ -13909,7 +14005,7 @@ static db_tensor db__vit_record(db_net *n, const db_vision_config *c, db_tensor 
     return db__layer_norm_layer(n, "layernorm", db__first_token(n->tape, x), c->layer_norm_eps);
 }
 
-static db_tensor db__clip_image_record(db_net *n, const db_clip_config *config, db_tensor x)
+static db_tensor db__clip_image_record(db__net *n, const db_clip_config *config, db_tensor x)
 {
     const db_vision_config *c = &config->vision;
     size_t root = db__enter(n, "vision_model"), here = db__enter(n, "embeddings"), l,
@@ -13933,7 +14029,7 @@ static db_tensor db__clip_image_record(db_net *n, const db_clip_config *config, 
     return db__linear_layer(n, "visual_projection", x, config->projection_dim, 0, db_none);
 }
 
-static db_tensor db__clip_pooled_record(db_net *n, const db_clip_config *c, db_tensor ids,
+static db_tensor db__clip_pooled_record(db__net *n, const db_clip_config *c, db_tensor ids,
                                         db_tensor ends)
 {
     db_tensor x = db__clip_text_record(n, &c->text, ids, db_none); /* [B,T,D] */
@@ -13946,16 +14042,16 @@ static db_tensor db__clip_pooled_record(db_net *n, const db_clip_config *c, db_t
 }
 
 /* An input [1,S,S,3] to declare a network with. */
-static db_tensor db__declared_image(db_net *n, size_t S)
+static db_tensor db__declared_image(db__net *n, size_t S)
 {
     size_t dim[4];
     dim[0] = 1, dim[1] = dim[2] = S, dim[3] = 3;
     return db_input(n->tape, DB_F32, 4, dim);
 }
 
-static db_net db__net_of(db_tape *t, db_param_table *params)
+static db__net db__net_of(db_tape *t, db_param_table *params)
 {
-    db_net n;
+    db__net n;
     memset(&n, 0, sizeof n);
     n.tape = t, n.params = params;
     return n;
@@ -13973,7 +14069,7 @@ static db_result db__vit_parse(db_ctx *ctx, const db_json *j, const char *path, 
     return ctx->result;
 }
 
-static void db__vit_declare(db_net *n, const void *config)
+static void db__vit_declare(db__net *n, const void *config)
 {
     const db_vision_config *c = (const db_vision_config *)config;
     db__vit_record(n, c, db__declared_image(n, c->image_size));
@@ -14008,7 +14104,7 @@ void db_vit_free(db_vit *m) { db__network_free(m); }
 
 db_tensor db_vit_forward(db_tape *t, db_vit *m, db_tensor x)
 {
-    db_net n = db__net_of(t, &m->params);
+    db__net n = db__net_of(t, &m->params);
     return db__vit_record(&n, &m->config, x);
 }
 
@@ -14037,7 +14133,7 @@ static db_result db__clip_parse(db_ctx *ctx, const db_json *j, const char *path,
     return ctx->result;
 }
 
-static void db__clip_declare(db_net *n, const void *config)
+static void db__clip_declare(db__net *n, const void *config)
 {
     const db_clip_config *c = (const db_clip_config *)config;
     size_t dim[2] = {1, 1};
@@ -14084,13 +14180,13 @@ void db_clip_free(db_clip *m)
 
 db_tensor db_clip_image_forward(db_tape *t, db_clip *m, db_tensor x)
 {
-    db_net n = db__net_of(t, &m->params);
+    db__net n = db__net_of(t, &m->params);
     return db__clip_image_record(&n, &m->config, x);
 }
 
 db_tensor db_clip_text_forward(db_tape *t, db_clip *m, db_tensor ids, db_tensor ends)
 {
-    db_net n = db__net_of(t, &m->params);
+    db__net n = db__net_of(t, &m->params);
     if (m->config.text.num_layers) return db__clip_pooled_record(&n, &m->config, ids, ends);
     db__fail(t->ctx, DB_ERROR_MISSING,
              "this CLIP has no text tower: its config.json is a clip_vision_model's");
@@ -14113,7 +14209,7 @@ size_t db_clip_end(const db_clip *m, const int32_t *ids, size_t T)
    d(x,y) = sum over layers, mean over pixels, of sum_c w_c (f_c(x)/|f(x)| - f_c(y)/|f(y)|)^2     */
 
 /* x [B,H,W,3] -> for each layer [B,pixels,C], vectors of length 1 */
-static void db__lpips_features(db_net *n, const db_lpips_config *c, db_tensor x,
+static void db__lpips_features(db__net *n, const db_lpips_config *c, db_tensor x,
                                db_tensor feature[DB_LPIPS_LAYERS])
 {
     db_tape *t = n->tape;
@@ -14137,7 +14233,7 @@ static void db__lpips_features(db_net *n, const db_lpips_config *c, db_tensor x,
 }
 
 /* Features of two batches -> distances [B,1] */
-static db_tensor db__lpips_distance(db_net *n, const db_tensor a[DB_LPIPS_LAYERS],
+static db_tensor db__lpips_distance(db__net *n, const db_tensor a[DB_LPIPS_LAYERS],
                                     const db_tensor b[DB_LPIPS_LAYERS])
 {
     db_tape *t = n->tape;
@@ -14155,7 +14251,7 @@ static db_tensor db__lpips_distance(db_net *n, const db_tensor a[DB_LPIPS_LAYERS
     return total;
 }
 
-static db_tensor db__lpips_record(db_net *n, const db_lpips_config *c, db_tensor x, db_tensor y)
+static db_tensor db__lpips_record(db__net *n, const db_lpips_config *c, db_tensor x, db_tensor y)
 {
     db_tensor a[DB_LPIPS_LAYERS], b[DB_LPIPS_LAYERS];
     db__lpips_features(n, c, x, a);
@@ -14191,7 +14287,7 @@ static db_result db__lpips_parse(db_ctx *ctx, const db_json *j, const char *path
     return ctx->result;
 }
 
-static void db__lpips_declare(db_net *n, const void *config)
+static void db__lpips_declare(db__net *n, const void *config)
 {
     db__lpips_record(n, (const db_lpips_config *)config, db__declared_image(n, 64),
                      db__declared_image(n, 64));
@@ -14237,7 +14333,7 @@ void db_lpips_free(db_lpips *m) { db__network_free(m); }
 
 db_tensor db_lpips_forward(db_tape *t, db_lpips *m, db_tensor x, db_tensor y)
 {
-    db_net n = db__net_of(t, &m->params);
+    db__net n = db__net_of(t, &m->params);
     return db__lpips_record(&n, &m->config, x, y);
 }
 
@@ -14277,7 +14373,7 @@ static db_result db__embed(db_tape *t, const db_image_processor *p, db_tensor x,
     for (from = 0; from < n && ctx->result == DB_OK; from += B) {
         size_t m = DB__MIN(B, n - from);
         for (b = 0; b < m; b++)
-            db_preprocess(ctx, p, &images[from + b], x.dim[2], x.dim[1], in + b * P);
+            db_preprocess(ctx, p, &images[from + b], x.dim[1], x.dim[2], in + b * P);
         db_upload(t, x, in);
         db_run(t, 0, 0);
         for (k = 0, at = 0; k < n_out && ctx->result == DB_OK; k++) {
@@ -14352,7 +14448,7 @@ static db_result db__lpips_pairs(db_lpips *m, const db_tensor like[DB_LPIPS_LAYE
     float *part = (float *)db__alloc(ctx, B, D * sizeof *part), distance[DB__AT_ONCE];
     db_tensor pair[2][DB_LPIPS_LAYERS], y;
     db_tape *t = NULL;
-    db_net net;
+    db__net net;
     if (!part || db_tape_create(ctx, &t) != DB_OK) goto done;
     t->compute = DB_F32;
     for (s = 0; s < 2; s++)
@@ -14396,7 +14492,7 @@ db_result db_lpips_distances(db_lpips *m, const db_image *images, size_t n, floa
     float *features;
     db_tensor x, feature[DB_LPIPS_LAYERS];
     db_tape *t;
-    db_net net;
+    db__net net;
     if (n < 2) return ctx->result;
     for (k = 1; k < n; k++)
         if (images[k].w != images[0].w || images[k].h != images[0].h)

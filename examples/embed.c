@@ -9,7 +9,7 @@
        sampling: 3 of 20
        cancelled: sampling was cancelled after step 3 of 20
        after db_clear_error: sampling works again
-       log: the prompt was cut
+       log: prompts longer than 77 tokens lost their ends: 1 of 1
        all memory was given back                                                                 */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
@@ -20,7 +20,6 @@
 typedef struct program {
     size_t blocks;     /* allocated and not yet released */
     int steps, cancel; /* cancel after so many steps; 0: never */
-    int was_logged;
 } program;
 
 static void *allocate(void *user, size_t bytes)
@@ -38,7 +37,8 @@ static void release(void *user, void *memory)
 
 static void on_log(void *user, db_log_level level, const char *line)
 {
-    if (level == DB_LOG_WARNING && strstr(line, "longer than")) ((program *)user)->was_logged = 1;
+    (void)user;
+    if (level == DB_LOG_WARNING) printf("log: %s\n", line);
 }
 
 static int on_progress(void *user, const char *what, size_t done, size_t total)
@@ -53,7 +53,7 @@ int main(void)
     static float picture[64 * 64 * 3];
     char long_prompt[1024] = "a dog";
     const char *prompt = "a blue teapot in the snow";
-    program self = {0, 0, 0, 0};
+    program self = {0, 0, 0};
     db_config config = db_config_default();
     db_sample_config sampling = db_sample_config_default();
     db_ctx *ctx = NULL;
@@ -78,7 +78,6 @@ int main(void)
     for (k = 0; k < 90; k++) strcat(long_prompt, " dog"); /* 77 tokens are the limit */
     prompt = long_prompt;
     db_generate(model, &prompt, 1, NULL, &sampling, 64, 64, picture);
-    if (self.was_logged) printf("log: the prompt was cut\n");
 done:
     bad = db_status(ctx) != DB_OK;
     if (bad) fprintf(stderr, "%s\n", db_last_error(ctx));

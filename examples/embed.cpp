@@ -5,7 +5,7 @@
 
    Prints
        6 steps of "a green car in the city at night"
-       a missing model: MISSING OR UNREADABLE                                                    */
+       a missing model is an exception                                                           */
 #define DREAMBOOTH_IMPLEMENTATION
 #include "dreambooth.h"
 #include <cstdio>
@@ -17,7 +17,8 @@
 
 class Context {
 public:
-    explicit Context(std::function<bool(size_t, size_t)> keep_going) : keep_going_(std::move(keep_going))
+    explicit Context(std::function<bool(size_t, size_t)> keep_going)
+        : keep_going_(std::move(keep_going))
     {
         db_config config = db_config_default();
         config.user = this;
@@ -53,7 +54,8 @@ static Pipeline load(const Context &ctx, const std::string &directory)
     return Pipeline(p, db_pipeline_free);
 }
 
-static std::vector<float> draw(const Context &ctx, db_pipeline *model, const std::string &prompt, size_t steps)
+static std::vector<float> draw(const Context &ctx, db_pipeline *model, const std::string &prompt,
+                               size_t steps)
 {
     std::vector<float> pixels(64 * 64 * 3);
     const char *text = prompt.c_str();
@@ -75,8 +77,9 @@ int main()
         std::printf("%zu steps of \"%s\"\n", last, prompt.c_str());
         try {
             load(ctx, "examples/world/nothing");
-        } catch (const std::runtime_error &) {
-            std::printf("a missing model: MISSING OR UNREADABLE\n");
+        } catch (const std::runtime_error &e) {
+            std::fprintf(stderr, "%s\n", e.what()); // which file, and what is wrong with it
+            std::printf("a missing model is an exception\n");
         }
         return 0;
     } catch (const std::exception &e) {

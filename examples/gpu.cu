@@ -1,4 +1,4 @@
-/* gpu - the GPU backend inside a .cu of yours: no second object to link.
+/* gpu - the GPU backend inside a .cu of yours, beside the library's object.
 
        gcc -O2 -fopenmp -DDREAMBOOTH_IMPLEMENTATION -x c -c dreambooth.h -o dreambooth.o
        nvcc -O2 -arch=native -I. examples/gpu.cu dreambooth.o -o gpu -Xcompiler -fopenmp && ./gpu
@@ -17,18 +17,18 @@ static db_result draw(const db_backend *backend, float *z)
     db_config config = db_config_default();
     db_ctx *ctx;
     db_tape *tape;
-    db_tensor x, noise;
+    db_tensor noise;
     db_result r;
     size_t four = 4;
     config.backend = backend;
     r = db_create(&ctx, &config);
     if (r != DB_OK) return r;
-    db_tape_create(ctx, &tape);
-    x = db_input(tape, DB_F32, 1, &four);
-    noise = db_normal_like(tape, x, 1);
-    db_keep(tape, noise);
-    db_run(tape, 42, 0);
-    db_download(tape, noise, z);
+    if (db_tape_create(ctx, &tape) == DB_OK) {
+        noise = db_normal_like(tape, db_input(tape, DB_F32, 1, &four), 1000);
+        db_keep(tape, noise);
+        db_run(tape, 42, 0);
+        db_download(tape, noise, z);
+    }
     r = db_status(ctx);
     if (r != DB_OK) printf("%s\n", db_last_error(ctx));
     db_tape_destroy(tape);

@@ -39,16 +39,18 @@ int main(void)
     static worker both[2];
     pthread_t thread[2];
     db_pipeline *none = NULL;
-    int k, same;
+    int k, same = 0;
     for (k = 0; k < 2; k++) pthread_create(&thread[k], NULL, work, &both[k]);
     for (k = 0; k < 2; k++) pthread_join(thread[k], NULL);
+    for (k = 0; k < 2; k++)
+        if (!both[k].ctx || db_status(both[k].ctx) != DB_OK) goto done;
     same = !memcmp(both[0].picture, both[1].picture, sizeof both[0].picture);
-    if (!both[0].ctx || !both[1].ctx || db_status(both[0].ctx) != DB_OK) return 1;
     printf("two threads drew \"%s\": %s\n", prompt,
            same ? "the same picture" : "different pictures");
     db_pipeline_load(both[0].ctx, "examples/world/nothing", &none);
     if (db_status(both[0].ctx) != DB_OK && db_status(both[1].ctx) == DB_OK)
         printf("a failure in one context is unknown to the other\n");
+done:
     for (k = 0; k < 2; k++) db_destroy(both[k].ctx);
     return !same;
 }

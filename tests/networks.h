@@ -61,7 +61,7 @@ static inline float *golden(db_safetensors *st, const char *name, size_t dim[4])
     x = (float *)malloc((f->count + 1) * sizeof(float));
     db_file_tensor_to_f32(f, x);
     memset(dim, 0, 4 * sizeof *dim);
-    memcpy(dim, f->dim, (size_t)(f->rank < 4 ? f->rank : 4) * sizeof *dim);
+    memcpy(dim, f->dim, (size_t)(f->n_dims < 4 ? f->n_dims : 4) * sizeof *dim);
     return x;
 }
 

@@ -35,7 +35,7 @@ typedef struct model {
     db_tensor x, temb, text, target, kept, loss;
 } model;
 
-static db_tensor block(db_net *n, const char *name, db_tensor x, db_tensor temb, size_t OC)
+static db_tensor block(db__net *n, const char *name, db_tensor x, db_tensor temb, size_t OC)
 {
     size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[x.n_dims - 1] : 1;
     db_tensor ss = db__linear_layer(n, "time", db_activate(n->tape, temb, DB_ACT_SILU), 2 * OC, 1,
@@ -50,7 +50,7 @@ static db_tensor block(db_net *n, const char *name, db_tensor x, db_tensor temb,
     return h;
 }
 
-static db_tensor attend(db_net *n, const char *name, db_tensor x, db_tensor text)
+static db_tensor attend(db__net *n, const char *name, db_tensor x, db_tensor text)
 {
     db_tape *t = n->tape;
     size_t here = db__enter(n, "%s", name), C = x.n_dims ? x.dim[3] : 1, dim[3];
@@ -69,7 +69,7 @@ static db_tensor attend(db_net *n, const char *name, db_tensor x, db_tensor text
     return db_reshape(t, h, 4, x.dim);
 }
 
-static db_tensor network(db_net *n, model *m, int checkpoints)
+static db_tensor network(db__net *n, model *m, int checkpoints)
 {
     db_tape *t = n->tape;
     db_tensor x, a, b, temb;
@@ -112,7 +112,7 @@ static void set_inputs(model *m)
 /* Records the model, ready to run; stops at the first failure, as a program would. */
 static db_result model_create(model *m, db_ctx *ctx, int checkpoints)
 {
-    db_net net;
+    db__net net;
     size_t k;
     memset(m, 0, sizeof *m);
     memset(&net, 0, sizeof net);
@@ -334,7 +334,7 @@ static void test_operation_count(void)
 {
     db_ctx *ctx = context(1, DB_F32, NULL);
     db_param_table p;
-    db_net n;
+    db__net n;
     db_tensor x, q;
     db_memory_plan plan;
     double conv = 2.0 * 2 * 5 * 6 * 3 * 3 * 4 * 7, attention = 2.0 * 2 * 30 * 30 * 7;

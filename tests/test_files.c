@@ -460,7 +460,7 @@ static void test_safetensors_round_trip(void)
     db_safetensors_writer *w;
     db_safetensors *st = NULL;
     float values[5000], back[5000];
-    size_t dim[DB_FILE_MAX_RANK], i, k, wrong = 0;
+    size_t dim[DB_FILE_MAX_DIMS], i, k, wrong = 0;
     char name[64];
     db__mapping m;
 
@@ -468,7 +468,7 @@ static void test_safetensors_round_trip(void)
     w = db_safetensors_create(ctx, path);
     db_safetensors_add_metadata(w, "a \"key\"", "a\nvalue");
     for (k = 0; k < 4; k++)
-        for (i = 0; i <= DB_FILE_MAX_RANK; i++) {
+        for (i = 0; i <= DB_FILE_MAX_DIMS; i++) {
             size_t d;
             for (d = 0; d < i; d++) dim[d] = d + 1 < 4 ? 2 + d : 1;
             snprintf(name, sizeof name, "part.%d.rank%d", (int)k, (int)i);
@@ -483,7 +483,7 @@ static void test_safetensors_round_trip(void)
     dim[0] = 2;
     db_safetensors_declare(w, "ids", DB_I64, 1, dim);
     for (k = 0; k < 4; k++)
-        for (i = 0; i <= DB_FILE_MAX_RANK; i++) {
+        for (i = 0; i <= DB_FILE_MAX_DIMS; i++) {
             snprintf(name, sizeof name, "part.%d.rank%d", (int)k, (int)i);
             db_safetensors_write_f32(w, name, values);
         }

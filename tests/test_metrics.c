@@ -256,7 +256,7 @@ static void check_processor(db_ctx *ctx, const db_safetensors *st, const char *n
         f = db_safetensors_find(st, want);
         ref = (float *)malloc(f->bytes), ours = (float *)malloc(f->bytes);
         db_file_tensor_to_f32(f, ref);
-        db_preprocess(ctx, &p, &image, f->dim[1], f->dim[0], ours);
+        db_preprocess(ctx, &p, &image, f->dim[0], f->dim[1], ours);
         for (i = 0; i < f->count; i++) {
             double e = fabs((double)ours[i] - (double)ref[i])
                 * (p.do_normalize ? (double)p.image_std[i % 3] : 1) / (p.do_rescale

@@ -40,7 +40,7 @@ typedef struct recorded {
     db_ctx *ctx;
     db_tape *tape;
     db_param_table params;
-    db_net net;
+    db__net net;
     case_arg arg[MAX_ARGS];
     size_t n;
     db_tensor y, loss; /* loss: set by operations that are losses themselves */
@@ -806,7 +806,7 @@ static db_result runs_of(db_ctx *ctx, int runs, int move, float *out)
     db_tape *t = NULL;
     db_tensor in, y, loss;
     db_param_table p;
-    db_net net;
+    db__net net;
     int run;
     memset(&p, 0, sizeof p), memset(&net, 0, sizeof net);
     p.ctx = ctx;

@@ -789,7 +789,7 @@ static void check_ldm_inference(db_ctx *ctx)
         test_check(k == sizeof original / sizeof *original, "the original layout's names",
                    k < sizeof original / sizeof *original ? original[k] : "");
         f = db_safetensors_find(st, "first_stage_model.decoder.mid.attn_1.q.weight");
-        test_check(f && f->rank == 4 && f->dim[0] == 64 && f->dim[3] == 1,
+        test_check(f && f->n_dims == 4 && f->dim[0] == 64 && f->dim[3] == 1,
                    "the original autoencoder's attention", "1x1 convolutions");
     }
     db_safetensors_close(st);

@@ -51,7 +51,7 @@ typedef struct classifier {
 } classifier;
 
 /* Pictures x [B,S,S,3] -> the logits of each attribute [B,values] */
-static inline void classifier_record(db_net *n, const classifier_config *c, db_tensor x,
+static inline void classifier_record(db__net *n, const classifier_config *c, db_tensor x,
                                      db_tensor logits[CLASSIFIER_N])
 {
     const db__resnets resnets = {8, 1e-5f, DB_ACT_SILU, 0};
@@ -86,7 +86,7 @@ static inline db_result classifier_parse(db_ctx *ctx, const db_json *j, const ch
     return db_status(ctx);
 }
 
-static inline void classifier_declare(db_net *n, const void *config)
+static inline void classifier_declare(db__net *n, const void *config)
 {
     db_tensor logits[CLASSIFIER_N];
     classifier_record(n, (const classifier_config *)config, db__declared_image(n, 64), logits);
@@ -122,7 +122,7 @@ static inline classifier *classifier_open(db_ctx *ctx, const char *directory, in
 static inline void classifier_forward(db_tape *t, classifier *m, db_tensor x,
                                       db_tensor logits[CLASSIFIER_N])
 {
-    db_net n = db__net_of(t, &m->params);
+    db__net n = db__net_of(t, &m->params);
     classifier_record(&n, &m->config, x, logits);
 }
 

@@ -141,7 +141,7 @@ static int train_text(const options *o, db_ctx *ctx)
     dim[1] = 1, told = db_input(t, DB_I32, 2, dim);
     y = db_text_forward(t, e, ids, mask); /* [B,T,D] */
     {
-        db_net net;
+        db__net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &e->params;
         y = db_weighted_sum(t, 1.0f / sqrtf((float)c.d_model), y, 0, db_none);
@@ -470,7 +470,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     total = loss = db_mse(t, db_unet_forward(t, u, x_t, time, words, labels, &features), v, db_none,
                           weight, NULL);
     if (!sr) {
-        db_net net;
+        db__net net;
         memset(&net, 0, sizeof net);
         net.tape = t, net.params = &u->params;
         dim[1] = A, dim[2] = A, dim[3] = 4;
