@@ -96,17 +96,26 @@ grep -q "DS_Store" "$work/out" && bad ".DS_Store" "is mentioned" || ok ".DS_Stor
 says "identifier unknown to the tokenizer" 'identifier "日本" is unknown.*better: ' tiny "$work/i1" --instance_prompt "a 日本 dog" --class_prompt "a dog"
 says "identifier that splits into letters" "splits into single letters.*better: " tiny "$work/i2" --instance_prompt "a x9w5q7h dog"
 says "identifier that is a common word" "is a common word.*better: " tiny "$work/i3" --instance_prompt "a red dog"
+says "the identifier of so many examples" "is a rifle.*better: " tiny "$work/i5" --instance_prompt "a sks dog"
 tiny "$work/i4" > "$work/out" 2>&1; grep -q "warning: the identifier" "$work/out" && bad "a rare identifier" "$(cat "$work/out")" || ok "a rare identifier passes without a warning"
 
 # ---- prior preservation, folders, class images
 refuses "prior preservation without a class prompt" "needs --class_prompt" tiny "$work/p1" --with_prior_preservation
 refuses "an output folder in use" "exists and holds something" tiny "$work/m1"
 says "class images are drawn" "2 class images of \"a dog\", 2 of them new" tiny "$work/p2" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
+grep -n "parameters trained" "$work/out" | head -n 1 | grep -q "^1:" && [ "$(grep -c "parameters trained" "$work/out")" = 1 ] &&
+    ok "what training needs is told before class images" || bad "what training needs is told before class images" "$(cat "$work/out")"
+[ -s "$work/class/grid_16.png" ] && ok "class images have a grid" || bad "class images have a grid" "$(ls "$work/class")"
 before=$(sum "$work/class/00001.png"); rm "$work/class/00001.png"
 says "a missing class image is completed" "3 class images of \"a dog\", 2 of them new" tiny "$work/p3" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 3 --class_steps 2
 [ "$before" = "$(sum "$work/class/00001.png")" ] && ok "a class image depends on prompt and number alone" || bad "a class image depends on prompt and number alone" "it changed"
 refuses "class images that are too small" "00000.png has less than 96 x 96" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2 --resolution 96
 refuses "class images of another class" 'holds class images of "a dog", not of "a cat"' tiny "$work/p4" --with_prior_preservation --class_prompt "a cat" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
+sed -i 's/^model .*/model 0/' "$work/class/prompt.txt"
+refuses "class images of another model" "another model has drawn" tiny "$work/p4" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class" --num_class_images 2 --class_steps 2
+rm "$work/class/prompt.txt"
+refuses "crops that do not fit, before class images" "crops of 32 pixels do not fit" tiny "$work/p6" --with_prior_preservation --class_prompt "a dog" --class_data_dir "$work/class6" --num_class_images 2 --class_steps 2 --crop_size 32
+[ ! -e "$work/class6/00000.png" ] && ok "no class image is drawn for what cannot be trained" || bad "no class image is drawn for what cannot be trained" "$(ls "$work/class6")"
 mkdir "$work/own"; cp $photos/00.png "$work/own/0-d1f3.PNG"; cp $photos/01.png "$work/own/1-a2b4.png"; echo text > "$work/own/notes.txt"; cp $photos/02.png "$work/own/grid_64.png"
 says "class images of one's own are taken" "3 class images of \"a dog\", 1 of them new" tiny "$work/p5/made/too" --with_prior_preservation --class_prompt="a dog" \
     --class_data_dir "$work/own" --num_class_images 3 --class_steps 2
@@ -129,6 +138,10 @@ copy; sed -i 's/"cross_attention_dim": 128/"cross_attention_dim": 96/' "$work/mo
 refuses "weights of another shape" "the configuration asks for" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
 copy; sed -i 's/"layers_per_block": \[1, 1, 2, 1\]/"layers_per_block": [1, 2, 2, 1]/' "$work/model/unet/config.json"
 refuses "a missing tensor" "down_blocks.1.*is missing" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
+$tool info --pretrained_model_name_or_path "$work/model" > "$work/out" 2>&1
+[ "$(grep -c "is missing, too" "$work/out")" -ge 2 ] && ok "info names further missing tensors" || bad "info names further missing tensors" "$(cat "$work/out")"
+copy; sed -i 's/"num_layers": [0-9]*/"num_layers": 2/' "$work/model/text_encoder/config.json"
+says "a tensor that no parameter takes" "does not know the tensor encoder.block.2.*ignored" $tool info --pretrained_model_name_or_path "$work/model"
 copy; echo "{" > "$work/model/unet/config.json"
 refuses "a damaged config.json" "unet/config.json" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
 refuses "no model" "nothing-here" tiny "$work/d1" --pretrained_model_name_or_path "$work/nothing-here"

@@ -19,17 +19,23 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-/* How pixel models are drawn unless told otherwise: guidance, and the share of the steps that have
-   it. In the last, nearly clean ones it adds grain to a fine-tuned model's pictures. */
+/* DeepFloyd's own IF, whose U-Nets have an output for the variance, rather than a small cascade. */
+static inline int is_deepfloyd(const db_pipeline *p)
+{
+    return !p->vae && p->unet->config.out_channels == 6;
+}
+
+/* How small pixel models are drawn unless told otherwise: guidance, and the share of the steps that
+   have it. In the last, nearly clean ones it adds grain to a fine-tuned model's pictures. */
 #define PIXEL_GUIDANCE 4
 #define PIXEL_GUIDANCE_STOP .6
 static inline double usual_guidance(const db_pipeline *base)
 {
-    return base->vae ? 7.5 : PIXEL_GUIDANCE;
+    return base->vae ? 7.5 : is_deepfloyd(base) ? 7 : PIXEL_GUIDANCE;
 }
 static inline double usual_guidance_stop(const db_pipeline *base)
 {
-    return base->vae ? 1 : PIXEL_GUIDANCE_STOP;
+    return base->vae || is_deepfloyd(base) ? 1 : PIXEL_GUIDANCE_STOP;
 }
 
 static inline int fail(const char *format, ...)
@@ -298,7 +304,8 @@ static inline db_ctx *open_context(const common *c)
 {
     db_config config = db_config_default();
     db_ctx *ctx = NULL;
-    const char *isa = c->isa ? c->isa : db_isa_name(0);
+    const char *asked = getenv("DB_ISA"),
+               *isa = c->isa ? c->isa : asked && *asked ? asked : db_isa_name(0);
     int fast = !strcmp(isa, "amx") || !strcmp(isa, "avx512bf16");
     if (!strcmp(c->precision, "fp16")) {
         fail("--mixed_precision fp16: processors do not compute in it; bf16 is as small and has "
@@ -397,25 +404,40 @@ static inline char **list_folder(const char *path, size_t *n)
     return names;
 }
 
+/* A file is written beside its place and put there when it is complete: who is killed meanwhile
+   leaves the old one, or none. */
+static inline FILE *begin_file(const char *path)
+{
+    char part[4200];
+    snprintf(part, sizeof part, "%s.part", path);
+    return fopen(part, "wb");
+}
+
+static inline int end_file(FILE *f, const char *path)
+{
+    char part[4200];
+    int bad = !f || ferror(f);
+    snprintf(part, sizeof part, "%s.part", path);
+    if (f) bad = fclose(f) || bad;
+    if (!bad) bad = rename(part, path);
+    return bad ? fail("cannot write %s: %s", path, strerror(errno)) : 0;
+}
+
 /* Copies FROM/NAME to TO/NAME if it is there. */
 static inline int copy_file(const char *from, const char *to, const char *name)
 {
     char source[4096], target[4096], buffer[65536];
     FILE *in, *out;
     size_t n;
-    int bad;
     if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
         snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
         return fail("the path %s is too long", to);
     in = fopen(source, "rb");
     if (!in) return 0;
-    out = fopen(target, "wb");
-    bad = !out;
-    while (!bad && (n = fread(buffer, 1, sizeof buffer, in)) > 0)
-        bad = fwrite(buffer, 1, n, out) != n;
-    if (out) bad = fclose(out) || bad;
+    out = begin_file(target);
+    while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
     fclose(in);
-    return bad ? fail("cannot write %s: %s", target, strerror(errno)) : 0;
+    return end_file(out, target);
 }
 
 static inline int is_folder_in_use(const char *path)
@@ -447,9 +469,9 @@ static inline int save_lines(const char *folder, const char *name, const char *c
     FILE *f;
     size_t k;
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    f = fopen(path, "w");
+    f = begin_file(path);
     for (k = 0; f && k < n; k++) fprintf(f, "%s\n", lines[k]);
-    return f && fclose(f) == 0 ? 0 : fail("cannot write %s: %s", path, strerror(errno));
+    return end_file(f, path);
 }
 
 /* The lines of a text file; free each and the list. NULL when it cannot be read. */
@@ -565,7 +587,7 @@ static inline int square(db_ctx *ctx, const db_image *photo, size_t size, float 
     size_t shorter = MIN(photo->w, photo->h), y;
     size_t w = photo->w * size / shorter, h = photo->h * size / shorter;
     float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
-    int bad = db_resize(ctx, photo, w, h, whole) != DB_OK;
+    int bad = db_resize(ctx, photo, h, w, whole) != DB_OK;
     for (y = 0; y < size && !bad; y++)
         memcpy(out + y * size * 3, whole + ((y + (h - size) / 2) * w + (w - size) / 2) * 3,
                size * 3 * sizeof *out);

@@ -92,27 +92,32 @@ typedef struct drawing {
     float *latents; /* the base's initial noise [n,C,h,w], owned by who reads it; or NULL */
 } drawing;
 
-static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 10, 256, -1, -1, 1, 1e-3, NULL};
+static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 0, 256, -1, -1, -1, -1, NULL};
 
 #define UPSCALE_FLAGS(d)                                                                           \
-    {"upscale_steps", WHOLE, &(d).upscale_steps, "sampling steps of a super-resolver"},            \
+    {"upscale_steps", WHOLE, &(d).upscale_steps,                                                   \
+     "sampling steps of a super-resolver; 0: 10, of DeepFloyd's 50"},                              \
     {"upscale_tile", WHOLE, &(d).upscale_tile,                                                     \
      "it sees squares of so many pixels, which overlap; 0: whole pictures"},                       \
-    {"upscale_guidance", REAL, &(d).upscale_guidance, "its guidance; 1: none"},                    \
+    {"upscale_guidance", REAL, &(d).upscale_guidance,                                              \
+     "its guidance; 1: none; below 0: none, of DeepFloyd's 4"},                                    \
     {"noise_variance", REAL, &(d).noise_variance,                                                  \
-     "put on its small image: 1e-5 where `train` has tuned it; IF's level 250: .154"}
+     "put on its small image: 1e-5 where `train` has tuned it; below 0: 1e-3, of DeepFloyd's "     \
+     ".154, its level 250"}
 
 #define SCHEDULER_FLAG(d)                                                                          \
     {"scheduler", TEXT, &(d).scheduler,                                                            \
-     "ddpm, ddim or dpmsolver++; without: dpmsolver++, or what Stable Diffusion's files name"}
+     "ddpm, ddim or dpmsolver++; without: dpmsolver++, of Stable Diffusion and DeepFloyd what "     \
+     "their files name"}
 
 #define DRAWING_FLAGS(d)                                                                           \
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
-    {"num_inference_steps", WHOLE, &(d).steps, "sampling steps; 0: 20, of Stable Diffusion 50"},   \
+    {"num_inference_steps", WHOLE, &(d).steps,                                                     \
+     "sampling steps; 0: 20, of Stable Diffusion 50, of DeepFloyd's 100"},                         \
     {"guidance_scale", REAL, &(d).guidance,                                                        \
-     "up to 1: none; below 0: 4, of Stable Diffusion 7.5"},                                        \
+     "up to 1: none; below 0: 4, of Stable Diffusion 7.5, of DeepFloyd's 7"},                      \
     {"guidance_stop", REAL, &(d).guidance_stop,                                                    \
-     "share of the steps that have it; below 0: .6, latent or with --latents 1"},                  \
+     "share of the steps that have it; below 0: .6, of these two or with --latents 1"},            \
     SCHEDULER_FLAG(d),                                                                             \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
 
@@ -134,25 +139,30 @@ static int find_sampler(const char *name, const char *flag_name)
 static int check_drawing(const drawing *d)
 {
     if (d->scheduler && find_sampler(d->scheduler, "scheduler") < 0) return 1;
-    if (!d->upscale_steps) return fail("sampling needs at least one step");
     if (d->stages < 1 || d->stages > MAX_STAGES)
         return fail("--stages takes 1 to %d", (int)MAX_STAGES);
     if (d->upscale_tile % 8) return fail("--upscale_tile must be a multiple of 8");
     if (d->height % 8 || d->width % 8) return fail("--height and --width must be multiples of 8");
-    if (d->noise_variance < 0 || d->noise_variance >= 1)
-        return fail("--noise_variance must lie in [0,1)");
+    if (d->noise_variance >= 1) return fail("--noise_variance must lie in [0,1)");
     return 0;
 }
 
-/* What was left to the model. */
-static void complete_drawing(drawing *d, const db_pipeline *base)
+/* What was left to the models: of the first stage, and of the first that enlarges. */
+static void complete_drawing(drawing *d, const cascade *c)
 {
-    int latent = base->vae != NULL;
+    const db_pipeline *base = c->stage[0],
+                      *sr = base->super_resolution || c->n < 2 ? base : c->stage[1];
+    int latent = base->vae != NULL, large = sr->super_resolution && is_deepfloyd(sr);
     if (!d->scheduler)
-        d->scheduler = sampler_names[latent ? base->scheduler.sampler : DB_SAMPLER_DPMSOLVER][0];
-    if (!d->steps) d->steps = latent ? 50 : 20;
+        d->scheduler = sampler_names[latent || is_deepfloyd(base) ? base->scheduler.sampler
+                                                                  : DB_SAMPLER_DPMSOLVER][0];
+    if (!d->steps) d->steps = latent ? 50 : is_deepfloyd(base) ? 100 : 20;
     if (d->guidance < 0) d->guidance = usual_guidance(base);
     if (d->guidance_stop < 0) d->guidance_stop = usual_guidance_stop(base);
+    if (!d->upscale_steps) d->upscale_steps = large ? 50 : 10;
+    if (d->upscale_guidance < 0) d->upscale_guidance = large ? 4 : 1;
+    if (d->noise_variance < 0)
+        d->noise_variance = large ? db_noise_variance(&sr->image_noising, 250) : 1e-3;
 }
 
 static db_sample_config sampling(const drawing *d, int upscaling)
@@ -209,7 +219,7 @@ static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *
     int bad = 0;
     if (db_safetensors_open(base->ctx, path, &st) != DB_OK) return 1;
     t = db_safetensors_find(st, "latents");
-    if (!t || t->rank != 4) {
+    if (!t || t->n_dims != 4) {
         bad = fail("%s holds no tensor \"latents\" of shape [pictures, channels, height, width]",
                    path);
     } else {
@@ -285,7 +295,7 @@ static int generate(int argc, char **argv)
     if (latents && d.guidance_stop < 0) d.guidance_stop = 1; /* see sampling() */
     if (!status && d.stages == MAX_STAGES && m.n < MAX_STAGES)
         fprintf(stderr, "note: %s has no third stage; --upscalers names one\n", c.model);
-    if (!status) complete_drawing(&d, m.stage[0]);
+    if (!status) complete_drawing(&d, &m);
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
     if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
@@ -372,7 +382,7 @@ static int upscale(int argc, char **argv)
     }
     if (!m.stage[0]->super_resolution) status = fail("%s is no super-resolution pipeline", c.model);
     else even = MAX(((size_t)1 << (m.stage[0]->unet->config.n_levels - 1)) / f, (size_t)1);
-    complete_drawing(&d, m.stage[0]);
+    complete_drawing(&d, &m);
     pictures = leave_out_grids(&p);
     for (k = 0; k < pictures && !status; k++) {
         db_sample_config s = sampling(&d, 1);
@@ -384,7 +394,7 @@ static int upscale(int argc, char **argv)
         big_w = small_w * f, big_h = small_h * f;
         grid = (float *)malloc((2 + (size_t)reduce) * big_w * big_h * 3 * sizeof(float));
         if (!small || !grid) status = fail("out of memory to enlarge %s", p.name[k]);
-        if (!status) status = db_resize(ctx, &p.view[k], w, h, small) != DB_OK;
+        if (!status) status = db_resize(ctx, &p.view[k], h, w, small) != DB_OK;
         if (status) {
             free(small), free(grid);
             break;
@@ -561,12 +571,14 @@ static size_t rare_words(const db_tokenizer *tok, candidate *out, size_t n)
     return MIN(found, n);
 }
 
-/* What is wrong with an identifier, or NULL: unknown, split into letters, a common word. */
+/* What is wrong with an identifier, or NULL: the rifle of so many examples, unknown, split into
+   letters, a common word. */
 static const char *identifier_fault(const db_tokenizer *tok, const char *word)
 {
     int32_t ids[256];
     size_t n = db_tokenizer_split(tok, word, ids, 256), k, letters = 0, rarer = 0, words = 0, id;
     char text[64];
+    if (!strcasecmp(word, "sks")) return "is a rifle to models that have seen the web";
     if (!n) return "disappears: the tokenizer drops it";
     for (k = 0; k < n && k < 256; k++) {
         const char *p = db_tokenizer_piece(tok, ids[k]);
@@ -687,17 +699,38 @@ static int is_other_picture(const char *name)
         (!strcasecmp(end, ".png") || !strcasecmp(end, ".jpg") || !strcasecmp(end, ".jpeg"));
 }
 
-/* The folder's prompt.txt says what its pictures were drawn for: another class is an error. */
-static int check_class_prompt(const training *t)
+/* Names the model that draws: a hash of its U-Net's first layer. */
+static int name_model(db_pipeline *p, char name[32])
 {
-    char path[4096], **lines;
+    const db_param *first;
+    uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a */
+    size_t k;
+    if (db_params_fill(&p->unet->params) != DB_OK) return 1;
+    first = &p->unet->params.item[0];
+    for (k = 0; k < first->count * sizeof(float); k++)
+        hash = (hash ^ ((const unsigned char *)first->data)[k]) * 0x100000001B3u;
+    snprintf(name, 32, "model %016llx", (unsigned long long)hash);
+    return 0;
+}
+
+/* The folder's prompt.txt says what its pictures were drawn for, and by which model: others are an
+   error. It is written before the first picture is drawn. */
+static int check_class_folder(db_pipeline *p, const training *t, int draws)
+{
+    char path[4096], **lines, model[32];
+    const char *own[2] = {t->config.class_prompt, model};
     size_t n, k;
-    int bad = 0;
+    int bad;
     snprintf(path, sizeof path, "%s/prompt.txt", t->class_dir);
     lines = load_lines(path, &n);
-    if (n && strcmp(lines[0], t->config.class_prompt))
+    bad = name_model(p, model);
+    if (!bad && n && strcmp(lines[0], own[0]))
         bad = fail("%s holds class images of \"%s\", not of \"%s\": choose another "
-                   "--class_data_dir", t->class_dir, lines[0], t->config.class_prompt);
+                   "--class_data_dir", t->class_dir, lines[0], own[0]);
+    if (!bad && n > 1 && !p->super_resolution && strcmp(lines[1], own[1]))
+        bad = fail("%s holds class images that another model has drawn: choose another "
+                   "--class_data_dir, or remove its prompt.txt to keep them", t->class_dir);
+    if (!bad && draws && n < 2) bad = save_lines(t->class_dir, "prompt.txt", own, 2);
     for (k = 0; k < n; k++) free(lines[k]);
     free(lines);
     return bad;
@@ -711,8 +744,7 @@ static size_t drawn_size(const db_pipeline *p, const db_dreambooth_config *c)
 }
 
 /* Draws class images 0 ... n - 1 that are missing; image k depends on model, prompt and k alone. */
-static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t S,
-                             size_t *missing)
+static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t S)
 {
     enum { AT_ONCE = 64 };
     const char *prompts[AT_ONCE];
@@ -729,11 +761,6 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
             prompts[j] = t->config.class_prompt;
         }
         if (!j) continue;
-        if (p->super_resolution) {
-            bad = fail("a super-resolver draws no class images: put %ld pictures of at least %zu x "
-                       "%zu pixels into %s", t->n_class, S, S, t->class_dir);
-            break;
-        }
         s.seed = db_class_image_seed(t->config.class_prompt, k);
         bar_start("class images");
         bad = bad || db_generate(p, prompts, j, NULL, &s, S, S, pixels) != DB_OK;
@@ -741,9 +768,6 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + i);
             bad = save_picture(pixels + i * S * S * 3, S, S, path);
         }
-        if (!bad && !*missing)
-            bad = save_lines(t->class_dir, "prompt.txt", &t->config.class_prompt, 1);
-        *missing += j;
     }
     free(pixels);
     return bad;
@@ -767,28 +791,57 @@ static int read_class_image(db_ctx *ctx, const training *t, const char *name, si
     return bad;
 }
 
-/* Class images [n,S,S,3], n = t->n_class: other pictures that are in the folder, then 00000.png and
-   so on, which the untouched model draws where they are missing. NULL after a message. */
-static float *class_images(db_pipeline *p, const training *t, size_t S)
+/* How many class images there are to draw: all, but for other pictures that are in the folder and
+   those of 00000.png and so on that are there. Not 0 after a message. */
+static int count_missing(db_pipeline *p, const training *t, size_t *missing)
 {
-    size_t n = (size_t)t->n_class, P = S * S * 3, k, files = 0, others = 0, missing = 0;
+    size_t n = (size_t)t->n_class, S = drawn_size(p, &t->config), k, files;
+    char path[4096], **names;
+    if (make_folder(t->class_dir)) return 1;
+    names = list_folder(t->class_dir, &files);
+    if (!names) return fail("cannot read the folder %s: %s", t->class_dir, strerror(errno));
+    for (k = 0; k < files; k++) {
+        n -= n && is_other_picture(names[k]);
+        free(names[k]);
+    }
+    free(names);
+    for (k = *missing = 0; k < n; k++) {
+        snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k);
+        *missing += !file_exists(path);
+    }
+    if (*missing && p->super_resolution)
+        return fail("a super-resolver draws no class images: put %ld pictures of at least %zu x "
+                    "%zu pixels into %s", t->n_class, S, S, t->class_dir);
+    return check_class_folder(p, t, *missing > 0);
+}
+
+/* Class images [n,S,S,3], n = t->n_class: other pictures that are in the folder, then 00000.png and
+   so on, of which the untouched model draws those that are missing. NULL after a message. */
+static float *class_images(db_pipeline *p, const training *t, size_t S, size_t missing)
+{
+    enum { SHOWN = 64 };
+    size_t n = (size_t)t->n_class, P = S * S * 3, k, files, others = 0;
     float *pixels = (float *)malloc(n * P * sizeof(float));
-    char name[32], **names = NULL;
-    int bad = !pixels || make_folder(t->class_dir) || check_class_prompt(t);
-    if (!bad && !(names = list_folder(t->class_dir, &files)))
-        bad = fail("cannot read the folder %s: %s", t->class_dir, strerror(errno));
+    char path[4096], name[32], **names = list_folder(t->class_dir, &files);
+    const char *labels[SHOWN];
+    int bad = !pixels;
     for (k = 0; k < files; k++) {
         if (!bad && others < n && is_other_picture(names[k]))
             bad = read_class_image(p->ctx, t, names[k], S, pixels + others++ * P);
         free(names[k]);
     }
     free(names);
-    bad = bad || draw_class_images(p, t, n - others, drawn_size(p, &t->config), &missing);
+    if (missing) bad = bad || draw_class_images(p, t, n - others, drawn_size(p, &t->config));
     for (k = 0; k < n - others && !bad; k++) { /* what is stored is what is trained on */
         snprintf(name, sizeof name, "%05zu.png", k);
         bad = read_class_image(p->ctx, t, name, S, pixels + (others + k) * P);
     }
     if (bad) return free(pixels), NULL;
+    for (k = 0; k < SHOWN; k++) labels[k] = "";
+    snprintf(path, sizeof path, "%s/grid_%zu.png", t->class_dir, S);
+    if (missing && save_grid(pixels, MIN(n, (size_t)SHOWN), S, S, labels, 8,
+                             t->config.class_prompt, path))
+        fprintf(stderr, "note: no grid of the class images\n");
     printf("%zu class images of \"%s\", %zu of them new\n", n, t->config.class_prompt, missing);
     return pixels;
 }
@@ -907,9 +960,35 @@ static void print_plan(const db_pipeline *p, const training *t, const db_memory_
     fflush(stdout);
 }
 
-/* After Ctrl-C, which ends a step or the drawing of validation's pictures. */
+/* Tells what training needs before the hours that class images may take, and fails where it would:
+   by a training with a blank one, which is thrown away. */
+static int try_out(db_pipeline *p, db_pipeline *text, const photos *photo, const training *t)
+{
+    const db_dreambooth_config *c = &t->config;
+    db_dreambooth *d = NULL;
+    db_memory_plan plan;
+    db_schedule untouched = p->scheduler; /* class images come from the model as it is */
+    float *blank = (float *)calloc(c->resolution * c->resolution * 3, sizeof(float));
+    double began;
+    int status = !blank || db_dreambooth_create(p, text, c, photo->view, photo->n, blank, 1, &d);
+    began = now();
+    status = status || db_dreambooth_rehearse(d) != DB_OK;
+    if (!status) {
+        db_dreambooth_plan(d, &plan);
+        print_plan(p, t, &plan, now() - began);
+    }
+    db_dreambooth_free(d);
+    db_lora_remove(&p->unet->params), db_lora_remove(&text->text_encoder->params);
+    p->scheduler = untouched;
+    free(blank);
+    return status;
+}
+
+/* After Ctrl-C or a failure that leaves the training whole. */
 static void keep_what_is_done(db_dreambooth *d, const training *t, db_ctx *ctx)
 {
+    if (db_status(ctx) != DB_OK && db_status(ctx) != DB_ERROR_CANCELLED)
+        fail("%s", db_last_error(ctx));
     db_clear_error(ctx);
     if (!save_checkpoint(d, t))
         printf("\nstopped after step %zu; train goes on with --resume_from_checkpoint "
@@ -972,13 +1051,15 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     db_ctx *ctx = p->ctx;
     db_dreambooth *d = NULL;
     float *classes = NULL, *curve[3] = {NULL, NULL, NULL};
-    size_t k, done = 0, first, tenth;
+    size_t k, done = 0, first, tenth, missing = 0;
     char path[4096];
-    double began = now();
+    double began;
     int status = 0;
     memset(o, 0, sizeof *o);
     if (c->class_prompt) {
-        classes = class_images(p, t, c->resolution);
+        if (count_missing(p, t, &missing) || (missing && try_out(p, text, photo, t))) return 1;
+        began = now();
+        classes = class_images(p, t, c->resolution, missing);
         o->class_seconds = now() - began;
         if (!classes) return 1;
     }
@@ -994,7 +1075,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         began = now();
         status = db_dreambooth_rehearse(d) != DB_OK;
         db_dreambooth_plan(d, &o->plan);
-        print_plan(p, t, &o->plan, now() - began);
+        if (!missing) print_plan(p, t, &o->plan, now() - began);
         began = now();
         bar_start("training");
     }
@@ -1002,13 +1083,9 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         db_dreambooth_losses l;
         int unseen = 0; /* validation's pictures, which could not be drawn or written */
         db_result r = db_dreambooth_step(d, &l);
-        if (r != DB_OK && r != DB_ERROR_CANCELLED) {
-            status = 1;
-            break;
-        }
-        curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
-        if (r == DB_ERROR_CANCELLED) {
-            keep_what_is_done(d, t, ctx);
+        if (r == DB_OK || r == DB_ERROR_CANCELLED)
+            curve[0][done] = l.total, curve[1][done] = l.instance, curve[2][done] = l.prior, done++;
+        if (r != DB_OK) {
             status = 1;
             break;
         }
@@ -1024,7 +1101,6 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
             db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
             unseen = validate(p, text, t, db_dreambooth_steps_done(d));
         if (db_status(ctx) == DB_ERROR_CANCELLED) {
-            keep_what_is_done(d, t, ctx);
             status = 1;
         } else if (unseen) { /* no reason to lose the training */
             if (db_status(ctx) != DB_OK) fail("%s", db_last_error(ctx));
@@ -1047,6 +1123,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         status = status || draw_curves(curve, first, done, c->class_prompt != NULL, path);
     }
     if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
+    else if (done && db_status(ctx) != DB_ERROR_NUMERIC) keep_what_is_done(d, t, ctx);
     db_dreambooth_free(d);
     for (k = 0; k < 3; k++) free(curve[k]);
     free(classes);
@@ -1509,11 +1586,11 @@ static float *read_tensor(db_safetensors *st, const char *name, size_t dim[4])
     float *x, *y;
     size_t b, ch, p, P;
     int d;
-    for (d = 0; d < 4; d++) dim[d] = f && d < f->rank ? f->dim[d] : 1;
+    for (d = 0; d < 4; d++) dim[d] = f && d < f->n_dims ? f->dim[d] : 1;
     if (!f) return NULL;
     x = (float *)malloc((f->count + 1) * sizeof(float));
     db_file_tensor_to_f32(f, x);
-    if (f->rank != 4) return x;
+    if (f->n_dims != 4) return x;
     y = (float *)malloc((f->count + 1) * sizeof(float));
     P = dim[2] * dim[3];
     for (b = 0; b < dim[0]; b++)
@@ -1632,7 +1709,7 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
     size_t d[4], dt[4], k;
     db_tensor x, second = db_none, words = db_none, labels = db_none;
     float *a, *b;
-    if (!f || f->rank != (is_text ? 2 : 4))
+    if (!f || f->n_dims != (is_text ? 2 : 4))
         return fail("%s: %s must be there, with %d dimensions", in, name, is_text ? 2 : 4);
     a = read_tensor(st, name, d);
     if (is_text) {
@@ -1662,7 +1739,7 @@ static int record_part(db_tape *t, const part *p, db_safetensors *st, const char
     if (!b) return fail("%s: timestep must be there, one for all samples or one for each", in);
     second = add_input(t, u, DB_F32, 1, d, b);
     f = db_safetensors_find(st, "encoder_hidden_states");
-    if (!f || f->rank != 3 || f->dim[0] != d[0])
+    if (!f || f->n_dims != 3 || f->dim[0] != d[0])
         return fail("%s: encoder_hidden_states must be there, [%zu,tokens,width]", in, d[0]);
     b = read_tensor(st, "encoder_hidden_states", dt);
     words = add_input(t, u, DB_F32, 3, dt, b);
@@ -1954,7 +2031,7 @@ static int demo(int argc, char **argv)
     for (k = 0; k < CLASS_PICTURES; k++) classes[k] = class_prompt;
     if (load_cascade(ctx, c.model, d.stages, NULL, &m)) goto done;
     if (m.n < 2) status = fail("%s has no super-resolution stage", c.model);
-    complete_drawing(&d, m.stage[0]);
+    complete_drawing(&d, &m);
     if (status || load_photos(folder, 64, &photo)) {
         status = 1;
         goto done;
@@ -2103,14 +2180,12 @@ int main(int argc, char **argv)
         "cascade. For instance\n\n"
         "  build/dreambooth train --pretrained_model_name_or_path stable-diffusion-v1-5 "
         "--instance_data_dir photos \\\n"
-        "      --instance_prompt \"a photo of sks dog\" --resolution 512 --train_batch_size 1 "
+        "      --instance_prompt \"a photo of ohwx dog\" --resolution 512 --train_batch_size 1 "
         "--learning_rate 5e-6 \\\n"
         "      --lr_warmup_steps 0 --max_train_steps 400 --gradient_checkpointing --output_dir "
         "my-dog\n"
         "  build/dreambooth generate --pretrained_model_name_or_path my-dog --prompt \"a photo "
-        "of sks dog in a bucket\"\n"
+        "of ohwx dog in a bucket\"\n"
         "  build/dreambooth generate --pretrained_model_name_or_path IF-I-XL-v1.0 --upscalers "
-        "IF-II-L-v1.0 --scheduler ddpm \\\n"
-        "      --num_inference_steps 100 --guidance_scale 7 --guidance_stop 1 --upscale_steps 50 "
-        "--upscale_guidance 4 --noise_variance .154 --prompt \"a dog\"");
+        "IF-II-L-v1.0 --prompt \"a dog\"");
 }
