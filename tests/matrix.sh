@@ -5,6 +5,7 @@ dir=build/matrix n=0
 rm -rf $dir; mkdir -p $dir
 printf '#define DREAMBOOTH_IMPLEMENTATION\n#include "dreambooth.h"\nconst char *other(void);\nint main(void) { return other() == 0; }\n' > $dir/one.c
 printf '#include "dreambooth.h"\nconst char *other(void);\nconst char *other(void) { return db_result_name(DB_OK); }\n' > $dir/two.c
+echo 'int main(void) { return 0; }' > $dir/none.c
 cp $dir/one.c $dir/one.cpp
 cp $dir/two.c $dir/two.cpp
 way() { # number, compiler and flags
@@ -13,8 +14,9 @@ way() { # number, compiler and flags
     else echo "FAIL $2"; head -n 20 $dir/$1.log; fi > $dir/$1.out
 }
 for how in "gcc -std=c99 -fopenmp" "gcc -std=c99" "gcc -std=c11 -fopenmp" "gcc -std=c17 -O3" "gcc -std=c99 -DDB_NO_SIMD" "gcc -std=c99 -DDB_NO_POSIX" "clang -std=c99" "clang -std=c11 -O2" \
-           "g++ -std=c++17 -fopenmp" "g++ -std=c++17" "clang++ -std=c++17"; do
+           "clang -std=c99 -fopenmp" "g++ -std=c++17 -fopenmp" "g++ -std=c++17" "clang++ -std=c++17" "clang++ -std=c++17 -fopenmp"; do
     command -v ${how%% *} > /dev/null || { echo "skipped $how: no such compiler"; continue; }
+    $how $dir/none.c -o $dir/none > /dev/null 2>&1 || { echo "skipped $how: no OpenMP"; continue; }
     n=$((n + 1))
     way $n "$how" &
     [ $((n % 2)) = 1 ] || wait

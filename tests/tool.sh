@@ -194,6 +194,10 @@ done
 says "generate" "2 pictures" $tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g1" --threads 1
 $tool generate --quiet --pretrained_model_name_or_path $base --num_inference_steps 2 --prompt "a dog" "a red car" --output_dir "$work/g2" > /dev/null 2>&1
 [ "$(sum "$work/g1/00001.png")" = "$(sum "$work/g2/00001.png")" ] && ok "pictures: the same bits with 1 and all threads" || bad "pictures" "differ between 1 and all threads"
+plain="$tool generate --quiet --prompt dog --height 16 --width 16"
+$plain --output_dir "$work/g5" > "$work/out" 2>&1
+$plain --scheduler dpmsolver++ --num_inference_steps 20 --guidance_scale 4 --guidance_stop .6 --upscale_steps 10 --upscale_guidance 1 --noise_variance 1e-3 --output_dir "$work/g6" > "$work/out" 2>&1
+[ "$(sum "$work/g5/00000.png")" = "$(sum "$work/g6/00000.png")" ] && ok "the shipped cascade is drawn with its own defaults" || bad "the shipped cascade is drawn with its own defaults" "other pictures than with them given"
 three="$tool generate --quiet --prompt dog --num_inference_steps 2 --upscale_steps 1 --height 16 --width 16 --stages 3"
 says "three stages, the last in squares" "1 pictures" $three --upscale_tile 64 --output_dir "$work/g3"
 $three --upscale_tile 0 --output_dir "$work/g4" > /dev/null 2>&1

@@ -19,10 +19,10 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-/* DeepFloyd's own IF, whose U-Nets have an output for the variance, rather than a small cascade. */
+/* DeepFloyd's own IF, whose U-Nets read T5-XXL's states, rather than a small cascade. */
 static inline int is_deepfloyd(const db_pipeline *p)
 {
-    return !p->vae && p->unet->config.out_channels == 6;
+    return !p->vae && p->unet->config.encoder_hid_dim == 4096;
 }
 
 /* How small pixel models are drawn unless told otherwise: guidance, and the share of the steps that
