@@ -183,7 +183,7 @@ static inline pictures kept(const workplace *w, const char *what, size_t n, size
     pictures p = pictures_make(n, side);
     size_t one = side * side * 3, have = 0;
     uint64_t key = hash_bytes(hash_begin, what, strlen(what));
-    char path[4096], temporary[4096], name[20], in[32];
+    char path[4096], name[20], in[32];
     FILE *f;
     key = hash_bytes(key, w->net.hash, strlen(w->net.hash));
     computed_in(w->net.ctx, in);
@@ -192,13 +192,13 @@ static inline pictures kept(const workplace *w, const char *what, size_t n, size
     snprintf(path, sizeof path, "%s/pictures", w->folder);
     make_folder(path);
     snprintf(path, sizeof path, "%s/pictures/%s.rgb", w->folder, name);
-    snprintf(temporary, sizeof temporary, "%s/pictures/%s.tmp", w->folder, name);
     hold(w, name, 1);
     f = fopen(path, "rb");
     if (f) have = fread(p.rgb, one, n, f), fclose(f);
-    if (have < n && !more(w, how, &p, have) && (f = fopen(temporary, "wb")) != NULL &&
-        (fwrite(p.rgb, one, n, f) == n) + (fclose(f) == 0) == 2)
-        rename(temporary, path);
+    if (have < n && !more(w, how, &p, have) && (f = begin_file(path)) != NULL) {
+        fwrite(p.rgb, one, n, f);
+        end_file(f, path);
+    }
     release(w, name);
     return p;
 }

@@ -509,11 +509,10 @@ static int eval(int argc, char **argv)
         e.prompts = each;
     }
     if (!status && db_evaluate(ctx, &e, &scores) == DB_OK) {
-        FILE *json = out ? fopen(out, "w") : NULL;
+        FILE *json = out ? begin_file(out) : NULL;
         print_scores(&scores, NULL);
         if (json) print_scores(&scores, json);
-        if (out && (!json || fclose(json)))
-            status = fail("cannot write %s: %s", out, strerror(errno));
+        if (out) status = end_file(json, out);
     }
     for (k = 0; k < 5; k++) free_photos(&set[k]);
     for (k = 0; k < n_lines; k++) free(lines[k]);
@@ -2107,7 +2106,8 @@ static int demo(int argc, char **argv)
     at[4] = now();
 
     snprintf(path, sizeof path, "%s/summary.txt", out);
-    summary = status ? NULL : fopen(path, "w");
+    summary = status ? NULL : begin_file(path);
+    if (!status && !summary) status = end_file(NULL, path);
     if (summary) {
         fprintf(summary, "subject        \"%s\", %zu photos from %s\n", instance, photo.n, folder);
         fprintf(summary,
@@ -2139,7 +2139,7 @@ static int demo(int argc, char **argv)
                 at[1] - at[0], o[0].class_seconds, o[0].seconds, o[1].seconds, at[4] - at[3],
                 now() - began);
         fprintf(summary, "peak memory    %.0f MB\n", (double)db_peak_bytes(ctx) / 1e6);
-        status = fclose(summary) != 0;
+        status = end_file(summary, path);
     }
     if (!status)
         printf("\n%s/grid_%zu.png, grid_%zu.png, restored.png, class.png, loss.png, loss_256.png, "

@@ -810,12 +810,11 @@ static inline int write_report(const records *all, const scale *size, double gui
     if (!bad) judge(&chosen, o);
     for (k = 0; k < 2 && !bad; k++) {
         snprintf(path, sizeof path, "%s/%s", folder, files[k]);
-        g.f = fopen(path, "wb");
+        g.f = begin_file(path);
         if (g.f && k == 0) write_page(&g, o);
         if (g.f && k == 1) write_json(&g, o);
-        if (!g.f || (ferror(g.f) != 0) + (fclose(g.f) != 0))
-            bad = fail("cannot write %s: %s", path, strerror(errno));
-        else printf("%s\n", path);
+        bad = end_file(g.f, path);
+        if (!bad) printf("%s\n", path);
     }
     if (g.missing)
         printf("%zu rows of pictures are not in %s/cells\n", g.missing, folder);

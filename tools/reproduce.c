@@ -289,10 +289,9 @@ static void copy_pictures(const char *folder, const char *from, const char *to)
     size_t n;
     strip_path(folder, from, source, sizeof source);
     strip_path(folder, to, target, sizeof target);
-    in = fopen(source, "rb"), out = in ? fopen(target, "wb") : NULL;
+    in = fopen(source, "rb"), out = in ? begin_file(target) : NULL;
     while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
-    if (in) fclose(in);
-    if (out) fclose(out);
+    if (in) fclose(in), end_file(out, target);
 }
 
 /* Computes one cell again, and compares with its record to the last digit; without one, adds it. */
