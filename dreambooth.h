@@ -69,7 +69,8 @@
    Errors. Functions return a db_result. The first failure stays in the context, with a sentence
    that names file, tensor and both shapes; until db_clear_error everything else does nothing and
    returns it, so a sequence of calls needs one check at its end. What makes a handle (_create,
-   _load, _open) needs its own: on failure the handle is NULL, which only frees and closes take.
+   _load, _open) needs its own: on failure the handle is NULL, which only frees, closes and the
+   writer of files take.
    Nothing exits, aborts or prints.
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
@@ -185,7 +186,8 @@ size_t db_peak_bytes(const db_ctx *ctx); /* the most memory the context has held
 
    Number `index` of a stream is a function of (seed, purpose, step, index) alone: nothing to save,
    nothing that depends on the order of the calls. `purpose` is what a stream is for: two of one
-   seed and step are independent if theirs differ. The library's own are below 1000. */
+   seed and step are independent if theirs differ. The library's own are below 300, in training a
+   super-resolver below 300 and the batch. */
 
 typedef struct db_rng {
     uint64_t seed;
@@ -747,7 +749,7 @@ int32_t db_tokenizer_special(const db_tokenizer *tok, db_special which);
 
    A configuration that asks for what is not here is DB_ERROR_UNSUPPORTED, one whose numbers do not
    fit together DB_ERROR_FORMAT; a tensor that the file lacks DB_ERROR_MISSING, one of another shape
-   DB_ERROR_SHAPE. On failure *out is NULL. */
+   DB_ERROR_SHAPE. On failure create and load leave *out NULL. */
 
 /* ---- [DB-07] text encoders ------------------------------------------------------------------- */
 
@@ -7028,7 +7030,7 @@ struct db_safetensors {
 /* The format's own limit. The header's true length is bounded by the file besides. */
 static const uint64_t db__safetensors_max_header = 100000000;
 
-/* The number of elements, rank and dimensions of a "shape" array; 0 when it is not one. */
+/* The number of elements and the dimensions of a "shape" array; 0 when it is not one. */
 static int db__read_shape(const db_json *shape, db_file_tensor *t)
 {
     const db_json *item;
@@ -9522,8 +9524,9 @@ static db_result db__params_find_in(db_param_table *p, db_safetensors *st, const
 {
     db_ctx *ctx = p->ctx;
     size_t k, misfits = 0;
-    db__source *source = (db__source *)db__alloc(ctx, 1, sizeof *source);
-    if (!source) return ctx->result;
+    db__source *source;
+    if (ctx->result != DB_OK || !(source = (db__source *)db__alloc(ctx, 1, sizeof *source)))
+        return ctx->result;
     source->st = st, st->shared++;
     source->tensor = (const db_file_tensor **)db__alloc(ctx, p->n + 1, sizeof(void *));
     for (k = 0; k < p->n && source->tensor; k++) {
@@ -9740,8 +9743,8 @@ static db_result db__network_find_in(const db__network *kind, db_param_table *pa
         for (i = 0; i < params->n && taken[i] != f; i++) {}
         if (i < params->n || strstr(f->name, "embeddings.position_ids"))
             continue; /* the latter a constant that old transformers saved: 0, 1, 2 ... */
-        db__log_some(ctx, ++left, "%s: the configuration does not know the tensor %s, ignored", what,
-                     f->name);
+        db__log_some(ctx, ++left, "%s: the configuration does not know the tensor %s, ignored",
+                     what, f->name);
     }
     return DB_OK;
 }
@@ -11688,9 +11691,9 @@ void db_condition_low_res(const db_schedule *s, double level, const db_rng *rng,
    Easy to get wrong
    - A picture's noise follows from its own seed, whatever batch or tile it is drawn in.
    - The unconditional half is the negative prompt's encoding, of "" where there is none, and not
-     zeros; it is skipped where guidance is 1 or over.
-   - Above a noise level the small picture is told to the super-resolver twice: as channels, noised
-     by db_condition_low_res, and as the class label, the same level.                            */
+     zeros; at guidance 1, and after guidance_stop, there is no such half.
+   - A super-resolver meets the noise level twice: in the small picture's channels, noised by
+     db_condition_low_res, and as the class label. Both must be the same.                        */
 
 /* What a random stream is for; part of every key. */
 enum { DB__FOR_SAMPLE = 1, DB__FOR_SAMPLER_NOISE, DB__FOR_LOW_RES };

@@ -153,15 +153,6 @@ static inline pictures draw(const workplace *w, db_pipeline *p, const char *cons
     return to;
 }
 
-static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
-{
-    const uint8_t *at = (const uint8_t *)data;
-    size_t k;
-    for (k = 0; k < n; k++) hash = (hash ^ at[k]) * 0x100000001b3u; /* FNV-1a */
-    return hash;
-}
-static const uint64_t hash_begin = 0xcbf29ce484222325u;
-
 static inline const char *precision_name(const db_ctx *ctx)
 {
     return ctx->config.compute == DB_BF16 ? "bf16" : "f32";

@@ -38,6 +38,15 @@ static inline double usual_guidance_stop(const db_pipeline *base)
     return base->vae || is_deepfloyd(base) ? 1 : PIXEL_GUIDANCE_STOP;
 }
 
+static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    size_t k;
+    for (k = 0; k < n; k++) hash = (hash ^ at[k]) * 0x100000001b3u; /* FNV-1a */
+    return hash;
+}
+static const uint64_t hash_begin = 0xcbf29ce484222325u;
+
 static inline int fail(const char *format, ...)
 {
     va_list args;
@@ -236,7 +245,7 @@ static inline double now(void)
 
 /* What the progress bar shows besides what the library reports. */
 static struct {
-    int quiet;
+    int quiet, mute;      /* no bar; nothing from the log     */
     char stage[32];       /* "" or what is being sampled     */
     char detail[96];      /* losses                          */
     double began;
@@ -284,6 +293,7 @@ static inline int on_progress(void *user, const char *what, size_t done, size_t 
 static inline void print_log(void *user, db_log_level level, const char *line)
 {
     (void)user;
+    if (bar.mute) return;
     fflush(stdout);
     fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
 }
@@ -326,7 +336,7 @@ static inline db_ctx *open_context(const common *c)
     if (!strcmp(c->precision, "bf16") || (!strcmp(c->precision, "auto") && fast))
         config.compute = DB_BF16;
     if (db_create(&ctx, &config) != DB_OK)
-        fail("this build or processor has no instruction set \"%s\"", c->isa ? c->isa : "?");
+        fail("this build or processor has no instruction set \"%s\"", isa);
     return ctx;
 }
 
@@ -420,7 +430,10 @@ static inline int end_file(FILE *f, const char *path)
     snprintf(part, sizeof part, "%s.part", path);
     if (f) bad = fclose(f) || bad;
     if (!bad) bad = rename(part, path);
-    return bad ? fail("cannot write %s: %s", path, strerror(errno)) : 0;
+    if (!bad) return 0;
+    fail("cannot write %s: %s", path, strerror(errno));
+    remove(part);
+    return 1;
 }
 
 /* Copies FROM/NAME to TO/NAME if it is there. */
@@ -429,6 +442,7 @@ static inline int copy_file(const char *from, const char *to, const char *name)
     char source[4096], target[4096], buffer[65536];
     FILE *in, *out;
     size_t n;
+    int bad;
     if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
         snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
         return fail("the path %s is too long", to);
@@ -436,8 +450,9 @@ static inline int copy_file(const char *from, const char *to, const char *name)
     if (!in) return 0;
     out = begin_file(target);
     while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
+    bad = ferror(in);
     fclose(in);
-    return end_file(out, target);
+    return end_file(out, target) || (bad && fail("cannot read %s", source));
 }
 
 static inline int is_folder_in_use(const char *path)

@@ -107,8 +107,8 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 0, 256, -1, -
 
 #define SCHEDULER_FLAG(d)                                                                          \
     {"scheduler", TEXT, &(d).scheduler,                                                            \
-     "ddpm, ddim or dpmsolver++; without: dpmsolver++, of Stable Diffusion and DeepFloyd what "     \
-     "their files name"}
+     "ddpm, ddim or dpmsolver++; without: dpmsolver++, of Stable Diffusion and DeepFloyd "         \
+     "what their files name"}
 
 #define DRAWING_FLAGS(d)                                                                           \
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
@@ -689,7 +689,7 @@ typedef struct outcome { /* of a training */
 } outcome;
 
 /* Whether a file in the folder of class images is a picture that was not drawn here: neither
-   00012.png, nor one of `generate`'s grids. */
+   00012.png, nor a grid. */
 static int is_other_picture(const char *name)
 {
     const char *end = strrchr(name, '.');
@@ -698,22 +698,25 @@ static int is_other_picture(const char *name)
         (!strcasecmp(end, ".png") || !strcasecmp(end, ".jpg") || !strcasecmp(end, ".jpeg"));
 }
 
-/* Names the model that draws: a hash of its U-Net's first layer. */
+/* Names the model that draws: a hash of the first numbers of each of its tensors. */
 static int name_model(db_pipeline *p, char name[32])
 {
-    const db_param *first;
-    uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a */
-    size_t k;
-    if (db_params_fill(&p->unet->params) != DB_OK) return 1;
-    first = &p->unet->params.item[0];
-    for (k = 0; k < first->count * sizeof(float); k++)
-        hash = (hash ^ ((const unsigned char *)first->data)[k]) * 0x100000001B3u;
+    db_param_table *table[2] = {&p->unet->params, NULL};
+    uint64_t hash = hash_begin;
+    size_t k, i;
+    if (p->text_encoder) table[1] = &p->text_encoder->params;
+    for (i = 0; i < 2 && table[i]; i++) {
+        if (db_params_fill(table[i]) != DB_OK) return 1;
+        for (k = 0; k < table[i]->n; k++)
+            hash = hash_bytes(hash, table[i]->item[k].data,
+                              MIN(table[i]->item[k].count, (size_t)16) * sizeof(float));
+    }
     snprintf(name, 32, "model %016llx", (unsigned long long)hash);
     return 0;
 }
 
 /* The folder's prompt.txt says what its pictures were drawn for, and by which model: others are an
-   error. It is written before the first picture is drawn. */
+   error. Where it lacks, one is written if pictures are about to be drawn. */
 static int check_class_folder(db_pipeline *p, const training *t, int draws)
 {
     char path[4096], **lines, model[32];
@@ -750,7 +753,7 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
     size_t k, i, j, at_once = MIN((size_t)t->sample_batch, (size_t)AT_ONCE);
     float *pixels = (float *)malloc(at_once * S * S * 3 * sizeof(float));
     char path[4096];
-    int bad = !pixels;
+    int bad = !pixels ? fail("out of memory for class images") : check_class_folder(p, t, 1);
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
     s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
     for (k = 0; k < n && !bad; k += MAX(j, (size_t)1)) {
@@ -811,7 +814,7 @@ static int count_missing(db_pipeline *p, const training *t, size_t *missing)
     if (*missing && p->super_resolution)
         return fail("a super-resolver draws no class images: put %ld pictures of at least %zu x "
                     "%zu pixels into %s", t->n_class, S, S, t->class_dir);
-    return check_class_folder(p, t, *missing > 0);
+    return check_class_folder(p, t, 0);
 }
 
 /* Class images [n,S,S,3], n = t->n_class: other pictures that are in the folder, then 00000.png and
@@ -823,7 +826,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S, size_t m
     float *pixels = (float *)malloc(n * P * sizeof(float));
     char path[4096], name[32], **names = list_folder(t->class_dir, &files);
     const char *labels[SHOWN];
-    int bad = !pixels;
+    int bad = pixels ? 0 : fail("out of memory for %zu class images", n);
     for (k = 0; k < files; k++) {
         if (!bad && others < n && is_other_picture(names[k]))
             bad = read_class_image(p->ctx, t, names[k], S, pixels + others++ * P);
@@ -837,7 +840,7 @@ static float *class_images(db_pipeline *p, const training *t, size_t S, size_t m
     }
     if (bad) return free(pixels), NULL;
     for (k = 0; k < SHOWN; k++) labels[k] = "";
-    snprintf(path, sizeof path, "%s/grid_%zu.png", t->class_dir, S);
+    snprintf(path, sizeof path, "%s/grid_class_%zu.png", t->class_dir, S);
     if (missing && save_grid(pixels, MIN(n, (size_t)SHOWN), S, S, labels, 8,
                              t->config.class_prompt, path))
         fprintf(stderr, "note: no grid of the class images\n");
@@ -969,7 +972,10 @@ static int try_out(db_pipeline *p, db_pipeline *text, const photos *photo, const
     db_schedule untouched = p->scheduler; /* class images come from the model as it is */
     float *blank = (float *)calloc(c->resolution * c->resolution * 3, sizeof(float));
     double began;
-    int status = !blank || db_dreambooth_create(p, text, c, photo->view, photo->n, blank, 1, &d);
+    int status;
+    if (!blank) return fail("out of memory for a class image");
+    bar_start("encoding");
+    status = db_dreambooth_create(p, text, c, photo->view, photo->n, blank, 1, &d) != DB_OK;
     began = now();
     status = status || db_dreambooth_rehearse(d) != DB_OK;
     if (!status) {
@@ -977,7 +983,8 @@ static int try_out(db_pipeline *p, db_pipeline *text, const photos *photo, const
         print_plan(p, t, &plan, now() - began);
     }
     db_dreambooth_free(d);
-    db_lora_remove(&p->unet->params), db_lora_remove(&text->text_encoder->params);
+    db_lora_remove(&p->unet->params);
+    if (text->text_encoder) db_lora_remove(&text->text_encoder->params);
     p->scheduler = untouched;
     free(blank);
     return status;
@@ -1053,7 +1060,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     size_t k, done = 0, first, tenth, missing = 0;
     char path[4096];
     double began;
-    int status = 0;
+    int status = 0, kept = 0; /* the model is written, or nothing can be */
     memset(o, 0, sizeof *o);
     if (c->class_prompt) {
         if (count_missing(p, t, &missing) || (missing && try_out(p, text, photo, t))) return 1;
@@ -1064,8 +1071,10 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
     bar_start("encoding");
+    bar.mute = missing > 0; /* what it says has been said */
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class,
                                   &d) != DB_OK;
+    bar.mute = 0;
     if (!status && t->release && !t->validation.prompt) /* which draws with them */
         db_pipeline_release(text, !c->train_text_encoder && !t->skip_text_encoder, 1);
     if (!status && t->resume) status = resume(d, t);
@@ -1095,7 +1104,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
                      (double)l.instance, (double)c->prior_loss_weight, (double)l.prior);
         bar_draw("training", db_dreambooth_steps_done(d), c->max_train_steps);
         if (t->every && db_dreambooth_steps_done(d) % (size_t)t->every == 0)
-            status = save_checkpoint(d, t);
+            status = kept = save_checkpoint(d, t);
         if (!status && t->validation.prompt &&
             db_dreambooth_steps_done(d) % (size_t)t->validation.every == 0)
             unseen = validate(p, text, t, db_dreambooth_steps_done(d));
@@ -1119,10 +1128,11 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         status = (c->lora_rank ? db_pipeline_save_lora(p, t->out, DB_F32)
                                : db_pipeline_save(p, t->out, DB_F16)) != DB_OK;
         p->text_encoder = own;
+        kept = !status;
         status = status || draw_curves(curve, first, done, c->class_prompt != NULL, path);
     }
     if (!status) printf("%zu steps in %.1f s -> %s\n", done, o->seconds, t->out);
-    else if (done && db_status(ctx) != DB_ERROR_NUMERIC) keep_what_is_done(d, t, ctx);
+    else if (done && !kept && db_status(ctx) != DB_ERROR_NUMERIC) keep_what_is_done(d, t, ctx);
     db_dreambooth_free(d);
     for (k = 0; k < 3; k++) free(curve[k]);
     free(classes);
