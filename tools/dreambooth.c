@@ -1464,7 +1464,7 @@ static int info(int argc, char **argv)
     common c = common_default;
     const flag flags[] = {COMMON_FLAGS(c)};
     int status = parse(argc, argv, "info",
-                       "what a model directory holds, and what a step of it needs", flags, NULL);
+                       "what a model directory holds, and what a forward pass needs", flags, NULL);
     size_t k;
     cascade m;
     db_ctx *ctx;
