@@ -436,23 +436,29 @@ static inline int end_file(FILE *f, const char *path)
     return 1;
 }
 
-/* Copies FROM/NAME to TO/NAME if it is there. */
-static inline int copy_file(const char *from, const char *to, const char *name)
+/* Copies a file if it is there. */
+static inline int copy_contents(const char *source, const char *target)
 {
-    char source[4096], target[4096], buffer[65536];
-    FILE *in, *out;
+    char buffer[65536];
+    FILE *in = fopen(source, "rb"), *out;
     size_t n;
     int bad;
-    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
-        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
-        return fail("the path %s is too long", to);
-    in = fopen(source, "rb");
     if (!in) return 0;
     out = begin_file(target);
     while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
     bad = ferror(in);
     fclose(in);
     return end_file(out, target) || (bad && fail("cannot read %s", source));
+}
+
+/* Copies FROM/NAME to TO/NAME if it is there. */
+static inline int copy_file(const char *from, const char *to, const char *name)
+{
+    char source[4096], target[4096];
+    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
+        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
+        return fail("the path %s is too long", to);
+    return copy_contents(source, target);
 }
 
 static inline int is_folder_in_use(const char *path)

@@ -1081,7 +1081,7 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
     first = d ? db_dreambooth_steps_done(d) : 0;
     if (!status) {
         began = now();
-        status = db_dreambooth_rehearse(d) != DB_OK;
+        if (!missing) status = db_dreambooth_rehearse(d) != DB_OK; /* else try_out has */
         db_dreambooth_plan(d, &o->plan);
         if (!missing) print_plan(p, t, &o->plan, now() - began);
         began = now();

@@ -284,14 +284,10 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
 /* A cell with the values of an equal run gets its pictures, too. */
 static void copy_pictures(const char *folder, const char *from, const char *to)
 {
-    char source[4096], target[4096], buffer[65536];
-    FILE *in, *out;
-    size_t n;
+    char source[4096], target[4096];
     strip_path(folder, from, source, sizeof source);
     strip_path(folder, to, target, sizeof target);
-    in = fopen(source, "rb"), out = in ? begin_file(target) : NULL;
-    while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
-    if (in) fclose(in), end_file(out, target);
+    copy_contents(source, target);
 }
 
 /* Computes one cell again, and compares with its record to the last digit; without one, adds it. */
