@@ -59,8 +59,39 @@ tiny "$work/v2" --max_train_steps 2 --train_batch_size 3 --learning_rate 3e-4 > 
 [ "$(sum "$work/v1/unet/diffusion_pytorch_model.safetensors")" = "$(sum "$work/v2/unet/diffusion_pytorch_model.safetensors")" ] &&
     ok "scale_lr: three times the rate with batches of 3" || bad "scale_lr" "other weights than with three times the rate"
 
+# ---- every flag of train that has an effect: other weights than without it; or none: the same
+weights=unet/diffusion_pytorch_model.safetensors lora=pytorch_lora_weights.safetensors
+prior="--with_prior_preservation --class_prompt dog --class_data_dir $work/e-class --num_class_images 2 --class_steps 2"
+tiny "$work/e" $prior > "$work/out" 2>&1
+effect() { # same|other FILE FLAGS CHANGE...: FILE after a training with FLAGS and each change in turn
+    want=$1 file=$2 flags=$3; shift 3
+    tiny "$work/e" --overwrite $flags > "$work/out" 2>&1; reference=$(sum "$work/e/$file")
+    for change in "$@"; do
+        rm -r "$work/e"; tiny "$work/e" --overwrite $flags $change > "$work/out" 2>&1; got=other
+        [ -s "$work/e/$file" ] || got=no
+        [ "$reference" = "$(sum "$work/e/$file")" ] && got=same
+        [ $got = "$want" ] && ok "$change: $got weights" || bad "$change" "$got weights, not $want: $(tail -n 1 "$work/out")"
+    done
+}
+effect other $weights "" "--seed 1" "--learning_rate 2e-4" "--snr_gamma 5" "--snr_gamma inf" "--noise_offset .1" "--train_batch_size 2" "--max_train_steps 3" \
+    "--gradient_accumulation_steps 2" "--mixed_precision bf16" "--use_8bit_adam" "--train_text_encoder" "--resolution 24" "--crop_size 8" \
+    "--adam_beta1 .5" "--adam_beta2 .5" "--adam_weight_decay 1" "--adam_epsilon 1e-3" "--max_grad_norm .01"
+effect other $weights "--crop_size 8" --center_crop
+effect other $weights "--lr_scheduler constant_with_warmup" "--lr_warmup_steps 1"
+effect other $weights "--lr_warmup_steps 0" "--lr_scheduler linear" "--lr_scheduler cosine"
+effect other $weights "--max_train_steps 3 --lr_warmup_steps 0 --lr_scheduler cosine_with_restarts" "--lr_num_cycles 2"
+effect other $weights "--max_train_steps 3 --lr_warmup_steps 0 --lr_scheduler polynomial" "--lr_power 2"
+effect other $weights "--max_train_steps 0 --num_train_epochs 1" "--num_train_epochs 2"
+effect other $weights "$prior --train_batch_size 4" "--prior_loss_weight .5" "--num_class_images 1" "--class_prompt cat --class_data_dir $work/e-cat" \
+    "--class_steps 3 --class_data_dir $work/e-steps" "--class_guidance 3 --class_data_dir $work/e-guidance"
+effect other text_encoder/model.safetensors "" --train_text_encoder
+effect other $lora "--rank 2" "--rank 3" "--lora_alpha 1"
+effect other $weights "--pretrained_model_name_or_path examples/world/sr256 --resolution 64 --crop_size 16 --max_train_steps 1" "--noise_variance .25"
+effect same $weights "$prior" "--gradient_checkpointing" "--sample_batch_size 1 --class_data_dir $work/e-one" "--prior_loss_weight 1 --max_grad_norm 1" \
+    "--adam_beta1 .9 --adam_beta2 .999 --adam_weight_decay .01 --adam_epsilon 1e-8" "--validation_prompt dog --validation_steps 1 --num_validation_images 1"
+effect same $weights "--noise_offset .1" "--noise_offset 0 --offset_noise"
+
 # ---- LoRA
-lora=pytorch_lora_weights.safetensors
 says "a LoRA with 8-bit moments" "parameters trained" tiny "$work/l1" --rank 2 --use_8bit_adam --learning_rate 1e-2
 [ -e "$work/l1/$lora" ] && [ ! -e "$work/l1/unet" ] && ok "a LoRA is saved alone" || bad "a LoRA is saved alone" "$(ls "$work/l1" | tr '\n' ' ')"
 tiny "$work/l2" --rank 2 --use_8bit_adam --learning_rate 1e-2 --max_train_steps 1 --checkpointing_steps 1 > "$work/out" 2>&1
@@ -130,7 +161,6 @@ grep -q learned_range "$work/model/$scheduler" && cmp -s $base/$scheduler "$work
     ok "a learned variance is not kept" || bad "a learned variance is not kept" "$(grep variance_type "$work/s1/$scheduler" "$work/out")"
 
 # ---- damaged models
-weights=unet/diffusion_pytorch_model.safetensors
 copy; head -c 100000 $base/$weights > "$work/model/$weights"
 refuses "truncated weights" "model/$weights" tiny "$work/d1" --pretrained_model_name_or_path "$work/model"
 copy; rm "$work/model/$weights"
