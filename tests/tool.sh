@@ -229,6 +229,14 @@ plain="$tool generate --quiet --prompt dog --height 16 --width 16"
 $plain --output_dir "$work/g5" > "$work/out" 2>&1
 $plain --scheduler dpmsolver++ --num_inference_steps 20 --guidance_scale 4 --guidance_stop .6 --upscale_steps 10 --upscale_guidance 1 --noise_variance 1e-3 --output_dir "$work/g6" > "$work/out" 2>&1
 [ "$(sum "$work/g5/00000.png")" = "$(sum "$work/g6/00000.png")" ] && ok "the shipped cascade is drawn with its own defaults" || bad "the shipped cascade is drawn with its own defaults" "other pictures than with them given"
+small="$tool generate --quiet --prompt dog --num_inference_steps 4 --upscale_steps 1 --height 16 --width 16"
+$small --output_dir "$work/g7" > "$work/out" 2>&1
+for change in "--seed 1" "--negative_prompt cat" "--guidance_scale 2" "--guidance_stop 1" "--scheduler ddim" "--num_inference_steps 3" "--stages 1" \
+    "--upscale_steps 2" "--upscale_guidance 3" "--noise_variance .25" "--mixed_precision bf16" "--height 24"; do
+    rm -rf "$work/g8"; $small $change --output_dir "$work/g8" > "$work/out" 2>&1
+    [ -s "$work/g8/00000.png" ] && [ "$(sum "$work/g7/00000.png")" != "$(sum "$work/g8/00000.png")" ] && ok "generate $change: another picture" ||
+        bad "generate $change" "no picture, or the same: $(tail -n 1 "$work/out")"
+done
 three="$tool generate --quiet --prompt dog --num_inference_steps 2 --upscale_steps 1 --height 16 --width 16 --stages 3"
 says "three stages, the last in squares" "1 pictures" $three --upscale_tile 64 --output_dir "$work/g3"
 $three --upscale_tile 0 --output_dir "$work/g4" > /dev/null 2>&1
