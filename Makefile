@@ -169,7 +169,8 @@ $(B)/fuzz_%: tests/fuzz_%.c $(HEADERS) | $(B)
 	$(CLANG) -std=c99 -O1 -g -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
 fuzz: $(patsubst $(B)/%,%,$(FUZZ))
 fuzz_%: $(B)/fuzz_%
-	@$< -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 && echo "ok $@: $(FUZZ_SECONDS) s"
+	@sh tests/fuzz_seeds.sh $* $(B)/seeds_$*
+	@$< $(B)/seeds_$* -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 && echo "ok $@: $(FUZZ_SECONDS) s"
 
 mutate:
 	$(PYTHON) tests/mutate.py --samples 50 --seed 1

@@ -1,6 +1,6 @@
 /* Fuzzes what stands between a checkpoint's files and its networks. The input's first byte chooses:
-     U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its
-               forward pass recorded
+     U, V, T   the config.json of a U-Net, an autoencoder, a text encoder: parsed, built, its
+     D, C, L   forward pass recorded; or of DINO, CLIP, LPIPS
      S         a scheduler_config.json, and the timesteps of a few steps
      other     a list of tensors, which become a single LDM file: each is a letter for a name, a
                rank and the sizes
@@ -141,6 +141,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (*data == 'U') build(ctx, &db__unet_network, text, size - 1);
     else if (*data == 'V') build(ctx, &db__vae_network, text, size - 1);
     else if (*data == 'T') build(ctx, &db__text_network, text, size - 1);
+    else if (*data == 'D') build(ctx, &db__vit_network, text, size - 1);
+    else if (*data == 'C') build(ctx, &db__clip_network, text, size - 1);
+    else if (*data == 'L') build(ctx, &db__lpips_network, text, size - 1);
     else if (*data == 'S') schedule(ctx, text, size - 1);
     else load_ldm(ctx, data + 1, size - 1);
     if (ctx->live_bytes != 0) abort();
