@@ -35,7 +35,7 @@ help:
 	@echo "make neon         the operation and network tests for AArch64 under qemu-user"
 	@echo "make fuzz         each file format's fuzz target for FUZZ_SECONDS=60"
 	@echo "make mutate       breaks the gradients and the GPU kernels on purpose and counts what the tests notice"
-	@echo "make golden       recomputes the golden values (PyTorch, diffusers, transformers)"
+	@echo "make golden       recomputes the golden values (of the packages in tests/golden/requirements.txt)"
 	@echo "make check-diffusers   diffusers loads the shipped networks and what we write, and computes the same"
 	@echo "make check-full   full-size Stable Diffusion 1.5, IF, CLIP, T5 with random weights against diffusers: up to 19 GB"
 	@echo "make paper        the paper's experiments, into build/paper/report.html: 8 hours with AVX-512, in as many sittings as you like;"

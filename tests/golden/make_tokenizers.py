@@ -201,7 +201,9 @@ def train(pieces, lines, **options):
                     unk_id=2, bos_id=-1, character_coverage=0.9995, num_threads=2, minloglevel=2)
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model,
                                              vocab_size=pieces, **{**settings, **options})
-    return model.getvalue()
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # a temporary file's name
+    return proto.SerializeToString()
 
 
 def by_hand(**normalizer):
