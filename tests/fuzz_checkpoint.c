@@ -1,6 +1,7 @@
 /* Fuzzes what stands between a checkpoint's files and its networks. The input's first byte chooses:
-     U, V, T   the config.json of a U-Net, an autoencoder, a text encoder: parsed, built, its
-     D, C, L   forward pass recorded; or of DINO, CLIP, LPIPS
+     U, V, T   the config.json of a U-Net, an autoencoder or a text encoder: parsed, built, its
+               forward pass recorded
+     D, C, L   the same of DINO, CLIP, LPIPS
      S         a scheduler_config.json, and the timesteps of a few steps
      other     a list of tensors, which become a single LDM file: each is a letter for a name, a
                rank and the sizes

@@ -1,9 +1,10 @@
 #!/bin/sh
 # What a fuzz target starts from: small golden files, behind the letter by which the target knows what they are.
+# What it finds is put beside them and serves the next run, too.
 #
 #     sh tests/fuzz_seeds.sh checkpoint FOLDER
 folder=$2 golden=tests/golden world=examples/world n=0
-rm -rf "$folder"; mkdir -p "$folder"
+mkdir -p "$folder"
 seeds() { # LETTER FILE...
     letter=$1; shift
     for f in "$@"; do n=$((n + 1)); (printf %s "$letter"; cat "$f") > "$folder/$n"; done

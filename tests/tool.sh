@@ -6,6 +6,7 @@
 tool=$1 work=$2
 . tests/checks.sh
 base=examples/world/base mixed=tests/golden/photos
+weights=unet/diffusion_pytorch_model.safetensors lora=pytorch_lora_weights.safetensors
 
 # ---- flags
 refuses "unknown command" "did you mean generate" $tool generat
@@ -56,18 +57,16 @@ tiny "$work/v1" --skip_save_text_encoder --max_train_steps 0 --num_train_epochs 
     ok "skip_save_text_encoder" || bad "skip_save_text_encoder" "$(tail -n 1 "$work/out")"
 grep -q "^2 steps" "$work/out" && ok "an epoch of $(ls $photos | wc -l) photos by 3" || bad "num_train_epochs" "$(tail -n 1 "$work/out")"
 tiny "$work/v2" --max_train_steps 2 --train_batch_size 3 --learning_rate 3e-4 > "$work/out" 2>&1
-[ "$(sum "$work/v1/unet/diffusion_pytorch_model.safetensors")" = "$(sum "$work/v2/unet/diffusion_pytorch_model.safetensors")" ] &&
+[ "$(sum "$work/v1/$weights")" = "$(sum "$work/v2/$weights")" ] &&
     ok "scale_lr: three times the rate with batches of 3" || bad "scale_lr" "other weights than with three times the rate"
 
 # ---- every flag of train that has an effect: other weights than without it; or none: the same
-weights=unet/diffusion_pytorch_model.safetensors lora=pytorch_lora_weights.safetensors
 prior="--with_prior_preservation --class_prompt dog --class_data_dir $work/e-class --num_class_images 2 --class_steps 2"
-tiny "$work/e" $prior > "$work/out" 2>&1
 effect() { # same|other FILE FLAGS CHANGE...: FILE after a training with FLAGS and each change in turn
     want=$1 file=$2 flags=$3; shift 3
-    tiny "$work/e" --overwrite $flags > "$work/out" 2>&1; reference=$(sum "$work/e/$file")
+    rm -rf "$work/e"; tiny "$work/e" $flags > "$work/out" 2>&1; reference=$(sum "$work/e/$file")
     for change in "$@"; do
-        rm -r "$work/e"; tiny "$work/e" --overwrite $flags $change > "$work/out" 2>&1; got=other
+        rm -rf "$work/e"; tiny "$work/e" $flags $change > "$work/out" 2>&1; got=other
         [ -s "$work/e/$file" ] || got=no
         [ "$reference" = "$(sum "$work/e/$file")" ] && got=same
         [ $got = "$want" ] && ok "$change: $got weights" || bad "$change" "$got weights, not $want: $(tail -n 1 "$work/out")"
