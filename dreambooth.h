@@ -75,7 +75,9 @@
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
    db_config.threads threads; no result depends on their number. On a GPU under Windows or WSL,
-   where the processor may not touch managed memory while the GPU computes, contexts take turns.
+   where the processor may not touch managed memory while the GPU computes, contexts take turns; and
+   while a tape's second run is recorded as a graph, no other thread of the program may use CUDA's
+   legacy default stream.
 
    Layout. Pictures and feature maps are [B,H,W,C], texts [B,T,C], the last index the nearest in
    memory. Files have PyTorch's order; db_param_get and db_param_set translate.
@@ -534,7 +536,7 @@ typedef enum db_lr_schedule {
 } db_lr_schedule;
 
 /* The factor on the learning rate `lr` at update `step` (from 0) of `total`, as
-   diffusers.optimization has it: DB_LR_POLYNOMIAL ends at a rate of 1e-7, whatever `lr` is. */
+   diffusers.optimization has it: DB_LR_POLYNOMIAL ends at a rate of 1e-7, if `lr` is higher. */
 double db_lr_factor(db_lr_schedule schedule, double lr, uint64_t step, uint64_t warmup,
                     uint64_t total, double cycles, double power);
 
@@ -1491,7 +1493,7 @@ const char *db_result_name(db_result r)
     return "unknown result";
 }
 
-/* Records a failure and returns its code; the first one wins. */
+/* Records a failure, unless there is one already; returns the code of the first. */
 DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const char *format, ...)
 {
     if (ctx->result == DB_OK) {
@@ -1501,7 +1503,7 @@ DB__PRINTF(3, 4) static db_result db__fail(db_ctx *ctx, db_result code, const ch
         va_end(args);
         ctx->result = code;
     }
-    return code;
+    return ctx->result;
 }
 
 db_result db_fail(db_ctx *ctx, db_result code, const char *why)
@@ -2593,10 +2595,12 @@ db_result db_download(db_tape *t, db_tensor x, float *out)
         return ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 4);
     {   /* bf16 is widened in place, from the end */
         size_t k;
-        uint16_t *half = (uint16_t *)(void *)out;
-        db_result r = ctx->backend->copy_out(ctx, half, t->arena + t->value[x.id].offset, n * 2);
+        uint16_t half;
+        db_result r = ctx->backend->copy_out(ctx, out, t->arena + t->value[x.id].offset, n * 2);
         for (k = n; k-- > 0;) {
-            uint32_t bits = (uint32_t)half[k] << 16;
+            uint32_t bits;
+            memcpy(&half, (const char *)out + 2 * k, 2);
+            bits = (uint32_t)half << 16;
             memcpy(out + k, &bits, 4);
         }
         return r;
@@ -7290,9 +7294,9 @@ static db_result db__open_index(db_safetensors *st, const char *directory, const
 /* Everything the index lists must have been in the shards. */
 static db_result db__check_index(db_ctx *ctx, const char *index_path, db_safetensors *st)
 {
-    const db_json *index = db_json_load(ctx, index_path), *item;
-    if (!index) return ctx->result;
-    for (item = db_json_get(index, "weight_map")->first; item; item = item->next)
+    const db_json *index = db_json_load(ctx, index_path), *item,
+                  *map = db_json_get(index, "weight_map"); /* the file may be another by now */
+    for (item = map ? map->first : NULL; item; item = item->next)
         if (!db_safetensors_find(st, item->key)) {
             db__fail(ctx, DB_ERROR_MISSING, "%s:%zu: lists tensor %s, which no shard has",
                      index_path, item->line, item->key);
@@ -9574,8 +9578,8 @@ db_result db_params_fill(db_param_table *p)
         db__param_read(ctx, &p->item[k], p->source->tensor[k], row, largest);
         db__file_tensor_forget(p->source->st, p->source->tensor[k]);
     }
-    db__free(ctx, row);
     if (row) db__source_free(ctx, p->source), p->source = NULL;
+    db__free(ctx, row);
     return ctx->result;
 }
 
@@ -9677,17 +9681,27 @@ typedef struct db__network {
         config_bytes;    /* of the struct; where in it the configuration lies; of that */
     const char *weights; /* name of the file, without .safetensors                      */
     db_result (*parse)(db_ctx *ctx, const db_json *j, const char *path, void *config);
+    /* refuses numbers that do not make a network; `what` stands in messages */
+    db_result (*check)(db_ctx *ctx, const void *config, const char *what);
     /* runs the forward pass on the smallest input */
     void (*record)(db__net *n, const void *config);
     db__names names; /* what older or newer files call its tensors, or NULL         */
 } db__network;
 
+/* What config.json says, once its numbers make a network; `j` may be NULL after an error. */
+static db_result db__config_read(db_ctx *ctx, const db__network *kind, const db_json *j,
+                                 const char *path, void *config)
+{
+    memset(config, 0, kind->config_bytes);
+    if (j && kind->parse(ctx, j, path, config) == DB_OK) kind->check(ctx, config, path);
+    return ctx->result;
+}
+
 static db_result db__config_load(db_ctx *ctx, const db__network *kind, const char *path,
                                  void *config)
 {
     const db_json *j = db_json_load(ctx, path);
-    memset(config, 0, kind->config_bytes);
-    if (j) kind->parse(ctx, j, path, config);
+    db__config_read(ctx, kind, j, path, config);
     db_json_free(j);
     return ctx->result;
 }
@@ -9720,9 +9734,11 @@ static void *db__network_declare(db_ctx *ctx, const db__network *kind, const voi
 }
 
 /* A network whose parameters are zero. */
-static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config)
+static void *db__network_create(db_ctx *ctx, const db__network *kind, const void *config,
+                                const char *what)
 {
-    void *network = db__network_declare(ctx, kind, config);
+    void *network =
+        kind->check(ctx, config, what) == DB_OK ? db__network_declare(ctx, kind, config) : NULL;
     if (!network || db__params_allocate((db_param_table *)network) == DB_OK) return network;
     db__network_free(network);
     return NULL;
@@ -9787,9 +9803,10 @@ void db_lora_remove(db_param_table *network)
     network->lora = NULL;
 }
 
-/* Puts a LoRA beside the targets' layers, its factors zero; NULL with the error set. */
-static db_lora *db__lora_create(const db__network *kind, db_param_table *network, size_t rank,
-                                float alpha)
+/* Puts a LoRA beside the targets' layers, without room for its factors yet; NULL with the error
+   set. */
+static db_lora *db__lora_declare(const db__network *kind, db_param_table *network, size_t rank,
+                                 float alpha)
 {
     db_ctx *ctx = network->ctx;
     db__net n;
@@ -9811,7 +9828,6 @@ static db_lora *db__lora_create(const db__network *kind, db_param_table *network
     if (ctx->result == DB_OK && !network->lora->params.n)
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "the network has no layers that a LoRA goes beside; a T5 encoder stays as it is");
-    if (ctx->result == DB_OK) db__params_allocate(&network->lora->params);
     if (ctx->result != DB_OK) db_lora_remove(network);
     return network->lora;
 }
@@ -9819,11 +9835,16 @@ static db_lora *db__lora_create(const db__network *kind, db_param_table *network
 static db_result db__lora_add(const db__network *kind, db_param_table *network, size_t rank,
                               float alpha, uint64_t seed)
 {
-    db_lora *lora = db__lora_create(kind, network, rank, alpha);
+    db_lora *lora = db__lora_declare(kind, network, rank, alpha);
     size_t k, i;
     db_rng rng;
+    if (!lora) return network->ctx->result;
+    if (db__params_allocate(&lora->params) != DB_OK) {
+        db_lora_remove(network);
+        return network->ctx->result;
+    }
     rng.seed = seed, rng.purpose = DB__FOR_LORA;
-    for (k = 0; lora && k < lora->params.n; k += 2) { /* A, B, A, B ... */
+    for (k = 0; k < lora->params.n; k += 2) { /* A, B, A, B ... */
         db_param *a = &lora->params.item[k];
         rng.step = (uint32_t)k;
         db_random_normal(&rng, a->count, a->data);
@@ -9928,7 +9949,7 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
         alpha = db_json_number(j, key, alpha);
     }
     db_json_free(j);
-    if (ctx->result == DB_OK && db__lora_create(kind, table, rank, (float)alpha)) {
+    if (ctx->result == DB_OK && db__lora_declare(kind, table, rank, (float)alpha)) {
         db__params_find_in(&table->lora->params, st, what, db__lora_names, network);
         db_params_fill(&table->lora->params);
     }
@@ -9948,16 +9969,21 @@ static size_t db__lora_metadata(const db_lora *lora, const char *network, char *
         !strcmp(network, "unet")
             ? "\"to_q\", \"to_k\", \"to_v\", \"to_out.0\", \"add_k_proj\", \"add_v_proj\""
             : "\"q_proj\", \"k_proj\", \"v_proj\", \"out_proj\"";
+    char point[16], local[32], alpha[32];
+    db__locale_point(point);
+    snprintf(local, sizeof local, "%.9g", (double)lora->alpha);
+    db__swap_point(alpha, sizeof alpha, local, point, ".");
     return length +
            (size_t)snprintf(text + length, size - length,
-                            "%s\"%s.r\": %zu, \"%s.lora_alpha\": %.9g, \"%s.target_modules\": "
+                            "%s\"%s.r\": %zu, \"%s.lora_alpha\": %s, \"%s.target_modules\": "
                             "[%s], \"%s.init_lora_weights\": \"gaussian\"",
                             length > 1 ? ", " : "", network, lora->rank, network,
-                            (double)lora->alpha, network, targets, network);
+                            alpha, network, targets, network);
 }
 
-static db_result db__text_check(db_ctx *ctx, const db_text_config *c, const char *what)
+static db_result db__text_check(db_ctx *ctx, const void *config, const char *what)
 {
+    const db_text_config *c = (const db_text_config *)config;
     int clip = c->kind == DB_TEXT_CLIP;
     if (!c->vocab_size || !c->d_model || !c->d_kv || !c->d_ff || !c->num_layers || !c->num_heads ||
         c->num_layers > DB__MOST_LAYERS ||
@@ -10003,7 +10029,6 @@ static void db__t5_config(db_ctx *ctx, const db_json *j, const char *path, db_te
     c->gated = !strncmp(ff, "gated-", 6);
     c->act = !strcmp(ff, "gated-gelu") ? DB_ACT_GELU_TANH
                                        : db__activation_named(ctx, ff + (c->gated ? 6 : 0), path);
-    if (ctx->result == DB_OK) db__text_check(ctx, c, path);
 }
 
 /* Pre-norm attention and its residual. x [B,T,D] */
@@ -10084,7 +10109,6 @@ static void db__clip_text_config(db_ctx *ctx, const db_json *j, const char *path
     c->layer_norm_epsilon = (float)db_json_number(j, "layer_norm_eps", 1e-5);
     c->act = db__activation_named(ctx, db_json_string(j, "hidden_act", "quick_gelu"), path);
     c->d_kv = c->d_model / c->num_heads;
-    if (ctx->result == DB_OK) db__text_check(ctx, c, path);
 }
 
 /* What the weights of a pre-norm transformer layer are called; CLIP's and ViT's differ. */
@@ -10183,8 +10207,8 @@ static void db__text_declare(db__net *n, const void *config)
 static const db__network db__text_network = {
     sizeof(db_text_encoder), offsetof(db_text_encoder, config),
     sizeof(db_text_config),  "model",
-    db__text_parse,          db__text_declare,
-    db__clip_text_names};
+    db__text_parse,          db__text_check,
+    db__text_declare,        db__clip_text_names};
 
 db_tensor db_text_forward(db_tape *t, db_text_encoder *e, db_tensor ids, db_tensor mask)
 {
@@ -10206,9 +10230,8 @@ db_result db_text_encoder_add_lora(db_text_encoder *e, size_t rank, float alpha,
 
 db_result db_text_encoder_create(db_ctx *ctx, const db_text_config *config, db_text_encoder **out)
 {
-    *out = NULL;
-    if (db__text_check(ctx, config, "db_text_encoder_create") == DB_OK)
-        *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config);
+    *out = (db_text_encoder *)db__network_create(ctx, &db__text_network, config,
+                                                 "db_text_encoder_create");
     return ctx->result;
 }
 
@@ -10627,9 +10650,10 @@ static void db__config_fixed(db_ctx *ctx, const db_json *j, const char *path,
 }
 
 /* Refuses a configuration whose numbers do not make a network; `what` stands in messages. */
-static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char *what)
+static db_result db__unet_check(db_ctx *ctx, const void *config, const char *what)
 {
-    size_t k, last = c->n_levels - 1,
+    const db_unet_config *c = (const db_unet_config *)config;
+    size_t k, last = c->n_levels - 1, transformers = 0,
               D = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
     int sd = 0;
     if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS)
@@ -10646,7 +10670,11 @@ static db_result db__unet_check(db_ctx *ctx, const db_unet_config *c, const char
                             "%s: level %zu has channels, layers, heads or groups that do not fit "
                             "together",
                             what, k);
+        transformers += (2 * c->layers_per_block[k] + 1) * c->transformer_layers_per_block[k];
     }
+    if (transformers > DB__MOST_LAYERS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu transformer layers are more than %d", what,
+                        transformers, DB__MOST_LAYERS);
     if ((sd || c->mid_block_type != DB_BLOCK_SIMPLE_CROSS_ATTN) && c->resnet_skip_time_act)
         return db__fail(ctx, DB_ERROR_UNSUPPORTED,
                         "%s: \"resnet_skip_time_act\" is not supported with Stable Diffusion's "
@@ -10775,7 +10803,7 @@ static db_result db__unet_parse(db_ctx *ctx, const db_json *j, const char *path,
                      "%s: \"cross_attention_dim\" differs from level to level",
                      path);
     }
-    return ctx->result != DB_OK ? ctx->result : db__unet_check(ctx, c, path);
+    return ctx->result;
 }
 
 static void db__unet_declare(db__net *n, const void *config)
@@ -10796,6 +10824,7 @@ static const db__network db__unet_network = {sizeof(db_unet),
                                              sizeof(db_unet_config),
                                              "diffusion_pytorch_model",
                                              db__unet_parse,
+                                             db__unet_check,
                                              db__unet_declare,
                                              NULL};
 
@@ -10811,9 +10840,7 @@ db_result db_unet_add_lora(db_unet *u, size_t rank, float alpha, uint64_t seed)
 
 db_result db_unet_create(db_ctx *ctx, const db_unet_config *config, db_unet **out)
 {
-    *out = NULL;
-    if (db__unet_check(ctx, config, "db_unet_create") == DB_OK)
-        *out = (db_unet *)db__network_create(ctx, &db__unet_network, config);
+    *out = (db_unet *)db__network_create(ctx, &db__unet_network, config, "db_unet_create");
     return ctx->result;
 }
 
@@ -10919,8 +10946,9 @@ static db_tensor db__vae_decode_record(db__net *n, const db_vae_config *c, db_te
     return h;
 }
 
-static db_result db__vae_check(db_ctx *ctx, const db_vae_config *c, const char *what)
+static db_result db__vae_check(db_ctx *ctx, const void *config, const char *what)
 {
+    const db_vae_config *c = (const db_vae_config *)config;
     size_t k;
     if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS || !c->latent_channels)
         return db__fail(ctx, DB_ERROR_FORMAT,
@@ -10980,7 +11008,7 @@ static db_result db__vae_parse(db_ctx *ctx, const db_json *j, const char *path, 
     c->use_quant_conv = db_json_bool(j, "use_quant_conv", 1);
     c->use_post_quant_conv = db_json_bool(j, "use_post_quant_conv", 1);
     c->mid_block_add_attention = db_json_bool(j, "mid_block_add_attention", 1);
-    return ctx->result != DB_OK ? ctx->result : db__vae_check(ctx, c, path);
+    return ctx->result;
 }
 
 static void db__vae_declare(db__net *n, const void *config)
@@ -11007,7 +11035,7 @@ static int db__vae_names(const void *config, const char *name, int alternative, 
 
 static const db__network db__vae_network = {
     sizeof(db_vae), offsetof(db_vae, config), sizeof(db_vae_config), "diffusion_pytorch_model",
-    db__vae_parse,  db__vae_declare,          db__vae_names};
+    db__vae_parse,  db__vae_check, db__vae_declare, db__vae_names};
 
 db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out)
 {
@@ -11016,9 +11044,7 @@ db_result db_vae_config_load(db_ctx *ctx, const char *path, db_vae_config *out)
 
 db_result db_vae_create(db_ctx *ctx, const db_vae_config *config, db_vae **out)
 {
-    *out = NULL;
-    if (db__vae_check(ctx, config, "db_vae_create") == DB_OK)
-        *out = (db_vae *)db__network_create(ctx, &db__vae_network, config);
+    *out = (db_vae *)db__network_create(ctx, &db__vae_network, config, "db_vae_create");
     return ctx->result;
 }
 
@@ -11557,6 +11583,7 @@ db_result db_trajectory_step(db_trajectory *tr, size_t k, size_t B, size_t P, si
     const db_schedule *s = tr->schedule;
     double a_t, a_n;
     float *swap = tr->last_x0;
+    if (s->ctx->result != DB_OK) return s->ctx->result;
     if (k >= tr->n || B * P * C != tr->count)
         return db__fail(s->ctx, DB_ERROR_ARGUMENT,
                         "step %zu of a trajectory of %zu steps, or of another size", k, tr->n);
@@ -11850,7 +11877,7 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
     if (db_trajectory_init(s, config->sampler, config->num_inference_steps, B * n, &tr) != DB_OK)
         goto done;
     tr.eta = config->eta, tr.use_clipped_model_output = config->use_clipped_model_output;
-    if (N > B) guided = (size_t)(config->guidance_stop * (float)tr.n);
+    if (N > B) guided = (size_t)(DB__MIN(DB__MAX(config->guidance_stop, 0), 1) * (float)tr.n);
     if (guided) db__predictor_record(&net, u, config, text, T, D, N);
     if (config->latents) { /* [B,C,H,W] -> [B,H,W,C] */
         for (k = 0; k < B * n; k++) out[k] = config->latents[(k / n * C + k % C) * P + k % n / C];
@@ -12394,7 +12421,7 @@ static void *db__ldm_network(db_ctx *ctx, const db__network *kind, const char *w
 {
     const db_json *j = text ? db_json_parse(ctx, what, text, strlen(text)) : NULL;
     void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
-    if (j && config && kind->parse(ctx, j, what, config) == DB_OK)
+    if (j && config && db__config_read(ctx, kind, j, what, config) == DB_OK)
         network = db__network_declare(ctx, kind, config);
     if (network)
         db__params_find_in((db_param_table *)network, st, st->shard[0].name, names, config);
@@ -12534,29 +12561,32 @@ static char *db__index_text(const db_pipeline *p, const char *text)
         "scheduler", "tokenizer", "unet", "vae", "image_noising_scheduler", "text_encoder"};
     db_ctx *ctx = p->ctx;
     const db_json *index = db_json_parse(ctx, "model_index.json", text, strlen(text)), *item;
-    size_t n = sizeof parts / sizeof *parts - (!p->text_encoder && !p->released[0]);
-    char *out = index ? db__strdup(ctx, "") : NULL, *value, *longer;
-    for (item = index ? index->first : NULL; item && out; item = item->next, out = longer) {
-        size_t k;
+    size_t n = sizeof parts / sizeof *parts - (!p->text_encoder && !p->released[0]), k;
+    db__text out;
+    memset(&out, 0, sizeof out);
+    out.ctx = ctx;
+    db__text_print(&out, "{");
+    for (item = index ? index->first : NULL; item; item = item->next) {
         for (k = 0; k < n && strcmp(item->key, parts[k]); k++) {}
+        db__text_print(&out, "%s\n  ", item == index->first ? "" : ",");
+        db__text_json_string(&out, item->key);
+        db__text_print(&out, ": ");
         if (item->type == DB_JSON_ARRAY && item->count == 2 && k < n &&
-            item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING)
-            value =
-                db__format(ctx, "[\"%s\", \"%s\"]", item->first->string, item->first->next->string);
-        else if (item->type == DB_JSON_ARRAY) value = db__strdup(ctx, "[null, null]");
-        else if (item->type == DB_JSON_STRING && !strpbrk(item->string, "\"\\\n"))
-            value = db__format(ctx, "\"%s\"", item->string);
-        else value = db__strdup(ctx, "false"); /* requires_safety_checker */
-        longer = value
-            ? db__format(ctx, "%s%s  \"%s\": %s", out, *out ? ",\n" : "", item->key, value)
-            : NULL;
-        db__free(ctx, value);
-        db__free(ctx, out);
+            item->first->type == DB_JSON_STRING && item->first->next->type == DB_JSON_STRING) {
+            db__text_print(&out, "[");
+            db__text_json_string(&out, item->first->string);
+            db__text_print(&out, ", ");
+            db__text_json_string(&out, item->first->next->string);
+            db__text_print(&out, "]");
+        } else if (item->type == DB_JSON_ARRAY) db__text_print(&out, "[null, null]");
+        else if (item->type == DB_JSON_STRING) db__text_json_string(&out, item->string);
+        else db__text_print(&out, "false"); /* requires_safety_checker */
     }
     db_json_free(index);
-    longer = out ? db__format(ctx, "{\n%s\n}\n", out) : NULL;
-    db__free(ctx, out);
-    return longer;
+    db__text_print(&out, "\n}\n");
+    if (ctx->result == DB_OK) return out.data;
+    db__text_free(&out);
+    return NULL;
 }
 
 /* scheduler_config.json's text, which is freed, with the posterior's variance in place of a learned
@@ -12819,7 +12849,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
                           const float *low, size_t h, size_t w, size_t H, size_t W, float *out)
 {
     db_ctx *ctx = p->ctx;
-    size_t T, D, from, k, cut, total_cut = 0,
+    size_t T, D, from, k, cut, total_cut = 0, negative_cut = 0,
            f = p->vae ? db_vae_factor(p->vae) : 1, C = p->vae ? p->vae->config.latent_channels : 3,
            at_once = H * W > (size_t)512 * 512 ? 1 : DB__AT_ONCE, P;
     float *states, *condition = NULL, *latents = NULL;
@@ -12847,7 +12877,7 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
         db_sample_config c = *config;
         c.low_res = NULL, c.noise_level = 0;
         for (k = 0; k < B; k++) none[k] = negative ? negative : "";
-        db_encode(text->text_encoder, text->tokenizer, none, B, T, states, NULL);
+        db_encode(text->text_encoder, text->tokenizer, none, B, T, states, &negative_cut);
         db_encode(text->text_encoder, text->tokenizer, prompts + from, B, T, states + B * T * D,
                   &cut);
         total_cut += cut;
@@ -12876,6 +12906,8 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
     if (total_cut)
         db__log(ctx, DB_LOG_WARNING, "prompts longer than %zu tokens lost their ends: %zu of %zu",
                 T, total_cut, n);
+    if (negative_cut && config->guidance_scale != 1)
+        db__log(ctx, DB_LOG_WARNING, "the negative prompt, longer than %zu tokens, lost its end", T);
     db__free(ctx, states);
     db__free(ctx, condition);
     db__free(ctx, latents);
@@ -12895,6 +12927,8 @@ db_result db_upscale(db_pipeline *p, db_pipeline *text, const char *const *promp
     if (!p->super_resolution)
         return db__fail(p->ctx, DB_ERROR_ARGUMENT, "%s is not a super-resolution pipeline",
                         p->directory);
+    if (!h || !w)
+        return db__fail(p->ctx, DB_ERROR_ARGUMENT, "a small picture of %zu x %zu pixels", w, h);
     if (db__check_level(&p->image_noising, level) != DB_OK) return p->ctx->result;
     return db__draw(p, text, prompts, n, negative, config, level, low, h, w, H, W, out);
 }
@@ -13507,7 +13541,7 @@ db_result db_dreambooth_create(db_pipeline *p, db_pipeline *text,
     if (crop > S)
         return db__fail(ctx, DB_ERROR_ARGUMENT,
                         "crops of %zu pixels do not fit photos scaled to %zu", crop, S);
-    if (p->super_resolution && (!f || S % f || S < f))
+    if (p->super_resolution && (!f || S % f))
         return db__fail(ctx, DB_ERROR_ARGUMENT,
                         "photos scaled to %zu pixels have no whole small image %zu times smaller",
                         S, f);
@@ -13603,6 +13637,7 @@ void db_dreambooth_plan(const db_dreambooth *d, db_memory_plan *plan)
 {
     size_t k;
     memset(plan, 0, sizeof *plan);
+    if (db__still_trained(d) != DB_OK) return;
     for (k = 0; k < d->n_passes; k++) {
         db_memory_plan one;
         if (db_plan(d->pass[k].tape, &one) != DB_OK) return;
@@ -13918,6 +13953,28 @@ db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image
    Dosovitskiy et al., 2021: patches are tokens, a class token stands before them. DINO: Caron et
    al., 2021. CLIP: Radford et al., 2021.                                                     */
 
+static db_result db__vision_check(db_ctx *ctx, const void *config, const char *what)
+{
+    const db_vision_config *c = (const db_vision_config *)config;
+    if (!c->hidden_size || !c->num_hidden_layers || !c->num_attention_heads ||
+        !c->intermediate_size || !c->image_size || !c->patch_size)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: a size of the vision transformer is 0", what);
+    if (c->hidden_size % c->num_attention_heads)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu",
+                        what, c->num_attention_heads, c->hidden_size);
+    if (c->num_hidden_layers > DB__MOST_LAYERS)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_hidden_layers\" %zu is more than %d", what,
+                        c->num_hidden_layers, DB__MOST_LAYERS);
+    if (c->patch_size > c->image_size)
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: \"patch_size\" %zu is larger than \"image_size\" %zu", what,
+                        c->patch_size, c->image_size);
+    if (c->num_channels != 3)
+        return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"num_channels\" %zu; pictures have 3",
+                        what, c->num_channels);
+    return ctx->result;
+}
+
 static void db__vision_config(db_ctx *ctx, const db_json *j, const char *path, int clip,
                               db_vision_config *c)
 {
@@ -13933,18 +13990,6 @@ static void db__vision_config(db_ctx *ctx, const db_json *j, const char *path, i
     act = db_json_string(j, "hidden_act", clip ? "quick_gelu" : "gelu");
     c->hidden_act = db__activation_named(ctx, act, path);
     c->qkv_bias = clip ? 1 : db_json_bool(j, "qkv_bias", 1);
-    if (c->hidden_size % c->num_attention_heads)
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu heads do not divide \"hidden_size\" %zu", path,
-                 c->num_attention_heads, c->hidden_size);
-    if (c->num_hidden_layers > DB__MOST_LAYERS)
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"num_hidden_layers\" %zu is more than %d", path,
-                 c->num_hidden_layers, DB__MOST_LAYERS);
-    if (c->patch_size > c->image_size)
-        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"patch_size\" %zu is larger than \"image_size\" %zu",
-                 path, c->patch_size, c->image_size);
-    if (c->num_channels != 3)
-        db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: \"num_channels\" %zu; pictures have 3", path,
-                 c->num_channels);
 }
 
 /* Patches, the class token before them, and positions: x [B,S,S,3] -> [B,1+N,D] */
@@ -14080,7 +14125,7 @@ static void db__vit_declare(db__net *n, const void *config)
 
 static const db__network db__vit_network = {sizeof(db_vit), offsetof(db_vit, config),
                                             sizeof(db_vision_config), "model", db__vit_parse,
-                                            db__vit_declare, NULL};
+                                            db__vision_check, db__vit_declare, NULL};
 
 db_result db_vit_config_load(db_ctx *ctx, const char *path, db_vision_config *out)
 {
@@ -14089,7 +14134,7 @@ db_result db_vit_config_load(db_ctx *ctx, const char *path, db_vision_config *ou
 
 db_result db_vit_create(db_ctx *ctx, const db_vision_config *config, db_vit **out)
 {
-    *out = (db_vit *)db__network_create(ctx, &db__vit_network, config);
+    *out = (db_vit *)db__network_create(ctx, &db__vit_network, config, "db_vit_create");
     return ctx->result;
 }
 
@@ -14136,6 +14181,15 @@ static db_result db__clip_parse(db_ctx *ctx, const db_json *j, const char *path,
     return ctx->result;
 }
 
+static db_result db__clip_check(db_ctx *ctx, const void *config, const char *what)
+{
+    const db_clip_config *c = (const db_clip_config *)config;
+    if (!c->projection_dim)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: \"projection_dim\" is 0", what);
+    if (c->text.num_layers && db__text_check(ctx, &c->text, what) != DB_OK) return ctx->result;
+    return db__vision_check(ctx, &c->vision, what);
+}
+
 static void db__clip_declare(db__net *n, const void *config)
 {
     const db_clip_config *c = (const db_clip_config *)config;
@@ -14150,7 +14204,7 @@ static void db__clip_declare(db__net *n, const void *config)
 
 static const db__network db__clip_network = {sizeof(db_clip), offsetof(db_clip, config),
                                              sizeof(db_clip_config), "model", db__clip_parse,
-                                             db__clip_declare, NULL};
+                                             db__clip_check, db__clip_declare, NULL};
 
 db_result db_clip_config_load(db_ctx *ctx, const char *path, db_clip_config *out)
 {
@@ -14159,7 +14213,7 @@ db_result db_clip_config_load(db_ctx *ctx, const char *path, db_clip_config *out
 
 db_result db_clip_create(db_ctx *ctx, const db_clip_config *config, db_clip **out)
 {
-    *out = (db_clip *)db__network_create(ctx, &db__clip_network, config);
+    *out = (db_clip *)db__network_create(ctx, &db__clip_network, config, "db_clip_create");
     return ctx->result;
 }
 
@@ -14271,7 +14325,7 @@ static db_result db__lpips_parse(db_ctx *ctx, const db_json *j, const char *path
     db_lpips_config *c = (db_lpips_config *)config;
     size_t *const lists[] = {c->channels, c->kernel_size, c->stride, c->padding, c->pool};
     const char *type = db_json_string(j, "model_type", "?");
-    size_t k, l;
+    size_t k;
     if (strcmp(type, "lpips"))
         return db__fail(ctx, DB_ERROR_UNSUPPORTED, "%s: the model_type \"%s\" is not \"lpips\"",
                         path, type);
@@ -14280,13 +14334,20 @@ static db_result db__lpips_parse(db_ctx *ctx, const db_json *j, const char *path
         if (db_json_get(j, keys[k]))
             db__per_level(ctx, j, keys[k], path, DB_LPIPS_LAYERS, 0, lists[k]);
     }
+    return ctx->result;
+}
+
+static db_result db__lpips_check(db_ctx *ctx, const void *config, const char *what)
+{
+    const db_lpips_config *c = (const db_lpips_config *)config;
+    size_t l;
     for (l = 0; l < DB_LPIPS_LAYERS; l++)
         if (!c->channels[l] || !c->kernel_size[l] || !c->stride[l]
             || c->padding[l] >= c->kernel_size[l] || c->pool[l] > 1)
-            db__fail(ctx, DB_ERROR_FORMAT,
-                     "%s: layer %zu has channels, kernel_size, stride, padding or pool that do not "
-                     "fit together",
-                     path, l);
+            return db__fail(ctx, DB_ERROR_FORMAT,
+                            "%s: layer %zu has channels, kernel_size, stride, padding or pool that "
+                            "do not fit together",
+                            what, l);
     return ctx->result;
 }
 
@@ -14298,7 +14359,7 @@ static void db__lpips_declare(db__net *n, const void *config)
 
 static const db__network db__lpips_network = {sizeof(db_lpips), offsetof(db_lpips, config),
                                               sizeof(db_lpips_config), "model", db__lpips_parse,
-                                              db__lpips_declare, NULL};
+                                              db__lpips_check, db__lpips_declare, NULL};
 
 db_result db_lpips_config_load(db_ctx *ctx, const char *path, db_lpips_config *out)
 {
@@ -14320,7 +14381,7 @@ static void db__lpips_scaling(db_lpips *m)
 
 db_result db_lpips_create(db_ctx *ctx, const db_lpips_config *config, db_lpips **out)
 {
-    *out = (db_lpips *)db__network_create(ctx, &db__lpips_network, config);
+    *out = (db_lpips *)db__network_create(ctx, &db__lpips_network, config, "db_lpips_create");
     if (*out) db__lpips_scaling(*out);
     return ctx->result;
 }

@@ -637,7 +637,7 @@ static __device__ float db__cu_act(float x, int act)
     case DB_ACT_QUICK_GELU:
         return x * db__cu_sigmoid(1.702f * x);
     case DB_ACT_RELU:
-        return fmaxf(x, 0);
+        return x < 0 ? 0 : x; /* what is no number stays none */
     default:
         return x;
     }
@@ -905,11 +905,11 @@ db__cu_max_pool(T *y, const T *x, db__cu_image to, db__cu_image from, size_t k, 
         size_t ch = i % to.C, px = i / to.C % to.W, py = i / to.C / to.W % to.H,
                b = i / to.C / to.W / to.H, e;
         float most = -HUGE_VALF;
-        for (e = 0; e < k * k; e++)
-            most = fmaxf(most, db__cu_get(x, ((b * from.H + py * stride + e / k) * from.W +
-                                              px * stride + e % k) *
-                                                     to.C +
-                                                 ch));
+        for (e = 0; e < k * k; e++) {
+            size_t row = b * from.H + py * stride + e / k;
+            float v = db__cu_get(x, (row * from.W + px * stride + e % k) * to.C + ch);
+            if (v > most || v != v) most = v;
+        }
         db__cu_set(y, i, most);
     }
 }

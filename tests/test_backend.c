@@ -780,6 +780,10 @@ static void test_errors(void)
     size_t huge[4], k;
     const char *name;
     for (k = 0; k < 4; k++) huge[k] = (size_t)-1 / 3;
+    db_fail(ctx, DB_ERROR_FILE, "first");
+    test_check(db_fail(ctx, DB_ERROR_SHAPE, "second") == DB_ERROR_FILE, "a second failure",
+               "returns the first one's code");
+    expect(ctx, "the first failure", DB_ERROR_FILE, "first", "");
     db_tape_create(ctx, &t);
     x = input(t, DB_F32, 2, 5, 6, 4), w = input(t, DB_F32, 7, 3, 3, 3),
     y = input(t, DB_F32, 2, 9, 0, 0);

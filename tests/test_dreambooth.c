@@ -780,6 +780,8 @@ static void test_conditioning(void)
     s.p.scheduler.clip_sample = 0;
     db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, 2000, small, 4, 4, 16, 16, drawn);
     expect(s.ctx, "a noise level beyond the schedule", DB_ERROR_ARGUMENT, "2000", "from -1 to 999");
+    db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 0, 4, 16, 16, drawn);
+    expect(s.ctx, "a small picture without pixels", DB_ERROR_ARGUMENT, "4 x 0", "");
     db_upscale(&s.p, &s.p, &prompt, 1, NULL, &sampling, level, small, 4, 4, 16, 16, drawn);
     rng.step = 0, rng.purpose = DB__FOR_LOW_RES;
     db_condition_low_res(&s.p.image_noising, level, &rng, small, 4, 4, 3, 16, 16, 0, 0, 16, 16,
@@ -879,6 +881,7 @@ static void test_bad_input(void)
     db_dreambooth *d = NULL;
     db_dreambooth_config c;
     db_dreambooth_losses l;
+    db_memory_plan plan;
     db_safetensors_writer *w;
     size_t k;
     float first;
@@ -936,6 +939,8 @@ static void test_bad_input(void)
         db_dreambooth_step(d, &l);
     }
     expect(s.ctx, "a step of a LoRA that was merged", DB_ERROR_ARGUMENT, "merged", "");
+    if (d) db_dreambooth_plan(d, &plan);
+    expect(s.ctx, "its plan", DB_ERROR_ARGUMENT, "merged", "");
     if (d) db_dreambooth_save(d, at("merged.safetensors"));
     expect(s.ctx, "its state", DB_ERROR_ARGUMENT, "merged", "");
     db_unet_add_lora(s.p.unet, 8, 4, 1); /* another in its place is not it */

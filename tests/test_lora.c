@@ -7,8 +7,22 @@
 #include "test.h"
 #include "networks.h"
 
+#include <locale.h>
+
 #define GOLDEN "tests/golden/lora/"
 enum { RANK = 3, ALPHA = 5 };
+
+/* A context's memory, of which no large piece is given. */
+static void *no_large_allocate(void *user, size_t bytes)
+{
+    (void)user;
+    return bytes > (size_t)1 << 24 ? NULL : malloc(bytes);
+}
+static void no_large_release(void *user, void *memory)
+{
+    (void)user;
+    free(memory);
+}
 
 /* The golden LoRA's file, beside which networks/NAME has the inputs. */
 static db_safetensors *lora_golden(db_ctx *ctx, const char *name)
@@ -353,6 +367,48 @@ static void leave(db_ctx *ctx, const char *folder)
     if (db_status(ctx) != DB_OK) test_fail(folder, "%s", db_last_error(ctx));
 }
 
+/* A rank is the file's claim: no room is made for it before the tensors are there in its shapes. */
+static void check_claimed_rank(void)
+{
+    const char *name =
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight";
+    size_t dim[2] = {1 << 16, 0};
+    db_config config = db_config_default();
+    db_ctx *ctx;
+    db_safetensors_writer *w;
+    db_pipeline p;
+    float nothing = 0;
+    config.allocate = no_large_allocate, config.release = no_large_release;
+    if (db_create(&ctx, &config) != DB_OK) return;
+    pipeline(ctx, &p);
+    w = db_safetensors_create(ctx, at("claim.safetensors"));
+    db_safetensors_declare(w, name, DB_F32, 2, dim);
+    db_safetensors_write_f32(w, name, &nothing);
+    db_safetensors_finish(w);
+    db_pipeline_load_lora(&p, at("claim.safetensors"));
+    expect(ctx, "a LoRA whose file claims a rank of 65536", DB_ERROR_SHAPE, "claim.safetensors", "");
+    pipeline_free(&p);
+    db_destroy(ctx);
+}
+
+/* The factor is a number of JSON in any locale. */
+static void check_alpha(db_ctx *ctx)
+{
+    db_pipeline p, q;
+    const char *locale;
+    pipeline(ctx, &p), pipeline(ctx, &q);
+    db_unet_add_lora(p.unet, RANK, 0.5f, 1);
+    locale = setlocale(LC_NUMERIC, "de_DE.UTF-8");
+    db_pipeline_save_lora(&p, at("half"), DB_F32);
+    setlocale(LC_NUMERIC, "C");
+    db_pipeline_load_lora(&q, at("half"));
+    if (db_status(ctx) == DB_OK && q.unet->params.lora->alpha == 0.5f)
+        test_pass("a LoRA's alpha of 0.5", "there and back in %s",
+                  locale ? "a locale that writes 0,5" : "C: de_DE is not installed");
+    else test_fail("a LoRA's alpha of 0.5", "%s", db_last_error(ctx));
+    pipeline_free(&p), pipeline_free(&q);
+}
+
 /* A drawn as diffusers' "gaussian", B zero. */
 static void check_start(db_ctx *ctx)
 {
@@ -395,6 +451,8 @@ int main(int argc, char **argv)
     check_start(ctx);
     check_8bit(ctx);
     check_files(ctx);
+    check_claimed_rank();
+    check_alpha(ctx);
     if (argc > 1) leave(ctx, argv[1]);
     db_destroy(ctx);
     snprintf(command, sizeof command, "rm -rf '%s'", scratch);

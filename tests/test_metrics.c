@@ -387,6 +387,7 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     db_lpips_config lc;
     db_image_processor p;
     db_vit *m = NULL;
+    db_clip *clip = NULL;
     db_lpips *l = NULL, *broken = NULL;
     db_image image = picture(st, "picture", 0), two[2];
     float out[3];
@@ -419,6 +420,13 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     write_text("config.json", "{\"model_type\": \"lpips\", \"channels\": [4, 4]}");
     db_lpips_config_load(ctx, at("config.json"), &lc);
     expect(ctx, "LPIPS of two layers", DB_ERROR_FORMAT, "config.json", "channels");
+    memset(&v, 0, sizeof v), memset(&lc, 0, sizeof lc), cc.text.num_heads = 0;
+    db_vit_create(ctx, &v, &m);
+    expect(ctx, "a ViT of nothing", DB_ERROR_FORMAT, "db_vit_create", "is 0");
+    db_clip_create(ctx, &cc, &clip);
+    expect(ctx, "CLIP without heads", DB_ERROR_FORMAT, "db_clip_create", "is 0");
+    db_lpips_create(ctx, &lc, &l);
+    expect(ctx, "LPIPS of nothing", DB_ERROR_FORMAT, "db_lpips_create", "layer 0");
     db_image_processor_load(ctx, METRICS "/crop/preprocessor_config.json", &p);
     db_preprocess(ctx, &p, &image, 24, 24, out);
     expect(ctx, "a processor of another size", DB_ERROR_SHAPE, "16 x 16", "24 x 24");

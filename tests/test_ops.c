@@ -1130,6 +1130,37 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
     free_case(&c);
 }
 
+/* What is no number stays none, and spoils nothing beside it: neither an activation nor the largest
+   of a window may turn it into a number that looks like a result. */
+static void test_no_numbers(const flavour *f)
+{
+    static const size_t dim[4] = {1, 4, 4, 4};
+    enum { N = 64, POOLED = 16 };
+    float x[N], y[N];
+    char name[80];
+    size_t k, wrong = 0;
+    int act;
+    db_tape *t;
+    db_tensor in, cast, out[DB_ACT_RELU + 1], most;
+    if (!prepare(f, "activate") || db_tape_create(f->ctx[0], &t) != DB_OK) return;
+    in = db_input(t, DB_F32, 4, dim), cast = db_cast(t, in, f->dtype);
+    for (act = DB_ACT_SILU; act <= DB_ACT_RELU; act++)
+        out[act] = db_activate(t, cast, (db_activation)act), db_keep(t, out[act]);
+    most = db_max_pool(t, cast, 2, 2), db_keep(t, most);
+    for (k = 0; k < N; k++) x[k] = k == 21 ? (float)NAN : 1 - (float)(k % 3);
+    db_upload(t, in, x);
+    db_run(t, 1, 0);
+    for (act = DB_ACT_SILU; act <= DB_ACT_RELU; act++) {
+        db_download(t, out[act], y);
+        for (k = 0; k < N; k++) wrong += (y[k] != y[k]) != (k == 21);
+    }
+    db_download(t, most, y); /* row 1, column 1 lies in the first window */
+    for (k = 0; k < POOLED; k++) wrong += (y[k] != y[k]) != (k == 1);
+    snprintf(name, sizeof name, "%.40s: what is no number stays none", f->name);
+    test_check(db_status(f->ctx[0]) == DB_OK && !wrong, name, "in activations and max_pool");
+    db_tape_destroy(t);
+}
+
 int main(int argc, char **argv)
 {
     db_ctx *ctx;
@@ -1149,6 +1180,7 @@ int main(int argc, char **argv)
     }
     make_flavours();
     for (k = 0; k < N_OPERATIONS; k++) test_operation(operations[k].name, cases, golden);
+    for (k = 0; k < n_flavours; k++) test_no_numbers(&flavours[k]);
     for (k = 0; k + 1 < n_flavours && flavours[k + 1].dtype == DB_F32;) k++; /* the best for f32 */
     best = &flavours[k];
 #ifdef TEST_CUDA

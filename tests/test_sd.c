@@ -662,6 +662,25 @@ static void check_pipeline(db_ctx *ctx)
     db_pipeline_save(p, at("saved"), DB_F32);
     db_pipeline_load(ctx, at("saved"), &q);
     test_check(same_weights(p, q), "pipeline saved as a directory", "the same weights");
+    { /* what else model_index.json says comes along, in JSON's writing */
+        char text[4096];
+        db_pipeline *named = NULL;
+        const db_json *j;
+        FILE *f = fopen(at("saved/model_index.json"), "rb");
+        text[f ? fread(text, 1, sizeof text - 1, f) : 0] = 0;
+        if (f) fclose(f);
+        if ((f = fopen(at("saved/model_index.json"), "wb")) != NULL) {
+            fprintf(f, "{\"_name_or_path\": \"C:\\\\models\\t\\\"a\\\"\",%s", text + 1);
+            fclose(f);
+        }
+        db_pipeline_load(ctx, at("saved"), &named);
+        if (named) db_pipeline_save(named, at("named"), DB_F32);
+        j = db_json_load(ctx, at("named/model_index.json"));
+        test_check(!strcmp(db_json_string(j, "_name_or_path", ""), "C:\\models\t\"a\""),
+                   "a path in model_index.json", "saved as it was loaded");
+        db_json_free(j);
+        db_pipeline_free(named);
+    }
     db_pipeline_release(q, 1, 1);
     db_pipeline_save(q, at("released"), DB_F32);
     db_pipeline_load(ctx, at("released"), &r);
@@ -807,6 +826,9 @@ static void check_ldm_inference(db_ctx *ctx)
     db_pipeline_load(ctx, at("four.safetensors"), &q);
     expect(ctx, "an autoencoder of four channels", DB_ERROR_UNSUPPORTED, "four.safetensors", "of 4");
     db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
+    uc.transformer_layers_per_block[0] = 300;
+    db_unet_create(ctx, &uc, &p.unet);
+    expect(ctx, "a U-Net of 1500 transformers", DB_ERROR_FORMAT, "db_unet_create", "more than 1024");
     uc.attention_head_dim[1] = 0;
     db_unet_create(ctx, &uc, &p.unet);
     expect(ctx, "a U-Net without heads", DB_ERROR_FORMAT, "db_unet_create", "level 1");

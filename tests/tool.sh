@@ -49,6 +49,8 @@ refuses "embeddings computed before, and trained" "exclude each other" tiny "$wo
 refuses "another number of tokens" "sampled with 77 tokens" tiny "$work/m0" --tokenizer_max_length 50
 refuses "small pictures for a base" "for a super-resolver" tiny "$work/m0" --validation_images "$photos/0.png"
 refuses "validation with an unknown scheduler" "takes ddpm" tiny "$work/m0" --validation_prompt x --validation_scheduler euler
+refuses "a super-resolver's text encoder" "reads the text encoder of another folder" tiny "$work/m0" --pretrained_model_name_or_path examples/world/sr256 --train_text_encoder
+refuses "noise that leaves nothing" "lie in \[0,1)" tiny "$work/m0" --noise_variance 1
 tiny "$work/v0" --pre_compute_text_embeddings --tokenizer_max_length 77 --text_encoder_use_attention_mask --lora_dropout 0 --report_to wandb \
     --validation_prompt "a zxk dog" --validation_steps 1 --num_validation_images 2 --validation_scheduler DDPMScheduler --learning_rate 2e-4 > "$work/out" 2>&1
 tiny "$work/v1" --skip_save_text_encoder --max_train_steps 0 --num_train_epochs 1 --train_batch_size 3 --scale_lr --learning_rate 1e-4 > "$work/out" 2>&1
@@ -86,7 +88,7 @@ effect other $weights "$prior --train_batch_size 4" "--prior_loss_weight .5" "--
 effect other text_encoder/model.safetensors "" --train_text_encoder
 effect other $lora "--rank 2" "--rank 3" "--lora_alpha 1"
 effect other $weights "--pretrained_model_name_or_path examples/world/sr256 --resolution 64 --crop_size 16 --max_train_steps 1" "--noise_variance .25"
-effect same $weights "$prior" "--gradient_checkpointing" "--sample_batch_size 1 --class_data_dir $work/e-one" "--prior_loss_weight 1 --max_grad_norm 1" \
+effect same $weights "$prior" "--gradient_checkpointing" "--sample_batch_size 1 --class_data_dir $work/e-one" "--class_guidance 0 --class_data_dir $work/e-none" "--prior_loss_weight 1 --max_grad_norm 1" \
     "--adam_beta1 .9 --adam_beta2 .999 --adam_weight_decay .01 --adam_epsilon 1e-8" "--validation_prompt dog --validation_steps 1 --num_validation_images 1"
 effect same $weights "--noise_offset .1" "--noise_offset 0 --offset_noise"
 
@@ -189,6 +191,8 @@ says "latest without a checkpoint" "from the beginning" tiny "$work/n2" --max_tr
 tiny "$work/n2" --max_train_steps 3 --checkpointing_steps 1 --checkpoints_total_limit 1 --resume_from_checkpoint checkpoint-2 > "$work/out" 2>&1
 [ "$(ls "$work/n2" | grep checkpoint)" = checkpoint-3 ] && ok "going back, the newest checkpoint stays" || bad "going back" "$(ls "$work/n2" | tr '\n' ' ')"
 refuses "a missing picture of validation" "nothing.png" tiny "$work/n3" --pretrained_model_name_or_path examples/world/sr256 --validation_prompt x --validation_images nothing.png
+seq 1200 | sed "s|^|$work/many/checkpoint-|" | xargs mkdir -p; for f in "$work"/many/*; do echo > "$f/state.safetensors"; done
+refuses "the newest of 1200 checkpoints" "checkpoint-1200/state" tiny "$work/many" --resume_from_checkpoint latest
 run=exec
 tiny "$work/c1" --max_train_steps 100000 > "$work/out" 2>&1 & pid=$!
 waited=0
@@ -242,6 +246,10 @@ $three --upscale_tile 0 --output_dir "$work/g4" > /dev/null 2>&1
 [ "$(sum "$work/g3/grid_64.png")" = "$(sum "$work/g4/grid_64.png")" ] && [ "$(sum "$work/g3/grid_256.png")" != "$(sum "$work/g4/grid_256.png")" ] &&
     ok "squares change what is larger than one, and nothing else" || bad "squares" "$(ls "$work/g3" "$work/g4" | tr '\n' ' ')"
 refuses "no stages" "takes 1 to 3" $three --stages 0
+says "a negative prompt that is too long" "the negative prompt, longer than 77 tokens, lost its end" $small --stages 1 --output_dir "$work/g9" \
+    --negative_prompt "$(seq 100 | tr '\n' ' ')"
+refuses "a folder that cannot be written into" "cannot write into /proc/self" $small --output_dir /proc/self
+refuses "the same before training" "cannot write into /proc/self" tiny /proc/self --overwrite
 refuses "no prompt" "needs --prompt" $tool generate
 refuses "a sampler that does not exist" "takes ddpm, ddim" $tool generate --prompt x --scheduler euler
 refuses "a picture of odd size" "multiples of 8" $tool generate --prompt x --width 60
@@ -254,6 +262,8 @@ says "demo" "more pictures:" $tool demo --quiet --instance_data_dir examples/wor
 for f in grid_64.png grid_256.png restored.png class.png loss.png loss_256.png summary.txt model/base/model_index.json model/sr256/model_index.json; do
     [ -e "$work/demo/$f" ] || bad "demo writes $f" "$(ls "$work/demo" | tr '\n' ' ')"
 done
+mkdir "$work/cascade"; cp -r examples/world/base examples/world/sr256 "$work/cascade"; rm -r "$work/cascade/base/tokenizer"
+refuses "demo without a tokenizer" "no text encoder or no tokenizer" $tool demo --quiet --instance_data_dir $photos --output_dir "$work/demo2" --pretrained_model_name_or_path "$work/cascade"
 refuses "demo into a folder in use" "holds something" $tool demo --instance_data_dir examples/world/subjects/dog1 --output_dir "$work/demo"
 says "training a super-resolver" "1 steps" $tool train --quiet --pretrained_model_name_or_path examples/world/sr256 --instance_data_dir examples/world/subjects/dog1 \
     --instance_prompt "a zxk dog" --train_batch_size 1 --max_train_steps 1 --output_dir "$work/sr"
@@ -265,6 +275,7 @@ mkdir "$work/odd"; cp $mixed/small.png "$work/odd"
 says "upscale of odd sides" "1 pictures" $tool upscale --quiet --images "$work/odd" --downsample --pretrained_model_name_or_path "$work/demo/model" --upscale_steps 1 --output_dir "$work/up2"
 mkdir "$work/mine"; cp "$work/g1/00000.png" "$work/mine"
 refuses "generate over somebody's pictures" "not generate's" $tool generate --prompt dog --output_dir "$work/mine"
+refuses "upscale over somebody's pictures" "not upscale's" $tool upscale --images "$work/small" --output_dir "$work/mine"
 printf 'a dog\na red car\n' > "$work/prompts.txt"
 says "eval" "CLIP-T" $tool eval --generated_dir "$work/g3" --instance_data_dir examples/world/subjects/dog1 --prompts "$work/prompts.txt" \
     --dino examples/world/metrics/dino --clip examples/world/metrics/clip

@@ -24,6 +24,8 @@ draw "$work/file" "$made/ldm.safetensors" --scheduler ddim --num_inference_steps
 refuses "latents of another number" "3 pictures of 24 x 16 pixels need \[3,4,8,12\]" with generate "$sd" --prompt a b c --latents "$made/latents.safetensors" --output_dir "$work/g"
 refuses "latents of another size" "need \[2,4,8,16\]" with generate "$sd" --prompt a b --width 32 --latents "$made/latents.safetensors" --output_dir "$work/g"
 refuses "no latents in the file" "no tensor \"latents\"" with generate "$sd" --prompt a --latents "$sd/vae/diffusion_pytorch_model.fp16.safetensors" --output_dir "$work/g"
+{ printf 'H\0\0\0\0\0\0\0'; printf '%-72s' '{"latents": {"dtype": "F32", "shape": [1,4,0,0], "data_offsets": [0,0]}}'; } > "$work/empty.safetensors"
+refuses "latents without pixels" "no tensor \"latents\" of shape" with generate "$sd" --prompt a --latents "$work/empty.safetensors" --output_dir "$work/g"
 [ ! -e "$work/g" ] && ok "nothing written" || bad "nothing written" "$work/g is there"
 with generate "$sd" --prompt "a dog" "a cat" --num_images 2 --num_inference_steps 2 --height 16 --width 24 --seed 4 --output_dir "$work/s0" > "$work/out" 2>&1
 with generate "$sd" --prompt "a cat" --num_inference_steps 2 --height 16 --width 24 --seed 7 --output_dir "$work/s1" > "$work/out" 2>&1
@@ -42,6 +44,15 @@ for t in f16 bf16; do
     diff -r "$work/c/$t" "$work/c/$t-back" > "$work/out" 2>&1 && ok "a directory in $t, there and back: the same bits" || bad "a directory in $t, there and back" "$(head -n 1 "$work/out")"
     [ $(($(wc -c < "$work/c/$t/unet/diffusion_pytorch_model.safetensors") * 10)) -lt $(($(wc -c < "$work/c/b/unet/diffusion_pytorch_model.safetensors") * 7)) ] && ok "$t is smaller" || bad "$t is smaller" "it is not"
 done
+mkdir "$work/j" "$work/j/file" "$work/j/without"; cp -r "$work/c/b" "$work/j/b"; words=$work/j/b/tokenizer
+{ printf '{"model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": '; cat "$words/vocab.json"
+  printf ', "merges": ['; sed '1d; s/[\\"]/\\&/g; s/.*/"&"/; $!s/$/,/' "$words/merges.txt"; printf ']}}'; } > "$words/tokenizer.json"
+rm "$words/vocab.json" "$words/merges.txt"
+with convert "$work/j/b" --output_dir "$work/j/file/b.safetensors" > "$work/out" 2>&1
+[ "$(with tokenize "$work/j/file/b.safetensors" "a photo of a dog")" = "$(with tokenize "$sd" "a photo of a dog")" ] && ok "a tokenizer.json goes beside one file" ||
+    bad "a tokenizer.json goes beside one file" "$(ls "$work/j/file" | tr '\n' ' ')"
+rm -r "$words"
+says "without a tokenizer" "warning: no tokenizer lies beside .* of another Stable Diffusion" with convert "$work/j/b" --output_dir "$work/j/without/b.safetensors"
 refuses "convert over a file" "exists" with convert "$sd" --output_dir "$work/c/a.safetensors"
 refuses "convert to a pickle" "pickles are not written" with convert "$sd" --output_dir "$work/c/a.ckpt"
 refuses "convert to f8" "takes f32, f16 or bf16" with convert "$sd" --output_dir "$work/c/d" --dtype f8

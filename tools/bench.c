@@ -225,6 +225,7 @@ static void run_nodes(void)
         ctx->backend->run[tape->node[n].op](ctx, &c);
         flops += db__op_flops(tape->node[n].op, &c);
     }
+    ctx->backend->sync(ctx);
 }
 
 static db_tensor operand(db_dtype dtype, int grad, int n_dims, const size_t *dim)

@@ -388,6 +388,21 @@ static inline int make_folder(const char *path)
     return fail("cannot make the folder %s: %s", path, strerror(errno));
 }
 
+/* Makes the folder of a command's results, and tries whether it can be written into: not after the
+   hours that they take. */
+static inline int make_output_folder(const char *path)
+{
+    char probe[4096];
+    FILE *f;
+    if (make_folder(path)) return 1;
+    snprintf(probe, sizeof probe, "%s/.written", path);
+    f = fopen(probe, "wb");
+    if (!f) return fail("cannot write into %s: %s", path, strerror(errno));
+    fclose(f);
+    remove(probe);
+    return 0;
+}
+
 static inline int by_name(const void *a, const void *b)
 {
     return strcmp(*(char *const *)a, *(char *const *)b);

@@ -219,7 +219,7 @@ static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *
     int bad = 0;
     if (db_safetensors_open(base->ctx, path, &st) != DB_OK) return 1;
     t = db_safetensors_find(st, "latents");
-    if (!t || t->n_dims != 4) {
+    if (!t || t->n_dims != 4 || !t->count) {
         bad = fail("%s holds no tensor \"latents\" of shape [pictures, channels, height, width]",
                    path);
     } else {
@@ -242,13 +242,14 @@ static int load_latents(db_pipeline *base, const char *path, size_t n, drawing *
 
 enum { MOST_PICTURES = 100000, ON_A_GRID = 64 };
 
-/* Whether a folder has no picture of the name of generate's first, or its prompts.txt beside it. */
-static int is_own_folder(const char *out)
+/* Whether a folder has no picture of the name of a command's first, or beside it the file that the
+   command leaves there. */
+static int is_own_folder(const char *out, const char *beside)
 {
-    char first[4096], prompts[4096];
+    char first[4096], mark[4096];
     snprintf(first, sizeof first, "%s/00000.png", out);
-    snprintf(prompts, sizeof prompts, "%s/prompts.txt", out);
-    return !file_exists(first) || file_exists(prompts);
+    snprintf(mark, sizeof mark, "%s/%s", out, beside);
+    return !file_exists(first) || file_exists(mark);
 }
 
 static int generate(int argc, char **argv)
@@ -282,7 +283,7 @@ static int generate(int argc, char **argv)
     if (status) return status == 1;
     if (!prompts.n || each < 1 || each > MOST_PICTURES)
         return fail("generate needs --prompt, and 1 to %d pictures of it", MOST_PICTURES);
-    if (!is_own_folder(out))
+    if (!is_own_folder(out, "prompts.txt"))
         return fail("%s holds pictures that are not generate's: choose another --output_dir", out);
     if (check_drawing(&d)) return 1;
     stop_in_order();
@@ -298,7 +299,7 @@ static int generate(int argc, char **argv)
     if (!status) complete_drawing(&d, &m);
     if (!status && lora) status = db_pipeline_load_lora(m.stage[0], lora) != DB_OK;
     if (!status && latents) status = load_latents(m.stage[0], latents, n, &d);
-    if (!status) status = make_folder(out) || draw(&m, &d, all, n, pictures, h, w);
+    if (!status) status = make_output_folder(out) || draw(&m, &d, all, n, pictures, h, w);
     for (k = 0; k < n && !status; k++) {
         size_t last = m.n - 1;
         snprintf(path, sizeof path, "%s/%05zu.png", out, k);
@@ -370,13 +371,15 @@ static int upscale(int argc, char **argv)
     if (status) return status == 1;
     if (!in) return fail("upscale needs --images");
     if (is_same_folder(in, out)) return fail("--output_dir %s holds the pictures to enlarge", out);
+    if (!is_own_folder(out, "grid_00000.png"))
+        return fail("%s holds pictures that are not upscale's: choose another --output_dir", out);
     c.model = stage_directory(c.model, "sr256");
     if (check_drawing(&d)) return 1;
     stop_in_order();
     ctx = open_context(&c);
     if (!ctx) return 1;
     if (load_cascade(ctx, c.model, d.stages, NULL, &m) || load_photos(in, 0, &p) ||
-        make_folder(out)) {
+        make_output_folder(out)) {
         free_cascade(&m);
         return finish(ctx) || 1;
     }
@@ -745,7 +748,7 @@ static size_t drawn_size(const db_pipeline *p, const db_dreambooth_config *c)
     return MAX(stage_size(p), c->resolution);
 }
 
-/* Draws class images 0 ... n - 1 that are missing; image k depends on model, prompt and k alone. */
+/* Draws class images 0 ... n - 1 that are missing; image k is the same whichever others are. */
 static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t S)
 {
     enum { AT_ONCE = 64 };
@@ -755,7 +758,8 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
     char path[4096];
     int bad = !pixels ? fail("out of memory for class images") : check_class_folder(p, t, 1);
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
-    s.num_inference_steps = (size_t)t->class_steps, s.guidance_scale = (float)t->class_guidance;
+    s.num_inference_steps = (size_t)t->class_steps, 
+        s.guidance_scale = (float)MAX(t->class_guidance, 1.0);
     for (k = 0; k < n && !bad; k += MAX(j, (size_t)1)) {
         for (j = 0; j < at_once && k + j < n; j++) { /* a run of those that are missing */
             snprintf(path, sizeof path, "%s/%05zu.png", t->class_dir, k + j);
@@ -854,11 +858,11 @@ static long newest_checkpoint(const char *out, long keep, long own)
 {
     size_t files, k;
     char **names = list_folder(out, &files), path[4096];
-    long steps[1024], best = 0;
-    int n = 0, i, j;
+    long *steps = names ? (long *)malloc((files + 1) * sizeof *steps) : NULL, best = 0;
+    size_t n = 0, i, j;
     for (k = 0; names && k < files; k++) {
         snprintf(path, sizeof path, "%s/%s/state.safetensors", out, names[k]);
-        if (!strncmp(names[k], "checkpoint-", 11) && n < 1024 && file_exists(path))
+        if (steps && !strncmp(names[k], "checkpoint-", 11) && file_exists(path))
             steps[n++] = atol(names[k] + 11);
         free(names[k]);
     }
@@ -873,6 +877,7 @@ static long newest_checkpoint(const char *out, long keep, long own)
             remove(path);
         snprintf(path, sizeof path, "%s/checkpoint-%ld", out, steps[i]), remove(path);
     }
+    free(steps);
     return best;
 }
 
@@ -1198,6 +1203,10 @@ static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, con
     if (text_mask && clip)
         return fail("--text_encoder_use_attention_mask: Stable Diffusion is sampled without a "
                     "mask, and so it is trained");
+    if (t->config.train_text_encoder && p->super_resolution && !p->text_encoder)
+        return fail("--train_text_encoder: %s reads the text encoder of another folder, where it "
+                    "would not be saved; train it with the base",
+                    p->directory);
     if (t->validation.prompt && p->super_resolution && !t->validation.images.n)
         return fail("a super-resolver's --validation_prompt needs --validation_images: the "
                     "pictures to enlarge");
@@ -1321,6 +1330,7 @@ static int train(int argc, char **argv)
             "--lora_dropout %g: LoRA has no dropout here; its default in diffusers is 0, too",
             dropout);
     if (gamma < 0 || offset < 0) return fail("--snr_gamma and --noise_offset must not be negative");
+    if (variance < 0 || variance >= 1) return fail("--noise_variance must lie in [0,1)");
     k->snr_gamma = (float)gamma,
     k->noise_offset = (float)(offset_noise && offset == 0 ? 0.1 : offset);
     t.release = 1;
@@ -1376,7 +1386,7 @@ static int train(int argc, char **argv)
                                : 400;
     if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
     if (overwrite && !t.resume) newest_checkpoint(t.out, 0, 0);
-    status = make_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
+    status = make_output_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
 done:
     free_cascade(&m);
@@ -1520,8 +1530,8 @@ static int convert(int argc, char **argv)
         const char *name;
         db_dtype dtype;
     } types[] = {{"f32", DB_F32}, {"f16", DB_F16}, {"bf16", DB_BF16}};
-    static const char *const words[] = {"vocab.json", "merges.txt", "tokenizer_config.json",
-                                        "special_tokens_map.json"};
+    static const char *const words[] = {"vocab.json", "merges.txt", "tokenizer.json",
+                                        "tokenizer_config.json", "special_tokens_map.json"};
     common c = common_default;
     const char *out = NULL, *type = NULL;
     int overwrite = 0, status, file;
@@ -1567,15 +1577,12 @@ static int convert(int argc, char **argv)
             for (k = 0; k < sizeof words / sizeof *words && !status; k++)
                 status = copy_file(from, to, words[k]);
         }
-    } else if (p) {
-        db_pipeline_save(p, out, dtype);
-        if (!p->tokenizer)
-            fprintf(stderr,
-                    "warning: no tokenizer lies beside %s: put vocab.json and merges.txt of "
-                    "another Stable Diffusion 1.x "
-                    "model into %s/tokenizer\n",
-                    c.model, out);
-    }
+    } else if (p) db_pipeline_save(p, out, dtype);
+    if (p && !p->tokenizer)
+        fprintf(stderr,
+                "warning: no tokenizer lies beside %s: put vocab.json and merges.txt of another "
+                "Stable Diffusion 1.x model into %s/tokenizer\n",
+                c.model, file ? folder_of(out) : out);
     if (db_status(ctx) == DB_OK && !status)
         printf("%s -> %s, %s\n", c.model, out,
                dtype == DB_F32       ? "f32"
@@ -2045,12 +2052,12 @@ static int demo(int argc, char **argv)
         status = 1;
         goto done;
     }
-    check_identifier(m.text->tokenizer, instance, class_prompt);
+    if (m.text->tokenizer) check_identifier(m.text->tokenizer, instance, class_prompt);
     snprintf(class_dir, sizeof class_dir, "%s/class_images", out),
         snprintf(path, sizeof path, "%s/model", out);
     snprintf(base_dir, sizeof base_dir, "%s/model/base", out),
         snprintf(sr_dir, sizeof sr_dir, "%s/model/sr256", out);
-    status = make_folder(out) || make_folder(path) || make_folder(base_dir) || make_folder(sr_dir);
+    status = make_output_folder(out) || make_folder(path) || make_folder(base_dir) || make_folder(sr_dir);
 
     printf("\n%zu photos of \"%s\", a%s\n", photo.n, instance, class_prompt + 1);
     at[0] = now();
