@@ -71,7 +71,7 @@ $(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
 # The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`.
 # test_cuda and test_gpu: every operation; test_cuda_dreambooth and test_gpu_dreambooth: whole trainings
 HOST_CUDA = -std=c++17 $(OPT) -O1 -g -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
-$(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h | $(B)
+$(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h $(B)/flags
 	$(CXX) $(HOST_CUDA) -c $< -o $@
 ON_HOST = $(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
 $(B)/test_cuda: tests/test_ops.c $(B)/cuda_host.o $(HEADERS)
@@ -84,7 +84,7 @@ CUDA_ARCH = 75 80 86 90
 NVFLAGS   = -std=c++17 -O3 -I. -Werror all-warnings -Xcompiler -Wall,-Wextra \
             $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
             $(foreach a,$(lastword $(CUDA_ARCH)),-gencode arch=compute_$(a),code=compute_$(a)) # for GPUs to come
-$(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h | $(B)
+$(B)/dreambooth_cuda.o: dreambooth_cuda.cu dreambooth.h $(B)/flags
 	$(NVCC) $(NVFLAGS) -c $< -o $@
 cuda:
 	$(MAKE) CUDA=1 B=$(B)/cuda $(B)/cuda/dreambooth
@@ -122,7 +122,7 @@ $(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
 
 # those of the GPU on the processor as well: one includes the .cu, the other links its object
 $(B)/gpu_cu: examples/gpu.cu dreambooth_cuda.cu $(B)/dreambooth.o tests/cuda_host.h
-	$(CXX) $(HOST_CUDA) -c $< -o $@.o && $(CXX) $@.o $(B)/dreambooth.o $(OPENMP) -o $@ $(LDLIBS)
+	$(CXX) $(HOST_CUDA) -c $< -o $@.o && $(CC) $@.o $(B)/dreambooth.o $(OPENMP) -o $@ $(LDLIBS) -lstdc++
 $(B)/gpu_object_c: examples/gpu_object.c $(B)/cuda_host.o $(HEADERS)
 	$(CC) $(CFLAGS) -O1 -DDB_CUDA $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
 
@@ -130,16 +130,17 @@ $(B):
 	mkdir -p $(B)
 
 # What was built by another compiler, or with other flags, is built anew
+FLAGS = $(CC) $(CFLAGS) $(KERNEL_FLAGS), $(CXX) $(HOST_CUDA), $(NVCC) $(NVFLAGS)
 $(B)/flags: FORCE | $(B)
-	@echo '$(CC) $(CFLAGS) $(KERNEL_FLAGS)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(KERNEL_FLAGS)' > $@
+	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 FORCE:
 
 # The main job, into demo/: SUBJECT is one of the world's 36, or a folder of photos with CLASS=noun.
 SUBJECT = dog1
 CLASS   = $(shell echo $(notdir $(SUBJECT)) | tr -d 0-9)
 demo: $(B)/dreambooth $(if $(wildcard $(SUBJECT)/. examples/world/subjects/$(SUBJECT)/.),,$(B)/world)
-	@for d in $(SUBJECT) examples/world/subjects/$(SUBJECT) $(B)/subjects/$(SUBJECT); do \
-	    [ -d $$d ] && break; [ $$d != $(B)/subjects/$(SUBJECT) ] || $(B)/world subjects --name $(SUBJECT) --out $(B)/subjects || exit 1; \
+	@for d in "$(SUBJECT)" "examples/world/subjects/$(SUBJECT)" "$(B)/subjects/$(SUBJECT)"; do \
+	    [ -d "$$d" ] && break; [ "$$d" != "$(B)/subjects/$(SUBJECT)" ] || $(B)/world subjects --name "$(SUBJECT)" --out $(B)/subjects || exit 1; \
 	done; case "$$(cd "$$d" && pwd -P)/" in "$(CURDIR)/demo/"*) echo "demo/ is where the results go: put the photos elsewhere"; exit 1;; esac; \
 	rm -rf demo && $(B)/dreambooth demo --instance_data_dir "$$d" --class_noun "$(CLASS)" --output_dir demo
 
@@ -168,7 +169,7 @@ FUZZ_SECONDS = 60
 $(B)/fuzz_%: tests/fuzz_%.c $(HEADERS) | $(B)
 	$(CLANG) -std=c99 -O1 -g -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
 fuzz: $(patsubst $(B)/%,%,$(FUZZ))
-fuzz_%: $(B)/fuzz_%
+fuzz_%: $(B)/fuzz_% FORCE
 	@sh tests/fuzz_seeds.sh $* $(B)/seeds_$*
 	@$< $(B)/seeds_$* -max_total_time=$(FUZZ_SECONDS) -print_final_stats=0 -verbosity=0 && echo "ok $@: $(FUZZ_SECONDS) s"
 

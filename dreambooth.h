@@ -12907,7 +12907,8 @@ static db_result db__draw(db_pipeline *p, db_pipeline *text, const char *const *
         db__log(ctx, DB_LOG_WARNING, "prompts longer than %zu tokens lost their ends: %zu of %zu",
                 T, total_cut, n);
     if (negative_cut && config->guidance_scale != 1)
-        db__log(ctx, DB_LOG_WARNING, "the negative prompt, longer than %zu tokens, lost its end", T);
+        db__log(ctx, DB_LOG_WARNING, "the negative prompt, longer than %zu tokens, lost its end",
+                T);
     db__free(ctx, states);
     db__free(ctx, condition);
     db__free(ctx, latents);

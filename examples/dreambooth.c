@@ -28,7 +28,7 @@ int main(int argc, char **argv)
     img_image image[MAX_PHOTOS];
     db_image photo[MAX_PHOTOS];
     size_t n = load_photos("examples/world/subjects/dog1", image, photo), k;
-    int bad;
+    int bad = 1;
 
     if (db_create(&ctx, NULL) != DB_OK) return 1;
     if (db_pipeline_load(ctx, "examples/world/base", &model) != DB_OK) goto done;
@@ -62,11 +62,12 @@ int main(int argc, char **argv)
     sampling.seed = 1;
     db_generate(model, &prompt, 1, NULL, &sampling, SIZE, SIZE, picture);
     db_pipeline_save(model, "subject-model", DB_F16);
-    if (db_status(ctx) == DB_OK && !save_picture(picture, SIZE, "subject.png"))
+    if (db_status(ctx) == DB_OK && !save_picture(picture, SIZE, "subject.png")) {
         printf("\"%s\" in subject.png, the model in subject-model\n", prompt);
+        bad = 0;
+    }
 done:
-    bad = db_status(ctx) != DB_OK;
-    if (bad) fprintf(stderr, "%s\n", db_last_error(ctx));
+    if (db_status(ctx) != DB_OK) fprintf(stderr, "%s\n", db_last_error(ctx));
     db_dreambooth_free(training);
     db_pipeline_free(model);
     db_destroy(ctx);

@@ -18,17 +18,16 @@
 
 enum { SIZE = 256, SMALL = 64, PIXELS = SIZE * SIZE * 3 };
 
-/* Makes the small photo large again and writes it. */
-static void restore(db_pipeline *sr, db_pipeline *base, double level, const float *small,
+/* Makes the small photo large again and writes it; 0, or 1 when that failed. */
+static int restore(db_pipeline *sr, db_pipeline *base, double level, const float *small,
                     const char *path)
 {
     static float restored[PIXELS];
     const char *prompt = "a zxk dog";
     db_sample_config c = db_sample_config_default();
     c.sampler = DB_SAMPLER_DDIM, c.num_inference_steps = 8, c.guidance_scale = 1, c.seed = 1;
-    if (db_upscale(sr, base, &prompt, 1, NULL, &c, level, small, SMALL, SMALL, SIZE, SIZE,
-                   restored) == DB_OK)
-        save_picture(restored, SIZE, path);
+    return db_upscale(sr, base, &prompt, 1, NULL, &c, level, small, SMALL, SMALL, SIZE, SIZE,
+                      restored) != DB_OK || save_picture(restored, SIZE, path);
 }
 
 /* The denoising loss on photos that are not learned from: training with learning rate 0. The same
@@ -61,7 +60,7 @@ int main(int argc, char **argv)
     db_image photo[MAX_PHOTOS];
     size_t n = load_photos("examples/world/subjects/dog1", image, photo), k;
     float before, after;
-    int bad;
+    int bad = 1;
 
     if (db_create(&ctx, NULL) != DB_OK) return 1;
     db_pipeline_load(ctx, "examples/world/base", &base);
@@ -76,7 +75,7 @@ int main(int argc, char **argv)
     c.learning_rate = 1e-4f;
     c.noise_level =
         db_noise_level(&sr->image_noising, 1e-5); /* the paper's, below IF's first level */
-    restore(sr, base, c.noise_level, small, "before.png");
+    if (restore(sr, base, c.noise_level, small, "before.png")) goto done;
     before = measure(sr, base, &c, &photo[4]);
     if (db_dreambooth_create(sr, base, &c, photo, 4, NULL, 0, &d) != DB_OK) goto done;
     while (db_dreambooth_steps_done(d) < c.max_train_steps)
@@ -84,12 +83,11 @@ int main(int argc, char **argv)
     printf("%d steps on crops of 4 photos at noise variance %.0e\n",
            (int)db_dreambooth_steps_done(d), db_noise_variance(&sr->image_noising, c.noise_level));
     after = measure(sr, base, &c, &photo[4]);
-    restore(sr, base, c.noise_level, small, "after.png");
-    if (db_status(ctx) == DB_OK)
-        printf("the loss on the unseen photo has %s\nbefore.png, after.png\n",
-               after < before ? "fallen" : "risen");
+    if (restore(sr, base, c.noise_level, small, "after.png")) goto done;
+    printf("the loss on the unseen photo has %s\nbefore.png, after.png\n",
+           after < before ? "fallen" : "risen");
+    bad = 0;
 done:
-    bad = db_status(ctx) != DB_OK || n < 5;
     if (bad) fprintf(stderr, "%s\n", n < 5 ? "photos are missing" : db_last_error(ctx));
     db_dreambooth_free(d);
     db_pipeline_free(sr);

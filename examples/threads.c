@@ -39,9 +39,10 @@ int main(void)
     static worker both[2];
     pthread_t thread[2];
     db_pipeline *none = NULL;
-    int k, same = 0;
-    for (k = 0; k < 2; k++) pthread_create(&thread[k], NULL, work, &both[k]);
-    for (k = 0; k < 2; k++) pthread_join(thread[k], NULL);
+    int k, same = 0, started[2];
+    for (k = 0; k < 2; k++) started[k] = !pthread_create(&thread[k], NULL, work, &both[k]);
+    for (k = 0; k < 2; k++)
+        if (started[k]) pthread_join(thread[k], NULL);
     for (k = 0; k < 2; k++)
         if (!both[k].ctx || db_status(both[k].ctx) != DB_OK) goto done;
     same = !memcmp(both[0].picture, both[1].picture, sizeof both[0].picture);

@@ -45,8 +45,8 @@ static void build(db_ctx *ctx, const db__network *kind, const char *text, size_t
 {
     const db_json *j = db_json_parse(ctx, "config.json", text, n);
     void *config = db__alloc(ctx, 1, kind->config_bytes);
-    if (j && config && kind->parse(ctx, j, "config.json", config) == DB_OK)
-        db__network_free(db__network_create(ctx, kind, config));
+    if (j && config && db__config_read(ctx, kind, j, "config.json", config) == DB_OK)
+        db__network_free(db__network_create(ctx, kind, config, "config.json"));
     db__free(ctx, config);
     db_json_free(j);
 }

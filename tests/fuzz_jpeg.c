@@ -1,8 +1,8 @@
 /* Fuzzes JPEG reading.
 
-       clang -std=c99 -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_jpeg.c -o fuzz_jpeg -lm
+       clang -std=c99 -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_jpeg.c -o build/fuzz_jpeg -lm
        python3 tests/golden/make_images.py --files corpus
-       ./fuzz_jpeg -max_len=4096 -max_total_time=300 corpus                                      */
+       build/fuzz_jpeg -max_len=4096 -max_total_time=300 corpus                                      */
 
 #define IMAGES_IMPLEMENTATION
 #include "../tools/images.h"

@@ -1,8 +1,8 @@
 /* Fuzzes PNG reading and writing.
 
-       clang -std=c99 -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_png.c -o fuzz_png -lm
+       clang -std=c99 -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz_png.c -o build/fuzz_png -lm
        python3 tests/golden/make_images.py --files corpus
-       ./fuzz_png -max_len=4096 -max_total_time=300 corpus
+       build/fuzz_png -max_len=4096 -max_total_time=300 corpus
 
    Checksums would stop nearly every input at the door, so the first byte chooses what it becomes:
      0x89     a PNG file, whose chunks get correct checksums first

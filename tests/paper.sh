@@ -26,6 +26,8 @@ printf '{"cell": "noun/none/dog2/0", "key' >> "$work/p/results.jsonl" # a line t
 says "goes on, past a broken line" "all 3 cells are done" $tool run $small --experiment noun
 [ "$(lines '"cell": "noun/[a-z]*/dog2/0", "key": ')" = 3 ] && ok "three cells, each once" || bad "three cells" "$(lines '"key": ') records"
 says "nothing left to do" "3 cells, 3 of them done" $tool run $small --experiment noun
+mkdir "$work/zeros"; { printf '\0\0\n'; cat "$work/p/results.jsonl"; } > "$work/zeros/results.jsonl" # as a machine that stopped leaves them
+says "records behind zeros" "3 cells, 3 of them done" $tool run --micro --folder "$work/zeros" $none --experiment noun
 $tool run $small --experiment class_guidance > "$work/out" 2>&1
 grep '"cell": "class_guidance/1/' "$work/p/results.jsonl" | grep -q '"same_as": "noun/right/dog2/0"' && [ -e "$work/p/cells/class_guidance,1,dog2,0.png" ] &&
     ok "an equal run is shared" || bad "an equal run is shared" "$(tail -n 1 "$work/out")"
@@ -90,9 +92,10 @@ says "the protocol" "normalised fidelity" $tool protocol --subjects "$work/subje
     --settings "lr=1e-4 steps=1 classes=1 batch=1" --num_images 1 --class_pictures 1 --num_inference_steps 1 --class_steps 1
 grep -q 'a zxk dog in the snow|a red zxk dog' "$work/q/results.jsonl" && ok "the protocol's prompts" || bad "the protocol's prompts" "$(head -c 300 "$work/q/results.jsonl")"
 refuses "a protocol without a learning rate" "must have lr= and steps=" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --settings steps=1
-for wrong in "train=lora:go together" "rank=4:go together" "train=embedding:the protocol has" "noun=wrong:the experiments'" "lr:no NAME=VALUE"; do
+for wrong in "train=lora:go together" "rank=4:go together" "train=embedding:the protocol has" "noun=wrong:the experiments'" "lr:no NAME=VALUE" "schedule=linear:takes constant or cosine" "batch=1O:is no number"; do
     refuses "a protocol with ${wrong%:*}" "${wrong#*:}" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --settings "lr=1 steps=1 ${wrong%:*}"
 done
+refuses "a protocol without pictures" "needs a picture of each prompt" $tool protocol --subjects "$work/subjects" --prompts "$work/prompts.txt" --settings "lr=1 steps=1" --num_images 0
 refuses "prompts that are none" "names no subjects\|has no prompts" $tool protocol --subjects "$work/subjects" --prompts README.md --folder "$work/q" $none --settings "lr=1 steps=1"
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

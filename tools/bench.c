@@ -297,8 +297,8 @@ static void *make_network(const db__network *kind, const char *part, const char 
     const char *path = world ? world : "tools/sd15.json";
     void *config = db__alloc(ctx, 1, kind->config_bytes), *network = NULL;
     if (world) db__config_load(ctx, kind, path, config);
-    else if (all) kind->parse(ctx, db_json_get(all, part), path, config);
-    if (db_status(ctx) == DB_OK) network = db__network_create(ctx, kind, config);
+    else db__config_read(ctx, kind, db_json_get(all, part), path, config);
+    if (db_status(ctx) == DB_OK) network = db__network_create(ctx, kind, config, path);
     if (!network) fail(db_last_error(ctx), "");
     set_random((db_param_table *)network);
     db_json_free(all);

@@ -1027,7 +1027,7 @@ static inline int measure_applications(work *w)
     const pictures *set[MOST_PROMPTS];
     size_t index[MOST_PROMPTS];
     const char *labels[MOST_PROMPTS];
-    int which;
+    int which, bad = 0;
     n = all.n * each;
     made[0] = draw(w->w, w->p, texts, n, seed);
     made[1] = original_pictures(w->w, words, n, side, seed);
@@ -1061,13 +1061,13 @@ static inline int measure_applications(work *w)
                   likeness / (double)groups);
     }
     for (k = 0; k < all.n; k++) set[k] = &made[0], index[k] = k * each, labels[k] = texts[k * each];
-    if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, all.n);
+    if (db_status(net->ctx) == DB_OK) bad = save_strip(w, set, index, labels, all.n);
     for (k = 0; k < sizeof recontextualisation / sizeof *recontextualisation; k++)
         set_value(w, recontextualisation[k][0], "",
                   record_get(w->out, recontextualisation[k][1]));
     pictures_free(&made[0]), pictures_free(&made[1]);
     free((void *)texts), free((void *)words), free(seen);
-    return db_status(net->ctx) != DB_OK;
+    return bad || db_status(net->ctx) != DB_OK;
 }
 
 /* ---- super-resolution ------------------------------------------------------------------------ */
@@ -1307,6 +1307,7 @@ static inline int measure_metrics(work *w)
     size_t index[8];
     const char *labels[8];
     char visible[SHAPES + SHADES];
+    int bad = 0;
     for (i = 0; i < MEMBERS; i++) {
         world_scene member;
         world_subject_view(w->c->subject, WORLD_GRASS, WORLD_FRONT, 1, &scene[i]);
@@ -1336,10 +1337,10 @@ static inline int measure_metrics(work *w)
     if (clip) set_value(w, "follows_clip", "", stat_spearman(truth, by[1], PAIRS));
     if (net->lpips) set_value(w, "follows_lpips", "", stat_spearman(truth, by[2], PAIRS));
     for (i = 0; i < 8; i++) set[i] = &p, index[i] = i, labels[i] = i ? "" : "the subject";
-    if (db_status(net->ctx) == DB_OK) save_strip(w, set, index, labels, 8);
+    if (db_status(net->ctx) == DB_OK) bad = save_strip(w, set, index, labels, 8);
     pictures_free(&p);
     free(z), free(clip);
-    return db_status(net->ctx) != DB_OK;
+    return bad || db_status(net->ctx) != DB_OK;
 }
 
 /* ---- one cell -------------------------------------------------------------------------------- */

@@ -86,6 +86,17 @@ static inline db_result classifier_parse(db_ctx *ctx, const db_json *j, const ch
     return db_status(ctx);
 }
 
+static inline db_result classifier_check(db_ctx *ctx, const void *config, const char *what)
+{
+    const classifier_config *c = (const classifier_config *)config;
+    int k;
+    for (k = 0; k < CLASSIFIER_LEVELS; k++)
+        if (!c->channels[k] || c->channels[k] % 8)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu channels are no multiple of 8", what,
+                            c->channels[k]);
+    return db_status(ctx);
+}
+
 static inline void classifier_declare(db__net *n, const void *config)
 {
     db_tensor logits[CLASSIFIER_N];
@@ -94,7 +105,7 @@ static inline void classifier_declare(db__net *n, const void *config)
 
 static const db__network classifier_network = {
     sizeof(classifier), offsetof(classifier, config), sizeof(classifier_config), "model",
-    classifier_parse, classifier_declare, NULL};
+    classifier_parse, classifier_check, classifier_declare, NULL};
 
 static inline void classifier_free(classifier *m) { db__network_free(m); }
 
@@ -110,7 +121,7 @@ static inline classifier *classifier_open(db_ctx *ctx, const char *directory, in
     } else {
         snprintf(path, sizeof path, "%s/config.json", directory);
         if (db__config_load(ctx, &classifier_network, path, &c) == DB_OK)
-            m = (classifier *)db__network_create(ctx, &classifier_network, &c);
+            m = (classifier *)db__network_create(ctx, &classifier_network, &c, path);
     }
     snprintf(path, sizeof path, "%s/preprocessor_config.json", directory);
     if (m && db_image_processor_load(ctx, path, &m->processor) == DB_OK) return m;

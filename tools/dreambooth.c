@@ -113,11 +113,12 @@ static const drawing drawing_default = {NULL, NULL, 0, 0, 0, 0, 2, 0, 256, -1, -
 #define DRAWING_FLAGS(d)                                                                           \
     {"negative_prompt", TEXT, &(d).negative, "what not to draw"},                                  \
     {"num_inference_steps", WHOLE, &(d).steps,                                                     \
-     "sampling steps; 0: 20, of Stable Diffusion 50, of DeepFloyd's 100"},                         \
+     "sampling steps; 0: 20, of Stable Diffusion 50, of DeepFloyd IF 100"},                        \
     {"guidance_scale", REAL, &(d).guidance,                                                        \
-     "up to 1: none; below 0: 4, of Stable Diffusion 7.5, of DeepFloyd's 7"},                      \
+     "up to 1: none; below 0: 4, of Stable Diffusion 7.5, of DeepFloyd IF 7"},                     \
     {"guidance_stop", REAL, &(d).guidance_stop,                                                    \
-     "share of the steps that have it; below 0: .6, of these two or with --latents 1"},            \
+     "share of the steps that have it; below 0: .6, but with --latents, of Stable Diffusion and "  \
+     "of DeepFloyd IF all"},                                                                       \
     SCHEDULER_FLAG(d),                                                                             \
     {"seed", WHOLE, &(d).seed, "of the first picture; the next gets the next"}, UPSCALE_FLAGS(d)
 
@@ -2057,7 +2058,8 @@ static int demo(int argc, char **argv)
         snprintf(path, sizeof path, "%s/model", out);
     snprintf(base_dir, sizeof base_dir, "%s/model/base", out),
         snprintf(sr_dir, sizeof sr_dir, "%s/model/sr256", out);
-    status = make_output_folder(out) || make_folder(path) || make_folder(base_dir) || make_folder(sr_dir);
+    status = make_output_folder(out) || make_folder(path) || make_folder(base_dir) ||
+        make_folder(sr_dir);
 
     printf("\n%zu photos of \"%s\", a%s\n", photo.n, instance, class_prompt + 1);
     at[0] = now();

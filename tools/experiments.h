@@ -45,14 +45,16 @@ static const struct { const char *train; double lr; int steps;
                {"lora", 1.5e-3, 250},
                {"embedding", 3e-2, 250}};
 
-static inline void read_WORD(char *to, const char *value, size_t n)
+/* The n characters of a value; not 0 when they are too many, or no number. */
+static inline int read_WORD(char *to, const char *value, size_t n)
 {
-    snprintf(to, sizeof(setting_WORD), "%.*s", (int)n, value);
+    return snprintf(to, sizeof(setting_WORD), "%.*s", (int)n, value) >= (int)sizeof(setting_WORD);
 }
-static inline void read_NUMBER(double *to, const char *value, size_t n)
+static inline int read_NUMBER(double *to, const char *value, size_t n)
 {
-    (void)n;
-    *to = strtod(value, NULL);
+    char *end;
+    *to = strtod(value, &end);
+    return !n || end != value + n;
 }
 static inline int print_WORD(char *to, size_t size, const char *name, const char *value)
 {
@@ -71,14 +73,17 @@ static inline int settings_change(settings *s, const char *changes)
     while (*changes) {
         size_t name = strcspn(changes, "= "), n = strcspn(changes + name, " ") - 1;
         const char *value = changes + name + 1;
-        int known = 0;
+        int known = 0, bad = 0;
         if (changes[name] != '=') return fail("\"%s\" is no NAME=VALUE", changes);
 #define SETTINGS_READ(field, kind, preset, what)                                                   \
     if (name == strlen(#field) && !strncmp(changes, #field, name))                                 \
-        read_##kind(AT_##kind(s->field), value, n), known = 1;
+        bad = read_##kind(AT_##kind(s->field), value, n), known = 1;
         SETTINGS(SETTINGS_READ)
 #undef SETTINGS_READ
         if (!known) return fail("there is no setting in \"%s\"", changes);
+        if (bad)
+            return fail("\"%.*s\" is no number, or longer than %d characters", (int)(name + 1 + n),
+                        changes, (int)sizeof(setting_WORD) - 1);
         changes = value + n;
         changes += strspn(changes, " ");
     }
@@ -468,19 +473,24 @@ static inline cell *list_cells(const char *experiment_name, const scale *size, s
 /* SDEdit goes only its share of the way, by DDIM: twice the steps. */
 static inline size_t edit_steps(const scale *size) { return 2 * size->draw_steps; }
 
-/* All that decides on a cell's values besides subject, seed, networks and precision; a latent model
-   has its own sampler, and guidance to the end. */
-static inline void cell_settings(const cell *c, const scale *size, double guidance, char *out,
-                                 size_t room)
+/* All that decides on a cell's values besides subject, seed, networks and precision. `own`: of a
+   checkpoint which may have a sampler, and guidance to the end, of its own. */
+static inline void cell_settings(const cell *c, const scale *size, double guidance, int own,
+                                 char *out, size_t room)
 {
     int edits = !strcmp(c->settings.train, "sdedit");
     size_t n;
     settings_print(&c->settings, out, room);
     n = strlen(out);
-    snprintf(out + n, room - n,
-             "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu scale=%s",
-             edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps, guidance,
-             PIXEL_GUIDANCE_STOP, size->class_steps, size->name);
+    if (own)
+        snprintf(out + n, room - n,
+                 "sampler=own/%zu guidance=%g guidance_stop=own class_sampler=ddpm/%zu scale=%s",
+                 size->draw_steps, guidance, size->class_steps, size->name);
+    else
+        snprintf(out + n, room - n,
+                 "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu scale=%s",
+                 edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps,
+                 guidance, PIXEL_GUIDANCE_STOP, size->class_steps, size->name);
 }
 
 /* The steps at which "map" measures: an eighth, a quarter, half and all; of few only all. */

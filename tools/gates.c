@@ -370,7 +370,7 @@ static int run(const options *o, db_ctx *ctx)
     free(z);
     if (db_status(ctx) != DB_OK) return fail("%s", db_last_error(ctx));
     snprintf(path, sizeof path, "%s/gates.json", o->out);
-    if (!(file = fopen(path, "w"))) return fail("cannot write %s", path);
+    if (!(file = begin_file(path))) return fail("cannot write %s", path);
     fprintf(file, "{\"captions\": %zu", m.n);
     printf("%zu captions       drawn   renders   ratio   asked\n", m.n);
     for (a = 0; a < ASKED; a++) {
@@ -391,7 +391,7 @@ static int run(const options *o, db_ctx *ctx)
     fprintf(file, ",\n\"diversity\": {\"drawn\": %.4f, \"renders\": %.4f}", div[0], div[1]);
     fprintf(file, ",\n\"frechet\": {\"drawn\": %.4f, \"renders\": %.4f}", apart[0], apart[1]);
     fprintf(file, "}\n");
-    fclose(file);
+    if (end_file(file, path)) return 1;
     printf("%s\n", good ? "all gates reached" : "not all gates reached");
     bad = write_sheet(o, "gates", first_captions, &m.drawn, prompts, DB__MIN(m.n, (size_t)SHEET), 8,
                       2);

@@ -122,7 +122,7 @@ static int train_text(const options *o, db_ctx *ctx)
     int32_t *in = (int32_t *)malloc(n * 4), *goal = (int32_t *)malloc(n * 4), valid[TEXT_TOKENS],
             word[256];
     float *attend = (float *)malloc(n * sizeof(float));
-    double sum = 0, pooled_sum = 0, began;
+    double sum = 0, pooled_sum = 0, summed = 0, began;
     memset(&tr, 0, sizeof tr);
     if (B > 256) return fail("--batch is at most 256", NULL);
     snprintf(path, sizeof path, "%s/text_encoder/config.json", o->dir);
@@ -193,12 +193,12 @@ static int train_text(const options *o, db_ctx *ctx)
         db_download(t, loss, &value), db_download(t, pooled_loss, &pooled_value);
         db_optimizer_step(&tr.opt, learning_rate(o, tr.step), 1, NULL);
         db_ema_update(&e->params, tr.ema, ema_decay(o, tr.step));
-        sum += (double)value, pooled_sum += (double)pooled_value;
+        sum += (double)value, pooled_sum += (double)pooled_value, summed++;
         if ((tr.step + 1) % 200 == 0) {
             printf("text %llu loss %.4f pooled %.4f %.0f s\n", (unsigned long long)tr.step + 1,
-                   sum / 200, pooled_sum / 200, now() - began),
+                   sum / summed, pooled_sum / summed, now() - began),
                 fflush(stdout);
-            sum = pooled_sum = 0;
+            sum = pooled_sum = summed = 0;
         }
         if ((tr.step + 1) % (uint64_t)o->save_every == 0 && o->state) {
             tr.step++, tr.seconds = now() - began, save_state(&tr, o->state), tr.step--;
@@ -254,7 +254,9 @@ enum { SHEET = sizeof sheet_prompts / sizeof *sheet_prompts };
 static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_schedule *s,
                         db_text_encoder *e, const db_tokenizer *tok)
 {
-    static float text[2 * SHEET * TOKENS * 256], *pixels;
+    size_t row = TOKENS * e->config.d_model;
+    float *text = (float *)malloc((2 * SHEET + 16) * row * sizeof(float)),
+          *part = text + 2 * SHEET * row, *pixels;
     const char *prompts[2 * SHEET];
     const uint8_t *pictures[SHEET];
     size_t P = (size_t)(o->size * o->size * 3), k, i;
@@ -271,12 +273,10 @@ static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_sche
     for (i = 0; i < u->params.n; i++)
         u->params.item[i].data = tr->ema + (u->params.item[i].data - params);
     for (k = 0; k < SHEET; k += 8) { /* eight at a time, to keep the arena small */
-        static float part[16 * TOKENS * 256];
-        size_t D = e->config.d_model, row = TOKENS * D;
         memcpy(part, text + k * row, 8 * row * sizeof(float));
         memcpy(part + 8 * row, text + (SHEET + k) * row, 8 * row * sizeof(float));
         c.seed = 1 + k;
-        db_sample(u, s, &c, part, TOKENS, D, 8, (size_t)o->size, (size_t)o->size, 3,
+        db_sample(u, s, &c, part, TOKENS, e->config.d_model, 8, (size_t)o->size, (size_t)o->size, 3,
                   pixels + k * P);
     }
     for (i = 0; i < u->params.n; i++)
@@ -295,6 +295,7 @@ static void write_sheet(const options *o, db_unet *u, trainer *tr, const db_sche
     }
     free(bytes);
     free(pixels);
+    free(text);
 }
 
 /* Averages f x f pixels of 8-bit planes [..][row][channels] into floats. */
@@ -411,7 +412,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     float *room = NULL, *lows = (float *)malloc(B * P * 3 * 4), a[256], g[256], m[256], tm[256],
           aw[256], levels[256], *text, *mask = (float *)malloc(B * T * 4);
     int32_t *tokens = (int32_t *)malloc(2 * B * T * 4);
-    double sum = 0, aux_sum = 0, began;
+    double sum = 0, aux_sum = 0, summed = 0, began;
     memset(&tr, 0, sizeof tr);
     if (B > 256) return fail("--batch is at most 256", NULL);
     if (world_pool_open(o->pool ? o->pool : "", &pool, err, sizeof err)) return fail(err, NULL);
@@ -432,6 +433,7 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
     snprintf(path, sizeof path, "%s/unet/config.json", o->dir), db_unet_config_load(ctx, path, &c);
     if (db_status(ctx) != DB_OK || db_unet_create(ctx, &c, &u) != DB_OK)
         return fail(db_last_error(ctx), NULL);
+    if (!sr && c.n_levels < 3) return fail("the auxiliary head needs a base of three levels", NULL);
     if (!sr) { /* the auxiliary head is one more parameter of the table while training */
         size_t from = c.block_out_channels[c.n_levels - 2], shape[4];
         shape[0] = 4, shape[1] = from, shape[2] = shape[3] = 1;
@@ -540,14 +542,14 @@ static int train_unet(const options *o, db_ctx *ctx, int sr)
         db_ema_update(&u->params, tr.ema, ema_decay(o, tr.step));
         tr.step++, tr.seen += B;
         tr.seconds = now() - began;
-        sum += (double)value, aux_sum += (double)aux_value;
+        sum += (double)value, aux_sum += (double)aux_value, summed++;
         if (tr.step % 200 == 0) {
             printf("%s %llu loss %.4f aux %.4f lr %.1e seen %llu %.0f s %.1f pictures/s\n",
-                   sr ? "sr" : "base", (unsigned long long)tr.step, sum / 200, aux_sum / 200,
+                   sr ? "sr" : "base", (unsigned long long)tr.step, sum / summed, aux_sum / summed,
                    (double)learning_rate(o, tr.step), (unsigned long long)tr.seen, tr.seconds,
                    (double)tr.seen / tr.seconds);
             fflush(stdout);
-            sum = aux_sum = 0;
+            sum = aux_sum = summed = 0;
         }
         if (o->state && tr.step % (uint64_t)o->save_every == 0) save_state(&tr, o->state);
         if (!sr && o->sheets && tr.step % (uint64_t)o->sheet_every == 0)

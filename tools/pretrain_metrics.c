@@ -34,6 +34,7 @@ typedef struct session {
     db_tape *tape;
     db_tensor loss;
     double sum, began; /* of the loss since the last line */
+    size_t summed;     /* in so many steps                */
 } session;
 
 static int open_session(session *s, const options *o, db_ctx *ctx, const char *name)
@@ -74,10 +75,11 @@ static int running(const session *s)
     return s->tr.step < (uint64_t)s->o->steps && !stop_asked && db_status(s->ctx) == DB_OK;
 }
 
-/* Runs the tape on the inputs that are there and updates the weights. Returns whether it is time
-   for a line; *mean is then the loss since the last. */
-static int update(session *s, double *mean)
+/* Runs the tape on the inputs that are there and updates the weights. Returns 0, or when it is time
+   for a line the steps since the last; *mean is then their loss. */
+static size_t update(session *s, double *mean)
 {
+    size_t steps;
     trainer *tr = &s->tr;
     float value = 0;
     db_zero_grad(tr->params);
@@ -87,11 +89,11 @@ static int update(session *s, double *mean)
     db_ema_update(tr->params, tr->ema, ema_decay(s->o, tr->step));
     tr->step++, tr->seen += (uint64_t)s->o->batch;
     tr->seconds = now() - s->began;
-    s->sum += (double)value;
+    s->sum += (double)value, steps = ++s->summed;
     if (s->o->state && tr->step % (uint64_t)s->o->save_every == 0) save_state(tr, s->o->state);
     if (tr->step % EVERY) return 0;
-    *mean = s->sum / EVERY, s->sum = 0;
-    return 1;
+    *mean = s->sum / (double)steps, s->sum = 0, s->summed = 0;
+    return steps;
 }
 
 static void line(const session *s, double loss, const char *rest)
@@ -316,6 +318,8 @@ static int train_dino(const options *o, db_ctx *ctx)
     teacher = m ? empty_vit(ctx, o->dir) : NULL;
     if (!m || !teacher || start(&s, &m->params) != DB_OK) return fail(db_last_error(ctx), NULL);
     S = m->config.image_size, P = S * S * 3, D = m->config.hidden_size;
+    if (s.pool.header->size != S)
+        return fail("the pool's pictures are not of the network's size", NULL);
     for (k = 0; k < m->params.n; k++) /* the teacher is the student's average */
         teacher->params.item[k].data = s.tr.ema + (m->params.item[k].data - m->params.data);
     db_tape_create(ctx, &tt), db_tape_create(ctx, &s.tape);
@@ -365,7 +369,7 @@ static int train_dino(const options *o, db_ctx *ctx)
         db_download(tt, z, embedded);
         db_upload(s.tape, x, views), db_upload(s.tape, keys, embedded);
         if (queued < QUEUE + N) db_upload(s.tape, mask, hidden); /* later the queue is full */
-        j = (size_t)update(&s, &loss);
+        j = update(&s, &loss);
         db_download(s.tape, scores, row);
         for (k = 0; k < N; k++) right += best_of(row + k * all, all) == (size_t)partner[k];
         for (k = 0; k < N; k++, queued++) {
@@ -376,7 +380,7 @@ static int train_dino(const options *o, db_ctx *ctx)
         if (!j) continue;
         snprintf(rest, sizeof rest,
                  " pictures that find their scene's other among %zu: %.3f, AUC of subjects %.3f",
-                 all, (double)right / (double)(N * EVERY), dino_auc(teacher));
+                 all, (double)right / (double)(N * j), dino_auc(teacher));
         line(&s, loss, rest);
         right = 0;
     }
@@ -446,12 +450,12 @@ static int train_clip(const options *o, db_ctx *ctx)
         }
         db_upload(s.tape, x, pictures), db_upload(s.tape, ids, words);
         db_upload(s.tape, ends, places), db_upload(s.tape, targets, own);
-        k = (size_t)update(&s, &mean);
+        k = update(&s, &mean);
         db_download(s.tape, logits, scores);
         for (j = 0; j < B; j++) right += best_of(scores + j * B, B) == j;
         if (!k) continue;
         snprintf(rest, sizeof rest, " captions that find their picture among %zu: %.3f", B,
-                 (double)right / (double)(EVERY * B));
+                 (double)right / (double)(k * B));
         line(&s, mean, rest);
         right = 0;
     }
@@ -579,7 +583,7 @@ static int train_lpips(const options *o, db_ctx *ctx)
             db_preprocess(ctx, &m->processor, &is, S, S, b + k * P);
         }
         db_upload(s.tape, x, a), db_upload(s.tape, y, b), db_upload(s.tape, targets, goal);
-        i = (size_t)update(&s, &mean);
+        i = update(&s, &mean);
         db_download(s.tape, distance, found);
         for (k = 0; k < B; k++, n++) {
             double u = (double)goal[k], v = (double)found[k];

@@ -109,7 +109,7 @@ static inline int protocol_subject(const workplace *wp, const protocol *p, size_
     }
     for (k = 0; k < n; k++) with[k] = texts[2 * (k / each)], without[k] = texts[2 * (k / each) + 1];
     for (k = 0; k < class_pictures; k++) classes[k] = w.class_prompt;
-    bad = db_pipeline_load(net->ctx, net->base, &w.p) != DB_OK || start_training(&w) ||
+    bad = open_base(wp, &w.p) || start_training(&w) ||
         train_until(&w, (size_t)c->settings.steps);
     if (!bad) {
         uint64_t seed = picture_seed(c->seed, SEED_CLASS);

@@ -117,18 +117,18 @@ static inline int record_append(const record *r, const char *path)
 {
     FILE *f = fopen(path, "ab+");
     struct flock whole;
-    int bad;
+    int bad = !f, is_cut_off;
     memset(&whole, 0, sizeof whole);
     whole.l_type = F_WRLCK; /* until the file is closed */
-    do bad = !f || fcntl(fileno(f), F_SETLKW, &whole) != 0;
-    while (bad && errno == EINTR);
-    if (f && fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n') fputc('\n', f);
-    if (f) {
+    while (f && (bad = fcntl(fileno(f), F_SETLKW, &whole) != 0) && errno == EINTR) {}
+    if (!bad) {
+        is_cut_off = fseek(f, -1, SEEK_END) == 0 && fgetc(f) != '\n';
         fseek(f, 0, SEEK_END);
+        if (is_cut_off) fputc('\n', f);
         record_write(r, f);
-        bad = fflush(f) != 0 || fsync(fileno(f)) != 0;
-        bad = fclose(f) != 0 || bad;
+        bad = ferror(f) || fflush(f) != 0 || fsync(fileno(f)) != 0;
     }
+    if (f) bad = fclose(f) != 0 || bad;
     return bad ? fail("cannot write %s: %s", path, strerror(errno)) : 0;
 }
 
@@ -157,18 +157,19 @@ static inline records records_load(db_ctx *ctx, const char *path, size_t *skippe
     record *r = (record *)malloc(sizeof *r);
     FILE *f = fopen(path, "rb");
     char *text = NULL, *at, *end;
-    long size;
+    long size = 0;
     memset(&all, 0, sizeof all);
     *skipped = 0;
     if (f && fseek(f, 0, SEEK_END) == 0 && (size = ftell(f)) >= 0) {
         rewind(f);
         text = (char *)malloc((size_t)size + 1);
-        text[fread(text, 1, (size_t)size, f)] = 0;
+        size = (long)fread(text, 1, (size_t)size, f);
     }
     if (f) fclose(f);
-    for (at = text; at && *at; at = end) {
+    for (at = text; text && at < text + size; at = end + 1) {
         const db_json *j;
-        end = at + strcspn(at, "\n");
+        end = (char *)memchr(at, '\n', (size_t)(text + size - at));
+        if (!end) end = text + size;
         j = db_json_parse(ctx, path, at, (size_t)(end - at));
         if (j) {
             record_read(j, r);
@@ -177,7 +178,6 @@ static inline records records_load(db_ctx *ctx, const char *path, size_t *skippe
         if (j && db_status(ctx) == DB_OK && r->cell[0]) records_add(&all, r);
         else ++*skipped;
         db_clear_error(ctx);
-        end += *end == '\n';
     }
     free(text);
     free(r);

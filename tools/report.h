@@ -664,10 +664,10 @@ static inline void write_page(page *g, const outcome *o)
                 "<p class=\"dim\">Means over subjects (seeds averaged); paired by subject; exact "
                 "signed-rank tests, two-sided; alike: two one-sided tests against the margin; "
                 "Holm's correction over H1 to H8, and over the other claims of each "
-                "experiment by themselves, what is not measured yet as p = 1; of a claim that is "
-                "refuted, p is that of the opposite. 95 %% intervals are those of the median "
-                "difference that the test does not reject. Where several conditions are compared, "
-                "the weakest counts. &plusmn; is the standard deviation over subjects.</p>");
+                "experiment by themselves, in a row for each direction, what is not measured yet "
+                "as p = 1; of a claim that is refuted, p is that of the opposite. 95 %% intervals "
+                "are those of the median difference that the test does not reject. Where several "
+                "conditions are compared, the weakest counts. &plusmn; is the standard deviation over subjects.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);
     fprintf(g->f, "</html>\n");
@@ -774,7 +774,7 @@ static inline records choose_records(const records *all, const scale *size, doub
     const record *typical = typical_record(all);
     memset(&chosen, 0, sizeof chosen);
     for (k = 0; k < n; k++) {
-        cell_settings(&cells[k], size, guidance, planned, sizeof planned);
+        cell_settings(&cells[k], size, guidance, 0, planned, sizeof planned);
         for (i = all->n; i-- > 0;) {
             const record *r = &all->item[i];
             if (strcmp(r->cell, cells[k].name) || strcmp(r->settings, planned) ||

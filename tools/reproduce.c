@@ -7,7 +7,7 @@
 
    experiments.h is the plan, cells.h computes a cell, verdicts.h judges, report.h writes. Each
    cell's results are one line of build/paper/results.jsonl: a run that was stopped or killed goes
-   on with the same command. Any number of processes may run in one folder: each takes a cell that
+   on with the same command. Any number of processes may `run` in one folder: each takes a cell that
    no other works on; --jobs starts some.                                                        */
 
 #define _POSIX_C_SOURCE 200809L
@@ -210,7 +210,7 @@ static void describe_cell(const workplace *w, const options *o, const cell *c, r
     char in[32], whole[2 * RECORD_TEXT];
     uint64_t key = hash_begin;
     memset(r, 0, sizeof *r);
-    cell_settings(c, w->size, w->guidance, r->settings, sizeof r->settings);
+    cell_settings(c, w->size, w->guidance, o->any_checkpoint, r->settings, sizeof r->settings);
     snprintf(r->cell, sizeof r->cell, "%s", c->name);
     snprintf(r->networks, sizeof r->networks, "%s", w->net.hash);
     computed_in(w->net.ctx, in);
@@ -394,6 +394,8 @@ static int run_all(const workplace *w, const options *o, const cell *cells, size
         describe_cell(w, o, c, r);
         if (k == n) { /* see what comes of the other's */
             stopped = !hold(w, r->key, 1);
+            if (stopped && !interrupted) bad = fail("cannot lock %s/lock: %s", w->folder,
+                                                    strerror(errno));
             release(w, r->key);
             continue;
         }
@@ -600,6 +602,8 @@ static int check_protocol_settings(settings *s)
     if (strcmp(s->noun, usual.noun) || s->photos != usual.photos || strcmp(s->shots, usual.shots) ||
         s->strength != usual.strength || s->noise != usual.noise)
         return fail("--settings: noun, photos, shots, strength and noise are the experiments'");
+    if (strcmp(s->schedule, "constant") && strcmp(s->schedule, "cosine"))
+        return fail("--settings: schedule= takes constant or cosine, not %s", s->schedule);
     if (s->classes == 0) s->lambda = 0;
     return 0;
 }
@@ -613,7 +617,7 @@ static int run_protocol(int argc, char **argv)
     const flag flags[] = {
         {"subjects", TEXT, &subjects, "a folder with a folder of photos for each subject"},
         {"prompts", TEXT, &prompt_file, "prompts_and_classes.txt: subjects' classes, and prompts"},
-        {"settings", TEXT, &changes, "\"lr=5e-6 steps=800 classes=200 batch=1 word=zxk ...\""},
+        {"settings", TEXT, &changes, "\"lr=5e-6 steps=800 classes=200 batch=1 word=ohwx ...\""},
         {"num_images", WHOLE, &each, "of each prompt"},
         {"class_pictures", WHOLE, &class_pictures, "of \"a [class]\", for PRES and drift"},
         {"num_inference_steps", WHOLE, &steps, "sampling steps"},
@@ -642,6 +646,8 @@ static int run_protocol(int argc, char **argv)
     db_ctx *ctx;
     if (!status && (!subjects || !prompt_file))
         status = fail("protocol needs --subjects and --prompts");
+    if (!status && (each < 1 || steps < 1 || class_steps < 1))
+        status = fail("protocol needs a picture of each prompt, and a step for it");
     if (!status) status = read_protocol(prompt_file, p);
     if (!o.folder) o.folder = "build/protocol";
     o.c.quiet = 1;
@@ -653,7 +659,7 @@ static int run_protocol(int argc, char **argv)
         free(p), free(r);
         return status != 2;
     }
-    status = open_workplace(&w, &o, ctx) || make_folders(o.folder);
+    status = open_workplace(&w, &o, ctx) || make_folders(o.folder) || open_lock(&w);
     size = *w.size;
     size.name = scale_name, size.each = (size_t)each, size.draw_steps = (size_t)steps;
     size.class_steps = (size_t)class_steps, size.class_pictures = (size_t)class_pictures;
@@ -677,8 +683,8 @@ static int run_protocol(int argc, char **argv)
         snprintf(c.name, sizeof c.name, "protocol/dreambooth/%.80s/0", p->subject[k].folder);
         what = hash_bytes(hash_begin, p->subject[k].class_noun, sizeof p->subject[k].class_noun);
         what = hash_bytes(what, p->template, sizeof p->template);
-        snprintf(scale_name, sizeof scale_name, "protocol-%ldx%ld-%016llx", each, class_pictures,
-                 (unsigned long long)what);
+        snprintf(scale_name, sizeof scale_name, "protocol%s-%ldx%ld-%016llx",
+                 o.micro ? "-micro" : "", each, class_pictures, (unsigned long long)what);
         describe_cell(&w, &o, &c, r);
         snprintf(r->command, sizeof r->command, "build/reproduce protocol ... --settings '%.300s'",
                  changes);

@@ -8,8 +8,8 @@ out=$1 share=${SHARE:-1} tools=${TOOLS:-build}
 world=examples/world
 mkdir -p "$out"
 for d in base sr256 sr1024 metrics; do cp -r $world/$d "$out/"; done
-find "$out" -name '*.safetensors' ! -name '*.state' -delete
-n() { echo $(($1 / share > 3 ? $1 / share : 3)); }
+find "$out/base" "$out/sr256" "$out/sr1024" "$out/metrics" -name '*.safetensors' -delete
+n() { echo $(($1 / share > 3 || $1 < 3 ? $1 / share : 3)); }
 
 pool() { # name, size, count, more
     name=$1 size=$2 count=$(n $3)
@@ -27,14 +27,14 @@ pretrain() { # what, steps in all, decay, more
     shift 3
     $tools/pretrain ${what%1024} --state "$out/$what.state" --steps $steps --decay $decay "$@"
 }
-base="--dir $out/base --pool $out/base.pool --precision bf16 --lr 8e-4"
-sr="--dir $out/sr256 --text $out/base --pool $out/sr.pool --precision bf16 --size 64 --scale 4 --batch 8"
+base() { pretrain base "$@" --dir "$out/base" --pool "$out/base.pool" --precision bf16 --lr 8e-4; }
+sr() { pretrain sr "$@" --dir "$out/sr256" --text "$out/base" --pool "$out/sr.pool" --precision bf16 --size 64 --scale 4 --batch 8; }
 $tools/pretrain vocabulary --dir "$out/base"
 pretrain text 2500 1000 --dir "$out/base" --batch 64 --lr 2e-3 --warmup 200
-pretrain base 8806 0 $base --size 32 --batch 32
-pretrain base 49060 2200 $base --size 64 --batch 16 --ema 0.998
-pretrain sr 24464 0 $sr
-pretrain sr 26100 1500 $sr --ema 0.998
+base 8806 0 --size 32 --batch 32
+base 49060 2200 --size 64 --batch 16 --ema 0.998
+sr 24464 0
+sr 26100 1500 --ema 0.998
 pretrain sr1024 24500 3000 --dir "$out/sr1024" --text "$out/base" --pool "$out/sr1024.pool" --precision bf16 --size 64 --scale 4 --batch 8 --lr 1e-3 --ema 0.998
 
 metric() { # what, steps, decay, batch, learning rate, average, pool

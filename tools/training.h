@@ -135,8 +135,10 @@ static db_result load_state(trainer *t, const char *path)
     to[0] = t->params->data, to[1] = t->ema, to[2] = t->opt.m, to[3] = t->opt.v;
     for (k = 0; k < 4; k++) {
         const db_file_tensor *f = db_safetensors_find(st, names[k]);
-        if (!f || f->count != t->params->count)
+        if (!f || f->count != t->params->count) {
+            db_safetensors_close(st);
             return db__fail(ctx, DB_ERROR_SHAPE, "%s is the state of another network", path);
+        }
         db_file_tensor_to_f32(f, to[k]);
     }
     if (db_safetensors_metadata(st, "progress"))

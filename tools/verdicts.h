@@ -4,7 +4,9 @@
    Subjects are the unit: seeds are averaged first, conditions are paired by subject. Tests are
    two-sided, except equivalence; Holm's correction runs over the claims with an id (H1 ...), and
    over the other claims of each experiment by themselves: these explore, and a family of all of
-   them would be out of reach of 8 subjects. What has not been measured counts there as p = 1.
+   them would be out of reach of 8 subjects. What speaks for the claims and what speaks against them
+   is corrected in a row each, which is stricter than one row for both. What has not been measured
+   counts there as p = 1.
    Agrees, or opposite ("differs" where two were to be alike): below .05 after correction, in the
    paper's direction or against it. Else inconclusive, with the power for the paper's difference and
    the difference that would have been found in 80 of 100 such experiments. No verdict before every

@@ -146,7 +146,7 @@ static int sheet_scene(const char *kind, uint64_t seed, int row, int column, wor
     if (!strcmp(kind, "owned")) {
         world_sample(own, s);
         s->object = (int8_t)(row % WORLD_CLASSES);
-        world_make_owned(s, 1 + row / WORLD_CLASSES);
+        world_make_owned(s, 1 + row / WORLD_CLASSES % WORLD_OWNERS);
         return 1;
     }
     if (!strcmp(kind, "subjects") || !strcmp(kind, "held_out")) {
@@ -284,12 +284,14 @@ static int command_text(const options *o)
 {
     char line[WORLD_CAPTION_MAX];
     FILE *file = fopen(o->out, "w");
+    int bad;
     if (!file) return fail("cannot write ", o->out);
     for (long i = 0; i < o->count; i++) {
         world_text(world_seed(o->split, o->seed + (uint64_t)i), line, sizeof line);
         fprintf(file, "%s\n", line);
     }
-    if (ferror(file) | fclose(file)) return fail("cannot write ", o->out);
+    bad = ferror(file) != 0;
+    if (fclose(file) || bad) return fail("cannot write ", o->out);
     return 0;
 }
 

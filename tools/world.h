@@ -193,7 +193,7 @@ void world_make_owned(world_scene *scene, int owner);
 void world_set_color(world_scene *scene, int which, int color);
 
 /* Writes one random wording of the scene's caption into buf (size bytes, always terminated), in
-   lower case: 10 % are empty, 12 % are bare ("a dog"), 8 % carry a rare word. */
+   lower case: 10 % are empty; of the others 12 % are bare ("a dog"), 8 % carry a rare word. */
 void world_caption(const world_scene *scene, uint64_t seed, char *buf, size_t size);
 
 /* The same without dropping: never empty. */
@@ -2561,7 +2561,7 @@ static w3 world__ground(int place, float x, float z, const float *b, float fx, f
     }
 }
 
-/* Height above the ground and distance behind the object of a place's back wall; 0 if outdoors.
+/* Distance behind the object of a place's back wall; 0 if outdoors.
    Where the ground ends earlier (a table), the wall is seen below it too. */
 static float world__wall_depth(int place)
 {
@@ -3799,7 +3799,8 @@ int world_pool_write(const char *path, const world_pool_config *config, char *er
     if (config->size < 2 || config->size % 2 || config->size > 4096
         || config->virtual_size < config->size || config->virtual_size > 65536)
         return world__fail(error, error_size,
-                           "pool: size %d must be even and at most the virtual size %d",
+                           "pool: size %d must be even, from 2 to 4096, and the virtual size %d "
+                           "from there to 65536",
                            config->size, config->virtual_size);
     if (config->samples < 1 || config->threads < 1 || config->count < 1)
         return world__fail(error, error_size,
