@@ -1135,8 +1135,8 @@ static void test_finite_differences(const char *op, const flavour *f, const db_j
 static void test_no_numbers(const flavour *f)
 {
     static const size_t dim[4] = {1, 4, 4, 4};
-    enum { N = 64, POOLED = 16 };
-    float x[N], y[N];
+    enum { COUNT = 64, POOLED = 16 };
+    float x[COUNT], y[COUNT];
     char name[80];
     size_t k, wrong = 0;
     int act;
@@ -1147,12 +1147,12 @@ static void test_no_numbers(const flavour *f)
     for (act = DB_ACT_SILU; act <= DB_ACT_RELU; act++)
         out[act] = db_activate(t, cast, (db_activation)act), db_keep(t, out[act]);
     most = db_max_pool(t, cast, 2, 2), db_keep(t, most);
-    for (k = 0; k < N; k++) x[k] = k == 21 ? (float)NAN : 1 - (float)(k % 3);
+    for (k = 0; k < COUNT; k++) x[k] = k == 21 ? (float)NAN : 1 - (float)(k % 3);
     db_upload(t, in, x);
     db_run(t, 1, 0);
     for (act = DB_ACT_SILU; act <= DB_ACT_RELU; act++) {
         db_download(t, out[act], y);
-        for (k = 0; k < N; k++) wrong += (y[k] != y[k]) != (k == 21);
+        for (k = 0; k < COUNT; k++) wrong += (y[k] != y[k]) != (k == 21);
     }
     db_download(t, most, y); /* row 1, column 1 lies in the first window */
     for (k = 0; k < POOLED; k++) wrong += (y[k] != y[k]) != (k == 1);

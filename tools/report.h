@@ -667,7 +667,8 @@ static inline void write_page(page *g, const outcome *o)
                 "experiment by themselves, in a row for each direction, what is not measured yet "
                 "as p = 1; of a claim that is refuted, p is that of the opposite. 95 %% intervals "
                 "are those of the median difference that the test does not reject. Where several "
-                "conditions are compared, the weakest counts. &plusmn; is the standard deviation over subjects.</p>");
+                "conditions are compared, the weakest counts. &plusmn; is the standard deviation "
+                "over subjects.</p>");
     for (e = 0; e < EXPERIMENTS; e++) write_experiment(g, &experiments[e], o);
     write_cells(g);
     fprintf(g->f, "</html>\n");
