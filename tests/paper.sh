@@ -71,7 +71,7 @@ verdict H1 15 agrees; verdict H2 15 opposite; verdict H3 15 agrees; verdict H4 1
 
 # ---- the recorded run
 mkdir -p "$work/record"; cp examples/world/paper/results.jsonl "$work/record"
-for done in map:54 prior:90 noun:24 photos:40 sr:32 baselines:64 applications:8 lambda:32 \
+for done in map:54 identifier:48 prior:90 noun:24 photos:40 sr:32 baselines:64 applications:8 lambda:32 \
     first_version:16 frequency:24 entanglement:32 class_guidance:16 class_images:32 demo:60 metrics:15; do
     says "the recorded run is of these weights and settings" "all ${done#*:} cells are done" $tool run --folder "$work/record" --experiment ${done%:*} --budget .001
 done
