@@ -7264,11 +7264,11 @@ db_result db_safetensors_open(db_ctx *ctx, const char *path, db_safetensors **ou
 }
 
 /* Opens each file that an index names, in the order of first mention. */
-static db_result db__open_index(db_safetensors *st, const char *directory, const char *index_path)
+static db_result db__open_index(db_safetensors *st, const char *directory, const char *index_path,
+                                const db_json *index)
 {
     db_ctx *ctx = st->ctx;
-    const db_json *index = db_json_load(ctx, index_path), *map, *item;
-    map = db_json_get(index, "weight_map");
+    const db_json *map = db_json_get(index, "weight_map"), *item;
     if (index && (!map || map->type != DB_JSON_OBJECT || map->count == 0))
         db__fail(ctx, DB_ERROR_FORMAT, "%s: has no \"weight_map\" object", index_path);
     for (item = map ? map->first : NULL; item && ctx->result == DB_OK; item = item->next) {
@@ -7287,22 +7287,20 @@ static db_result db__open_index(db_safetensors *st, const char *directory, const
             db__add_shard(st, path, &file);
         db__free(ctx, path);
     }
-    db_json_free(index);
     return ctx->result;
 }
 
 /* Everything the index lists must have been in the shards. */
-static db_result db__check_index(db_ctx *ctx, const char *index_path, db_safetensors *st)
+static db_result db__check_index(db_ctx *ctx, const char *index_path, const db_json *index,
+                                 const db_safetensors *st)
 {
-    const db_json *index = db_json_load(ctx, index_path), *item,
-                  *map = db_json_get(index, "weight_map"); /* the file may be another by now */
-    for (item = map ? map->first : NULL; item; item = item->next)
+    const db_json *item;
+    for (item = db_json_get(index, "weight_map")->first; item; item = item->next)
         if (!db_safetensors_find(st, item->key)) {
             db__fail(ctx, DB_ERROR_MISSING, "%s:%zu: lists tensor %s, which no shard has",
                      index_path, item->line, item->key);
             break;
         }
-    db_json_free(index);
     return ctx->result;
 }
 
@@ -7323,14 +7321,16 @@ db_result db_weights_open(db_ctx *ctx, const char *directory, const char *basena
             result = db_safetensors_open(ctx, path, out);
         } else if (found) {
             db_safetensors *st = db__new_safetensors(ctx);
+            const db_json *index = db_json_load(ctx, path);
             if (st) {
-                db__open_index(st, directory, path);
+                db__open_index(st, directory, path, index);
                 result = db__finish_open(st, out);
             }
-            if (*out && db__check_index(ctx, path, *out) != DB_OK) {
+            if (*out && db__check_index(ctx, path, index, *out) != DB_OK) {
                 db_safetensors_close(*out);
                 *out = NULL;
             }
+            db_json_free(index);
             result = ctx->result;
         }
         db__free(ctx, path);

@@ -20,7 +20,7 @@ enum { SIZE = 256, SMALL = 64, PIXELS = SIZE * SIZE * 3 };
 
 /* Makes the small photo large again and writes it; 0, or 1 when that failed. */
 static int restore(db_pipeline *sr, db_pipeline *base, double level, const float *small,
-                    const char *path)
+                   const char *path)
 {
     static float restored[PIXELS];
     const char *prompt = "a zxk dog";

@@ -607,6 +607,7 @@ static void check_identifier(const db_tokenizer *tok, const char *prompt, const 
 {
     char text[1024], other[1026], wanted[128], *word, *next;
     size_t at = 0;
+    if (!tok) return; /* drawing, and training, say so */
     snprintf(text, sizeof text, "%s", prompt);
     snprintf(other, sizeof other, " %s ", class_prompt ? class_prompt : "a an the photo of");
     for (word = strtok(text, " "); word; word = next, at++) {
@@ -1385,7 +1386,7 @@ static int train(int argc, char **argv)
         : epochs               ? epoch_steps((size_t)epochs, photo.n, prior ? (size_t)t.n_class : 0,
                                              (size_t)batch, (size_t)accumulation)
                                : 400;
-    if (m.text->tokenizer) check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
+    check_identifier(m.text->tokenizer, k->instance_prompt, k->class_prompt);
     if (overwrite && !t.resume) newest_checkpoint(t.out, 0, 0);
     status = make_output_folder(t.out) || fine_tune(m.stage[0], m.text, &photo, &t, &o);
     free_photos(&photo);
@@ -2053,7 +2054,7 @@ static int demo(int argc, char **argv)
         status = 1;
         goto done;
     }
-    if (m.text->tokenizer) check_identifier(m.text->tokenizer, instance, class_prompt);
+    check_identifier(m.text->tokenizer, instance, class_prompt);
     snprintf(class_dir, sizeof class_dir, "%s/class_images", out),
         snprintf(path, sizeof path, "%s/model", out);
     snprintf(base_dir, sizeof base_dir, "%s/model/base", out),

@@ -479,18 +479,16 @@ static inline void cell_settings(const cell *c, const scale *size, double guidan
                                  char *out, size_t room)
 {
     int edits = !strcmp(c->settings.train, "sdedit");
+    char stop[32] = "own";
     size_t n;
     settings_print(&c->settings, out, room);
     n = strlen(out);
-    if (own)
-        snprintf(out + n, room - n,
-                 "sampler=own/%zu guidance=%g guidance_stop=own class_sampler=ddpm/%zu scale=%s",
-                 size->draw_steps, guidance, size->class_steps, size->name);
-    else
-        snprintf(out + n, room - n,
-                 "sampler=%s/%zu guidance=%g guidance_stop=%g class_sampler=ddpm/%zu scale=%s",
-                 edits ? "ddim" : "dpmsolver", edits ? edit_steps(size) : size->draw_steps,
-                 guidance, PIXEL_GUIDANCE_STOP, size->class_steps, size->name);
+    if (!own) snprintf(stop, sizeof stop, "%g", PIXEL_GUIDANCE_STOP);
+    snprintf(out + n, room - n,
+             "sampler=%s/%zu guidance=%g guidance_stop=%s class_sampler=ddpm/%zu scale=%s",
+             own ? "own" : edits ? "ddim" : "dpmsolver",
+             edits ? edit_steps(size) : size->draw_steps, guidance, stop, size->class_steps,
+             size->name);
 }
 
 /* The steps at which "map" measures: an eighth, a quarter, half and all; of few only all. */

@@ -394,8 +394,8 @@ static int run_all(const workplace *w, const options *o, const cell *cells, size
         describe_cell(w, o, c, r);
         if (k == n) { /* see what comes of the other's */
             stopped = !hold(w, r->key, 1);
-            if (stopped && !interrupted) bad = fail("cannot lock %s/lock: %s", w->folder,
-                                                    strerror(errno));
+            if (stopped && !interrupted)
+                bad = fail("cannot lock %s/lock: %s", w->folder, strerror(errno));
             release(w, r->key);
             continue;
         }
