@@ -80,6 +80,9 @@ static inline double test_largest(const float *x, size_t n)
     return largest;
 }
 
+/* The larger of two errors; what is not a number is the largest. */
+static inline double test_worse(double a, double b) { return b > a || b != b ? b : a; }
+
 /* max|a - b| / (max|b| + floor); *at (or NULL) is where. A value that is not a number is an
    infinite error, and so is any difference from golden values that are all zero without a floor. */
 static inline double test_error(const float *a, const float *b, size_t n, double floor, size_t *at)

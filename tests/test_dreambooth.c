@@ -171,15 +171,12 @@ static int has_no_gradient(const db_param *item, db_safetensors *st, const char 
     return zero;
 }
 
-/* The worse of two errors; one that is not a number is the worst. */
-static double worse(double a, double b) { return b > a || b != b ? b : a; }
-
 /* The relative error of a step's losses (total, instance, prior) against the golden ones. */
 static double loss_error(const db_dreambooth_losses *l, const float *ref, int prior)
 {
-    double e = worse(fabs((double)(l->total / ref[0]) - 1),
-                     fabs((double)(l->instance / ref[1]) - 1));
-    return prior ? worse(e, fabs((double)(l->prior / ref[2]) - 1)) : e;
+    double e = test_worse(fabs((double)(l->total / ref[0]) - 1),
+                          fabs((double)(l->instance / ref[1]) - 1));
+    return prior ? test_worse(e, fabs((double)(l->prior / ref[2]) - 1)) : e;
 }
 
 /* The weights as they are now. */
@@ -245,7 +242,7 @@ static void compare_with_pytorch(const char *name, const char *prediction, size_
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
         db_dreambooth_step(d, &l);
-        worst_loss = worse(worst_loss, loss_error(&l, losses + 3 * k, prior));
+        worst_loss = test_worse(worst_loss, loss_error(&l, losses + 3 * k, prior));
         if (k) continue;
         first = worst_loss;
         for (i = 0; i < tables;
@@ -335,8 +332,8 @@ static void compare_with_diffusers(const char *name, const char *prediction, db_
     for (k = 0; k < STEPS; k++) {
         db_dreambooth_losses l;
         db_dreambooth_step(d, &l);
-        worst_loss = worse(worst_loss, loss_error(&l, losses + 3 * k, c.class_prompt != NULL));
-        worst_norm = worse(worst_norm, fabs((double)(l.grad_norm / norms[k]) - 1));
+        worst_loss = test_worse(worst_loss, loss_error(&l, losses + 3 * k, c.class_prompt != NULL));
+        worst_norm = test_worse(worst_norm, fabs((double)(l.grad_norm / norms[k]) - 1));
     }
     snprintf(label, sizeof label, "%s%s loss", name, c.in_sequence ? " in sequence" : "");
     if (db_status(s.ctx) == DB_OK && worst_loss <= 1e-4 && worst_norm <= 1e-4)
@@ -412,11 +409,12 @@ static void test_epsilon_weights(void)
     for (t = 0; t < sizeof alphas / sizeof *alphas; t++) {
         double a = alphas[t]; /* eps - eps^ = alpha (v - v^) = alpha / sigma (x^ - x) */
         s.prediction_type = DB_PREDICT_EPSILON;
-        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) - 1));
+        worst = test_worse(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) - 1));
         s.prediction_type = DB_PREDICT_V;
-        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) / a - 1));
+        worst = test_worse(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) / a - 1));
         s.prediction_type = DB_PREDICT_SAMPLE;
-        worst = DB__MAX(worst, fabs((double)db__loss_weight(&s, HUGE_VAL, t) / (a / (1 - a)) - 1));
+        worst = test_worse(worst,
+                           fabs((double)db__loss_weight(&s, HUGE_VAL, t) / (a / (1 - a)) - 1));
     }
     test_check(worst < 1e-6, "loss in epsilon", "weights 1, alpha^2, alpha^2 / sigma^2");
 }
@@ -667,7 +665,10 @@ static void test_settings(void)
     float usual[4], losses[4], rates[4];
     double worst = 0, off = 0;
     int k, good;
-    if (!subject_create(&s, "base", "v_prediction", 8, 1)) return;
+    if (!subject_create(&s, "base", "v_prediction", 8, 1)) {
+        test_fail("settings", "no subject");
+        return;
+    }
     c = settings(&s, 1);
     subject_free(&s);
     good = four_steps(c, usual, rates, &plan);
@@ -681,14 +682,14 @@ static void test_settings(void)
     computed_in = DB_BF16;
     good = good && four_steps(c, losses, rates, &smaller);
     computed_in = DB_F32;
-    for (k = 0; k < 4; k++) worst = worse(worst, fabs((double)(losses[k] / usual[k]) - 1));
+    for (k = 0; k < 4; k++) worst = test_worse(worst, fabs((double)(losses[k] / usual[k]) - 1));
     test_check(good && worst > 1e-6 && worst < .03 && smaller.arena_bytes < plan.arena_bytes,
                "training in bf16", "losses within 3 %, in less memory");
     c.lr_scheduler = DB_LR_COSINE_WITH_RESTARTS, c.lr_warmup_steps = 2, c.lr_num_cycles = 2;
     c.max_train_steps = 6;
     good = good && four_steps(c, losses, rates, &plan);
     for (k = 0; k < 4; k++) /* half a rate, then two cosines over the four steps behind it */
-        off = worse(off, fabs((double)rates[k] / 1e-3 - (k < 2 ? k / 2. : k == 2 ? 1 : .5)));
+        off = test_worse(off, fabs((double)rates[k] / 1e-3 - (k < 2 ? k / 2. : k == 2 ? 1 : .5)));
     test_check(good && off < 1e-6, "the rates of a schedule", "warm-up, then cosines");
     c = settings(&s, 1), c.lora_rank = 4, c.lora_alpha = 3;
     good = four_steps(c, losses, rates, &plan);
@@ -729,7 +730,7 @@ static double largest_difference(const float *a, const float *b, size_t n)
     double e = 0;
     size_t k;
     for (k = 0; k < n; k++)
-        e = fabs((double)a[k] - (double)b[k]) > e ? fabs((double)a[k] - (double)b[k]) : e;
+        e = test_worse(e, fabs((double)a[k] - (double)b[k]));
     return e;
 }
 
@@ -827,10 +828,11 @@ static void test_conditioning(void)
     sampling.num_inference_steps = 1, sampling.sampler = DB_SAMPLER_DDIM, sampling.eta = 0;
 
     for (k = 0, e = 0; k < 1000; k += 37) /* diffusers' integer levels, and back from the variance */
-        e = worse(e, fabs(db_noise_variance(&s.p.image_noising, (double)k) -
-                          (1 - s.p.image_noising.alphas_cumprod[k]))),
-        e = worse(e, 1e-6 * fabs(db_noise_level(&s.p.image_noising,
-                                                1 - s.p.image_noising.alphas_cumprod[k]) - (double)k));
+    {
+        double variance = 1 - s.p.image_noising.alphas_cumprod[k];
+        e = test_worse(e, fabs(db_noise_variance(&s.p.image_noising, (double)k) - variance));
+        e = test_worse(e, 1e-6 * fabs(db_noise_level(&s.p.image_noising, variance) - (double)k));
+    }
     test_check(e < 1e-9 && db_noise_variance(&s.p.image_noising, -1) == 0, "noise levels",
                "1 - alphas_cumprod of every timestep");
 

@@ -177,7 +177,7 @@ static void check_8bit(db_ctx *ctx)
             off += d > 0, far += d > 1;
         }
         for (i = 0; i < BLOCKS; i++)
-            scales = fmax(scales, fabs((double)((k ? o.v : o.m)[i] / scale[i]) - 1));
+            scales = test_worse(scales, fabs((double)((k ? o.v : o.m)[i] / scale[i]) - 1));
         free(code), free(scale);
     }
     if (off <= 10 && !far && scales <= 1e-4)
@@ -230,7 +230,7 @@ static double difference(const db_lora *lora)
         float *ref = (float *)malloc(item->count * sizeof *ref);
         hashed(item->name, item->count, sqrtf(3.0f / (float)item->dim[1]), ref);
         for (i = 0; i < item->count; i++)
-            worst = fmax(worst, fabs((double)(item->data[i] - ref[i])));
+            worst = test_worse(worst, fabs((double)(item->data[i] - ref[i])));
         free(ref);
     }
     return worst;
@@ -251,7 +251,7 @@ static void check_files(db_ctx *ctx)
 
     pipeline(ctx, &p);
     db_pipeline_load_lora(&p, GOLDEN "diffusers.safetensors");
-    e = fmax(difference(p.unet->params.lora), difference(p.text_encoder->params.lora));
+    e = test_worse(difference(p.unet->params.lora), difference(p.text_encoder->params.lora));
     if (db_status(ctx) == DB_OK && e <= 1e-3)
         test_pass("diffusers' LoRA file",
                   "factors as f16, within %.1e; rank and alpha from its metadata", e);
@@ -264,7 +264,7 @@ static void check_files(db_ctx *ctx)
     db_pipeline_save_lora(&p, at("lora"), DB_F32);
     pipeline(ctx, &q);
     db_pipeline_load_lora(&q, at("lora"));
-    e = fmax(difference(q.unet->params.lora), difference(q.text_encoder->params.lora));
+    e = test_worse(difference(q.unet->params.lora), difference(q.text_encoder->params.lora));
     if (db_status(ctx) == DB_OK && e == 0)
         test_pass("a LoRA there and back", "the same bits, rank and alpha");
     else test_fail("a LoRA there and back", "factors within %.1e; %s", e, db_last_error(ctx));
@@ -379,7 +379,10 @@ static void check_claimed_rank(void)
     db_pipeline p;
     float nothing = 0;
     config.allocate = no_large_allocate, config.release = no_large_release;
-    if (db_create(&ctx, &config) != DB_OK) return;
+    if (db_create(&ctx, &config) != DB_OK) {
+        test_fail("a claimed rank", "no context");
+        return;
+    }
     pipeline(ctx, &p);
     w = db_safetensors_create(ctx, at("claim.safetensors"));
     db_safetensors_declare(w, name, DB_F32, 2, dim);
@@ -421,7 +424,7 @@ static void check_start(db_ctx *ctx)
         const db_param *item = &p.unet->params.lora->params.item[k];
         for (i = 0; i < item->count; i++) {
             double v = (double)item->data[i];
-            if (k % 2) b = fmax(b, fabs(v));
+            if (k % 2) b = test_worse(b, fabs(v));
             else sum += v, square += v * v, n++;
         }
     }

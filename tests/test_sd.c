@@ -333,7 +333,10 @@ static void check_not_numbers(db_ctx *ctx)
     size_t k, i, noticed = 0;
     db_schedule s;
     db_trajectory tr;
-    if (db_schedule_init(ctx, "scaled_linear", 1e-4, .02, 1000, &s) != DB_OK) return;
+    if (db_schedule_init(ctx, "scaled_linear", 1e-4, .02, 1000, &s) != DB_OK) {
+        test_fail("not a number", "%s", db_last_error(ctx));
+        return;
+    }
     for (k = 0; k < 6; k++) {
         for (i = 0; i < N; i++) pred[i] = NAN, x[i] = 1;
         s.thresholding = k >= 3, s.clip_sample = 1;
@@ -436,7 +439,10 @@ static void check_vae_files(db_ctx *ctx)
     float *row = (float *)calloc(1 << 20, sizeof *row);
     size_t k, j, pass, renamed = 0;
     db_vae_config_load(ctx, "tests/golden/networks/vae_a_encoder/config.json", &c);
-    if (db_vae_create(ctx, &c, &v) != DB_OK) return;
+    if (db_vae_create(ctx, &c, &v) != DB_OK) {
+        test_fail("old names", "%s", db_last_error(ctx));
+        return;
+    }
     fill_params(&v->params);
     w = db_safetensors_create(ctx, at("diffusion_pytorch_model.safetensors"));
     for (pass = 0; pass < 2; pass++)
@@ -569,8 +575,8 @@ static void check_drawn(db_ctx *ctx, const char *folder)
                 continue;
             }
             for (i = 0; i < n / 2; i++)
-                worst =
-                    fmax(worst, fabs((double)image.rgb[i] - 255 * (double)ref[b * (n / 2) + i]));
+                worst = test_worse(worst, fabs((double)image.rgb[i] -
+                                               255 * (double)ref[b * (n / 2) + i]));
             img_free(&image);
         }
         snprintf(label, sizeof label, "drawn by the tool, %s", runs[k].name);

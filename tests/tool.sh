@@ -18,7 +18,8 @@ refuses "a value for a switch" "takes no value" $tool train --center_crop=1
 refuses "unknown instruction set" "instruction set" $tool info --isa sse9
 refuses "dashes for underscores" "takes a number" $tool train --learning-rate fast
 says "identifiers" "score" $tool identifier --count 3 --threads 1
-says "an identifier's faults" "zxk" $tool identifier zxk
+says "a usable identifier" "a usable identifier" $tool identifier zxk
+says "an identifier's faults" "is a rifle" $tool identifier sks
 says "help" "instance_data_dir" $tool train --help
 
 # ---- every flag of train_dreambooth.py: taken, or refused with the reason

@@ -760,7 +760,7 @@ static int draw_class_images(db_pipeline *p, const training *t, size_t n, size_t
     char path[4096];
     int bad = !pixels ? fail("out of memory for class images") : check_class_folder(p, t, 1);
     db_sample_config s = db_sample_config_default(); /* the ancestral sampler */
-    s.num_inference_steps = (size_t)t->class_steps, 
+    s.num_inference_steps = (size_t)t->class_steps,
         s.guidance_scale = (float)MAX(t->class_guidance, 1.0);
     for (k = 0; k < n && !bad; k += MAX(j, (size_t)1)) {
         for (j = 0; j < at_once && k + j < n; j++) { /* a run of those that are missing */

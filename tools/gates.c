@@ -731,10 +731,10 @@ int main(int argc, char **argv)
                  CAPTIONS, 0, 256, 1e-3};
     const flag flags[] = {
         {"captions", TEXT, &o.captions, "lines of INDEX<tab>CAPTION"},
-        {"model", TEXT, &o.model, "the base: a diffusers directory"},
+        {"model", TEXT, &o.model, "the base; restore: a super-resolver; sheets: a cascade's folder"},
         {"classifier", TEXT, &o.classifier, "its directory"},
         {"metrics", TEXT, &o.metrics, "a folder with dino, clip and lpips"},
-        {"out", TEXT, &o.out, "where gates.json and gates.png go"},
+        {"out", TEXT, &o.out, "where the results go"},
         {"precision", TEXT, &o.precision, "bf16 or f32"},
         {"count", WHOLE, &o.count, "captions, renders"},
         {"noise_variance", REAL, &o.noise_variance, "put on the small picture"},
@@ -760,6 +760,8 @@ int main(int argc, char **argv)
     status = parse(argc, argv, commands[k].name, commands[k].what, flags, NULL);
     if (status) return status != 2;
     if (!o.count) return fail("--count takes a number from 1");
+    if (strcmp(o.precision, "bf16") && strcmp(o.precision, "f32"))
+        return fail("--precision takes bf16 or f32");
     config.threads = (int)o.threads;
     config.compute = strcmp(o.precision, "bf16") ? DB_F32 : DB_BF16;
     if (db_create(&ctx, &config) != DB_OK) return fail("no context");

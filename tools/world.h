@@ -3805,6 +3805,10 @@ int world_pool_write(const char *path, const world_pool_config *config, char *er
     if (config->samples < 1 || config->threads < 1 || config->count < 1)
         return world__fail(error, error_size,
                            "pool: samples, threads and count must be at least 1");
+    if (config->owned < 0 || config->owned > config->individuals || config->individuals > 100)
+        return world__fail(error, error_size,
+                           "pool: of 100 pictures %d are individuals, %d of them owned?",
+                           config->individuals, config->owned);
     if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
         return world__fail(error, error_size, "pool: path is too long: %s", path);
     memset(&h, 0, sizeof h);
