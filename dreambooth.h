@@ -75,9 +75,9 @@
 
    Threads. A context belongs to one thread at a time; contexts share nothing. Inside, OpenMP takes
    db_config.threads threads; no result depends on their number. On a GPU under Windows or WSL,
-   where the processor may not touch managed memory while the GPU computes, contexts take turns; and
-   while a tape's second run is recorded as a graph, no other thread of the program may use CUDA's
-   legacy default stream.
+   where the processor may not touch managed memory while the GPU computes, the program lets its
+   contexts take turns; and while a tape's second run is recorded as a graph, no other thread of the
+   program may use CUDA's legacy default stream.
 
    Layout. Pictures and feature maps are [B,H,W,C], texts [B,T,C], the last index the nearest in
    memory. Files have PyTorch's order; db_param_get and db_param_set translate.
@@ -89,7 +89,8 @@
 
    Files. Diffusers' directories: config.json, *.safetensors (f32, f16, bf16, in shards or one),
    scheduler_config.json, spiece.model, vocab.json and merges.txt, tokenizer.json; single LDM files
-   of Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed. */
+   of Stable Diffusion 1.x. Everything is written under another name first, synced, and renamed
+   (Windows replaces nothing by renaming: there the old file is removed just before). */
 #ifndef DREAMBOOTH_H
 #define DREAMBOOTH_H
 
@@ -289,7 +290,8 @@ void db_tape_destroy(db_tape *t);
 
 /* An input whose contents db_upload sets; stays until the tape is destroyed. */
 db_tensor db_input(db_tape *t, db_dtype dtype, int n_dims, const size_t *dim);
-/* Before db_plan: x can be downloaded after a run. Inputs and their gradients always can. */
+/* Before db_plan: x can be downloaded after a run. Inputs and their gradients always can; other
+   gradients share their room, and cannot even with db_keep. */
 void db_keep(db_tape *t, db_tensor x);
 /* Of an input, before anything reads it; parameters have it by themselves. */
 void db_require_grad(db_tape *t, db_tensor x);
@@ -442,8 +444,8 @@ typedef struct db_arg {
 } db_arg;
 
 /* One operation, ready to run. A backend takes `scratch_used` bytes of scratch while measuring and
-   finds that much memory at `scratch` when running. The output of act, act_dx and gate_dx may lie
-   on an input: an element is read before it is written, by the same thread. */
+   finds that much memory at `scratch` when running. The output of act, act_dx, gate_dx and axpby
+   may lie on an input: an element is read before it is written, by the same thread. */
 typedef struct db_call {
     db_arg a[DB_MAX_ARGS];
     size_t s[6];
@@ -487,7 +489,8 @@ db_result db_fail(db_ctx *ctx, db_result code,
 
 typedef struct db_optimizer_config {
     float beta1, beta2, eps, weight_decay;
-    float max_grad_norm; /* the gradients of a table are scaled down to this norm; 0: never */
+    float max_grad_norm; /* gradients, those of clipped_with included, are scaled down to this norm;
+                            0: never */
     int use_8bit_adam;   /* moments of 4096 and more elements in 8 bits (Dettmers et al., 2021) */
 } db_optimizer_config;
 
@@ -1078,7 +1081,8 @@ void db_pipeline_free(db_pipeline *p);
 void db_pipeline_release(db_pipeline *p, int text_encoder, int vae);
 
 /* Writes the pipeline as a directory that diffusers loads: the weights as `dtype`, the rest as it
-   was loaded. The directory is made if need be. A text encoder that is NULL is left out; what was
+   was loaded. The directory is made if need be; where weights in shards stood, their index is
+   removed, which diffusers would read first. A text encoder that is NULL is left out; what was
    released is copied from its file. A LoRA beside the weights is not written: db_lora_merge before,
    or db_pipeline_save_lora. */
 db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype dtype);
@@ -1242,7 +1246,8 @@ typedef struct db_image_processor {
 db_result db_image_processor_load(db_ctx *ctx, const char *path, db_image_processor *out);
 
 /* Scales and crops as Pillow does, to the bit, and normalises: out [H,W,3]. Fails with
-   DB_ERROR_SHAPE when the settings give another size for this picture. */
+   DB_ERROR_SHAPE when the settings give another size for this picture, or scale it to more than
+   100 million pixels before they crop. */
 db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image *image, size_t H,
                         size_t W, float *out);
 
@@ -1738,7 +1743,7 @@ uint32_t db_random_below(const db_rng *rng, uint64_t index, uint32_t n)
 }
 
 /* n standard normal numbers, elements [first, first+n) of the stream; first is a multiple of 4.
-   Box and Muller's method on pairs; double precision keeps the result independent of the libm. */
+   Box and Muller's method on pairs; double precision: two libms seldom give different floats. */
 static void db__fill_normal(const db_rng *rng, uint64_t first, size_t n, float *out)
 {
     size_t i;
@@ -4436,13 +4441,20 @@ db_tensor db_weighted_sum(db_tape *t, float alpha, db_tensor x, float beta, db_t
 /* a: y.  f: value */
 static void db__cpu_fill(db_ctx *ctx, db_call *c)
 {
-    size_t i, n = db__arg_count(&c->a[0]);
-    float value = c->f[0];
-    uint16_t half = db__f32_to_bf16(value);
-    (void)ctx;
+    size_t n = db__arg_count(&c->a[0]);
+    float value = c->f[0], *y = (float *)c->a[0].data;
+    uint16_t half = db__f32_to_bf16(value), *y16 = (uint16_t *)c->a[0].data;
+    int is_half = c->a[0].dtype == DB_BF16;
+    long i;
     if (c->measuring) return;
-    if (c->a[0].dtype == DB_BF16) for (i = 0; i < n; i++) ((uint16_t *)c->a[0].data)[i] = half;
-    else for (i = 0; i < n; i++) ((float *)c->a[0].data)[i] = value;
+    {
+        DB__PARALLEL_FOR(ctx, static)
+        for (i = 0; i < (long)DB__CEIL_DIV(n, DB__PIECE); i++) {
+            size_t at = (size_t)i * DB__PIECE, end = DB__MIN(n, at + DB__PIECE);
+            if (is_half) for (; at < end; at++) y16[at] = half;
+            else for (; at < end; at++) y[at] = value;
+        }
+    }
 }
 
 db_tensor db_constant(db_tape *t, db_dtype dtype, float value, int n_dims, const size_t *dim)
@@ -5800,7 +5812,7 @@ const db_backend *db_backend_cpu(void)
    - AdamW's weight decay multiplies the weight; it does not go through the moments.
    - In 8 bits zero has a code of its own and the negative codes end one short of -1; a negative
      first moment never becomes zero, or its direction would be lost.
-   - PyTorch clips by norm / (norm + 1e-6), over all parameters together.
+   - PyTorch clips by max_norm / (norm + 1e-6), over all parameters together.
    - diffusers' cosine with one cycle is half a cosine; its "restarts" are hard. */
 
 db_param *db_params_find(const db_param_table *p, const char *name)
@@ -6048,6 +6060,13 @@ db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
     o->config = config ? *config : db_optimizer_config_default();
     o->ctx = ctx, o->params = params;
     if (ctx->result != DB_OK) return ctx->result;
+    if (!(o->config.beta1 >= 0 && o->config.beta1 < 1 && o->config.beta2 >= 0 &&
+          o->config.beta2 < 1 && o->config.eps >= 0 && o->config.weight_decay >= 0))
+        return db__fail(ctx, DB_ERROR_ARGUMENT,
+                        "AdamW with beta1 %g, beta2 %g, eps %g, weight decay %g: the betas are "
+                        "from 0 to below 1, the others from 0",
+                        (double)o->config.beta1, (double)o->config.beta2, (double)o->config.eps,
+                        (double)o->config.weight_decay);
     o->at = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at);
     o->at8 = (size_t *)db__alloc(ctx, params->n + 1, sizeof *o->at8);
     if (!o->at || !o->at8 || db_params_fill(params) != DB_OK) return ctx->result;
@@ -6177,6 +6196,8 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
     size_t k = 0;
     int op;
     if (ctx->result != DB_OK) return ctx->result;
+    if (!(lr >= 0 && lr <= FLT_MAX))
+        return db__fail(ctx, DB_ERROR_ARGUMENT, "a learning rate of %g", (double)lr);
     grad_norm = db__grad_norm(p);
     if (ctx->result != DB_OK) return ctx->result;
     if (o->clipped_with) grad_norm = hypot(grad_norm, db__grad_norm(o->clipped_with));
@@ -6204,7 +6225,7 @@ db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *
 float *db_ema_create(const db_param_table *p)
 {
     float *average = NULL;
-    if (!p->data)
+    if (!p->data || p->source)
         db__fail(p->ctx, DB_ERROR_ARGUMENT, "the weights are still in their file: db_params_fill");
     if (p->ctx->result == DB_OK)
         average = (float *)db__device_alloc(p->ctx, p->count, sizeof(float));
@@ -7661,7 +7682,7 @@ db_result db_safetensors_finish(db_safetensors_writer *w)
    - Normalisation takes the longest rule that starts at a byte, and a rule may give nothing or
      several spaces. Only U+0020 is a space; runs and both ends are trimmed after the rules.
    - User-defined symbols are found in the raw text, before any rule, and score 0.1 * (bytes - 1):
-     they always win, the longer ones first.
+     they win over almost anything, the longer ones first.
    - Truncation keeps </s>: a prompt of 77 ids has 76 of its own.
    - T5: "</s>" or "<extra_id_0>" in a prompt are letters and signs, as for sentencepiece;
      transformers would take them for markers. CLIP: "<|endoftext|>" in a prompt is the marker (in
@@ -8628,19 +8649,22 @@ static uint32_t db__compose(const struct db__unicode *u, uint32_t a, uint32_t b)
    the same size. Returns the new length. */
 static size_t db__nfc(const struct db__unicode *u, uint32_t *code, size_t n, uint32_t *work)
 {
-    size_t i, j, total = 0, starter = 0, used = 0;
+    size_t i, j, k, total = 0, starter = 0, used = 0, first[257];
     int previous = -1; /* combining class of the last character that stayed behind the starter */
     for (i = 0; i < n && code[i] < 0x300; i++) {}
     if (i == n) return n; /* below U+0300 all are composed, and no two compose */
     for (i = 0; i < n; i++) total += db__decompose(u, code[i], work + total);
 
-    /* Marks behind a character go into the order of their classes; equal ones stay as they are. */
-    for (i = 1; i < total; i++) {
-        uint32_t c = work[i];
-        int class_ = db__combining_class(u, c);
-        for (j = i; class_ > 0 && j > 0 && db__combining_class(u, work[j - 1]) > class_; j--)
-            work[j] = work[j - 1];
-        work[j] = c;
+    /* Marks behind a character go into the order of their classes, at most 254; equal ones stay as
+       they are. A counting sort, since a prompt may be nothing but marks. */
+    for (i = 0; i < total; i = DB__MAX(j, i + 1)) {
+        for (j = i; j < total && db__combining_class(u, work[j]) > 0; j++) {}
+        if (j - i < 2) continue;
+        memset(first, 0, sizeof first);
+        for (k = i; k < j; k++) first[db__combining_class(u, work[k]) + 1]++;
+        for (k = 1; k < 257; k++) first[k] += first[k - 1];
+        for (k = i; k < j; k++) code[first[db__combining_class(u, work[k])]++] = work[k];
+        memcpy(work + i, code, (j - i) * sizeof *work);
     }
     /* Each character joins the starter before it, unless one of its own or a lower class stands
        between them. */
@@ -9621,7 +9645,7 @@ db_result db_params_save(const db_param_table *p, const float *values, const cha
                          db_dtype dtype)
 {
     db_safetensors_writer *w;
-    if (!values)
+    if (!values || (values == p->data && p->source))
         return db__fail(p->ctx, DB_ERROR_ARGUMENT,
                         "%s: no weights to write; db_params_fill reads a network's", path);
     w = db_safetensors_create(p->ctx, path);
@@ -9640,7 +9664,7 @@ static int db__join(db_ctx *ctx, char *out, const char *directory, const char *n
 }
 
 /* Of a network: names are looked up one by one, and a file must not say how long that takes. */
-enum { DB__MOST_LAYERS = 1024 };
+enum { DB__MOST_LAYERS = 1024, DB__MOST_CHANNELS = 1 << 20 };
 
 /* A size from config.json; it must be there and positive. */
 static size_t db__config_size(db_ctx *ctx, const db_json *j, const char *key, const char *path)
@@ -9939,6 +9963,8 @@ static size_t db__lora_read(const db__network *kind, db_param_table *table, cons
     }
     rank = first->dim[0], alpha = (double)rank;
     if (text && !(j = db_json_parse(ctx, what, text, strlen(text)))) return 0;
+    if (j && j->type != DB_JSON_OBJECT)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"lora_adapter_metadata\" is no object", what);
     if (j && db__lora_refused(j, network))
         db__fail(ctx, DB_ERROR_UNSUPPORTED,
                  "%s: alpha_pattern and use_rslora, which give layers factors of their own, are "
@@ -10580,17 +10606,18 @@ static void db__per_level(db_ctx *ctx, const db_json *j, const char *key, const 
                           size_t n, size_t otherwise, size_t *out)
 {
     const db_json *item = db_json_get(j, key);
+    int list = item && item->type == DB_JSON_ARRAY;
     size_t k;
+    if (list && item->count != n)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" has %zu entries for %zu levels", path, key,
+                 item->count, n);
     for (k = 0; k < n; k++) {
-        const db_json *v = item && item->type == DB_JSON_ARRAY ? db_json_at(item, k) : item;
+        const db_json *v = list ? db_json_at(item, k) : item;
         if (v && v->type != DB_JSON_NULL) {
             if (!(v->type == DB_JSON_BOOL || (v->type == DB_JSON_NUMBER && v->is_integer)) ||
-                v->integer < 0 || v->integer > 1 << 20)
+                v->integer < 0 || v->integer > DB__MOST_CHANNELS)
                 db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" must hold whole numbers", path, key);
             else out[k] = (size_t)v->integer;
-        } else if (item && item->type == DB_JSON_ARRAY) {
-            db__fail(ctx, DB_ERROR_FORMAT, "%s: \"%s\" has %zu entries for %zu levels", path, key,
-                     item->count, n);
         } else {
             out[k] = otherwise;
         }
@@ -10655,6 +10682,8 @@ static db_result db__unet_check(db_ctx *ctx, const void *config, const char *wha
     const db_unet_config *c = (const db_unet_config *)config;
     size_t k, last = c->n_levels - 1, transformers = 0,
               D = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
+    const size_t width[] = {D, c->cross_attention_dim, c->time_embedding_dim, c->in_channels,
+                            c->out_channels};
     int sd = 0;
     if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS)
         return db__fail(ctx, DB_ERROR_FORMAT, "%s: a U-Net has 1 to %d levels, not %zu", what,
@@ -10675,6 +10704,15 @@ static db_result db__unet_check(db_ctx *ctx, const void *config, const char *wha
     if (transformers > DB__MOST_LAYERS)
         return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu transformer layers are more than %d", what,
                         transformers, DB__MOST_LAYERS);
+    for (k = 0; k < sizeof width / sizeof *width; k++)
+        if (width[k] < 1 || width[k] > DB__MOST_CHANNELS)
+            return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu channels, which must be 1 to %d", what,
+                            width[k], DB__MOST_CHANNELS);
+    if (c->block_out_channels[0] < 2 || (c->cross_attention_norm && c->cross_attention_dim % 32))
+        return db__fail(ctx, DB_ERROR_FORMAT,
+                        "%s: %zu channels have no sine and cosine, or \"cross_attention_dim\" %zu "
+                        "no 32 groups",
+                        what, c->block_out_channels[0], c->cross_attention_dim);
     if ((sd || c->mid_block_type != DB_BLOCK_SIMPLE_CROSS_ATTN) && c->resnet_skip_time_act)
         return db__fail(ctx, DB_ERROR_UNSUPPORTED,
                         "%s: \"resnet_skip_time_act\" is not supported with Stable Diffusion's "
@@ -11194,7 +11232,8 @@ db_result db_vae_decode(db_vae *v, const float *latents, size_t B, size_t h, siz
      from the branch with the text, and only the mean is guided.
    - Thresholding uses the quantile of |x|, interpolated between order statistics as
      torch.quantile does.
-   - DPM-Solver++ spreads n + 1 points and leaves the last away, and never clips.
+   - DPM-Solver++ spreads n + 1 points and leaves the last away (but "trailing" ones), and never
+     clips.
    - A file that names no timestep_spacing means another one to DPM-Solver++ than to the others. */
 
 static db_result db__schedule_betas(db_schedule *s, const char *kind, double start, double end)
@@ -11244,6 +11283,7 @@ db_result db_schedule_init(db_ctx *ctx, const char *beta_schedule, double beta_s
     memset(s, 0, sizeof *s);
     s->ctx = ctx;
     if (ctx->result != DB_OK) return ctx->result;
+    if (!steps) return db__fail(ctx, DB_ERROR_ARGUMENT, "a schedule without timesteps");
     s->num_train_timesteps = steps;
     s->clip_sample = 1;
     s->clip_sample_range = 1;
@@ -11339,7 +11379,9 @@ static db_result db__schedule_read(db_ctx *ctx, const db_json *j, const char *pa
     double start = db_json_number(j, "beta_start", 1e-4), end = db_json_number(j, "beta_end", 0.02);
     int64_t steps = db_json_int(j, "num_train_timesteps", 1000);
     memset(s, 0, sizeof *s);
-    if (steps < 1 || steps > 1000000 || !(start > 0 && end >= start && end < 1))
+    if (j->type != DB_JSON_OBJECT)
+        db__fail(ctx, DB_ERROR_FORMAT, "%s: not a scheduler's configuration", path);
+    else if (steps < 1 || steps > 1000000 || !(start > 0 && end >= start && end < 1))
         db__fail(ctx, DB_ERROR_FORMAT,
                  "%s: \"num_train_timesteps\", \"beta_start\" or \"beta_end\" is out of range",
                  path);
@@ -11392,16 +11434,18 @@ static void db__fill_timesteps(db_trajectory *tr)
     db_spacing spacing = s->timestep_spacing != DB_SPACING_DEFAULT ? s->timestep_spacing
                          : dpm                                     ? DB_SPACING_LINSPACE
                                                                    : DB_SPACING_LEADING;
+    /* numpy's order of roundings (arange, linspace), which decides where a step falls on a half */
+    double stride = ((double)last - (double)n / (double)steps) - (double)last;
     if (spacing == DB_SPACING_TRAILING && last < n)
         tr->n = (size_t)ceil((double)last * (double)steps / (double)n);
     for (k = 0; k < tr->n; k++) {
         double at = 0;
         if (spacing == DB_SPACING_LEADING)
             at = (double)((points - 1 - k) * (last / points)) + s->steps_offset;
-        if (spacing == DB_SPACING_TRAILING)
-            at = rint((double)last - (double)k * (double)n / (double)steps) - 1;
-        if (spacing == DB_SPACING_LINSPACE && points > 1)
-            at = rint((double)(last - 1) * (double)(points - 1 - k) / (double)(points - 1));
+        if (spacing == DB_SPACING_TRAILING) at = rint((double)last + (double)k * stride) - 1;
+        if (spacing == DB_SPACING_LINSPACE && points > 1) /* the end is exact */
+            at = k ? rint((double)(points - 1 - k) * ((double)(last - 1) / (double)(points - 1)))
+                   : (double)(last - 1);
         tr->timestep[k] = (size_t)DB__MIN(DB__MAX(at, 0.0), (double)(n - 1));
     }
 }
@@ -11556,7 +11600,8 @@ static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_
 }
 
 /* DPM-Solver++ 2M: h and h_last are steps in lambda = log(alpha / sigma); first order at the first
-   step, and at the last where sigma becomes 0 or there are few. */
+   step, with solver_order 1 at each, and at the last where sigma becomes 0, there are fewer than 15
+   or euler_at_final is set. */
 static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, double a_n, float *x)
 {
     const db_schedule *s = tr->schedule;
@@ -11894,8 +11939,8 @@ db_result db_sample(db_unet *u, const db_schedule *s, const db_sample_config *co
         if (db_trajectory_draws(&tr, k))
             db__sample_noise(config->seed, DB__FOR_SAMPLER_NOISE, (uint32_t)k, B, n, noise);
         if (ctx->result == DB_OK) db_trajectory_step(&tr, k, B, P, C, CP, pred, noise, out);
-        db__progress(ctx, "sampling", ctx->batches_before * config->num_inference_steps + k + 1,
-                     DB__MAX(ctx->batches, (size_t)1) * config->num_inference_steps);
+        db__progress(ctx, "sampling", ctx->batches_before * tr.n + k + 1,
+                     DB__MAX(ctx->batches, (size_t)1) * tr.n);
     }
     if (ctx->result != DB_OK) goto done;
     if (db__check_numbers(ctx, out, B * n, "a sampled picture") != DB_OK) goto done;
@@ -12092,6 +12137,9 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
     char path[DB__PATH];
     const db_json *index = db_json_load(ctx, index_path);
     const char *kind = db_json_string(index, "_class_name", "");
+    const db_json *text = db_json_get(index, "text_encoder");
+    int textless = text && text->type == DB_JSON_ARRAY && text->first
+        && text->first->type == DB_JSON_NULL;
     int latent =
         !strcmp(kind, "StableDiffusionPipeline") || !strcmp(kind, "StableDiffusionImg2ImgPipeline");
     p->super_resolution = !strcmp(kind, "IFSuperResolutionPipeline");
@@ -12099,7 +12147,7 @@ static void db__load_directory(db_pipeline *p, const char *index_path)
         db__refuse_pipeline(ctx, index_path, kind);
     db_json_free(index);
     db__load_tokenizer(p);
-    if (db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]) &&
+    if (!textless && db__part_exists(ctx, path, p->directory, db__config_file[DB__CONFIG_TEXT]) &&
         db__join(ctx, path, p->directory, "text_encoder"))
         db_text_encoder_load(ctx, path, &p->text_encoder);
     if (db__join(ctx, path, p->directory, "unet")) db_unet_load(ctx, path, &p->unet);
@@ -12610,6 +12658,7 @@ static char *db__config_text(const db_pipeline *p, size_t which)
     char path[DB__PATH], *text = NULL, *index;
     db__mapping map;
     if (which == DB__CONFIG_TEXT && !p->text_encoder && !p->released[0]) return NULL;
+    if (which == DB__CONFIG_VAE && !p->vae && !p->released[1]) return NULL;
     if (p->single_file) {
         if (p->single_file->text[which]) text = db__strdup(ctx, p->single_file->text[which]);
     } else if (db__part_exists(ctx, path, p->directory, db__config_file[which]) &&
@@ -12684,6 +12733,9 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
                                         "tokenizer/tokenizer_config.json",
                                         "tokenizer/special_tokens_map.json",
                                         "tokenizer/added_tokens.json"};
+    static const char *const weights[] = {"text_encoder/model.safetensors",
+                                          "unet/diffusion_pytorch_model.safetensors",
+                                          "vae/diffusion_pytorch_model.safetensors"};
     db_ctx *ctx = p->ctx;
     char path[DB__PATH];
     size_t k, positions = 0;
@@ -12701,7 +12753,7 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         db__free(ctx, text);
     }
     for (k = 0; k < sizeof files / sizeof *files; k++)
-        db__copy_file(ctx, p->directory, directory, files[k]);
+        if (needed[k ? 4 : 5]) db__copy_file(ctx, p->directory, directory, files[k]);
     if (p->released[0]) positions = p->positions;
     else if (p->text_encoder) positions = p->text_encoder->config.max_position_embeddings;
     if ((p->vae || p->released[1]) && p->tokenizer && positions &&
@@ -12714,14 +12766,19 @@ db_result db_pipeline_save(const db_pipeline *p, const char *directory, db_dtype
         db__free(ctx, text);
     }
     db__pipeline_fill(p);
-    if (p->text_encoder && db__join(ctx, path, directory, "text_encoder/model.safetensors"))
+    if (p->text_encoder && db__join(ctx, path, directory, weights[0]))
         db_params_save(&p->text_encoder->params, p->text_encoder->params.data, path, dtype);
-    if (db__join(ctx, path, directory, "unet/diffusion_pytorch_model.safetensors"))
+    if (db__join(ctx, path, directory, weights[1]))
         db_params_save(&p->unet->params, p->unet->params.data, path, dtype);
-    if (p->vae && db__join(ctx, path, directory, "vae/diffusion_pytorch_model.safetensors"))
+    if (p->vae && db__join(ctx, path, directory, weights[2]))
         db_params_save(&p->vae->params, p->vae->params.data, path, dtype);
     if (p->released[0]) db__copy_weights(p, directory, "text_encoder", "model");
     if (p->released[1]) db__copy_weights(p, directory, "vae", "diffusion_pytorch_model");
+    for (k = 0; k < 3 && ctx->result == DB_OK; k++) {
+        char name[64]; /* of shards that stood there before: diffusers would read it first */
+        snprintf(name, sizeof name, "%s.index.json", weights[k]);
+        if ((k == 1 || needed[k ? 6 : 3]) && db__join(ctx, path, directory, name)) remove(path);
+    }
     return ctx->result;
 }
 
@@ -13397,10 +13454,10 @@ static float *db__term_room(db_dreambooth *d, db__term *term, size_t k, size_t h
 /* The small picture that belongs to picture k, whose sides lose what is not a whole block of it. */
 static db_result db__term_pair(db_dreambooth *d, db__term *term, size_t k)
 {
-    size_t f = d->config.upscale, w = term->size[k][1], h = term->size[k][0] / f * f,
-           cut = w / f * f, y;
+    size_t f = d->config.upscale, w = term->size[k][1], h, cut, y;
     float *x = term->picture[k];
     if (!d->p->super_resolution) return DB_OK;
+    h = term->size[k][0] / f * f, cut = w / f * f;
     for (y = 0; y < h && cut < w; y++) memmove(x + y * cut * 3, x + y * w * 3, cut * 3 * sizeof *x);
     term->size[k][0] = h, term->size[k][1] = cut;
     term->low[k] = (float *)db__alloc(d->ctx, h / f, cut / f * 3 * sizeof(float));
@@ -13922,15 +13979,19 @@ db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image
         size_t shorter = DB__MIN(image->h, image->w);
         h = p->shortest_edge ? p->shortest_edge * image->h / shorter : p->height;
         w = p->shortest_edge ? p->shortest_edge * image->w / shorter : p->width;
-        from = scaled = db__scaled_8bit(ctx, p->resample, image, w, h);
-        if (!scaled) return ctx->result;
     }
     cut_w = p->do_center_crop ? p->crop_width : w, cut_h = p->do_center_crop ? p->crop_height : h;
     if (cut_w != W || cut_h != H)
-        db__fail(ctx, DB_ERROR_SHAPE,
-                 "a picture of %zu x %zu pixels becomes %zu x %zu by the preprocessor_config, but "
-                 "the network takes %zu x %zu",
-                 image->w, image->h, cut_w, cut_h, W, H);
+        return db__fail(ctx, DB_ERROR_SHAPE,
+                        "a picture of %zu x %zu pixels becomes %zu x %zu by the "
+                        "preprocessor_config, but the network takes %zu x %zu",
+                        image->w, image->h, cut_w, cut_h, W, H);
+    if (p->do_resize && (!h || !w || (double)h * (double)w > 1e8))
+        return db__fail(ctx, DB_ERROR_SHAPE,
+                        "a picture of %zu x %zu pixels is scaled to %zu x %zu by the "
+                        "preprocessor_config before it is cut, not to 1 to 1e8 pixels",
+                        image->w, image->h, w, h);
+    if (p->do_resize) from = scaled = db__scaled_8bit(ctx, p->resample, image, w, h);
     /* halves are rounded down, also below zero: a small picture stands in a black frame */
     if (p->do_center_crop) {
         top = h >= H ? (long)((h - H) / 2) : -(long)((H - h + 1) / 2);
@@ -14338,24 +14399,30 @@ static db_result db__lpips_parse(db_ctx *ctx, const db_json *j, const char *path
     return ctx->result;
 }
 
+enum { DB__LPIPS_LEAST = 64 }; /* pixels a side, of which something must be left in every layer */
+
 static db_result db__lpips_check(db_ctx *ctx, const void *config, const char *what)
 {
     const db_lpips_config *c = (const db_lpips_config *)config;
-    size_t l;
-    for (l = 0; l < DB_LPIPS_LAYERS; l++)
-        if (!c->channels[l] || !c->kernel_size[l] || !c->stride[l]
-            || c->padding[l] >= c->kernel_size[l] || c->pool[l] > 1)
+    size_t l, side = DB__LPIPS_LEAST;
+    for (l = 0; l < DB_LPIPS_LAYERS; l++) {
+        if (c->pool[l]) side = side < 3 ? 0 : (side - 3) / 2 + 1;
+        if (!c->channels[l] || !c->kernel_size[l] || !c->stride[l] || !side
+            || c->padding[l] >= c->kernel_size[l] || c->pool[l] > 1
+            || c->kernel_size[l] > side + 2 * c->padding[l])
             return db__fail(ctx, DB_ERROR_FORMAT,
                             "%s: layer %zu has channels, kernel_size, stride, padding or pool that "
                             "do not fit together",
                             what, l);
+        side = (side + 2 * c->padding[l] - c->kernel_size[l]) / c->stride[l] + 1;
+    }
     return ctx->result;
 }
 
 static void db__lpips_declare(db__net *n, const void *config)
 {
-    db__lpips_record(n, (const db_lpips_config *)config, db__declared_image(n, 64),
-                     db__declared_image(n, 64));
+    db__lpips_record(n, (const db_lpips_config *)config, db__declared_image(n, DB__LPIPS_LEAST),
+                     db__declared_image(n, DB__LPIPS_LEAST));
 }
 
 static const db__network db__lpips_network = {sizeof(db_lpips), offsetof(db_lpips, config),

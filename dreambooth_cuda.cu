@@ -2269,6 +2269,7 @@ static void db__cu_run_squares(db_ctx *ctx, db_call *c)
 {
     size_t n = db__cu_count(&c->a[1]), parts = db__cu_count(&c->a[0]);
     (void)ctx;
+    (void)cudaGetLastError(); /* of the program's own calls: this is what an update begins with */
     DB_LAUNCH(db__cu_squares, parts, DB__CU_THREADS, db__cu_data<float>(&c->a[0]),
               db__cu_data<float>(&c->a[1]), n, parts);
 }
@@ -2347,14 +2348,25 @@ static int db__cu_attribute(cudaDeviceAttr which)
     return value;
 }
 
+/* What all contexts hold. */
+static size_t db__cu_held(void)
+{
+    std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
+    size_t bytes = 0;
+    for (const db__cu_block *b = db__cu_all_blocks; b; b = b->next) bytes += b->bytes;
+    return bytes;
+}
 /* Zeroed memory that both sides reach. More than is free is refused, since the driver would swap
- * pages at every step; not where GPU and processor share the memory, of which the system's cache of
- * files counts as used. */
+ * pages at every step (what the host wrote last counts as free, and comes back with the next run:
+ * hence the sum of what is held, too); not where GPU and processor share the memory, of which the
+ * system's cache of files counts as used. */
 static void *db__cu_alloc(db_ctx *ctx, size_t bytes)
 {
     void *p = NULL;
-    size_t left = 0, all = 0;
+    size_t left = 0, all = 0, held = db__cu_held();
     cudaError_t e = cudaMemGetInfo(&left, &all);
+    if (held > all) held = all; /* other GPUs may hold some */
+    if (left > all - held) left = all - held;
     if (e == cudaSuccess && (bytes <= left || db__cu_attribute(cudaDevAttrIntegrated)))
         e = cudaMallocManaged(&p, bytes);
     if (e == cudaSuccess && p) e = cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread);

@@ -630,7 +630,7 @@ static const char *adamw_run(db_ctx *ctx, const db_safetensors *golden, double *
                              float bits[400])
 {
     db_param_table p;
-    db_optimizer o;
+    db_optimizer o, refused;
     db_optimizer_config config = db_optimizer_config_default();
     size_t n_norms, n_lr, n, k, used = 0, eight = 8;
     float *norms = test_golden_values(golden, "adamw/norms", &n_norms),
@@ -690,6 +690,12 @@ static const char *adamw_run(db_ctx *ctx, const db_safetensors *golden, double *
     if (db_optimizer_step(&o, 0.1f, 1, &norm) != DB_ERROR_NUMERIC || o.step != ADAMW_STEPS ||
         memcmp(row, p.item[1].data, 33 * sizeof *row))
         why = "an update with a gradient that is not a number";
+    db_clear_error(ctx);
+    if (db_optimizer_step(&o, (float)NAN, 1, NULL) != DB_ERROR_ARGUMENT) why = "a rate of NaN";
+    db_clear_error(ctx);
+    config.beta2 = 1;
+    if (db_optimizer_init(&refused, &p, &config) != DB_ERROR_ARGUMENT) why = "a beta of 1";
+    db_optimizer_free(&refused);
     db_clear_error(ctx);
     db_zero_grad(&p);
     if (test_largest(p.grad, p.count) != 0) why = "zero_grad";

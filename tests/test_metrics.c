@@ -420,6 +420,10 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     write_text("config.json", "{\"model_type\": \"lpips\", \"channels\": [4, 4]}");
     db_lpips_config_load(ctx, at("config.json"), &lc);
     expect(ctx, "LPIPS of two layers", DB_ERROR_FORMAT, "config.json", "channels");
+    write_text("config.json",
+               "{\"model_type\": \"lpips\", \"kernel_size\": [11, 5, 3, 9, 3]}");
+    db_lpips_config_load(ctx, at("config.json"), &lc);
+    expect(ctx, "LPIPS with nothing left", DB_ERROR_FORMAT, "config.json", "layer 3");
     memset(&v, 0, sizeof v), memset(&lc, 0, sizeof lc), cc.text.num_heads = 0;
     db_vit_create(ctx, &v, &m);
     expect(ctx, "a ViT of nothing", DB_ERROR_FORMAT, "db_vit_create", "is 0");
@@ -430,6 +434,9 @@ static void check_bad_files(db_ctx *ctx, const db_safetensors *st)
     db_image_processor_load(ctx, METRICS "/crop/preprocessor_config.json", &p);
     db_preprocess(ctx, &p, &image, 24, 24, out);
     expect(ctx, "a processor of another size", DB_ERROR_SHAPE, "16 x 16", "24 x 24");
+    p.shortest_edge = 1 << 30; /* before it is cut to 16 x 16 */
+    db_preprocess(ctx, &p, &image, 16, 16, out);
+    expect(ctx, "a processor that enlarges a thousandfold", DB_ERROR_SHAPE, "is scaled to", "1e8");
 
     /* weights */
     write_text("config.json", "{\"model_type\": \"lpips\", \"channels\": [4, 6, 5, 4, 4]}");

@@ -228,6 +228,8 @@ static void check_configs(db_ctx *ctx)
     refuse_config(ctx, "sd_a", "\"attention_head_dim\": 2", "\"attention_head_dim\": 3",
                   "attention_head_dim");
     refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1]", "2 levels");
+    refuse_config(ctx, "sd_a", "\"layers_per_block\": 1", "\"layers_per_block\": [1, 1, 1]",
+                  "3 entries for 2 levels");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2", "\"norm_num_groups\": 3", "level 0");
     refuse_config(ctx, "sd_a", "\"norm_num_groups\": 2",
                   "\"norm_num_groups\": 2, \"addition_embed_type\": \"text_time\"", "text_time");
@@ -421,9 +423,29 @@ static void check_schedulers(db_ctx *ctx)
     db_schedule_load(ctx, at("scheduler_config.json"), &s);
     expect(ctx, "scheduler with a beta above 1", DB_ERROR_FORMAT, "scheduler_config.json",
            "beta_end");
+    write_text("scheduler_config.json", "[]");
+    db_schedule_load(ctx, at("scheduler_config.json"), &s);
+    expect(ctx, "a scheduler that is a list", DB_ERROR_FORMAT, "scheduler_config.json", "");
     remove(at("scheduler_config.json"));
     db_json_free(list);
     db_safetensors_close(st);
+}
+
+/* Timesteps that fall on a half, which the order of roundings decides: numpy's, as in diffusers. */
+static void check_ties(db_ctx *ctx)
+{
+    db_schedule s;
+    db_trajectory linspace, trailing;
+    db_schedule_init(ctx, "scaled_linear", 1e-4, .02, 1000, &s);
+    db_trajectory_init(&s, DB_SAMPLER_DPMSOLVER, 30, 1, &linspace);
+    s.timestep_spacing = DB_SPACING_TRAILING;
+    db_trajectory_init(&s, DB_SAMPLER_DDIM, 48, 1, &trailing);
+    test_check(db_status(ctx) == DB_OK && linspace.timestep[0] == 999 &&
+                   linspace.timestep[15] == 499 && trailing.timestep[3] == 936 &&
+                   trailing.timestep[47] == 20,
+               "timesteps on a half", "diffusers'");
+    db_trajectory_free(&linspace), db_trajectory_free(&trailing);
+    db_schedule_free(&s);
 }
 
 /* The attention's weights under their names of before 2023, as 1x1 convolutions too. */
@@ -597,6 +619,7 @@ static void check_pipeline(db_ctx *ctx)
     float latents[2 * 4 * 8 * 12], *out = (float *)calloc(N, sizeof *out),
                                    *again = (float *)calloc(N, sizeof *again);
     size_t k, i;
+    FILE *stale;
     if (!p) {
         test_fail("pipeline", "%s", db_last_error(ctx));
         db_clear_error(ctx);
@@ -666,8 +689,27 @@ static void check_pipeline(db_ctx *ctx)
         expect(ctx, "pipeline, an odd height", DB_ERROR_ARGUMENT, "height 17", "multiples of 2");
     }
     db_pipeline_save(p, at("saved"), DB_F32);
+    write_text("saved/unet/diffusion_pytorch_model.safetensors.index.json", "{}");
+    db_pipeline_save(p, at("saved"), DB_F32);
+    stale = fopen(at("saved/unet/diffusion_pytorch_model.safetensors.index.json"), "rb");
+    test_check(!stale, "pipeline saved over shards", "their index is gone");
+    if (stale) fclose(stale);
     db_pipeline_load(ctx, at("saved"), &q);
     test_check(same_weights(p, q), "pipeline saved as a directory", "the same weights");
+    { /* its text encoder was there before, and the index says that there is none */
+        db_pipeline *textless = NULL;
+        db_pipeline_save(p, at("textless"), DB_F32);
+        db_pipeline_load(ctx, at("textless"), &textless);
+        if (textless) {
+            db_text_encoder_free(textless->text_encoder), textless->text_encoder = NULL;
+            db_pipeline_save(textless, at("textless"), DB_F32);
+        }
+        db_pipeline_free(textless);
+        db_pipeline_load(ctx, at("textless"), &textless);
+        test_check(textless && !textless->text_encoder, "pipeline saved without its text encoder",
+                   "loaded without it");
+        db_pipeline_free(textless);
+    }
     { /* what else model_index.json says comes along, in JSON's writing */
         char text[4096];
         db_pipeline *named = NULL;
@@ -783,7 +825,7 @@ static void check_ldm_inference(db_ctx *ctx)
     size_t k;
     db_pipeline p, *q = NULL, *none = NULL;
     FILE *made;
-    db_unet_config uc;
+    db_unet_config uc, wrong;
     db_vae_config vc;
     db_text_config tc;
     memset(&p, 0, sizeof p);
@@ -832,6 +874,12 @@ static void check_ldm_inference(db_ctx *ctx)
     db_pipeline_load(ctx, at("four.safetensors"), &q);
     expect(ctx, "an autoencoder of four channels", DB_ERROR_UNSUPPORTED, "four.safetensors", "of 4");
     db_unet_free(p.unet), db_vae_free(p.vae), db_text_encoder_free(p.text_encoder);
+    wrong = uc, wrong.time_embedding_dim = 0;
+    db_unet_create(ctx, &wrong, &p.unet);
+    expect(ctx, "a U-Net without a time embedding", DB_ERROR_FORMAT, "db_unet_create", "0 channels");
+    wrong = uc, wrong.cross_attention_norm = 1;
+    db_unet_create(ctx, &wrong, &p.unet);
+    expect(ctx, "a U-Net's text without 32 groups", DB_ERROR_FORMAT, "db_unet_create", "32 groups");
     uc.transformer_layers_per_block[0] = 300;
     db_unet_create(ctx, &uc, &p.unet);
     expect(ctx, "a U-Net of 1500 transformers", DB_ERROR_FORMAT, "db_unet_create", "more than 1024");
@@ -973,6 +1021,7 @@ int main(int argc, char **argv)
     check_vae_files(ctx);
     check_schedulers(ctx);
     check_not_numbers(ctx);
+    check_ties(ctx);
     check_pipeline(ctx);
     check_memory();
     check_ldm_inference(ctx);

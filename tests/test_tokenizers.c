@@ -412,6 +412,24 @@ static void test_clip_refused(void)
     db_destroy(ctx);
 }
 
+/* Two kinds of marks by turns, so many that sorting them pair by pair would take minutes. */
+static void test_many_marks(void)
+{
+    enum { N = 200000 };
+    db_ctx *ctx = counting_context();
+    struct db__unicode *u = db__load_unicode(ctx);
+    uint32_t *code = (uint32_t *)malloc(8 * N * sizeof *code);
+    size_t k, n, wrong = 0;
+    code[0] = 'b'; /* composes with neither */
+    for (k = 1; k < N; k++) code[k] = k % 2 ? 0x300 : 0x316;
+    n = db__nfc(u, code, N, code + 4 * N);
+    for (k = 1; k < N; k++) wrong += code[k] != (k < N / 2 ? 0x316u : 0x300u);
+    report(n == N && code[0] == 'b' && !wrong, "many_marks", "%zu are in the wrong place", wrong);
+    free(code);
+    db__free_unicode(ctx, u);
+    db_destroy(ctx);
+}
+
 /* ---- tokenizer.json -------------------------------------------------------------------------- */
 
 /* Writes a T5 model in the form that transformers 5 saves, and compares what both forms give. */
@@ -608,6 +626,7 @@ int main(int argc, char **argv)
     test_spiece_damage("fallback.model");
     test_spiece_damage("t5.model");
     test_clip_refused();
+    test_many_marks();
     test_json_form();
     test_out_of_memory();
     test_make_spiece();

@@ -47,15 +47,27 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
 }
 static const uint64_t hash_begin = 0xcbf29ce484222325u;
 
+/* A line to stderr in which control characters, which may come from a file's names, are shown as ?
+   rather than obeyed by the terminal. */
+static inline void print_plainly(const char *text)
+{
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        fputc((c < 32 && c != '\n') || c == 127 ? '?' : c, stderr);
+    }
+    fputc('\n', stderr);
+}
+
 static inline int fail(const char *format, ...)
 {
+    char text[4096];
     va_list args;
     va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
     fflush(stdout);
     fprintf(stderr, PROGRAM ": ");
-    vfprintf(stderr, format, args);
-    fprintf(stderr, "\n");
-    va_end(args);
+    print_plainly(text);
     return 1;
 }
 
@@ -178,11 +190,12 @@ static inline int parse(int argc, char **argv, const char *command, const char *
             *(const char **)f->value = value;
         } else if (f->kind == REAL) {
             *(double *)f->value = strtod(value, &end);
-            if (*end || end == value)
+            if (*end || end == value || !isfinite(*(double *)f->value))
                 return fail("--%s takes a number, not \"%s\"", name, value);
         } else {
+            errno = 0;
             *(long *)f->value = strtol(value, &end, 10);
-            if (*end || end == value || *(long *)f->value < 0)
+            if (*end || end == value || errno || *(long *)f->value < 0)
                 return fail("--%s takes a whole number from 0, not \"%s\"", name, value);
         }
     }
@@ -295,7 +308,8 @@ static inline void print_log(void *user, db_log_level level, const char *line)
     (void)user;
     if (bar.mute) return;
     fflush(stdout);
-    fprintf(stderr, "%s%s\n", level == DB_LOG_WARNING ? "warning: " : "", line);
+    fprintf(stderr, "%s", level == DB_LOG_WARNING ? "warning: " : "");
+    print_plainly(line);
 }
 
 /* For what draws and trains: the first Ctrl-C asks it to end in order, the second ends the program;
@@ -451,19 +465,31 @@ static inline int end_file(FILE *f, const char *path)
     return 1;
 }
 
+/* Ends a file that is not to be. */
+static inline void drop_file(FILE *f, const char *path)
+{
+    char part[4200];
+    snprintf(part, sizeof part, "%s.part", path);
+    if (f) fclose(f);
+    remove(part);
+}
+
 /* Copies a file if it is there. */
 static inline int copy_contents(const char *source, const char *target)
 {
     char buffer[65536];
     FILE *in = fopen(source, "rb"), *out;
-    size_t n;
+    size_t n = 1;
     int bad;
-    if (!in) return 0;
+    if (!in && (errno == ENOENT || errno == ENOTDIR)) return 0;
+    if (!in) return fail("cannot read %s: %s", source, strerror(errno));
     out = begin_file(target);
     while (out && (n = fread(buffer, 1, sizeof buffer, in)) > 0) fwrite(buffer, 1, n, out);
     bad = ferror(in);
     fclose(in);
-    return end_file(out, target) || (bad && fail("cannot read %s", source));
+    if (!bad) return end_file(out, target);
+    drop_file(out, target);
+    return fail("cannot read %s", source);
 }
 
 /* Copies FROM/NAME to TO/NAME if it is there. */
@@ -514,16 +540,19 @@ static inline int save_lines(const char *folder, const char *name, const char *c
 static inline char **load_lines(const char *path, size_t *n)
 {
     FILE *f = fopen(path, "r");
-    char line[4096], **lines = NULL;
+    char *line = NULL, **lines = NULL;
+    size_t room = 0;
     *n = 0;
     if (!f) return NULL;
     lines = (char **)calloc(1, sizeof *lines);
-    while (fgets(line, sizeof line, f)) {
+    while (getline(&line, &room, f) >= 0) {
+        size_t mark = !*n && !strncmp(line, "\xEF\xBB\xBF", 3) ? 3 : 0; /* some editors' */
         line[strcspn(line, "\r\n")] = 0;
         lines = (char **)realloc(lines, (*n + 2) * sizeof *lines);
-        lines[*n] = (char *)malloc(strlen(line) + 1);
-        strcpy(lines[(*n)++], line);
+        lines[*n] = (char *)malloc(strlen(line + mark) + 1);
+        strcpy(lines[(*n)++], line + mark);
     }
+    free(line);
     fclose(f);
     return lines;
 }
@@ -536,6 +565,7 @@ static inline int save_picture(const float *pixels, size_t h, size_t w, const ch
     uint8_t *rgb = (uint8_t *)malloc(h * w * 3);
     char err[IMG_ERROR_SIZE];
     int bad;
+    if (!rgb) return fail("out of memory for %s", path);
     db_to_rgb(pixels, h * w * 3, rgb);
     bad = img_save_png(path, rgb, w, h, err, sizeof err) != IMG_OK;
     free(rgb);
@@ -554,6 +584,10 @@ static inline int save_grid(const float *pixels, size_t n, size_t h, size_t w,
     char err[IMG_ERROR_SIZE];
     size_t i;
     int bad;
+    if (!rgb || !each) {
+        free(rgb), free((void *)each);
+        return fail("out of memory for %s", path);
+    }
     db_to_rgb(pixels, n * h * w * 3, rgb);
     for (i = 0; i < n; i++) each[i] = labels[i] ? rgb + i * h * w * 3 : NULL;
     g.title = title, g.scale = w < 128 ? 2 : 1, g.columns = n < columns ? n : columns;
@@ -623,7 +657,8 @@ static inline int square(db_ctx *ctx, const db_image *photo, size_t size, float 
     size_t shorter = MIN(photo->w, photo->h), y;
     size_t w = photo->w * size / shorter, h = photo->h * size / shorter;
     float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
-    int bad = db_resize(ctx, photo, h, w, whole) != DB_OK;
+    int bad = whole ? db_resize(ctx, photo, h, w, whole) != DB_OK
+                    : fail("out of memory for a photo of %zu x %zu pixels", w, h);
     for (y = 0; y < size && !bad; y++)
         memcpy(out + y * size * 3, whole + ((y + (h - size) / 2) * w + (w - size) / 2) * 3,
                size * 3 * sizeof *out);

@@ -728,6 +728,7 @@ static int check_class_folder(db_pipeline *p, const training *t, int draws)
     const char *own[2] = {t->config.class_prompt, model};
     size_t n, k;
     int bad;
+    if (strpbrk(t->config.class_prompt, "\r\n")) return fail("--class_prompt is one line");
     snprintf(path, sizeof path, "%s/prompt.txt", t->class_dir);
     lines = load_lines(path, &n);
     bad = name_model(p, model);
@@ -1077,6 +1078,12 @@ static int fine_tune(db_pipeline *p, db_pipeline *text, const photos *photo, con
         if (!classes) return 1;
     }
     for (k = 0; k < 3; k++) curve[k] = (float *)calloc(c->max_train_steps + 1, sizeof(float));
+    if (!curve[0] || !curve[1] || !curve[2]) {
+        fail("out of memory for the losses of %zu steps", c->max_train_steps);
+        for (k = 0; k < 3; k++) free(curve[k]);
+        free(classes);
+        return 1;
+    }
     bar_start("encoding");
     bar.mute = missing > 0; /* what it says has been said */
     status = db_dreambooth_create(p, text, c, photo->view, photo->n, classes, (size_t)t->n_class,
@@ -1218,9 +1225,14 @@ static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, con
     if (t->validation.images.n && !t->validation.prompt)
         return fail("--validation_images need --validation_prompt");
     for (k = 0; k < t->validation.images.n; k++) {
+        int small;
         if (img_load(t->validation.images.item[k], &image, err, sizeof err) != IMG_OK)
             return fail("%s", err);
+        small = image.w < 32 || image.h < 32;
         img_free(&image);
+        if (small)
+            return fail("%s is a thumbnail: a picture to enlarge has 32 x 32 pixels or more",
+                        t->validation.images.item[k]);
     }
     return 0;
 }

@@ -905,7 +905,7 @@ static int img__write_synced(const char *path, const uint8_t *data, size_t size)
 #ifdef _WIN32
     good = good && _commit(_fileno(file)) == 0;
 #else
-    good = good && fsync(fileno(file)) == 0;
+    good = good && (fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP);
 #endif
     return fclose(file) == 0 && good;                /* closing fails too when the disk is full   */
 }
@@ -1141,6 +1141,7 @@ static int img__read_blocks(img__inflater *z)
 {
     uint8_t litlen[IMG__LITLEN], dist[32];
     unsigned last, type, header = img__take_bits(z, 16), sum, i;
+    int fixed = 0;
     header = (header & 255) << 8 | header >> 8;
     if ((header & 0x0F00) != 0x0800 || header >> 12 > 7 || (header & 0x20) || header % 31)
         return img__fail(z->job, IMG_ERROR_CORRUPT, "the pixels are not a zlib stream");
@@ -1156,13 +1157,14 @@ static int img__read_blocks(img__inflater *z)
                 return 0;
             continue;
         }
-        if (type == 1) {
+        if (type == 1 && !fixed) {
             img__fixed_lengths(litlen, dist);
             img__build_table(z, &z->litlen, litlen, IMG__LITLEN);
             img__build_table(z, &z->dist, dist, 32);
-        } else if (!img__read_codes(z)) {
+        } else if (type == 2 && !img__read_codes(z)) {
             return 0;
         }
+        fixed = type == 1;                           /* the tables are in place                   */
         if (!img__read_symbols(z))
             return 0;
     } while (!last);
@@ -2234,12 +2236,22 @@ static int img__orient(img__job *job, img_image *image, int orientation)
     return 1;
 }
 
+static int img__is_png(const uint8_t *data, size_t size)
+{
+    return size >= 8 && memcmp(data, img__png_signature, 8) == 0;
+}
+
+static int img__is_jpeg(const uint8_t *data, size_t size)
+{
+    return size >= 3 && memcmp(data, "\xFF\xD8\xFF", 3) == 0;
+}
+
 static img_result img__load(img__job *job, const uint8_t *data, size_t size, img_image *out)
 {
     int orientation = 1, good;
-    if (size >= 8 && memcmp(data, img__png_signature, 8) == 0)
+    if (img__is_png(data, size))
         good = img__png_load(job, data, size, out, &orientation);
-    else if (size >= 3 && memcmp(data, "\xFF\xD8\xFF", 3) == 0)
+    else if (img__is_jpeg(data, size))
         good = img__jpeg_load(job, data, size, out, &orientation);
     else
         good = img__fail(job, IMG_ERROR_FORMAT, "is neither a PNG nor a JPEG file");
@@ -2286,11 +2298,18 @@ static int img__read_file(img__job *job, const char *path, uint8_t **data, size_
 IMG_API img_result img_load(const char *path, img_image *out, char *err, size_t errsize)
 {
     img__job job = img__begin(path ? path : "img_load", err, errsize);
-    uint8_t *data = NULL;
-    size_t size;
+    uint8_t *data = NULL, head[8];
+    size_t size = 0;
+    FILE *file = path ? fopen(path, "rb") : NULL;
     memset(out, 0, sizeof *out);
+    if (file) {                                      /* a film among the photos is not read whole */
+        size = fread(head, 1, sizeof head, file);
+        fclose(file);
+    }
     if (!path)
         img__fail(&job, IMG_ERROR_ARGUMENT, "no path was given");
+    else if (size == sizeof head && !img__is_png(head, size) && !img__is_jpeg(head, size))
+        img__load(&job, head, size, out);
     else if (img__read_file(&job, path, &data, &size))
         img__load(&job, data, size, out);
     IMG_FREE(data);
