@@ -29,7 +29,7 @@ says "nothing left to do" "3 cells, 3 of them done" $tool run $small --experimen
 mkdir "$work/zeros"; { printf '\0\0\n'; cat "$work/p/results.jsonl"; } > "$work/zeros/results.jsonl" # as a machine that stopped leaves them
 says "records behind zeros" "3 cells, 3 of them done" $tool run --micro --folder "$work/zeros" $none --experiment noun
 $tool run $small --experiment class_guidance > "$work/out" 2>&1
-grep '"cell": "class_guidance/1/' "$work/p/results.jsonl" | grep -q '"same_as": "noun/right/dog2/0"' && [ -e "$work/p/cells/class_guidance,1,dog2,0.png" ] &&
+grep '"cell": "class_guidance/1/' "$work/p/results.jsonl" | grep -q '"same_as": "noun/right/dog2/0"' &&
     ok "an equal run is shared" || bad "an equal run is shared" "$(tail -n 1 "$work/out")"
 # two processes: nothing is done twice, and the values are those of one
 $tool run --micro --folder "$work/two" $none --experiment noun --jobs 2 > "$work/out" 2>&1
@@ -44,6 +44,7 @@ says "the report" "report.html" $tool report --micro --folder "$work/p"
 before=$(sum "$work/p/report.html")
 $tool report --micro --folder "$work/p" > /dev/null 2>&1
 [ "$before" = "$(sum "$work/p/report.html")" ] && ok "the report: the same bytes again" || bad "the report" "other bytes"
+grep -A1 "<code>class_guidance/1/dog2/0</code>" "$work/p/report.html" | grep -q "data:image/png" && ok "a shared run's pictures" || bad "a shared run's pictures" "they are not in the report"
 grep -q "no inference is drawn" "$work/p/report.html" && ! grep -q 'class="agrees"\|"verdict"\|p, Holm' "$work/p/report.html" "$work/p/results.json" &&
     ok "a smoke test has no verdicts" || bad "a smoke test" "it has verdicts"
 grep -q 'src="http\|href="http\|url(http' "$work/p/report.html" && bad "one file" "it names others" || ok "the report is one file"
@@ -71,10 +72,8 @@ verdict H1 15 agrees; verdict H2 15 opposite; verdict H3 15 agrees; verdict H4 1
 
 # ---- the recorded run
 mkdir -p "$work/record"; cp examples/world/paper/results.jsonl "$work/record"
-for done in map:54 identifier:48 prior:90 noun:24 photos:40 sr:32 baselines:64 applications:8 lambda:32 \
-    first_version:16 frequency:24 entanglement:32 class_guidance:16 class_images:32 demo:60 metrics:15; do
-    says "the recorded run is of these weights and settings" "all ${done#*:} cells are done" $tool run --folder "$work/record" --experiment ${done%:*} --budget .001
-done
+says "the recorded run is of these weights and settings, and complete" "all 651 cells are done" \
+    $tool run --folder "$work/record" --budget .001
 
 # ---- the protocol, on a subject's folder
 mkdir -p "$work/subjects"; cp -r examples/world/subjects/dog1 "$work/subjects/dog1"

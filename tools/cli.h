@@ -474,13 +474,17 @@ static inline void drop_file(FILE *f, const char *path)
     remove(part);
 }
 
-/* Copies a file if it is there. */
-static inline int copy_contents(const char *source, const char *target)
+/* Copies FROM/NAME to TO/NAME if it is there. */
+static inline int copy_file(const char *from, const char *to, const char *name)
 {
-    char buffer[65536];
-    FILE *in = fopen(source, "rb"), *out;
-    size_t n = 1;
+    char source[4096], target[4096], buffer[65536];
+    FILE *in, *out;
+    size_t n;
     int bad;
+    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
+        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
+        return fail("the path %s is too long", to);
+    in = fopen(source, "rb");
     if (!in && (errno == ENOENT || errno == ENOTDIR)) return 0;
     if (!in) return fail("cannot read %s: %s", source, strerror(errno));
     out = begin_file(target);
@@ -490,16 +494,6 @@ static inline int copy_contents(const char *source, const char *target)
     if (!bad) return end_file(out, target);
     drop_file(out, target);
     return fail("cannot read %s", source);
-}
-
-/* Copies FROM/NAME to TO/NAME if it is there. */
-static inline int copy_file(const char *from, const char *to, const char *name)
-{
-    char source[4096], target[4096];
-    if (snprintf(source, sizeof source, "%s/%s", from, name) >= 4096 ||
-        snprintf(target, sizeof target, "%s/%s", to, name) >= 4096)
-        return fail("the path %s is too long", to);
-    return copy_contents(source, target);
 }
 
 static inline int is_folder_in_use(const char *path)

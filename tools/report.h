@@ -163,7 +163,7 @@ static inline void write_cell_strip(page *g, const char *cell_name, const char *
     size_t bytes, n, k;
     FILE *f;
     if (!r || !r->labels[0]) return;
-    strip_path(g->folder, cell_name, path, sizeof path);
+    strip_path(g->folder, r->same_as[0] ? r->same_as : cell_name, path, sizeof path);
     f = fopen(path, "rb");
     g->missing += f == NULL;
     if (!f) return;

@@ -281,15 +281,6 @@ static double expected_seconds(const cell *cells, size_t k, const scale *size)
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
-/* A cell with the values of an equal run gets its pictures, too. */
-static void copy_pictures(const char *folder, const char *from, const char *to)
-{
-    char source[4096], target[4096];
-    strip_path(folder, from, source, sizeof source);
-    strip_path(folder, to, target, sizeof target);
-    copy_contents(source, target);
-}
-
 /* Computes one cell again, and compares with its record to the last digit; without one, adds it. */
 static int run_only(const workplace *w, const options *o, const cell *c, const char *path)
 {
@@ -369,7 +360,6 @@ static int share_run(const workplace *w, const record *equal, const cell *c, rec
     snprintf(r->same_as, sizeof r->same_as, "%s", equal->same_as[0] ? equal->same_as : equal->cell);
     snprintf(r->command, sizeof r->command, "%s", command);
     r->seconds = 0;
-    copy_pictures(w->folder, equal->cell, c->name);
     return record_append(r, path);
 }
 
