@@ -350,8 +350,7 @@ static size_t take_cell(const workplace *w, const options *o, const records *don
 }
 
 /* Adds the record of an equal run under another cell's name. */
-static int share_run(const workplace *w, const record *equal, const cell *c, record *r,
-                     const char *path)
+static int share_run(const record *equal, const cell *c, record *r, const char *path)
 {
     char command[RECORD_TEXT];
     snprintf(command, sizeof command, "%s", r->command);
@@ -393,7 +392,7 @@ static int run_all(const workplace *w, const options *o, const cell *cells, size
         equal = find_key(&done, r->key, c->measures, NULL);
         expected = expected_seconds(cells, k, w->size);
         if (equal && !find_key(&done, r->key, c->measures, c->name))
-            bad = share_run(w, equal, c, r, path);
+            bad = share_run(equal, c, r, path);
         else if (!equal && o->budget > 0 &&
                  now() - began + expected * (spent > 0 ? (now() - began) / spent : 1) >
                      60 * o->budget) {
