@@ -187,7 +187,7 @@ static const experiment experiments[] = {
     {"applications", "sections 4.4 and 4.5, figures 1, 6 to 8; failure modes, figure 9",
      "How often do the six applications succeed?", test_subjects, 8, 1, MEASURE_APPLICATIONS},
     {"identifier", "section 3.2", "Which identifiers work?", test_subjects, 8, 1, 0},
-    {"trained", "section 3.1; LoRA and Custom Diffusion after it", "What has to be trained?",
+    {"trained", "section 3.3; LoRA and Custom Diffusion after it", "What has to be trained?",
      test_subjects, 8, 1, 0},
     {"lambda", "section 3.3, eq. 2", "How much prior preservation?", test_subjects, 8, 1, 0},
     {"class_images", "section 3.3: 200 N class images", "How many class images?", test_subjects, 8,
