@@ -10684,13 +10684,15 @@ static db_result db__unet_check(db_ctx *ctx, const void *config, const char *wha
               D = c->encoder_hid_dim ? c->encoder_hid_dim : c->cross_attention_dim;
     const size_t width[] = {D, c->cross_attention_dim, c->time_embedding_dim, c->in_channels,
                             c->out_channels};
-    int sd = 0;
+    int sd = 0, simple = c->mid_block_type == DB_BLOCK_SIMPLE_CROSS_ATTN;
     if (c->n_levels < 1 || c->n_levels > DB_MAX_LEVELS)
         return db__fail(ctx, DB_ERROR_FORMAT, "%s: a U-Net has 1 to %d levels, not %zu", what,
                         DB_MAX_LEVELS, c->n_levels);
     for (k = 0; k < c->n_levels; k++) {
         sd |= !db__block_resamples_in_resnet(c->down_block_types[k]) ||
               !db__block_resamples_in_resnet(c->up_block_types[k]);
+        simple |= c->down_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN ||
+                  c->up_block_types[k] == DB_BLOCK_SIMPLE_CROSS_ATTN;
         if (!c->block_out_channels[k] || !c->layers_per_block[k] || c->layers_per_block[k] > 15 ||
             !c->attention_head_dim[k] || !c->norm_num_groups ||
             c->block_out_channels[k] % c->norm_num_groups || !c->transformer_layers_per_block[k] ||
@@ -10708,7 +10710,8 @@ static db_result db__unet_check(db_ctx *ctx, const void *config, const char *wha
         if (width[k] < 1 || width[k] > DB__MOST_CHANNELS)
             return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu channels, which must be 1 to %d", what,
                             width[k], DB__MOST_CHANNELS);
-    if (c->block_out_channels[0] < 2 || (c->cross_attention_norm && c->cross_attention_dim % 32))
+    if (c->block_out_channels[0] < 2 ||
+        (simple && c->cross_attention_norm && c->cross_attention_dim % 32))
         return db__fail(ctx, DB_ERROR_FORMAT,
                         "%s: %zu channels have no sine and cosine, or \"cross_attention_dim\" %zu "
                         "no 32 groups",

@@ -877,7 +877,8 @@ static void check_ldm_inference(db_ctx *ctx)
     wrong = uc, wrong.time_embedding_dim = 0;
     db_unet_create(ctx, &wrong, &p.unet);
     expect(ctx, "a U-Net without a time embedding", DB_ERROR_FORMAT, "db_unet_create", "0 channels");
-    wrong = uc, wrong.cross_attention_norm = 1;
+    wrong = uc, wrong.cross_attention_norm = 1, wrong.cross_attention_dim = 40;
+    wrong.mid_block_type = DB_BLOCK_SIMPLE_CROSS_ATTN;
     db_unet_create(ctx, &wrong, &p.unet);
     expect(ctx, "a U-Net's text without 32 groups", DB_ERROR_FORMAT, "db_unet_create", "32 groups");
     uc.transformer_layers_per_block[0] = 300;

@@ -190,7 +190,7 @@ static inline int parse(int argc, char **argv, const char *command, const char *
             *(const char **)f->value = value;
         } else if (f->kind == REAL) {
             *(double *)f->value = strtod(value, &end);
-            if (*end || end == value || !isfinite(*(double *)f->value))
+            if (*end || end == value || isnan(*(double *)f->value))
                 return fail("--%s takes a number, not \"%s\"", name, value);
         } else {
             errno = 0;
