@@ -472,7 +472,8 @@ struct db_backend {
     /* All three or none (NULL): runs of a tape may be recorded and replayed. begin_run returns 1 if
        it has replayed all; else the operations follow and then end_run, which returns 0 if they
        were only recorded and have to follow once more. *recording: NULL at first, the backend's
-       own, which forget frees; `key` changes with the addresses of parameters. */
+       own, which forget frees; `key` changes with the addresses of parameters. begin_run with
+       `recording` NULL: one operation on no tape follows, and no end_run. */
     int (*begin_run)(db_ctx *ctx, void **recording, uint64_t key, uint64_t seed, uint32_t step);
     int (*end_run)(db_ctx *ctx, void *recording);
     void (*forget)(db_ctx *ctx, void *recording);
@@ -508,8 +509,8 @@ typedef struct db_optimizer {
 
 db_optimizer_config db_optimizer_config_default(void); /* .9, .999, 1e-8, 1e-2, 1 */
 /* Before the tape that trains is recorded: it makes room for gradients (db_params_require_grad).
-   `params` must outlive its steps; `config` may be NULL. db_optimizer_free is due even after a
-   failure. */
+   `params` must outlive its steps; `config` may be NULL. Betas outside [0,1) and a negative eps or
+   weight decay are DB_ERROR_ARGUMENT. db_optimizer_free is due even after a failure. */
 db_result db_optimizer_init(db_optimizer *o, db_param_table *params,
                             const db_optimizer_config *config);
 void db_optimizer_free(db_optimizer *o);
@@ -519,7 +520,8 @@ void db_zero_grad(db_param_table *params);
 
 /* One update with learning rate lr. Gradients are first multiplied by grad_scale (1 / number of
    accumulated runs) and clipped; *norm (or NULL) is their norm before clipping. A norm that is not
-   finite changes nothing and gives DB_ERROR_NUMERIC. */
+   finite changes nothing and gives DB_ERROR_NUMERIC, an lr that is negative or not finite
+   DB_ERROR_ARGUMENT. */
 db_result db_optimizer_step(db_optimizer *o, float lr, float grad_scale, float *norm);
 
 /* average = decay * average + (1 - decay) * params: an exponential moving average, which begins as
@@ -6114,6 +6116,7 @@ static db_arg db__float_arg(float *data, size_t n) { return db__arg(data, n, DB_
 /* Runs one operation that is on no tape, and waits for it. */
 static db_result db__run_alone(db_ctx *ctx, db_op op, db_call *c)
 {
+    if (ctx->backend->begin_run) ctx->backend->begin_run(ctx, NULL, 0, 0, 0);
     if (db__begin(ctx, op, c) != DB_OK) return ctx->result;
     return ctx->backend->sync(ctx);
 }
@@ -9663,7 +9666,8 @@ static int db__join(db_ctx *ctx, char *out, const char *directory, const char *n
     return 0;
 }
 
-/* Of a network: names are looked up one by one, and a file must not say how long that takes. */
+/* Of a network: names are looked up one by one, and a file must not say how long that takes. Of
+   channels: products of two fit in memory's sizes. */
 enum { DB__MOST_LAYERS = 1024, DB__MOST_CHANNELS = 1 << 20 };
 
 /* A size from config.json; it must be there and positive. */
@@ -10710,12 +10714,12 @@ static db_result db__unet_check(db_ctx *ctx, const void *config, const char *wha
         if (width[k] < 1 || width[k] > DB__MOST_CHANNELS)
             return db__fail(ctx, DB_ERROR_FORMAT, "%s: %zu channels, which must be 1 to %d", what,
                             width[k], DB__MOST_CHANNELS);
-    if (c->block_out_channels[0] < 2 ||
-        (simple && c->cross_attention_norm && c->cross_attention_dim % 32))
+    if (c->block_out_channels[0] < 2)
+        return db__fail(ctx, DB_ERROR_FORMAT, "%s: one channel has no sine and cosine", what);
+    if (simple && c->cross_attention_norm && c->cross_attention_dim % 32)
         return db__fail(ctx, DB_ERROR_FORMAT,
-                        "%s: %zu channels have no sine and cosine, or \"cross_attention_dim\" %zu "
-                        "no 32 groups",
-                        what, c->block_out_channels[0], c->cross_attention_dim);
+                        "%s: \"cross_attention_dim\" %zu does not make 32 groups", what,
+                        c->cross_attention_dim);
     if ((sd || c->mid_block_type != DB_BLOCK_SIMPLE_CROSS_ATTN) && c->resnet_skip_time_act)
         return db__fail(ctx, DB_ERROR_UNSUPPORTED,
                         "%s: \"resnet_skip_time_act\" is not supported with Stable Diffusion's "
@@ -11603,8 +11607,8 @@ static void db__ddim_step(const db_trajectory *tr, double a_t, double a_n, size_
 }
 
 /* DPM-Solver++ 2M: h and h_last are steps in lambda = log(alpha / sigma); first order at the first
-   step, with solver_order 1 at each, and at the last where sigma becomes 0, there are fewer than 15
-   or euler_at_final is set. */
+   step, with solver_order 1 at each, and at the last where sigma becomes 0, with euler_at_final, or
+   of fewer than 15 with lower_order_final. */
 static void db__dpmsolver_step(const db_trajectory *tr, size_t k, double a_t, double a_n, float *x)
 {
     const db_schedule *s = tr->schedule;
@@ -13992,7 +13996,7 @@ db_result db_preprocess(db_ctx *ctx, const db_image_processor *p, const db_image
     if (p->do_resize && (!h || !w || (double)h * (double)w > 1e8))
         return db__fail(ctx, DB_ERROR_SHAPE,
                         "a picture of %zu x %zu pixels is scaled to %zu x %zu by the "
-                        "preprocessor_config before it is cut, not to 1 to 1e8 pixels",
+                        "preprocessor_config before it is cut; 1 to 1e8 pixels are allowed",
                         image->w, image->h, w, h);
     if (p->do_resize) from = scaled = db__scaled_8bit(ctx, p->resample, image, w, h);
     /* halves are rounded down, also below zero: a small picture stands in a black frame */

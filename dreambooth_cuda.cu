@@ -2269,7 +2269,6 @@ static void db__cu_run_squares(db_ctx *ctx, db_call *c)
 {
     size_t n = db__cu_count(&c->a[1]), parts = db__cu_count(&c->a[0]);
     (void)ctx;
-    (void)cudaGetLastError(); /* of the program's own calls: this is what an update begins with */
     DB_LAUNCH(db__cu_squares, parts, DB__CU_THREADS, db__cu_data<float>(&c->a[0]),
               db__cu_data<float>(&c->a[1]), n, parts);
 }
@@ -2290,6 +2289,7 @@ static db_result db__cu_check(db_ctx *ctx, cudaError_t e, const char *doing)
 /* All blocks of memory, in no order: a new tape's first run brings its context's to the GPU. */
 struct db__cu_block {
     const db_ctx *ctx;
+    int device;
     char *memory;
     size_t bytes;
     db__cu_block *next;
@@ -2297,12 +2297,20 @@ struct db__cu_block {
 static db__cu_block *db__cu_all_blocks;
 static std::mutex db__cu_blocks_mutex;
 
+/* The present GPU. */
+static int db__cu_device(void)
+{
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) (void)cudaGetLastError();
+    return device;
+}
 static int db__cu_remember(const db_ctx *ctx, void *memory, size_t bytes)
 {
     db__cu_block *b = (db__cu_block *)malloc(sizeof *b);
     std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
     if (!b) return 0;
-    b->ctx = ctx, b->memory = (char *)memory, b->bytes = bytes, b->next = db__cu_all_blocks;
+    b->ctx = ctx, b->device = db__cu_device();
+    b->memory = (char *)memory, b->bytes = bytes, b->next = db__cu_all_blocks;
     db__cu_all_blocks = b;
     return 1;
 }
@@ -2348,12 +2356,14 @@ static int db__cu_attribute(cudaDeviceAttr which)
     return value;
 }
 
-/* What all contexts hold. */
+/* What all contexts hold of the present GPU. */
 static size_t db__cu_held(void)
 {
     std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
     size_t bytes = 0;
-    for (const db__cu_block *b = db__cu_all_blocks; b; b = b->next) bytes += b->bytes;
+    int device = db__cu_device();
+    for (const db__cu_block *b = db__cu_all_blocks; b; b = b->next)
+        if (b->device == device) bytes += b->bytes;
     return bytes;
 }
 /* Zeroed memory that both sides reach. More than is free is refused, since the driver would swap
@@ -2365,8 +2375,7 @@ static void *db__cu_alloc(db_ctx *ctx, size_t bytes)
     void *p = NULL;
     size_t left = 0, all = 0, held = db__cu_held();
     cudaError_t e = cudaMemGetInfo(&left, &all);
-    if (held > all) held = all; /* other GPUs may hold some */
-    if (left > all - held) left = all - held;
+    if (e == cudaSuccess) left = held >= all ? 0 : left < all - held ? left : all - held;
     if (e == cudaSuccess && (bytes <= left || db__cu_attribute(cudaDevAttrIntegrated)))
         e = cudaMallocManaged(&p, bytes);
     if (e == cudaSuccess && p) e = cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread);
@@ -2434,8 +2443,9 @@ static void db__cu_drop_graph(db__cu_recording *r)
 static int db__cu_begin_run(db_ctx *ctx, void **recording, uint64_t key, uint64_t seed,
                             uint32_t step)
 {
-    db__cu_recording *r = (db__cu_recording *)*recording;
+    db__cu_recording *r = recording ? (db__cu_recording *)*recording : NULL;
     (void)cudaGetLastError(); /* of the program's own calls */
+    if (!recording) return 0;
     if (!r) *recording = r = (db__cu_recording *)calloc(1, sizeof *r);
     if (!r) return 0;
     if (!r->runs || r->key != key) {

@@ -48,6 +48,8 @@ static cuda_host_index threadIdx, blockIdx, blockDim, gridDim;
 extern "C" {
 int cuda_host_reverse;                   /* the order of blocks and threads */
 size_t cuda_host_free = (size_t)1 << 36; /* bytes that the GPU claims to have left */
+size_t cuda_host_all = (size_t)1 << 36;  /* and to have */
+int cuda_host_pending;                   /* an error of the program's own calls, not yet asked for */
 long cuda_host_allocations = -1;         /* so many succeed, then memory is out; -1: all */
 long cuda_host_life = -1;                /* so many launches, then the device is lost; -1: never */
 int cuda_host_no_graphs;                 /* recording: 1 cannot begin, 2 end, 3 be instantiated */
@@ -381,7 +383,9 @@ static inline cudaError_t cudaMemPrefetchAsync(const void *, size_t bytes, cudaM
 }
 static inline cudaError_t cudaGetLastError(void)
 {
-    return cuda_host_life == 0 ? cudaErrorIllegalAddress : cudaSuccess;
+    cudaError_t e = (cudaError_t)cuda_host_pending;
+    cuda_host_pending = 0;
+    return cuda_host_life == 0 ? cudaErrorIllegalAddress : e;
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_host_state_of(); }
 static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
@@ -425,7 +429,7 @@ static inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr whic
 }
 static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *all)
 {
-    *left = cuda_host_free, *all = (size_t)1 << 36;
+    *left = cuda_host_free, *all = cuda_host_all;
     return cuda_host_state_of();
 }
 static inline cudaError_t cudaGetDeviceCount(int *n)

@@ -72,16 +72,16 @@ static inline int test_summary(void)
 
 /* ---- errors ---------------------------------------------------------------------------------- */
 
+/* The larger of two errors; what is not a number is the largest. */
+static inline double test_worse(double a, double b) { return b > a || b != b ? b : a; }
+
 static inline double test_largest(const float *x, size_t n)
 {
     double largest = 0;
     size_t k;
-    for (k = 0; k < n; k++) largest = fmax(largest, fabs((double)x[k]));
+    for (k = 0; k < n; k++) largest = test_worse(largest, fabs((double)x[k]));
     return largest;
 }
-
-/* The larger of two errors; what is not a number is the largest. */
-static inline double test_worse(double a, double b) { return b > a || b != b ? b : a; }
 
 /* max|a - b| / (max|b| + floor); *at (or NULL) is where. A value that is not a number is an
    infinite error, and so is any difference from golden values that are all zero without a floor. */

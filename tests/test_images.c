@@ -254,7 +254,7 @@ static void test_golden(const char *path)
     img__job job = img__begin(path, NULL, 0);
     golden g;
     int pngs = 0, jpegs = 0;
-    if (!img__read_file(&job, path, &file, &size) || size < 8 || memcmp(file, "IMGGOLD1", 8) != 0) {
+    if (!img__read_file(&job, path, 0, &file, &size) || size < 8 || memcmp(file, "IMGGOLD1", 8) != 0) {
         report(0, "golden file", "%s cannot be read; run tests/golden/make_images.py", path);
         test_free(file);
         return;

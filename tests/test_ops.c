@@ -540,8 +540,9 @@ static size_t n_flavours;
    threads, here runs blocks and threads in the other order where that can be chosen: a race would
    show in the bits. */
 #ifdef CUDA_ON_HOST
-extern int cuda_host_reverse, cuda_host_devices, cuda_host_ptx, cuda_host_no_graphs;
-extern size_t cuda_host_free;
+extern int cuda_host_reverse, cuda_host_devices, cuda_host_ptx, cuda_host_no_graphs,
+    cuda_host_pending;
+extern size_t cuda_host_free, cuda_host_all;
 extern long cuda_host_allocations, cuda_host_life;
 extern unsigned long cuda_host_launches, cuda_host_graphs, cuda_host_prefetched;
 #else
@@ -885,7 +886,8 @@ static void test_errors(void)
     db_ctx *ctx = flavours[1].ctx[0];
     const char *why;
     float y[54], dx[336], noise[336], runs[12];
-    size_t room = cuda_host_free;
+    size_t room = cuda_host_free, eight = 8;
+    db_param_table p;
     long k;
     int whole = 1;
     cuda_host_free = 1000;
@@ -893,7 +895,20 @@ static void test_errors(void)
                    && strstr(db_last_error(ctx), "0.0 of") && strstr(db_last_error(ctx), "batch"),
                "cuda out of memory", "DB_ERROR_MEMORY with the figures and what to do");
     db_clear_error(ctx);
-    cuda_host_free = room;
+    cuda_host_free = room, cuda_host_all = 1000; /* less than is held, wherever its pages are */
+    test_check(pool_and_noise(ctx, y, dx, noise) == DB_ERROR_MEMORY, "cuda memory held by the host",
+               "DB_ERROR_MEMORY");
+    db_clear_error(ctx);
+    cuda_host_all = room;
+    memset(&p, 0, sizeof p);
+    p.ctx = ctx;
+    db__params_declare(&p, "w", 1, &eight);
+    db__params_allocate(&p), db_params_require_grad(&p);
+    cuda_host_pending = 2; /* cudaErrorMemoryAllocation, harmless to us */
+    db_zero_grad(&p);
+    test_check(db_status(ctx) == DB_OK, "cuda after an error of the program's", "none of ours");
+    db_clear_error(ctx);
+    db__params_free(&p);
     for (k = 0; k < 4; k++, db_clear_error(ctx)) { /* w, its gradient, arena, the graph's draw */
         cuda_host_allocations = k;
         whole &= runs_of(ctx, 3, -1, runs) == (k < 3 ? DB_ERROR_MEMORY : DB_OK);

@@ -60,7 +60,7 @@ static inline void print_plainly(const char *text)
 
 static inline int fail(const char *format, ...)
 {
-    char text[4096];
+    char text[3 * 4096]; /* two paths and a reason */
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -625,7 +625,8 @@ static inline int load_photos(const char *folder, size_t resolution, photos *p)
         img_image *i = &p->image[p->n];
         snprintf(path, sizeof path, "%s/%s", folder, names[k]);
         if (img_load(path, i, err, sizeof err) != IMG_OK) {
-            fprintf(stderr, "skipped: %s\n", err);
+            fprintf(stderr, "skipped: ");
+            print_plainly(err);
         } else if (i->w < 32 || i->h < 32) {
             fprintf(stderr, "skipped: %s is a thumbnail of %zu x %zu pixels\n", path, i->w, i->h);
             img_free(i);
@@ -650,9 +651,11 @@ static inline int square(db_ctx *ctx, const db_image *photo, size_t size, float 
 {
     size_t shorter = MIN(photo->w, photo->h), y;
     size_t w = photo->w * size / shorter, h = photo->h * size / shorter;
-    float *whole = (float *)malloc(w * h * 3 * sizeof *whole);
+    float *whole = w / size > 64 || h / size > 64 ? NULL
+                                                  : (float *)malloc(w * h * 3 * sizeof *whole);
     int bad = whole ? db_resize(ctx, photo, h, w, whole) != DB_OK
-                    : fail("out of memory for a photo of %zu x %zu pixels", w, h);
+                    : fail("no memory for a photo of %zu x %zu pixels at %zu x %zu", photo->w,
+                           photo->h, w, h);
     for (y = 0; y < size && !bad; y++)
         memcpy(out + y * size * 3, whole + ((y + (h - size) / 2) * w + (w - size) / 2) * 3,
                size * 3 * sizeof *out);

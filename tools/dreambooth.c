@@ -1225,14 +1225,9 @@ static int check_model_flags(const db_pipeline *p, const db_text_encoder *e, con
     if (t->validation.images.n && !t->validation.prompt)
         return fail("--validation_images need --validation_prompt");
     for (k = 0; k < t->validation.images.n; k++) {
-        int small;
         if (img_load(t->validation.images.item[k], &image, err, sizeof err) != IMG_OK)
             return fail("%s", err);
-        small = image.w < 32 || image.h < 32;
         img_free(&image);
-        if (small)
-            return fail("%s is a thumbnail: a picture to enlarge has 32 x 32 pixels or more",
-                        t->validation.images.item[k]);
     }
     return 0;
 }

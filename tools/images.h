@@ -2272,9 +2272,12 @@ IMG_API img_result img_load_memory(const void *data, size_t size, const char *na
     return img__load(&job, (const uint8_t *)data, size, out);
 }
 
-/* Reads a whole file; *data is to be released. */
-static int img__read_file(img__job *job, const char *path, uint8_t **data, size_t *size)
+/* Reads a whole file; of one that should be a picture and is none (a film among the photos) the
+   first bytes. *data is to be released. */
+static int img__read_file(img__job *job, const char *path, int picture, uint8_t **data,
+                          size_t *size)
 {
+    uint8_t head[8];
     FILE *file = fopen(path, "rb");
     long length = -1;
     *data = NULL;
@@ -2284,9 +2287,16 @@ static int img__read_file(img__job *job, const char *path, uint8_t **data, size_
     if (fseek(file, 0, SEEK_END) == 0)
         length = ftell(file);
     /* A directory can be opened, but its end is nowhere. */
-    if (length < 0 || length > 0x7FFFFFF0L || fseek(file, 0, SEEK_SET) != 0)
+    if (length < 0 || length > 0x7FFFFFF0L || fseek(file, 0, SEEK_SET) != 0) {
         img__fail(job, IMG_ERROR_FILE, "is not a file of readable size");
-    else if ((*data = (uint8_t *)img__alloc(job, (size_t)length, 1)) != NULL) {
+        fclose(file);
+        return 0;
+    }
+    if (picture && length > 8 && fread(head, 1, 8, file) == 8 && !img__is_png(head, 8) &&
+        !img__is_jpeg(head, 8))
+        length = 8;
+    rewind(file);
+    if ((*data = (uint8_t *)img__alloc(job, (size_t)length, 1)) != NULL) {
         *size = fread(*data, 1, (size_t)length, file);
         if (*size != (size_t)length)
             img__fail(job, IMG_ERROR_FILE, "cannot read (%s)", strerror(errno));
@@ -2298,19 +2308,12 @@ static int img__read_file(img__job *job, const char *path, uint8_t **data, size_
 IMG_API img_result img_load(const char *path, img_image *out, char *err, size_t errsize)
 {
     img__job job = img__begin(path ? path : "img_load", err, errsize);
-    uint8_t *data = NULL, head[8];
-    size_t size = 0;
-    FILE *file = path ? fopen(path, "rb") : NULL;
+    uint8_t *data = NULL;
+    size_t size;
     memset(out, 0, sizeof *out);
-    if (file) {                                      /* a film among the photos is not read whole */
-        size = fread(head, 1, sizeof head, file);
-        fclose(file);
-    }
     if (!path)
         img__fail(&job, IMG_ERROR_ARGUMENT, "no path was given");
-    else if (size == sizeof head && !img__is_png(head, size) && !img__is_jpeg(head, size))
-        img__load(&job, head, size, out);
-    else if (img__read_file(&job, path, &data, &size))
+    else if (img__read_file(&job, path, 1, &data, &size))
         img__load(&job, data, size, out);
     IMG_FREE(data);
     return job.result;

@@ -601,7 +601,8 @@ static inline void write_cells(page *g)
     size_t k, j;
     fprintf(g->f,
             "<h2>Every cell</h2><p>All values of a cell are in results.jsonl; its command "
-            "computes them again, to the digit on the same instruction set.</p><details>"
+            "computes them again, to the digit on the same maker's processor, "
+            "instruction set and libm.</p><details>"
             "<summary>%zu cells</summary><div class=\"scroll\"><table><tr><th>command: "
             "<code>build/reproduce run --only &hellip;</code></th><th class=\"n\">seconds</th>",
             g->all->n);
