@@ -6,9 +6,11 @@ CLANG  = clang
 PYTHON = python3
 OPT    = -O2
 OPENMP = -fopenmp
-# every warning that we hold ourselves to; -g costs nothing at run time
+# functions and lines for backtraces; DEBUG=-g has the variables, too, and takes a third longer to compile
+DEBUG  = -g1
+# every warning that we hold ourselves to
 WARN   = -Wall -Wextra -Wpedantic -Wshadow -Werror
-CFLAGS = -std=c99 $(OPT) -g $(WARN) $(OPENMP) -I. -Itools
+CFLAGS = -std=c99 $(OPT) $(DEBUG) $(WARN) $(OPENMP) -I. -Itools
 LDLIBS = -lm
 B      = build
 
@@ -70,7 +72,7 @@ $(B)/test_%: tests/test_%.c $(B)/dreambooth.o $(HEADERS)
 
 # The GPU backend: for the processor under tests/cuda_host.h, where no GPU is needed; and for the GPU with `make cuda`.
 # test_cuda and test_gpu: every operation; test_cuda_dreambooth and test_gpu_dreambooth: whole trainings
-HOST_CUDA = -std=c++17 $(OPT) -O1 -g -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
+HOST_CUDA = -std=c++17 $(OPT) -O1 $(DEBUG) -Wall -Wextra -Wshadow -Werror -I. -x c++ -include tests/cuda_host.h
 $(B)/cuda_host.o: dreambooth_cuda.cu dreambooth.h tests/cuda_host.h $(B)/flags
 	$(CXX) $(HOST_CUDA) -c $< -o $@
 ON_HOST = $(CC) $(CFLAGS) -O1 -DDB_NO_SIMD -DTEST_CUDA -DCUDA_ON_HOST $< $(B)/cuda_host.o -o $@ $(LDLIBS) -lstdc++
@@ -118,7 +120,7 @@ $(B)/test_reproduce_tool: tools/reproduce.c $(HEADERS) | $(B)
 $(B)/%_c: examples/%.c examples/photos.h $(HEADERS) | $(B)
 	$(CC) $(CFLAGS) -O1 -pthread $< -o $@ $(LDLIBS)
 $(B)/%_cpp: examples/%.cpp $(HEADERS) | $(B)
-	$(CXX) -std=c++17 $(OPT) -O1 -g $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
+	$(CXX) -std=c++17 $(OPT) -O1 $(DEBUG) $(WARN) $(OPENMP) -I. $< -o $@ $(LDLIBS)
 
 # those of the GPU on the processor as well: one includes the .cu, the other links its object
 $(B)/gpu_cu: examples/gpu.cu dreambooth_cuda.cu $(B)/dreambooth.o tests/cuda_host.h
@@ -166,8 +168,10 @@ neon: | $(B)
 	@sh tests/run.sh "qemu-aarch64 $(B)/test_ops_neon" "qemu-aarch64 $(B)/test_networks_neon"
 
 FUZZ_SECONDS = 60
+FUZZ_OPT = -O1
+$(B)/fuzz_checkpoint: FUZZ_OPT = -O0 # of nearly all of the header -O1 takes five minutes, and doubles the runs in one
 $(B)/fuzz_%: tests/fuzz_%.c $(HEADERS) | $(B)
-	$(CLANG) -std=c99 -O1 -g -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
+	$(CLANG) -std=c99 $(FUZZ_OPT) $(DEBUG) -I. -Itools -DDB_NO_SIMD -fsanitize=fuzzer,address,undefined $< -o $@ $(LDLIBS)
 fuzz: $(patsubst $(B)/%,%,$(FUZZ))
 fuzz_%: $(B)/fuzz_% FORCE
 	@sh tests/fuzz_seeds.sh $* $(B)/seeds_$*
