@@ -2330,8 +2330,7 @@ static void db__cu_unremember(const void *memory)
 static void db__cu_prefetch(const db_ctx *ctx)
 {
     std::lock_guard<std::mutex> lock(db__cu_blocks_mutex);
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess) return;
+    int device = db__cu_device();
     for (db__cu_block *b = db__cu_all_blocks; b; b = b->next) {
         if (b->ctx != ctx) continue; /* another's, and maybe another GPU's */
 #if CUDART_VERSION >= 13000
@@ -2349,9 +2348,8 @@ static void db__cu_prefetch(const db_ctx *ctx)
 /* What the present GPU is; 0 if it cannot be asked. */
 static int db__cu_attribute(cudaDeviceAttr which)
 {
-    int device = 0, value = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&value, which, device) != cudaSuccess)
+    int value = 0;
+    if (cudaDeviceGetAttribute(&value, which, db__cu_device()) != cudaSuccess)
         (void)cudaGetLastError(), value = 0;
     return value;
 }
@@ -2443,9 +2441,9 @@ static void db__cu_drop_graph(db__cu_recording *r)
 static int db__cu_begin_run(db_ctx *ctx, void **recording, uint64_t key, uint64_t seed,
                             uint32_t step)
 {
-    db__cu_recording *r = recording ? (db__cu_recording *)*recording : NULL;
     (void)cudaGetLastError(); /* of the program's own calls */
     if (!recording) return 0;
+    db__cu_recording *r = (db__cu_recording *)*recording;
     if (!r) *recording = r = (db__cu_recording *)calloc(1, sizeof *r);
     if (!r) return 0;
     if (!r->runs || r->key != key) {
